@@ -1,0 +1,51 @@
+# Everything runs from .venv in this folder; the only things needed beforehand are make and Python 3.11 or newer.
+#   make demo                     the whole chain on the embedded data; writes runs/demo/report.html
+#   make test ARGS="-k order"     the test suite; ARGS go to pytest
+#   make lint                     ruff and mypy
+#   make bench                    the measurements in benchmarks/
+#   make PYTHON=/path/to/python3  another interpreter
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install -qq --no-compile --editable
+
+# Pins also hold inside the isolated environments that packages are built in.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_ROOT_USER_ACTION := ignore
+# Bytecode is written when a module is first imported (--no-compile above): of 14,000 installed files a run needs a few.
+unexport PYTHONDONTWRITEBYTECODE
+# Another project's modules and an empty HOME (pip would look for its configuration in /) stay outside.
+unexport PYTHONPATH
+ifeq ($(HOME),)
+unexport HOME
+endif
+
+.PHONY: demo test lint bench
+.DEFAULT_GOAL := demo
+
+demo: .venv/installed-report
+	$(BIN)/python -m launch.demo
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -m "not compiler" $(ARGS)
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed-report
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "GLSCL needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/installed-%: .venv/created pyproject.toml constraints.txt
+	@echo "installing glscl[$*] into .venv (about a minute) ..." >&2
+	@$(INSTALL) '.[$*]'
+	@touch $@

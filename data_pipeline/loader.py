@@ -1,0 +1,238 @@
+"""Batches for training (in the run's order, from any step) and for evaluation (in the data set's order).
+
+In come data set folders, a seed and the division of the global batch, out come `Batch`es of tensors. The only state is
+the number of samples consumed: workers and read-ahead never appear in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.augment import AugmentConfig, write_evaluation_view
+from data_pipeline.collate import Batch
+from data_pipeline.decode import Pixels
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.masking import MaskingConfig
+from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, ReaderConfig
+from data_pipeline.order import default_lanes
+from data_pipeline.positions import Division, check_order_state, keys_of, open_manifests, open_order, order_state
+from data_pipeline.quarantine import Quarantine
+from data_pipeline.sample import BadSample, Sample
+from data_pipeline.store import Store
+from data_pipeline.text import Tokenizer
+from data_pipeline.workers import Workers
+
+LARGEST_GROUP = 16
+
+
+class Reading(Protocol):
+    """Where micro-batches come from, in rising order: this process, or workers."""
+
+    def next(self, number: int) -> tuple[MicroBatch, Pixels]:
+        """Micro-batch `number` and pixels that belong to the caller."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class Loader:
+    """Iterates over this rank's micro-batches without end; `micro_batches` of them make a step."""
+
+    def __init__(
+        self, config: ReaderConfig, *, start_step: int, workers: int, quarantine: Path | None, max_bad_fraction: float
+    ) -> None:
+        """Use `open_loader`, which checks and completes the configuration."""
+        self._config = config
+        self._store = Store(config.manifests)
+        self._order = open_order(
+            config.manifests,
+            seed=config.seed,
+            global_batch=config.division.global_batch,
+            lanes=config.lanes,
+            weights=config.weights,
+        )
+        self._quarantine = Quarantine(quarantine, max_bad_fraction)
+        self._number = start_step * config.division.micro_batches
+        self._reading: Reading = Workers(config, self._number, workers) if workers else _InProcess(config)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next micro-batch; raises DataError when the data cannot be read or too much of it is bad."""
+        try:
+            read, pixels = self._reading.next(self._number)
+        except NothingReadable as error:
+            self._quarantine.note(1, error.bad)
+            raise
+        self._number += 1
+        self._quarantine.note(len(read.keys), read.bad)
+        return Batch.of(read.keys, pixels, read.arrays)
+
+    @property
+    def group(self) -> int:
+        """Samples of a matching group."""
+        return self._config.group
+
+    def step_keys(self, step: int) -> list[str]:
+        """List the keys planned for a step's global batch, equal on every rank, without stand-ins of bad samples."""
+        return keys_of(self._order.step(step, self._config.division.global_batch), self._store)
+
+    def epoch(self, step: int) -> float:
+        """Epochs of the mixture that are consumed before a step: samples drawn over samples there are."""
+        samples = sum(manifest.samples for manifest in self._config.manifests)
+        return step * self._config.division.global_batch / samples
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the state to save after `step` steps: a small JSON object."""
+        draw = step * self._config.division.global_batch
+        return order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {"group": self._config.group}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Check that a saved state leads to the same samples here; raises DataError naming what differs."""
+        step, rest = divmod(int(state.get("draw", 0)), self._config.division.global_batch)
+        if rest:
+            raise DataError(
+                f"the data state stands at sample {state['draw']}, which is no step boundary of a global batch of "
+                f"{self._config.division.global_batch}"
+            )
+        check_order_state(state, self.state(step))
+
+    def close(self) -> None:
+        """End the workers and close all files."""
+        self._reading.close()
+        self._store.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_loader(
+    dirs: Sequence[str | Path],
+    *,
+    seed: int,
+    global_batch: int,
+    tokenizer: str | Path | Tokenizer,
+    size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    start_step: int = 0,
+    patch_size: int = 16,
+    max_text_length: int = 50,
+    micro_batches: int = 1,
+    weights: Sequence[float] | None = None,
+    lanes: int | None = None,
+    group: int | None = None,
+    masking: MaskingConfig = MaskingConfig(),  # noqa: B008 (frozen)
+    augment: AugmentConfig = AugmentConfig(),  # noqa: B008 (frozen)
+    quarantine: str | Path | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Loader:
+    """Open data sets for training.
+
+    `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
+    `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
+    (default: the largest divisor of the global batch up to 16). Bad samples are listed in the file `quarantine`; more
+    than `max_bad_fraction` of them end the run.
+    Raises UsageError for an impossible division, DataError for data that is missing or cut.
+    """
+    division = Division(global_batch, world, rank, micro_batches)
+    if size % patch_size:
+        raise UsageError(f"patches of {patch_size} pixels do not fill an image of {size} pixels")
+    if max_text_length < 3:
+        raise UsageError(f"max_text_length must leave room for a token between two special ones, not {max_text_length}")
+    if workers < 0 or start_step < 0:
+        raise UsageError(f"workers and start_step cannot be negative, not {workers} and {start_step}")
+    loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+    config = ReaderConfig(
+        manifests=tuple(open_manifests(dirs)),
+        weights=None if weights is None else tuple(weights),
+        seed=seed,
+        lanes=default_lanes(global_batch) if lanes is None else lanes,
+        division=division,
+        group=_matching_group(division, group),
+        tokenizer=loaded.to_str(),
+        size=size,
+        patch_size=patch_size,
+        max_text_length=max_text_length,
+        masking=masking,
+        augment=augment,
+    )
+    path = Path(quarantine) if quarantine else None
+    return Loader(config, start_step=start_step, workers=workers, quarantine=path, max_bad_fraction=max_bad_fraction)
+
+
+def _matching_group(division: Division, group: int | None) -> int:
+    # The default must not depend on ranks and micro-batches: who is matched with whom is part of the run.
+    total = division.global_batch
+    size = group or max(n for n in range(1, LARGEST_GROUP + 1) if total % n == 0)
+    if size < 2 or division.micro_batch % size:
+        raise UsageError(
+            f"matching groups of {size} samples must hold at least 2 and divide the micro-batch of "
+            f"{division.micro_batch} ({total} samples over {division.world} ranks x {division.micro_batches} "
+            "micro-batches): set another group"
+        )
+    return size
+
+
+class _InProcess:
+    """Reads where the batches are used (workers = 0)."""
+
+    def __init__(self, config: ReaderConfig) -> None:
+        self._reader = Reader(config)
+        self._shape = (config.division.micro_batch, config.size, config.size, 3)
+
+    def next(self, number: int) -> tuple[MicroBatch, Pixels]:
+        pixels = np.empty(self._shape, dtype=np.uint8)
+        return self._reader.read(number, pixels), pixels
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@dataclass
+class EvaluationBatch:
+    """Samples in the data set's order: indices in the data set, the samples, pixels uint8 (B, size, size, 3)."""
+
+    indices: list[int]
+    samples: list[Sample]
+    pixels: Tensor
+
+
+def evaluation_batches(
+    manifest: Manifest, *, size: int, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None
+) -> Iterator[EvaluationBatch]:
+    """Yield samples rank, rank + world, ... of the first `limit` once each, squashed to size x size, without padding.
+
+    Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
+    """
+    store = Store([manifest])
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
+    mine = list(range(rank, total, world))
+    for start in range(0, len(mine), batch_size):
+        indices = mine[start : start + batch_size]
+        pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        samples = []
+        for row, index in enumerate(indices):
+            try:
+                samples.append(store.read(0, index))
+                write_evaluation_view(samples[-1].image, pixels[row])
+            except BadSample as error:
+                raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
+        yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))
+    store.close()

@@ -1,0 +1,158 @@
+"""Micro-batch number n of a rank as numpy arrays: a pure function of (data, seed, division, n), in any process.
+
+Reads, decodes, crops, tokenises and masks. Imports neither torch nor transformers, because worker processes import it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipeline.augment import AugmentConfig, write_training_view
+from data_pipeline.collate import Arrays, collate, matching_arrays
+from data_pipeline.decode import Pixels
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
+from data_pipeline.masking import MaskingConfig, draw_masks
+from data_pipeline.order import Integers, Words, fold
+from data_pipeline.positions import Division, open_order
+from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
+from data_pipeline.sample import BadSample
+from data_pipeline.store import Store
+from data_pipeline.text import Tokenizer
+
+_SAMPLE = 4  # purpose of the key, beside those of order.py and quarantine.py
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """Everything that a reader in another process needs; `tokenizer` is `Tokenizer.to_str()`."""
+
+    manifests: tuple[Manifest, ...]
+    weights: tuple[float, ...] | None
+    seed: int
+    lanes: int
+    division: Division
+    group: int
+    tokenizer: str
+    size: int
+    patch_size: int
+    max_text_length: int
+    masking: MaskingConfig
+    augment: AugmentConfig
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch without its pixels: keys really read, arrays as in `Batch`, bad samples met on the way."""
+
+    keys: list[str]
+    arrays: Arrays
+    bad: list[BadRecord]
+
+
+class NothingReadable(DataError):
+    """A draw and all its stand-ins were bad; `bad` holds the records."""
+
+    def __init__(self, bad: Sequence[BadRecord]) -> None:
+        worst, count = Counter(f"{record.source}/{record.shard}" for record in bad).most_common(1)[0]
+        super().__init__(
+            f"{ATTEMPTS} samples in a row are bad; worst shard {worst} with {count} (the last: {bad[-1].message}): "
+            'check it with "glscl data verify --decode"'
+        )
+        self.bad = list(bad)
+
+    def __reduce__(self) -> tuple[type[NothingReadable], tuple[list[BadRecord]]]:
+        # Exceptions travel from workers by their args, which hold only the message.
+        return NothingReadable, (self.bad,)
+
+
+class Reader:
+    """Makes any micro-batch of one rank, in any order."""
+
+    def __init__(self, config: ReaderConfig) -> None:
+        self._config = config
+        self._store = Store(config.manifests)
+        self._tokenizer = Tokenizer.from_str(config.tokenizer)
+        self._order = open_order(
+            config.manifests,
+            seed=config.seed,
+            global_batch=config.division.global_batch,
+            lanes=config.lanes,
+            weights=config.weights,
+        )
+        self._keys = np.array(self._order.keys, dtype=np.uint64)
+
+    def read(self, number: int, pixels: Pixels) -> MicroBatch:
+        """Micro-batch `number`, counted from the run's start; its pixels are written to `pixels` (B, size, size, 3).
+
+        Raises NothingReadable, or DataError for a shard that cannot be read.
+        """
+        config, division = self._config, self._config.division
+        step, part = divmod(number, division.micro_batches)
+        where = division.of_micro_batch(part)
+        draws = self._order.step(step, division.global_batch)[where]
+        bad: list[BadRecord] = []
+        keys, captions, randoms = [], [], []
+        words = sample_words(self._keys[draws.source], draws.sample, draws.epoch)
+        columns = zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), words, strict=True)
+        for row, draw in enumerate(columns):
+            key, caption, random = self._read_first_good(*draw, pixels[row], bad)
+            keys.append(key)
+            captions.append(caption)
+            randoms.append(random)
+        patches = (config.size // config.patch_size) ** 2
+        encodings = self._tokenizer.encode(captions, config.max_text_length)
+        masks = [
+            draw_masks(random, encoding, patches, self._tokenizer, config.masking)
+            for random, encoding in zip(randoms, encodings, strict=True)
+        ]
+        arrays = collate(
+            encodings, masks, patches=patches, max_length=config.max_text_length, tokenizer=self._tokenizer
+        )
+        groups = division.micro_batch // config.group
+        arrays |= matching_arrays(config.seed, step, where.start // config.group, groups, config.group)
+        return MicroBatch(keys, arrays, bad)
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._store.close()
+
+    def _read_first_good(
+        self, source: int, sample: int, epoch: int, words: Words, out: Pixels, bad: list[BadRecord]
+    ) -> tuple[str, str, np.random.Generator]:
+        """Read a sample, or the first of its stand-ins that is good: key, caption, generator for the masks."""
+        key, samples = self._order.keys[source], self._store.manifests[source].samples
+        failed: list[BadRecord] = []
+        candidate = sample
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                candidate = stand_in(key, samples, sample, epoch, attempt)
+                words = sample_words(self._keys[[source]], np.array([candidate]), np.array([epoch]))[0]
+            random = np.random.Generator(np.random.Philox(key=words))
+            try:
+                read = self._store.read(source, candidate)
+                caption = read.captions[int(random.random() * len(read.captions))]
+                write_training_view(read.image, random, self._config.augment, out)
+            except BadSample as error:
+                failed.append(self._record(source, candidate, error))
+                continue
+            bad.extend(failed)
+            return read.key, caption, random
+        raise NothingReadable(failed)
+
+    def _record(self, source: int, sample: int, error: BadSample) -> BadRecord:
+        name, shard, key = self._store.name_parts(source, sample)
+        return BadRecord(name, shard, key, error.reason, str(error))
+
+
+def sample_words(keys: Words, samples: Integers, epochs: Integers) -> Words:
+    """Philox keys (samples, 2) of the generators for everything random about each sample.
+
+    That is, in this order: caption, crop, mirror, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
+    Only the method `random` of the generators is used: Philox's raw stream, which no version of numpy has changed.
+    """
+    return fold(keys[:, None], _SAMPLE, samples[:, None], epochs[:, None], np.arange(2))

@@ -1,0 +1,148 @@
+"""Which samples a rank reads at which step, from the data sets' manifests: keys, micro-batches and the saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.order import Order, Source, StepDraws, check_lanes, default_lanes
+from data_pipeline.store import Store
+
+STATE_FORMAT = "glscl-data-state/1"
+FINGERPRINT = 8  # next keys that a state remembers
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a global batch is divided: over `world` ranks, and on each into `micro_batches`.
+
+    Raises UsageError unless every part gets the same number of samples.
+    """
+
+    global_batch: int
+    world: int = 1
+    rank: int = 0
+    micro_batches: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that the parts are equal."""
+        parts = self.world * self.micro_batches
+        if min(self.global_batch, self.world, self.micro_batches) < 1 or not 0 <= self.rank < self.world:
+            raise UsageError(f"impossible division of a batch: {self}")
+        if self.global_batch % parts:
+            raise UsageError(
+                f"a global batch of {self.global_batch} cannot be divided over {self.world} ranks x "
+                f"{self.micro_batches} micro-batches: choose a multiple of {parts}"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples of one micro-batch."""
+        return self.global_batch // (self.world * self.micro_batches)
+
+    @property
+    def of_rank(self) -> slice:
+        """Part of the global batch that the rank holds."""
+        size = self.global_batch // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def of_micro_batch(self, number: int) -> slice:
+        """Part of the global batch that micro-batch `number` of a step holds."""
+        first = self.of_rank.start + number * self.micro_batch
+        return slice(first, first + self.micro_batch)
+
+
+def open_order(
+    manifests: Sequence[Manifest], *, seed: int, global_batch: int, lanes: int | None, weights: Sequence[float] | None
+) -> Order:
+    """Order over some data sets; without weights, each is drawn in proportion to its samples."""
+    lanes = default_lanes(global_batch) if lanes is None else lanes
+    check_lanes(lanes, global_batch)
+    if weights is None:
+        weights = [float(manifest.samples) for manifest in manifests]
+    if len(weights) != len(manifests):
+        raise UsageError(f"{len(manifests)} data sets need as many weights, not {len(weights)}")
+    sources = [
+        Source(manifest.name, tuple(shard.samples for shard in manifest.shards), weight)
+        for manifest, weight in zip(manifests, weights, strict=True)
+    ]
+    return Order(sources, seed, lanes)
+
+
+def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
+    """Manifests of the data sets, with every shard's size checked; raises DataError naming what is missing."""
+    manifests = [Manifest.load(Path(folder)) for folder in dirs]
+    for manifest in manifests:
+        manifest.check_sizes()
+    return manifests
+
+
+def keys_of(draws: StepDraws, store: Store) -> list[str]:
+    """Full keys of the planned samples; nothing is decoded."""
+    return [
+        store.key(source, sample) for source, sample in zip(draws.source.tolist(), draws.sample.tolist(), strict=True)
+    ]
+
+
+def planned_keys(
+    dirs: Sequence[str | Path],
+    *,
+    seed: int,
+    global_batch: int,
+    world: int = 1,
+    rank: int = 0,
+    start_step: int = 0,
+    steps: int = 1,
+    weights: Sequence[float] | None = None,
+    lanes: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield {"step": n, "keys": [...]}: what a rank will read at each step, whatever its workers and micro-batches."""
+    division = Division(global_batch, world, rank)
+    manifests = open_manifests(dirs)
+    order = open_order(manifests, seed=seed, global_batch=global_batch, lanes=lanes, weights=weights)
+    store = Store(manifests)
+    for step in range(start_step, start_step + steps):
+        yield {"step": step, "keys": keys_of(order.step(step, global_batch)[division.of_rank], store)}
+
+
+def order_state(order: Order, store: Store, *, seed: int, draw: int) -> dict[str, Any]:
+    """Return the loader's whole state after `draw` samples were handed to the optimiser: one small JSON object."""
+    sources = [
+        {"name": manifest.name, "digest": manifest.digest, "samples": manifest.samples, "quota": quota}
+        for manifest, quota in zip(store.manifests, order.quotas, strict=True)
+    ]
+    fingerprint = keys_of(order.draws(draw, FINGERPRINT), store)
+    return {
+        "format": STATE_FORMAT,
+        "seed": seed,
+        "lanes": order.lanes,
+        "sources": sources,
+        "draw": draw,
+        "next": fingerprint,
+    }
+
+
+def check_order_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare a saved state with the one that this run computes for the same draw.
+
+    Raises DataError naming the first thing that differs.
+    """
+    names = {
+        "format": "format of the state",
+        "seed": "seed",
+        "lanes": "number of lanes",
+        "sources": "data sets (name, content, samples or share)",
+        "group": "size of the matching groups",
+        "draw": "position in the order",
+        "next": "next samples",
+    }
+    for name, meaning in names.items():
+        if saved.get(name) != current.get(name):
+            raise DataError(
+                f"the data state does not fit this run: the {meaning} differ; saved {saved.get(name)}, "
+                f"here {current.get(name)}"
+            )

@@ -1,0 +1,148 @@
+"""A scene graph to pixels: textured background, shadows, anti-aliased objects, light, blur and sensor noise.
+
+In: the scene of `graph.py`. Out: uint8 pixels (height, width, 3), RGB; everything random is in the scene, so the same
+scene gives the same pixels again.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+_FINE = 4  # subpixels per pixel side in an object's mask
+
+
+def draw(scene: dict[str, Any]) -> np.ndarray:
+    """Pixels of a scene, uint8 (size, size, 3), RGB."""
+    size = scene["size"]
+    rng = np.random.Generator(np.random.Philox(scene["background"]["seed"]))
+    pixels = _background(rng, scene["background"], size)
+    silhouettes = [(item, *silhouette(item, size)) for item in scene["objects"]]
+    _cast_shadows(pixels, silhouettes, scene["light"])
+    for item, window, alpha, dark in silhouettes:
+        rgb = np.array(item["rgb"], np.float32)
+        paint = rgb * (1 - 0.7 * dark[..., None])
+        pixels[window] += alpha[..., None] * (paint - pixels[window])
+    pixels *= (1 + 0.08 * _ramp(size, scene["light"]["angle"]))[..., None]
+    pixels = cv2.GaussianBlur(pixels, (0, 0), scene["camera"]["blur"])
+    pixels += scene["camera"]["noise"] * rng.standard_normal(pixels.shape, dtype=np.float32)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def silhouette(item: dict[str, Any], size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Where an object covers the picture.
+
+    Returns the (rows, columns) of its window, and in that window the covered share of each pixel and the share of dark
+    stripe in it, float32 in 0..1.
+    """
+    reach = item["extent"] / 2 + 1
+    left, top = max(math.floor(item["x"] - reach), 0), max(math.floor(item["y"] - reach), 0)
+    right, bottom = min(math.ceil(item["x"] + reach), size), min(math.ceil(item["y"] + reach), size)
+    width, height = right - left, bottom - top
+    points = _outline(item["shape"], item["rotation"]) * item["extent"] + (item["x"] - left, item["y"] - top)
+    fixed = np.rint(points * _FINE * 16).astype(np.int32)  # cv2 takes 4 fractional bits
+    mask = np.zeros((height * _FINE, width * _FINE), np.uint8)
+    cv2.fillPoly(mask, [fixed], 255, cv2.LINE_8, shift=4)
+    if item["fill"] == "hollow":
+        stroke = max(0.11 * item["extent"], size / 48)
+        line = np.zeros_like(mask)
+        cv2.polylines(line, [fixed], True, 255, round(2 * stroke * _FINE), cv2.LINE_8, shift=4)
+        mask &= line  # the inner half of the line, so that hollow objects are as large as solid ones
+    alpha = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    if item["fill"] != "striped":
+        return (slice(top, bottom), slice(left, right)), alpha, np.zeros_like(alpha)
+    angle, period = math.radians(item["stripe_angle"]), max(0.25 * item["extent"], size / 16)
+    along_x = np.arange(width * _FINE, dtype=np.float32) / _FINE * (math.cos(angle) / period)
+    along_y = np.arange(height * _FINE, dtype=np.float32) / _FINE * (math.sin(angle) / period)
+    dark = (np.add.outer(along_y, along_x) % 1 < 0.45).astype(np.float32)
+    dark = cv2.resize(dark, (width, height), interpolation=cv2.INTER_AREA)
+    return (slice(top, bottom), slice(left, right)), alpha, dark
+
+
+def _outline(shape: str, rotation: float) -> np.ndarray:
+    """Corners of a shape turned by `rotation` degrees, its box centred at 0 with longest side 1."""
+    angle = math.radians(rotation)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    points = _corners(shape) @ turn
+    low, high = points.min(0), points.max(0)
+    return (points - (low + high) / 2) / (high - low).max()
+
+
+@cache
+def _corners(shape: str) -> np.ndarray:
+    """Corners of an upright shape in any units, y downwards."""
+    turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    circle = np.stack([np.sin(turn), -np.cos(turn)], 1)
+    if shape == "circle":
+        return circle
+    if shape == "star":
+        radius = np.where(np.arange(10) % 2, 0.42, 1.0)
+        return radius[:, None] * np.stack([np.sin(np.arange(10) * np.pi / 5), -np.cos(np.arange(10) * np.pi / 5)], 1)
+    if shape == "heart":
+        x = 16 * np.sin(turn) ** 3
+        y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+        return np.stack([x, -y], 1)
+    if shape == "moon":
+        # The outer arc leaves out the mouth at the right; the inner arc returns between the same two tips.
+        outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 36)
+        tip = np.array([math.cos(0.25 * np.pi), math.sin(0.25 * np.pi)])
+        centre = np.array([0.62, 0.0])
+        reach = np.hypot(*(tip - centre))
+        start = math.atan2(*(tip - centre)[::-1])
+        inner = np.linspace(2 * np.pi - start, start, 28)
+        return np.concatenate(
+            [
+                np.stack([np.cos(outer), np.sin(outer)], 1),
+                centre + reach * np.stack([np.cos(inner), np.sin(inner)], 1),
+            ]
+        )
+    polygons = {
+        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        "triangle": [(0, -1), (1.1, 0.9), (-1.1, 0.9)],
+        "diamond": [(0, -1), (0.68, 0), (0, 1), (-0.68, 0)],
+        "cross": [
+            *[(-0.36, -1), (0.36, -1), (0.36, -0.36), (1, -0.36), (1, 0.36), (0.36, 0.36)],
+            *[(0.36, 1), (-0.36, 1), (-0.36, 0.36), (-1, 0.36), (-1, -0.36), (-0.36, -0.36)],
+        ],
+        "arrow": [(0, -1), (0.9, 0), (0.4, 0), (0.4, 1), (-0.4, 1), (-0.4, 0), (-0.9, 0)],
+    }
+    return np.array(polygons[shape], np.float64)
+
+
+def _background(rng: np.random.Generator, look: dict[str, Any], size: int) -> np.ndarray:
+    """Two colours mixed by a gradient and by value noise whose octaves fall off with `roughness`."""
+    noise: np.ndarray = np.zeros((size, size), np.float32)
+    weight, total = 1.0, 0.0
+    for cells in (3, 6, 12, 24, 48):
+        grid = rng.standard_normal((cells, cells), dtype=np.float32)
+        noise += weight * cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+        total += weight**2
+        weight *= look["roughness"]
+    mix = 0.5 + 0.5 * (1 - look["texture"]) * _ramp(size, look["gradient_angle"])
+    mix += 0.5 * look["texture"] * noise / math.sqrt(total)
+    first, second = np.array(look["rgb"], np.float32)
+    pixels = first + mix[..., None] * (second - first)
+    return pixels + (10 * look["texture"] / math.sqrt(total)) * noise[..., None]
+
+
+def _ramp(size: int, angle: float) -> np.ndarray:
+    """Linear ramp over the picture from about -1 to 1 along `angle` (degrees), float32 (size, size)."""
+    steps = np.linspace(-1, 1, size, dtype=np.float32)
+    turn = math.radians(angle)
+    return np.add.outer(steps * np.float32(math.sin(turn)), steps * np.float32(math.cos(turn)))
+
+
+def _cast_shadows(pixels: np.ndarray, silhouettes: list[Any], light: dict[str, Any]) -> None:
+    size = len(pixels)
+    shade = np.zeros((size, size), np.float32)
+    for _, window, alpha, _ in silhouettes:
+        shade[window] = np.maximum(shade[window], alpha)
+    angle, distance = math.radians(light["angle"]), 0.02 * size
+    # The light comes from where the ramp is bright, so shadows fall to the other side.
+    shift = np.array([[1, 0, -distance * math.cos(angle)], [0, 1, -distance * math.sin(angle)]], np.float32)
+    soft = cv2.GaussianBlur(cv2.warpAffine(shade, shift, (size, size)), (0, 0), 0.018 * size)
+    pixels *= (1 - light["shadow"] * soft)[..., None]

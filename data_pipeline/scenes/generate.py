@@ -1,0 +1,136 @@
+"""The embedded data set on disk: `OUT/train`, `OUT/val`, `OUT/test` and `OUT/novel`, drawn in parallel.
+
+In: how many samples each split shall have. Out: shards and a manifest per split; a split that is already there with the
+same parameters is kept. Sample i of a split depends on (seed, split, i, size) alone, never on workers or other samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import MANIFEST_NAME, Manifest
+from data_pipeline.scenes.captions import render, statements_of
+from data_pipeline.scenes.draw import draw
+from data_pipeline.scenes.graph import SPLITS, scene_at
+from data_pipeline.write import Record, write_shards
+
+VERSION = 1  # of the pictures and captions; a data set of another version is not reused
+SAMPLES_PER_SHARD = 1000
+MIN_SIZE = 48
+_CHUNK = 50
+_INLINE = 300  # below this many samples, starting processes costs more than it saves
+
+
+def generate(
+    out: Path | str,
+    *,
+    train: int = 20000,
+    val: int = 500,
+    test: int = 500,
+    novel: int = 500,
+    size: int = 96,
+    seed: int = 0,
+    workers: int | None = None,
+) -> dict[str, Manifest]:
+    """Write the splits that have samples, as pictures of `size` x `size` pixels; returns their manifests by name.
+
+    Raises `UsageError` for counts or sizes that make no sense and where a split with other parameters is in the way.
+    """
+    counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
+    if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
+        raise UsageError(f"scenes need a size of at least {MIN_SIZE}, a seed of 0 or more, and at least one sample")
+    sources = {
+        split: {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
+        | {"size": size, "seed": seed}
+        for split, count in counts.items()
+        if count
+    }
+    finished = {split: _finished(Path(out) / split, source) for split, source in sources.items()}
+    manifests = {split: manifest for split, manifest in finished.items() if manifest is not None}
+    missing = [split for split in sources if split not in manifests]
+    workers = _usable_cores() if workers is None else workers
+    inline = workers <= 1 or sum(counts[split] for split in missing) < _INLINE
+    # Spawned, because a caller with threads (torch) must not be forked.
+    with nullcontext() if inline else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool:
+        for split in missing:
+            records = _records(pool, seed, split, counts[split], size)
+            manifests[split] = write_shards(
+                Path(out) / split,
+                records,
+                prefix=split,
+                samples_per_shard=SAMPLES_PER_SHARD,
+                source=sources[split],
+            )
+    return {split: manifests[split] for split in sources}
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sample_at(seed: int, split: str, i: int, size: int) -> Record:
+    """Sample i of a split as it stands in a shard: its key, and its `jpg` and `json` members."""
+    scene = scene_at(seed, split, i, size)
+    # Another stream than the scene's own, so that new wordings would leave the pictures as they are.
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, 1])))
+    statements = statements_of(scene, rng)
+    annotations = {
+        "captions": [render(statement) for statement in statements],
+        "image_id": f"{split}-{seed}-{i:09d}",
+        "scene": scene,
+        "statements": statements,
+    }
+    jpeg = simplejpeg.encode_jpeg(draw(scene), quality=scene["camera"]["jpeg_quality"], colorsubsampling="420")
+    return f"{i:09d}", {"jpg": jpeg, "json": json.dumps(annotations, separators=(",", ":")).encode()}
+
+
+def _finished(folder: Path, source: dict[str, Any]) -> Manifest | None:
+    """Return the split that stands in `folder`; None where there is none, or a damaged one, which is then removed."""
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    manifest = Manifest.load(folder)
+    if manifest.source != source:
+        differences = _differences(manifest.source, source)
+        raise UsageError(f"{folder} holds another data set ({differences}): choose another folder or remove it")
+    try:
+        for number in range(len(manifest.shards)):
+            manifest.index(number)
+    except DataError:
+        for number in range(len(manifest.shards)):
+            manifest.shard_path(number).unlink(missing_ok=True)
+            manifest.index_path(number).unlink(missing_ok=True)
+        (folder / MANIFEST_NAME).unlink()
+        return None
+    return manifest
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    return ", ".join(f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
+
+
+def _records(pool: Pool | None, seed: int, split: str, count: int, size: int) -> Iterator[Record]:
+    if pool is None:
+        for i in range(count):
+            yield sample_at(seed, split, i, size)
+        return
+    starts = range(0, count, _CHUNK)
+    for chunk in pool.imap(partial(_chunk, seed, split, count, size), starts):
+        yield from chunk
+
+
+def _chunk(seed: int, split: str, count: int, size: int, start: int) -> list[Record]:
+    return [sample_at(seed, split, i, size) for i in range(start, min(start + _CHUNK, count))]

@@ -1,0 +1,1 @@
+"""One file a stage, all the same shape: `evaluate(model, data, out, ...) -> Result`."""

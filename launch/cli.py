@@ -1,0 +1,345 @@
+"""`glscl ...`: a thin command for each thing a person does.
+
+In: the command line. Out: an exit code (0 done, 2 usage, 3 data, 4 numbers, 5 incomplete), errors as one line on
+stderr, and with `--json` one line of JSON last on stdout. Imports that take time stand inside their command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+
+_Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
+_CORES = len(os.sched_getaffinity(0))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code of its process; `argv` defaults to the process's own arguments."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == [
+            "pretrain"
+        ]:  # has a command line of its own, the same as under `accelerate launch -m pretrain`
+            from pretrain.__main__ import main as pretrain
+
+            return pretrain(words[1:])
+        arguments = parser().parse_args(words)
+        result = arguments.run(arguments)
+        if result is not None:
+            print(json.dumps(result[0]) if arguments.json else result[1])
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno is None:  # not the system's: a library's own error, whose traceback is needed
+            raise
+        return _fail_on_system(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail_on_system(error: OSError) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout itself is what failed; Python would complain once more when it flushes it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
+        return 141
+    where = f"{error.filename}: " if error.filename is not None else ""
+    kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
+    return _fail(f"{where}{error.strerror}", kind.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> int:
+    print("glscl: error:", " ".join(message.split()), file=sys.stderr)
+    return exit_code
+
+
+# The commands, in the order of `glscl --help`. ------------------------------------------------------------------------
+
+
+def _scenes(arguments: argparse.Namespace) -> _Result:
+    from data_pipeline.scenes.generate import generate
+
+    counts = {split: getattr(arguments, split) for split in ("train", "val", "test", "novel")}
+    manifests = generate(arguments.out, **counts, size=arguments.size, seed=arguments.seed, workers=arguments.workers)
+    samples = {split: manifest.samples for split, manifest in manifests.items()}
+    line = f"{arguments.out}: " + ", ".join(f"{count:,} {split}" for split, count in samples.items())
+    return {"out": str(arguments.out), "samples": samples}, line
+
+
+def _index(arguments: argparse.Namespace) -> _Result:
+    from data_pipeline.manifest import index
+
+    manifest = index(arguments.dir, workers=arguments.workers)
+    result = {"dir": str(arguments.dir), "samples": manifest.samples, "shards": len(manifest.shards)}
+    line = f"{arguments.dir}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
+    return result | {"fields": manifest.fields, "sha256": manifest.digest}, line
+
+
+def _verify(arguments: argparse.Namespace) -> _Result:
+    from data_pipeline.verify import verify
+
+    problems = verify(arguments.dir, decode=arguments.decode, workers=arguments.workers)
+    if problems:
+        print(json.dumps({"dir": str(arguments.dir), "problems": problems}) if arguments.json else "\n".join(problems))
+        raise DataError(f"{arguments.dir}: {len(problems)} problem(s) found; the first: {problems[0]}")
+    return {"dir": str(arguments.dir), "problems": []}, f"{arguments.dir}: everything is as the manifest says"
+
+
+def _order(arguments: argparse.Namespace) -> None:
+    from data_pipeline.positions import planned_keys
+
+    names = ("dirs", "weights", "seed", "global_batch", "world")
+    wanted = {name: value for name in names if (value := getattr(arguments, name)) not in (None, [])}
+    if arguments.config is not None:
+        wanted = _order_of(arguments.config) | wanted
+    for name, spelled in {"dirs": "DIR", "seed": "--seed", "global_batch": "--global-batch"}.items():
+        if name not in wanted:
+            raise UsageError(f"{spelled} is missing: give it, or --config CONFIG")
+    for step in planned_keys(**wanted, rank=arguments.rank, start_step=arguments.start_step, steps=arguments.steps):
+        print(json.dumps(step))
+
+
+def _order_of(path: Path) -> dict[str, Any]:
+    from pretrain.config import load_config
+
+    config = load_config(path)
+    return {
+        "dirs": [source.path for source in config.data.train],
+        "weights": [source.weight for source in config.data.train],
+        "seed": config.seed,
+        "global_batch": config.batch.image,
+        "lanes": config.data.lanes,
+        "world": config.world or 1,
+    }
+
+
+def _tokenizer(arguments: argparse.Namespace) -> _Result:
+    from data_pipeline.text import train_tokenizer
+
+    vocabulary = train_tokenizer([arguments.dir], arguments.out, arguments.vocab_size).vocab_size
+    return {"out": str(arguments.out), "vocab_size": vocabulary}, f"{arguments.out}: {vocabulary:,} entries"
+
+
+def _retrieval(arguments: argparse.Namespace) -> _Result:
+    from eval.stages.retrieval import evaluate
+
+    result = evaluate(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        rerank_k=arguments.rerank_k,
+        score=arguments.score,
+        limit=arguments.limit,
+    )
+    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _export(arguments: argparse.Namespace) -> _Result:
+    from pretrain.export import export
+
+    out = export(arguments.run, arguments.out, check=arguments.check)
+    checked = "written and checked" if arguments.check else "written"
+    return {"out": str(out), "checked": arguments.check}, f"{out}: {checked}"
+
+
+def _report(arguments: argparse.Namespace) -> _Result:
+    from eval.report import write_report
+
+    write_report(arguments.dirs, arguments.out, run=arguments.run)
+    return {"out": str(arguments.out)}, str(arguments.out)
+
+
+# What they take. ------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `run` of what it parses is the function of the command."""
+    top = _Parser(
+        prog="glscl",
+        description="Vision-language pre-training: from WebDataset shards to a trained, evaluated, exported model.",
+        epilog="exit codes: 0 done, 2 wrong usage or configuration, 3 bad or missing data, 4 non-finite or degenerate "
+        "numbers, 5 incomplete (run it again), 75 stopped on a signal after saving",
+        allow_abbrev=False,
+    )
+    groups = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_data(_group(groups, "data", "make, check and look at data sets"))
+    groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_export(groups)
+    _add_report(groups)
+    return top
+
+
+def _add_data(commands: Any) -> None:
+    scenes = _command(
+        commands,
+        "scenes",
+        _scenes,
+        "write the embedded data set: generated scenes with exact captions, as shards and dataset.json per split",
+        "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
+    )
+    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test and novel into")
+    for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
+        scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
+    scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
+    scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
+    _add_workers(scenes)
+
+    index = _command(
+        commands,
+        "index",
+        _index,
+        "write dataset.json for shards that someone else wrote (img2dataset, webdataset); no image is decoded",
+        "glscl data index /data/cc3m --workers 8",
+    )
+    index.add_argument("dir", metavar="DIR", type=Path, help="folder that holds the .tar shards")
+    _add_workers(index)
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "check every byte against dataset.json; exit code 3 and a list if anything is wrong",
+        "glscl data verify /data/cc3m --decode",
+    )
+    verify.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
+    verify.add_argument("--decode", action="store_true", help="decode every sample too")
+    _add_workers(verify)
+
+    order = _command(
+        commands,
+        "order",
+        _order,
+        "print the sample keys that a rank will read, one JSON line a step; nothing is decoded",
+        "glscl data order data/train --seed 0 --global-batch 64 --world 2 --rank 1 --start-step 100 --steps 3\n"
+        "  glscl data order --config runs/demo/config.yaml --steps 1",
+    )
+    order.add_argument("dirs", metavar="DIR", nargs="*", help="folders of data sets")
+    order.add_argument(
+        "--config", metavar="CONFIG", type=Path, help="take what is not given here from a run's configuration"
+    )
+    order.add_argument("--weights", metavar="W", nargs="+", type=float, help="share of each DIR (default: its samples)")
+    order.add_argument("--seed", metavar="S", type=_count, help="the run's seed")
+    order.add_argument("--global-batch", metavar="B", type=_count, help="samples of a step over all ranks")
+    order.add_argument("--world", metavar="W", type=_count, help="number of ranks (default 1)")
+    order.add_argument("--rank", metavar="R", type=_count, default=0, help="which of them (default %(default)s)")
+    order.add_argument("--workers", metavar="K", type=_count, help="loader processes of the run; they change no key")
+    order.add_argument("--start-step", metavar="N", type=_count, default=0, help="first step (default %(default)s)")
+    order.add_argument("--steps", metavar="M", type=_count, default=1, help="how many steps (default %(default)s)")
+
+    tokenizer = _command(
+        commands,
+        "tokenizer",
+        _tokenizer,
+        "train a byte-level BPE tokenizer on the captions, for use without a hub",
+        "glscl data tokenizer data/train --out runs/tokenizer --vocab-size 1000",
+    )
+    tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
+    tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
+    tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+
+
+def _add_retrieval(commands: Any) -> None:
+    retrieval = _command(
+        commands,
+        "retrieval",
+        _retrieval,
+        "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
+        "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
+    )
+    retrieval.add_argument("--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or exported full/")
+    retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
+    retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
+    retrieval.add_argument(
+        "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
+    )
+    retrieval.add_argument(
+        "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
+    )
+
+
+def _add_export(commands: Any) -> None:
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "write vision/ and text/ as plain transformers folders, and full/, with a model card",
+        "glscl export runs/demo exported --check",
+    )
+    export.add_argument("run", metavar="RUN", type=Path, help="run folder or checkpoint")
+    export.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    export.add_argument("--check", action="store_true", help="load the result without this project and compare")
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "results as one HTML file with pictures",
+        "glscl report runs/demo/retrieval --run runs/demo --out runs/demo/report.html",
+    )
+    report.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+    report.add_argument("--out", metavar="FILE", type=Path, required=True, help="HTML file to write")
+    report.add_argument("--run", metavar="RUN", type=Path, help="run folder whose training curves are shown")
+
+
+def _group(groups: Any, name: str, about: str) -> Any:
+    parser = groups.add_parser(name, help=about, description=about, allow_abbrev=False)
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], _Result | None],
+    about: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
+    return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", metavar="K", type=_count, default=_CORES, help="processes (default: one a core, here %(default)s)"
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`accelerate launch -m pretrain CONFIG.yaml [--dotted.key value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_pipeline.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as a configuration file says; returns the exit code of docs/training.md."""
+    parser = argparse.ArgumentParser(
+        prog="pretrain",
+        description="Pre-train a GLSCL model. Any key of the configuration can be overridden: --optimizer.lr 1e-4",
+        epilog="example: accelerate launch -m pretrain launch/recipes/demo.yaml --steps 100",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", help="YAML file; see launch/recipes")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser.add_argument("--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ")
+    known, overrides = parser.parse_known_args(arguments)
+    try:
+        from .config import load_config
+        from .loop import train
+
+        return train(
+            load_config(known.config, overrides),
+            resume=known.resume,
+            allow_change=tuple(known.allow_change),
+            init_from=known.init_from,
+        )
+    except UserError as error:
+        print(f"pretrain: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"pretrain: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

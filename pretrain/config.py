@@ -1,0 +1,273 @@
+"""Everything a run depends on: dataclasses <- YAML <- command line; unknown keys are errors with a suggestion."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from data_pipeline.augment import AugmentConfig
+from data_pipeline.errors import UsageError
+from data_pipeline.masking import MaskingConfig
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One data set of the mixture: its folder and its share of the draws."""
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Samples of each kind that one optimiser step takes, over all ranks and micro-batches."""
+
+    image: int = 256
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how a sample becomes part of a batch."""
+
+    train: tuple[SourceConfig, ...]
+    tokenizer: str
+    """A Hugging Face tokenizer folder (or hub name), or one made by `glscl data tokenizer`."""
+    max_text_length: int = 50
+    workers: int = 2
+    lanes: int | None = None
+    """Lanes of the order; None: gcd(global batch, 64). Fixed for the run."""
+    group: int | None = None
+    """Consecutive samples among which matching negatives are drawn; None: the largest fitting divisor up to 16."""
+    masking: MaskingConfig = MaskingConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model, or folders (or hub names) of towers whose weights it starts from."""
+
+    vision: dict[str, Any] = field(default_factory=dict)
+    """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training pictures."""
+    text: dict[str, Any] = field(default_factory=dict)
+    """Fields of transformers' RobertaConfig; the vocabulary is the tokenizer's."""
+    vision_from: str | None = None
+    """A CLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers: 11, image_size: 288."""
+    text_from: str | None = None
+    """A RoBERTa folder or hub name."""
+    fusion: dict[str, Any] = field(default_factory=dict)
+    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, ..."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the losses and what they contrast against (glscl paper, section 3.3)."""
+
+    contrastive: float = 1.0
+    """Weight of the mean of both directions (the published 0.5 times their sum)."""
+    matching: float = 1.0
+    masked_language: float = 1.0
+    global_image: float = 1.0
+    global_text: float = 1.0
+    local_image: float = 0.2
+    local_text: float = 0.2
+    completion_temperature: float = 0.03
+    matching_negatives: Literal["hard", "random"] = "hard"
+    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly within it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule: linear warm-up, then linear decay to zero (glscl paper, section 4.1)."""
+
+    lr: float = 2e-5
+    fusion_multiplier: float = 5.0
+    """Of the learning rate of projections, fusion layers and poolers."""
+    head_multiplier: float = 5.0
+    """Of the learning rate of the matching and masked-language heads."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    """Share of the steps."""
+    max_grad_norm: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Retrieval on a validation split while training."""
+
+    path: str
+    every: int = 1000
+    limit: int | None = None
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a checkpoint is written and how many stay."""
+
+    every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values that would leave nothing to resume from."""
+        if self.every < 1 or self.keep < 1:
+            raise UsageError("checkpoint.every and checkpoint.keep must be at least 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often a row goes to metrics.jsonl, and accelerate trackers (tensorboard, trackio, wandb, ...) beside it."""
+
+    every: int = 10
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One pre-training run."""
+
+    run: str
+    """The run folder."""
+    steps: int
+    data: DataConfig
+    seed: int = 0
+    world: int | None = None
+    """Processes that must train; anything else is refused at start. None: as many as were launched."""
+    batch: BatchConfig = BatchConfig()
+    micro_batches: int = 1
+    """Micro-batches a step on each rank; similarity losses contrast within one micro-batch of all ranks."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    model: ModelConfig = ModelConfig()
+    objectives: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a run that cannot take a step."""
+        if self.steps < 1 or self.micro_batches < 1 or self.batch.image < 2:
+            raise UsageError("steps and micro_batches must be at least 1, batch.image at least 2")
+        if not self.data.train:
+            raise UsageError("data.train names no data set")
+
+
+# May differ between the runs that share a folder; every other difference changes what is computed.
+FREE_ON_RESUME = ("run", "world", "micro_batches", "data.workers", "log", "checkpoint", "validation")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file and apply `--dotted.key value` pairs.
+
+    Raises UsageError that names the file, the key and the closest known key.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must hold a mapping of keys to values")
+    apply_overrides(values, overrides)
+    return parse_config(RunConfig, values, str(path))
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Write `--dotted.key value` and `--dotted.key=value` into nested mappings; values are read as YAML."""
+    words = list(overrides)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise UsageError(f"expected --dotted.key value, found {word!r}")
+        key, found, text = word[2:].partition("=")
+        if not found:
+            if not words:
+                raise UsageError(f"--{key} needs a value")
+            text = words.pop(0)
+        *parents, last = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else _element(place, parent, key)
+        value = yaml.safe_load(text)
+        if isinstance(place, list):
+            _element(place, last, key)
+            place[int(last)] = value
+        elif isinstance(place, dict):
+            place[last] = value
+        else:
+            raise UsageError(f"--{key}: {'.'.join(parents)} holds a single value")
+
+
+def parse_config(kind: type, values: dict[str, Any], name: str) -> Any:
+    """Make a configuration dataclass of nested mappings; `name` is the file that messages point to."""
+    _refuse_unknown(kind, values, name, "")
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UsageError(f"{name}: {key} is missing") from None
+        raise UsageError(f"{name}: {key}: {first['msg']} (found {first['input']!r})") from None
+
+
+def to_yaml(config: Any) -> str:
+    """Write a configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def differences(config: RunConfig, saved: RunConfig) -> list[str]:
+    """Dotted keys whose change on resume would change what the run computes."""
+    now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
+    keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+    return [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)]
+
+
+def _element(place: Any, index: str, key: str) -> Any:
+    if isinstance(place, list) and index.isdigit() and int(index) < len(place):
+        return place[int(index)]
+    raise UsageError(f"--{key}: there is no element {index}")
+
+
+def _refuse_unknown(kind: Any, values: Any, name: str, prefix: str) -> None:
+    for inner in typing.get_args(kind):
+        if isinstance(values, list | tuple) and dataclasses.is_dataclass(inner):
+            for number, value in enumerate(values):
+                _refuse_unknown(inner, value, name, f"{prefix}{number}.")
+        elif dataclasses.is_dataclass(inner):
+            kind = inner
+    if not dataclasses.is_dataclass(kind) or not isinstance(values, dict):
+        return
+    types = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), list(types), n=1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known keys: {', '.join(types)}"
+            raise UsageError(f"{name}: unknown key {prefix}{key}{hint}")
+        _refuse_unknown(types[key], value, name, f"{prefix}{key}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): _plain(value)}

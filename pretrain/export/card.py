@@ -1,0 +1,108 @@
+"""The model card of an export: what it is, how to use it without this project, and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretrain.model import GLSCLConfig
+
+_CARD = """---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: image-feature-extraction
+tags:
+- vision-language
+- glscl
+---
+
+# GLSCL encoders
+
+The image and the text encoder of a vision-language model, pre-trained with global and local semantic completion
+learning (GLSCL). Both are stock `transformers` classes: nothing else has to be installed.
+
+| folder | class | input | width |
+|---|---|---|---|
+| `vision/` | `CLIPVisionModel` | {size} x {size} pixels, whole picture squashed, no crop | {vision_width} |
+| `text/` | `RobertaModel` | up to {length} tokens | {text_width} |
+
+## Use
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+vision = AutoModel.from_pretrained("vision").eval()
+processor = AutoImageProcessor.from_pretrained("vision")
+text = AutoModel.from_pretrained("text").eval()
+tokenizer = AutoTokenizer.from_pretrained("text")
+
+with torch.inference_mode():
+    image = processor(Image.open("picture.jpg"), return_tensors="pt")
+    states = vision(**image).last_hidden_state
+    tower = getattr(vision, "vision_model", vision)  # transformers 4 nests the tower, 5 does not
+    image_tokens = tower.post_layernorm(states)  # (1, 1 + patches, {vision_width}), class token first
+
+    words = tokenizer("a red square", return_tensors="pt", truncation=True)
+    text_tokens = text(**words).last_hidden_state  # (1, tokens, {text_width}), <s> first
+```
+
+- **Post layer norm on all tokens.** GLSCL applies the last layer norm to every image token; the stock class applies it
+  to the pooled one only. `pooler_output` is what GLSCL uses; for patch tokens apply `post_layernorm` to
+  `last_hidden_state` as above.
+- **The text tower's own pooler is untrained.** GLSCL does not use it: take `last_hidden_state[:, 0]`, not
+  `pooler_output`. It is kept so that the folder loads without a warning.
+- The contrastive heads and the fusion encoder are not part of these folders.
+
+## Training
+
+{training}
+"""
+
+
+def model_card(config: GLSCLConfig, folder: Path) -> str:
+    """Text of the card for the model in ``folder``; what its checkpoint and run folder do not say is left out."""
+    return _CARD.format(
+        size=config.image_size,
+        length=config.max_text_length,
+        vision_width=config.vision_config.hidden_size,
+        text_width=config.text_config.hidden_size,
+        training=_training(folder),
+    )
+
+
+def _training(folder: Path) -> str:
+    checkpoint = folder.parent
+    run = checkpoint.parent.parent
+    trainer, environment = _json(checkpoint / "trainer.json"), _json(run / "environment.json")
+    if not trainer:
+        return "Not known: the model was exported from a folder that is not part of a run."
+    lines = [f"- {trainer['step']:,} steps, {trainer['samples']:,} samples"]
+    lines += [f"- data: `{name}`, manifest sha256 `{digest}`" for name, digest in environment.get("data", {}).items()]
+    if "code" in environment:
+        lines.append(f"- code: `{environment['code']}`, seed {environment.get('seed')}")
+    step, found = _validation(run / "metrics.jsonl", trainer["step"])
+    if found:
+        lines += ["", f"Retrieval on the validation split at step {step:,}:", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {name.removeprefix('validation/')} | {value:.2f} % |" for name, value in found.items()]
+    return "\n".join(lines)
+
+
+def _validation(metrics: Path, last: int) -> tuple[int, dict[str, float]]:
+    """Last validation up to the exported step."""
+    step, found = 0, {}
+    for line in metrics.read_text("utf-8").splitlines() if metrics.is_file() else []:
+        row = json.loads(line)
+        values = {name: value for name, value in row.items() if name.startswith("validation/")}
+        if values and row["step"] <= last:
+            step, found = row["step"], values
+    return step, found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}

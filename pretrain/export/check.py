@@ -1,0 +1,145 @@
+"""Proof of an export: a process that cannot import this project loads it and computes the same numbers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from data_pipeline.augment import write_evaluation_view
+from data_pipeline.errors import NumericsError
+from data_pipeline.text import Tokenizer
+from pretrain.model import GLSCLModel
+
+TOLERANCE = 1e-5
+_TEXTS = ["a picture", "two small red squares left of a large, striped blue circle"]
+
+# Runs with -I in another folder; the hook covers an installed copy of the project too.
+_READER = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("data_pipeline", "pretrain", "eval", "launch"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+try:
+    import pretrain
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("this process can import the project")
+
+import numpy, torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+folder, given, texts = sys.argv[1], load_file(sys.argv[2]), json.loads(sys.argv[3])
+loaded = {name: AutoModel.from_pretrained(f"{folder}/{name}", output_loading_info=True) for name in ("vision", "text")}
+problems = {name: {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys} for name, (_, info) in loaded.items()}
+picture = Image.fromarray(given["picture"].numpy())
+with torch.inference_mode():
+    vision = loaded["vision"][0].eval()(pixel_values=given["pixels"])
+    text = loaded["text"][0].eval()(input_ids=given["ids"], attention_mask=given["mask"])
+    found = {
+        "vision/last_hidden_state": vision.last_hidden_state,
+        "vision/pooler_output": vision.pooler_output,
+        "vision/tokens": loaded["vision"][0].post_layernorm(vision.last_hidden_state),
+        "text/last_hidden_state": text.last_hidden_state,
+        "text/pooler_output": text.pooler_output,
+        "vision/preprocessed": AutoImageProcessor.from_pretrained(f"{folder}/vision")(picture, return_tensors="pt")["pixel_values"],
+        "text/ids": AutoTokenizer.from_pretrained(f"{folder}/text")(texts, padding=True, return_tensors="pt")["input_ids"],
+    }
+differences = {
+    name: float((value.double() - given[name].double()).abs().max()) if value.shape == given[name].shape else "shape"
+    for name, value in found.items()
+}
+classes = {name: type(model).__name__ for name, (model, _) in loaded.items()}
+print(json.dumps({"differences": differences, "classes": classes, "problems": {k: v for k, v in problems.items() if v}}))
+"""
+
+
+def check_export(model: GLSCLModel, folder: Path) -> dict[str, float]:
+    """Return the largest difference of every output between ``folder``, loaded elsewhere, and ``model``.
+
+    Pixels, token ids and mask are random; a random picture and two texts go through the exported preprocessing.
+
+    Raises
+    ------
+    NumericsError
+        If a difference exceeds 1e-5, or the folder does not load without missing or superfluous weights.
+    """
+    expected = _expected(model, folder)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        save_file(expected, f"{elsewhere}/expected.safetensors")
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _READER, str(folder.resolve()), "expected.safetensors", json.dumps(_TEXTS)],
+            cwd=elsewhere,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise NumericsError(f"the export cannot be loaded without this project: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    wrong = {name: d for name, d in found["differences"].items() if d == "shape" or not d <= TOLERANCE}
+    if wrong or found["problems"]:
+        raise NumericsError(f"the export differs from the model: {wrong or found['problems']}")
+    if found["classes"] != {"vision": "CLIPVisionModel", "text": "RobertaModel"}:
+        raise NumericsError(f"the export loads as {found['classes']}")
+    return found["differences"]
+
+
+@torch.inference_mode()
+def _expected(model: GLSCLModel, folder: Path) -> dict[str, torch.Tensor]:
+    config, random = model.config, np.random.default_rng(0)
+    length = min(config.max_text_length, 16)
+    picture = random.integers(0, 256, (config.image_size + 40, config.image_size + 7, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(random.standard_normal((2, 3, config.image_size, config.image_size), dtype=np.float32))
+    ids = torch.from_numpy(random.integers(4, config.text_config.vocab_size, (3, length)))
+    mask = (torch.arange(length) < torch.tensor([[length], [length - 1], [2]])).long()
+    ids[mask == 0] = config.text_config.pad_token_id
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "PNG")
+    view = np.empty((1, config.image_size, config.image_size, 3), dtype=np.uint8)
+    write_evaluation_view(png.getvalue(), view[0])
+    tokenizer = Tokenizer.load(folder / "text")
+    encoded = [torch.tensor(e.ids) for e in tokenizer.encode(_TEXTS, config.max_text_length)]
+    vision = model.vision(pixel_values=pixels)
+    text = model.text(input_ids=ids, attention_mask=mask)
+    return {
+        "picture": torch.from_numpy(picture),
+        "pixels": pixels,
+        "ids": ids,
+        "mask": mask,
+        "vision/last_hidden_state": vision.last_hidden_state,
+        "vision/pooler_output": vision.pooler_output,
+        # What GLSCL reads: the stock class normalises its pooled token only.
+        "vision/tokens": _tokens(model, pixels),
+        "text/last_hidden_state": text.last_hidden_state,
+        "text/pooler_output": text.pooler_output,
+        "vision/preprocessed": model.normalize(torch.from_numpy(view)).contiguous(),
+        "text/ids": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=tokenizer.pad_id),
+    }
+
+
+def _tokens(model: GLSCLModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Tokens that the model projects, taken where it takes them."""
+    taken: list[torch.Tensor] = []
+    hook = model.image_projection.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    try:
+        model.encode_image(pixels)
+    finally:
+        hook.remove()
+    return taken[0]

@@ -1,0 +1,100 @@
+"""The two encoders as stock classes: `vision/` a CLIPVisionModel, `text/` a RobertaModel, each with its preprocessing.
+
+In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a model card.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers.utils import logging as transformers_logging
+
+from data_pipeline.errors import UsageError
+from pretrain.model import GLSCLModel
+from pretrain.run.checkpoint import model_folder
+from pretrain.run.files import sha256, write_json
+
+from .card import model_card
+from .check import check_export
+
+EXPORT_NAME = "export.json"
+FORMAT = "glscl-export/1"
+
+
+def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
+    """Write the encoders of ``model`` into folder ``out`` and return it.
+
+    Parameters
+    ----------
+    model
+        Run folder, checkpoint or model folder.
+    out
+        A new or empty folder, or an earlier export, which is replaced.
+    check
+        Load the result in a process that cannot import this project and compare what it computes, before ``out`` is
+        touched.
+
+    Raises
+    ------
+    UsageError
+        If ``model`` does not exist, or ``out`` holds anything but an earlier export.
+    DataError
+        If the model is damaged.
+    NumericsError
+        If ``check`` finds another result than this project computes.
+    """
+    out = Path(out)
+    _refuse_other_content(out)
+    folder = model_folder(model)
+    loaded = GLSCLModel.from_pretrained(folder).eval()
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        _write(loaded, folder, beside)
+        (beside / "README.md").write_text(model_card(loaded.config, folder), encoding="utf-8")
+        if check:
+            check_export(loaded, beside)
+        write_json(
+            beside / EXPORT_NAME,
+            {"format": FORMAT, "model": str(folder), "weights_sha256": sha256(folder / "model.safetensors")},
+        )
+        _refuse_other_content(out)
+        shutil.rmtree(out, ignore_errors=True)
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return out
+
+
+def _refuse_other_content(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_NAME).is_file():
+        raise UsageError(f"{out} is not empty and not an earlier export: choose another folder or remove it")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: choose a folder")
+
+
+def _write(model: GLSCLModel, source: Path, out: Path) -> None:
+    config = model.config
+    # transformers 4 reads the tower only under this prefix, and would leave it at random weights without; 5 reads both.
+    prefixed = {f"vision_model.{name}": tensor for name, tensor in model.vision.state_dict().items()}
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.vision.save_pretrained(out / "vision", state_dict=prefixed)
+        model.text.save_pretrained(out / "text")
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
+    CLIPImageProcessorPil(
+        size={"height": config.image_size, "width": config.image_size},
+        do_center_crop=False,
+        image_mean=list(config.image_mean),
+        image_std=list(config.image_std),
+    ).save_pretrained(out / "vision")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.model_max_length = config.max_text_length
+    tokenizer.save_pretrained(out / "text")

@@ -1,0 +1,292 @@
+"""The loop: resume, step, log, validate, checkpoint, stop. One process or many, through accelerate.
+
+No generator state is saved: dropout is seeded from (seed, step, micro-step, rank) before each forward, samples carry
+their own randomness, and the learning rate is a function of the step. That is why a resumed run is bitwise the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from data_pipeline.collate import Batch
+from data_pipeline.errors import NumericsError, UsageError
+from data_pipeline.loader import Loader, open_loader
+from data_pipeline.manifest import Manifest
+from data_pipeline.order import hash_key
+from data_pipeline.text import Tokenizer
+
+from .build import build_model
+from .config import RunConfig
+from .optim import build_optimizer, learning_rate, set_learning_rate
+from .parallel.selfcheck import start
+from .run.checkpoint import Position, find_checkpoint, load_checkpoint, model_folder, save_checkpoint
+from .run.folder import RunFolder
+from .run.signals import STOPPED, StopFlag
+from .task import PretrainTask, Task, TaskModel
+
+
+def train(
+    config: RunConfig, *, resume: str = "auto", allow_change: tuple[str, ...] = (), init_from: str | None = None
+) -> int:
+    """Train until `config.steps`, from the start or from the run folder's last whole checkpoint.
+
+    Parameters
+    ----------
+    resume : str
+        `auto` continues when there is a checkpoint, `never` refuses a folder that was used, anything else names one.
+    allow_change : tuple of str
+        Configuration keys that may differ from those the folder was started with.
+    init_from : str, optional
+        Run, checkpoint or model folder whose weights a fresh start takes.
+
+    Returns
+    -------
+    int
+        0 when complete, 75 when stopped by a signal after saving.
+    """
+    transformers_logging.disable_progress_bar()
+    stop = StopFlag()
+    accelerator = start(config.precision, config.log.trackers, config.run, config.world)
+    run = RunFolder(config) if accelerator.is_main_process else None
+    try:
+        return _Training(config, accelerator, run, stop, resume, allow_change, init_from).train()
+    except BaseException as error:
+        if run:
+            run.write_status("failed", run.step, f"{type(error).__name__}: {error}")
+        raise
+
+
+class _Training:
+    """Everything that one run holds while it trains."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        run: RunFolder | None,
+        stop: StopFlag,
+        resume: str,
+        allow_change: tuple[str, ...],
+        init_from: str | None,
+    ):
+        self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
+        checkpoint = self._choose_checkpoint(resume)
+        if run:
+            run.adopt_config(checkpoint is not None or resume == "auto", allow_change)
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, tokenizer, config.data.max_text_length)
+        self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
+        if init_from and checkpoint is None:
+            self._load_initial(init_from)
+        wrapped, optimizer = accelerator.prepare(
+            TaskModel(self.task, self.model), build_optimizer(self.model, config.optimizer)
+        )
+        self.wrapped, self.optimizer = wrapped, optimizer
+        self.position = Position(0, 0, {})
+        if checkpoint:
+            self.position = load_checkpoint(checkpoint, self.model, optimizer.optimizer)
+        self.loader = self._open_loader(tokenizer)
+        if checkpoint:
+            self.loader.check_state(self.position.data)
+            self._say(f"resumed at step {self.position.step} from {checkpoint}")
+
+    def train(self) -> int:
+        """Take the remaining steps."""
+        config, run = self.config, self.run
+        world = self.accelerator.num_processes
+        self._say(
+            f"{world} process{'es' * (world > 1)} on {self.accelerator.device.type}, {config.precision}; "
+            f"step {self.position.step} of {config.steps}, {config.batch.image} samples a step"
+        )
+        manifests = [Manifest.load(source.path) for source in config.data.train]
+        if run:
+            run.trim_metrics(self.position.step)
+            run.write_environment(world, str(self.accelerator.device), {m.name: m.digest for m in manifests})
+            run.write_status("running", self.position.step)
+        if config.log.trackers:
+            self.accelerator.init_trackers("glscl", config={"seed": config.seed, "steps": config.steps})
+        samples = sum(manifest.samples for manifest in manifests)
+        first = self.position.step
+        bar = tqdm(total=config.steps, initial=first, unit="step", disable=not (run and sys.stderr.isatty()))
+        since, waited, counted = time.monotonic(), 0.0, 0
+        with self.loader:
+            for step in range(first, config.steps):
+                before = time.monotonic()
+                batches = [next(self.loader).to(self.accelerator.device, True) for _ in range(config.micro_batches)]
+                waited += time.monotonic() - before
+                if step == first:
+                    self._warm_up(batches[0])
+                row, stopped = self._step(step, batches)
+                counted += 1
+                done = step + 1
+                self.position = Position(done, done * config.batch.image, {})
+                last = done == config.steps or stopped
+                validated = config.validation and (done % config.validation.every == 0 or done == config.steps)
+                metrics = {f"validation/{name}": value for name, value in self._validate().items()} if validated else {}
+                if done % config.log.every == 0 or done == config.steps or metrics:
+                    elapsed = time.monotonic() - since
+                    row |= {
+                        "samples": self.position.samples,
+                        "epoch": self.position.samples / samples,
+                        "samples_per_second": counted * config.batch.image / elapsed,
+                        "data_wait_fraction": waited / elapsed,
+                        "keys": _hash_keys(self.loader.step_keys(step)),
+                    } | metrics
+                    self._log({"step": done} | row, bar)
+                    since, waited, counted = time.monotonic(), 0.0, 0
+                bar.update()
+                if done % config.checkpoint.every == 0 or last:
+                    self._save()
+                if stopped and done < config.steps:
+                    reason = self.stop.reason or "another rank was asked to stop"
+                    self._finish("preempted", reason)
+                    self._say(f"stopped after step {done} ({reason}); the same command goes on from there")
+                    return STOPPED
+        bar.close()
+        self._finish("complete", "")
+        self._say(f"complete after step {config.steps}: {config.run}")
+        return 0
+
+    def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, float], bool]:
+        """One optimiser update; returns what is logged of it and whether any rank was asked to stop."""
+        config, accelerator = self.config, self.accelerator
+        rate = learning_rate(step, config.steps, config.optimizer)
+        set_learning_rate(self.optimizer, rate)
+        self.wrapped.train()
+        counts = self.task.counts(batches)
+        names = (*self.task.loss_names, "total")
+        summed = torch.zeros(len(names), device=accelerator.device)
+        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+            torch.manual_seed(hash_key(config.seed, "dropout", step, micro, accelerator.process_index))
+            last = micro == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                losses = self.task.losses(self.wrapped("features", batch), count)
+                accelerator.backward(losses.total / len(batches))
+            summed += torch.stack([getattr(losses, name).detach().float() for name in names]) / len(batches)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.max_grad_norm or math.inf)
+        # The step's one collective beside the gradients: losses, and whether any rank was asked to stop.
+        asked = torch.tensor([float(self.stop.reason is not None)], device=accelerator.device)
+        *means, asked_share = accelerator.reduce(torch.cat([summed, asked]), "mean").tolist()
+        values = dict(zip(names, means, strict=True))
+        if not (math.isfinite(values["total"]) and math.isfinite(norm)):
+            broken = [name for name, value in values.items() if not math.isfinite(value)] or ["gradient norm"]
+            raise NumericsError(
+                f"step {step + 1}: {', '.join(broken)} not finite; the samples of this rank were "
+                f"{', '.join(batches[0].keys[:4])}, ...; the last checkpoint is whole"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        row = {"loss": values.pop("total")} | {f"loss/{name}": value for name, value in values.items()}
+        temperature = self.model.temperature.item()
+        return row | {"lr": rate, "grad_norm": float(norm), "temperature": temperature}, asked_share > 0
+
+    def _warm_up(self, batch: Batch) -> None:
+        """Run one zero-weight backward before the first step of every start.
+
+        DDP rebuilds its buckets after its first backward, which changes the order of its sums on 3 or more ranks;
+        without this a resumed run would not be bitwise the same.
+        """
+        self.wrapped.train()
+        losses = self.task.losses(self.wrapped("features", batch), self.task.counts([batch])[0])
+        self.accelerator.backward(losses.total * 0)
+        self.optimizer.zero_grad()
+
+    def _validate(self) -> dict[str, float]:
+        self.wrapped.eval()
+        return self.task.validate(self.wrapped, self.accelerator.device)
+
+    def _save(self) -> None:
+        state = self.loader.state(self.position.step)
+        self.position = Position(self.position.step, self.position.samples, state)
+        if self.run:
+            keep = self.config.checkpoint.keep
+            optimizer = self.optimizer.optimizer
+            save_checkpoint(self.run.checkpoints, self.model, self.saved_tokenizer, optimizer, self.position, keep)
+            self.run.write_status("running", self.position.step)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, state: str, reason: str) -> None:
+        if self.run:
+            self.run.write_status(state, self.position.step, reason)
+        if self.config.log.trackers:
+            self.accelerator.end_training()
+
+    def _choose_checkpoint(self, resume: str) -> Path | None:
+        """Rank 0 decides, all ranks load the same."""
+        chosen: list[str | None] = [None]
+        if self.run:
+            used = self.run.checkpoints.is_dir() or (self.run.path / "metrics.jsonl").exists()
+            if resume == "never" and used:
+                raise UsageError(f"{self.run.path} was used before; --resume never wants an unused folder")
+            if resume == "auto":
+                found = find_checkpoint(self.run.checkpoints, self._say)
+                chosen = [str(found) if found else None]
+            elif resume != "never":
+                chosen = [str(model_folder(resume).parent)]
+        return Path(path) if (path := broadcast_object_list(chosen)[0]) else None
+
+    def _load_initial(self, source: str) -> None:
+        weights = load_file(model_folder(source) / "model.safetensors")
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(f"--init-from {source}: {' '.join(str(error).split())}") from None
+
+    def _open_loader(self, tokenizer: Tokenizer) -> Loader:
+        config = self.config
+        return open_loader(
+            [source.path for source in config.data.train],
+            weights=[source.weight for source in config.data.train],
+            seed=config.seed,
+            global_batch=config.batch.image,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            micro_batches=config.micro_batches,
+            workers=config.data.workers,
+            start_step=self.position.step,
+            tokenizer=tokenizer,
+            size=self.model.config.image_size,
+            patch_size=self.model.config.vision_config.patch_size,
+            max_text_length=config.data.max_text_length,
+            lanes=config.data.lanes,
+            group=config.data.group,
+            masking=config.data.masking,
+            augment=config.data.augment,
+            quarantine=Path(config.run) / "quarantine.jsonl",
+        )
+
+    def _log(self, row: dict[str, Any], bar: tqdm[Any]) -> None:
+        if self.run:
+            self.run.append_metrics(row)
+        if self.config.log.trackers:
+            self.accelerator.log({k: v for k, v in row.items() if isinstance(v, float | int)}, step=row["step"])
+        validated = [f"{name} {value:.1f}" for name, value in row.items() if name.startswith("validation/")]
+        text = f"step {row['step']}  loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s"
+        if bar.disable:
+            self._say("  ".join([text, *validated]))
+        else:
+            bar.set_postfix_str(text)
+
+    def _say(self, message: str) -> None:
+        if self.run:
+            print(message, file=sys.stderr, flush=True)
+
+
+def _hash_keys(keys: list[str]) -> str:
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]

@@ -1,0 +1,26 @@
+"""Image processor and tokenizer as one object, saved beside the model."""
+
+from __future__ import annotations
+
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
+
+from .configuration import GLSCLConfig
+
+
+class GLSCLProcessor(ProcessorMixin):
+    """Prepares pairs for `GLSCLModel`: squash-resized normalised pixels and token ids."""
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def build(cls, config: GLSCLConfig, tokenizer: PreTrainedTokenizerBase) -> GLSCLProcessor:
+        """Processor of a model with this configuration and tokenizer."""
+        side = config.image_size
+        image_processor = CLIPImageProcessorPil(
+            size={"height": side, "width": side},
+            do_center_crop=False,
+            image_mean=list(config.image_mean),
+            image_std=list(config.image_std),
+        )
+        return cls(image_processor, tokenizer)

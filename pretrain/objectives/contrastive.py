@@ -1,0 +1,12 @@
+"""Image-text contrast over all ranks with a learnt temperature (glscl paper, section 3.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .nce import nce
+
+
+def contrastive_loss(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
+    """Mean of both directions for matched text and image features (batch, width)."""
+    return 0.5 * nce(text, image, temperature)

@@ -1,0 +1,1 @@
+"""What crosses ranks: gathers with exact gradients, and the check that the ranks exist."""

@@ -1,0 +1,64 @@
+"""Rows of all ranks, with exact gradients: W ranks of b rows give the gradient of one process with Wb rows.
+
+The backward of the gather sums what every rank sends back to a row; with a loss whose *mean over ranks* is the global
+loss, and a data-parallel wrapper that averages gradients, that is exact (the authors' gather gives 1/W of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Count the ranks that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number among the ranks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)  # gloo has no reduce-scatter; the sum over ranks of what each sends back
+        return total[rank()]
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """Concatenate rows (n, width) of all ranks in rank order.
+
+    `counts` says how many rows each rank brings; None means that all bring as many as this one. Gradients flow back to
+    every rank's rows, summed over ranks.
+    """
+    if world_size() == 1:
+        return rows
+    if counts is None:
+        return _AllGather.apply(rows).flatten(0, 1)
+    longest = max(counts)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    parts = _AllGather.apply(padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_counts(values: Sequence[int]) -> list[list[int]]:
+    """Collect a few integers of every rank: result[i] lists value i of each rank."""
+    if world_size() == 1:
+        return [[value] for value in values]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    own = torch.tensor(values, dtype=torch.int64, device=device)
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    return torch.stack(parts, dim=1).tolist()

@@ -1,0 +1,47 @@
+"""Start the processes and refuse to train when they are not what was asked for.
+
+Several obvious launch commands silently start one process, or several that do not see each other; see docs/training.md.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from data_pipeline.errors import UsageError
+
+WORKING = "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes {world} -m pretrain CONFIG"
+
+
+def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | None) -> Accelerator:
+    """Join the other ranks; on a machine without CUDA, on the CPU over gloo.
+
+    Raises UsageError when the launcher started more processes than see each other, or when `world` says another number.
+    """
+    if not torch.cuda.is_available():
+        # Without this, a plain multi-process configuration gives two processes that each believe to be alone.
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=list(trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise UsageError(
+            f"{launched} processes were launched but this one sees {accelerator.num_processes}: they would train "
+            f"separately. Launch with: {WORKING.format(world=launched)}"
+        )
+    if accelerator.num_processes > 1:
+        seen = accelerator.gather(torch.ones(1, device=accelerator.device)).sum().item()
+        if int(seen) != accelerator.num_processes:
+            raise UsageError(f"only {int(seen)} of {accelerator.num_processes} ranks answered")
+    if world is not None and world != accelerator.num_processes:
+        raise UsageError(
+            f"the configuration says world: {world}, but {accelerator.num_processes} train. "
+            f"Launch with: {WORKING.format(world=world)}"
+        )
+    return accelerator

@@ -1,0 +1,155 @@
+"""Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
+
+A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), the
+optimiser's state, `trainer.json` (step and data position) and `COMMITTED.json` (size and hash of every other file).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
+
+from data_pipeline.errors import DataError, UsageError
+from pretrain.model import GLSCLModel, GLSCLProcessor
+
+from .files import sha256, sync, write_json, write_whole
+
+COMMITTED = "COMMITTED.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: updates made, samples consumed, and the order's state."""
+
+    step: int
+    samples: int
+    data: dict[str, Any]
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    model: GLSCLModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    keep: int,
+) -> Path:
+    """Write one checkpoint, then delete all but the newest `keep`; called on one rank.
+
+    An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
+    """
+    final = checkpoints / f"step-{position.step:08d}"
+    beside = checkpoints / f".{final.name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        model.save_pretrained(beside / "model")
+        GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
+        save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
+        write_json(
+            beside / "trainer.json", {"step": position.step, "samples": position.samples, "data": position.data}
+        )
+        files = sorted(path for path in beside.rglob("*") if path.is_file())
+        for path in files:
+            sync(path)
+        listed = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        write_json(beside / COMMITTED, listed)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync(checkpoints)
+    write_whole(checkpoints / "latest", final.name + "\n")
+    for old in _steps(checkpoints)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path, model: GLSCLModel, optimizer: torch.optim.Optimizer) -> Position:
+    """Put weights and optimiser state back, bit for bit, and say where the run stood."""
+    model.load_state_dict(load_file(folder / "model" / "model.safetensors"))
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}/"
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            # AdamW keeps its step count on the CPU unless fused.
+            optimizer.state[parameter] = {
+                key: value if key == "step" and not optimizer.defaults.get("fused") else value.to(parameter.device)
+                for key, value in state.items()
+            }
+    stored = json.loads((folder / "trainer.json").read_text())
+    return Position(stored["step"], stored["samples"], stored["data"])
+
+
+def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+    """Newest checkpoint whose every byte is as committed; a torn or damaged one is passed over with a message."""
+    for folder in _steps(checkpoints):
+        problem = check(folder)
+        if problem is None:
+            return folder
+        warn(f"{folder}: {problem}; the checkpoint before it is used")
+    return None
+
+
+def check(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint folder; None when it is whole."""
+    try:
+        listed = json.loads((folder / COMMITTED).read_text())
+    except (OSError, ValueError):
+        return f"no readable {COMMITTED}"
+    for name, expected in listed.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
+        if sha256(path) != expected["sha256"]:
+            return f"{name} is damaged (its hash is not what was written)"
+    return None
+
+
+def model_folder(path: str | Path) -> Path:
+    """Folder that `from_pretrained` loads, of a run folder, a checkpoint, or such a folder itself.
+
+    Raises UsageError when the path is not there, DataError when it holds no whole model.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UsageError(f"no model at {path}: no such folder")
+    if (path / "config.json").is_file():
+        return path
+    if (path / "model" / "config.json").is_file():
+        if problem := check(path):
+            raise DataError(f"checkpoint {path}: {problem}")
+        return path / "model"
+    problems: list[str] = []
+    found = find_checkpoint(path / "checkpoints", problems.append)
+    if found is None:
+        raise DataError(f"{path} holds neither a model nor a whole checkpoint" + "".join(f"; {p}" for p in problems))
+    return found / "model"
+
+
+def _steps(checkpoints: Path) -> list[Path]:
+    if not checkpoints.is_dir():
+        return []
+    return sorted((p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def _optimizer_tensors(model: GLSCLModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,129 @@
+"""The run folder: locked by one job, its configuration, status and metrics always readable and never torn."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from data_pipeline.errors import UsageError
+from pretrain.config import RunConfig, differences, parse_config, to_yaml
+
+from .files import write_json, write_whole
+
+_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "simplejpeg", "webdataset")
+
+
+class RunFolder:
+    """Files of a run, opened by rank 0 only."""
+
+    def __init__(self, config: RunConfig):
+        """Create and lock the folder. Raises UsageError when another job holds it, naming that job."""
+        self.path = Path(config.run)
+        self.config = config
+        self.step = 0
+        """The step that status.json reported last."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise UsageError(f"cannot use the run folder {self.path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another job"
+            raise UsageError(f"the run folder {self.path} is in use by {holder}") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def adopt_config(self, resuming: bool, allow_change: tuple[str, ...]) -> None:
+        """Write config.yaml; on resume first refuse any change that would make it another run.
+
+        Raises UsageError that names the changed keys.
+        """
+        file = self.path / "config.yaml"
+        if resuming and file.is_file():
+            saved = parse_config(RunConfig, yaml.safe_load(file.read_text()), str(file))
+            changed = [key for key in differences(self.config, saved) if key not in allow_change]
+            if changed:
+                raise UsageError(
+                    f"{self.path} was started with another configuration ({', '.join(changed)}): use another folder, "
+                    f"or allow it with {' '.join(f'--allow-change {key}' for key in changed)}"
+                )
+        write_whole(file, to_yaml(self.config))
+
+    def write_environment(self, world: int, device: str, manifests: dict[str, str]) -> None:
+        """Record what the run depends on besides its configuration."""
+        write_json(
+            self.path / "environment.json",
+            {
+                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "code": _code_revision(),
+                "versions": {"python": platform.python_version()}
+                | {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": device},
+                "torch_threads": torch.get_num_threads(),
+                "world": world,
+                "seed": self.config.seed,
+                "data": manifests,
+                "command": sys.argv,
+            },
+        )
+
+    def write_status(self, state: str, step: int, reason: str = "") -> None:
+        """Say how the run stands: running, preempted, complete or failed."""
+        self.step = step
+        write_json(self.path / "status.json", {"state": state, "step": step, "reason": reason})
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop rows past a step that is trained again, and a half-written last line."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if row["step"] > step:
+                break
+            kept.append(line + "\n")
+        write_whole(file, "".join(kept))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one row to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _code_revision() -> str:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() or "unknown"

@@ -1,0 +1,195 @@
+"""A task says what a batch must hold, computes features in one wrapped forward and turns them into losses.
+
+The loop knows tasks only through `Task`; pre-training is one, each fine-tuning another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from data_pipeline.collate import Batch
+from data_pipeline.loader import evaluation_batches
+from data_pipeline.manifest import Manifest
+from data_pipeline.text import Tokenizer
+
+from .config import ObjectiveConfig, ValidationConfig
+from .model import GLSCLConfig, GLSCLModel
+from .objectives.completion import completion_loss
+from .objectives.contrastive import contrastive_loss
+from .objectives.masked_language import masked_language_loss
+from .objectives.matching import matching_loss
+from .parallel.gather import gather_counts, gather_rows, rank, world_size
+from .ranking import ranks_of_features
+from .views import PretrainFeatures, pretrain_features
+
+
+@dataclass
+class Losses:
+    """Losses of one micro-batch; the mean of each over ranks is that of the global micro-batch."""
+
+    contrastive: Tensor
+    matching: Tensor
+    masked_language: Tensor
+    global_image: Tensor
+    global_text: Tensor
+    local_image: Tensor
+    local_text: Tensor
+    total: Tensor
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What uneven ranks must know of each other before a micro-batch: rows of each rank, and the mean MLM tokens."""
+
+    masked_patches: list[int]
+    masked_tokens: list[int]
+    masked_language_tokens: float
+    """Mean over ranks and micro-batches of the step."""
+
+
+class Task(Protocol):
+    """What the loop needs of a task."""
+
+    loss_names: tuple[str, ...]
+
+    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
+        """Agree with the other ranks on what normalises each micro-batch of a step."""
+
+    def features(self, model: GLSCLModel, batch: Batch) -> Any:
+        """Everything the losses read; runs inside the wrapped model's forward."""
+
+    def losses(self, features: Any, counts: TokenCounts | None = None) -> Losses:
+        """Losses of one micro-batch."""
+
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Metrics on the validation split, the same on every rank."""
+
+
+class TaskModel(nn.Module):
+    """The model with its task, so that every use of the weights goes through one forward that engines can wrap."""
+
+    def __init__(self, task: Task, model: GLSCLModel):
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, function: str, *inputs: Any) -> Any:
+        """Call `task.function(model, *inputs)`."""
+        return getattr(self.task, function)(self.model, *inputs)
+
+
+class PretrainTask:
+    """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
+
+    loss_names = tuple(field.name for field in fields(Losses) if field.name != "total")
+
+    def __init__(
+        self,
+        config: ObjectiveConfig | None = None,
+        validation: ValidationConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.config = config or ObjectiveConfig()
+        self.validation = validation
+        self.tokenizer = tokenizer
+
+    def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
+        """Losses of one batch on one process: `losses(features(model, batch))`."""
+        return self.losses(self.features(model, batch))
+
+    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
+        """Gather how many positions each rank masks, in one collective for all micro-batches of a step."""
+        values = [len(getattr(b, n)) for b in batches for n in ("masked_patches", "masked_tokens", "mlm_positions")]
+        gathered = gather_counts(values)
+        tokens = sum(sum(row) for row in gathered[2::3]) / (world_size() * len(batches))
+        return [TokenCounts(gathered[i], gathered[i + 1], tokens) for i in range(0, len(gathered), 3)]
+
+    def features(self, model: GLSCLModel, batch: Batch) -> PretrainFeatures:
+        """Encode three views of each side and fuse five pairs."""
+        return pretrain_features(model, batch, self.config.matching_negatives == "hard")
+
+    def losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> Losses:
+        """All losses; without `counts` every rank holds as many masked positions as this one."""
+        temperature = self.config.completion_temperature
+        tokens = counts.masked_language_tokens if counts else len(features.masked_language_labels)
+        parts = {
+            "contrastive": contrastive_loss(
+                features.contrastive_text, features.contrastive_image, features.temperature
+            ),
+            "matching": matching_loss(features.matching_logits, features.matching_labels),
+            "masked_language": masked_language_loss(
+                features.masked_language_logits, features.masked_language_labels, tokens
+            ),
+            "global_image": completion_loss(*features.global_image, temperature),
+            "global_text": completion_loss(*features.global_text, temperature),
+            "local_image": completion_loss(
+                *features.local_image, temperature, counts.masked_patches if counts else None
+            ),
+            "local_text": completion_loss(*features.local_text, temperature, counts.masked_tokens if counts else None),
+        }
+        weighted = [getattr(self.config, name) * value for name, value in parts.items()]
+        return Losses(**parts, total=torch.stack(weighted).sum())
+
+    def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
+        """Contrastive image features (batch, projection)."""
+        return model.contrastive_image(model.encode_image(pixels))
+
+    def encode_texts(self, model: GLSCLModel, ids: Tensor, mask: Tensor) -> Tensor:
+        """Contrastive text features (batch, projection)."""
+        return model.contrastive_text(model.encode_text(ids, mask))
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Retrieve by contrastive score on the validation split, each sample encoded by one rank; percentages."""
+        config = self.validation
+        assert config is not None and self.tokenizer is not None
+        images, texts, positions, owners = [], [], [], []
+        for batch in evaluation_batches(
+            Manifest.load(config.path),
+            size=model_config(model).image_size,
+            batch_size=config.batch_size,
+            rank=rank(),
+            world=world_size(),
+            limit=config.limit,
+        ):
+            images.append(model("encode_images", batch.pixels.to(device)).float())
+            positions += batch.indices
+            captions = [caption for sample in batch.samples for caption in sample.captions]
+            owners += [i for i, s in zip(batch.indices, batch.samples, strict=True) for _ in s.captions]
+            encoded = self.tokenizer.encode(captions, model_config(model).max_text_length)
+            ids = [torch.tensor(encoding.ids, device=device) for encoding in encoded]
+            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+            padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
+            texts.append(model("encode_texts", padded, mask).float())
+        image_rows, image_ids = _gather(images, positions, model, device)
+        text_rows, text_ids = _gather(texts, owners, model, device)
+        place = {index: row for row, index in enumerate(image_ids)}
+        to_image = ranks_of_features(text_rows, image_rows, [[place[owner]] for owner in text_ids])
+        captions_of: list[list[int]] = [[] for _ in image_ids]
+        for row, owner in enumerate(text_ids):
+            captions_of[place[owner]].append(row)
+        to_text = ranks_of_features(image_rows, text_rows, captions_of)
+        return {
+            f"{direction}/R@{k}": 100 * ranked.recall(k)
+            for direction, ranked in (("text_to_image", to_image), ("image_to_text", to_text))
+            for k in (1, 5, 10)
+        }
+
+
+def model_config(model: nn.Module) -> GLSCLConfig:
+    """Find the configuration of a GLSCL model inside any wrapper."""
+    return next(module.config for module in model.modules() if isinstance(module, GLSCLModel))
+
+
+def _gather(rows: list[Tensor], ids: list[int], model: nn.Module, device: torch.device) -> tuple[Tensor, list[int]]:
+    width = model_config(model).projection_dim
+    own = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
+    counts = gather_counts([len(ids)])[0]
+    numbers = torch.tensor(ids, dtype=torch.int64, device=device)[:, None]
+    return F.normalize(gather_rows(own, counts), dim=-1).cpu(), gather_rows(numbers, counts)[:, 0].tolist()

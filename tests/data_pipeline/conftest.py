@@ -1,0 +1,73 @@
+"""Small data sets of random pictures with captions, and a tokenizer for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.manifest import Manifest
+from data_pipeline.text import Tokenizer
+from data_pipeline.write import write_shards
+
+WORDS = [
+    "a",
+    "large",
+    "small",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "stands",
+    "left",
+    "of",
+    "right",
+    "above",
+    "the",
+]
+WritePictures = Callable[..., Manifest]
+
+
+def encoded_picture(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
+    """Smooth noise, so that JPEG keeps it; width and height in pixels."""
+    noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def picture_members(number: int) -> dict[str, bytes]:
+    random = np.random.default_rng(1000 + number)
+    caption = " ".join(random.choice(WORDS, size=random.integers(4, 14)))
+    return {"jpg": encoded_picture(number), "txt": f"{caption} {number}".encode()}
+
+
+@pytest.fixture(scope="session")
+def write_pictures() -> WritePictures:
+    """Write `count` pictures; `spoiled` replaces the members of some (by number)."""
+
+    def write(
+        root: Path, count: int, *, name: str = "pictures", spoiled: Mapping[int, dict[str, bytes]] | None = None
+    ) -> Manifest:
+        spoiled = spoiled or {}
+        records = [(f"{number:05d}", spoiled.get(number, picture_members(number))) for number in range(count)]
+        return write_shards(root, records, samples_per_shard=100, source={"name": name})
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Manifest:
+    """260 good pictures in three shards."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 260)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    # Few merges, so that most words are several tokens.
+    return Tokenizer.train([" ".join(WORDS)] * 3, 290)

@@ -1,0 +1,330 @@
+"""The loader: the same samples and the same bytes for any ranks, micro-batches and workers, from any step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.augment import write_evaluation_view
+from data_pipeline.errors import DataError, IncompleteError, UsageError
+from data_pipeline.loader import Batch, Loader, evaluation_batches, open_loader
+from data_pipeline.positions import planned_keys
+from data_pipeline.text import Tokenizer
+
+BATCH, START = 48, 5
+OPTIONS = {"seed": 1, "global_batch": BATCH, "size": 32, "patch_size": 8, "group": 2}
+Row = dict[str, object]
+
+
+def rows(batch: Batch) -> Iterator[Row]:
+    """What a batch says of each of its samples, without the padding."""
+    patches = (batch.pixels.shape[1] // 8) ** 2
+    width = batch.text_ids.shape[1]
+    for row, key in enumerate(batch.keys):
+        length = int(batch.text_mask[row].sum())
+        masked = batch.masked_tokens[batch.masked_tokens // width == row] - row * width
+        mlm_here = batch.mlm_positions // width == row
+        yield {
+            "key": key,
+            "pixels": batch.pixels[row].numpy().tobytes(),
+            "text": batch.text_ids[row, :length].tolist(),
+            "masked_text": batch.masked_text_ids[row, :length].tolist(),
+            "masked_tokens": masked.tolist(),
+            "mlm": batch.mlm_ids[row, :length].tolist(),
+            "mlm_positions": (batch.mlm_positions[mlm_here] - row * width).tolist(),
+            "mlm_labels": batch.mlm_labels[mlm_here].tolist(),
+            "keep": batch.keep_patches[row].tolist(),
+            "masked_patches": (batch.masked_patches[batch.masked_patches // patches == row] - row * patches).tolist(),
+            "matching": int(batch.itm_labels[row]),
+            "noise": batch.itm_noise[row].tolist(),
+        }
+
+
+def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) -> list[Row]:
+    """What one rank reads in `steps` steps from step START."""
+    count = steps * options.get("micro_batches", 1)
+    with open_loader([root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}) as loader:
+        return [row for _ in range(count) for row in rows(next(loader))]
+
+
+@pytest.fixture(scope="module")
+def reference(pictures, tokenizer) -> list[list[Row]]:
+    """Steps START and START + 1 as one process reads them."""
+    whole = read(pictures.root, tokenizer)
+    return [whole[:BATCH], whole[BATCH:]]
+
+
+def worker_processes(count: int) -> list[int]:
+    """Process ids of this process's data workers, once there are `count` of them."""
+    deadline = time.monotonic() + 10
+    while True:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+        workers = [child for child, line in lines.items() if b"data_pipeline.workers" in line]
+        # A process that was just started has no command line for a moment.
+        if len(workers) == count:
+            return workers
+        assert time.monotonic() < deadline, f"{len(workers)} workers instead of {count}"
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+def test_ranks_and_micro_batches_do_not_change_the_global_batch(pictures, tokenizer, reference, world, micro_batches):
+    ranks = [
+        read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches) for rank in range(world)
+    ]
+    part = BATCH // world
+    for step in range(2):
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == reference[step]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
+def test_workers_do_not_change_what_a_rank_reads(pictures, tokenizer, reference, world, micro_batches, workers):
+    rank, part = world - 1, BATCH // world
+    rank_rows = read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches, workers=workers)
+    for step in range(2):
+        assert rank_rows[step * part : (step + 1) * part] == reference[step][rank * part : (rank + 1) * part]
+
+
+def test_a_batch_holds_what_its_fields_promise(pictures, tokenizer):
+    with open_loader([pictures.root], tokenizer=tokenizer, **{**OPTIONS, "group": 8}) as loader:
+        batch = next(loader)
+    longest = int(batch.text_mask.sum(1).max())
+    assert batch.text_ids.shape[1] == min(50, -(-longest // 8) * 8)
+    assert (batch.text_ids[batch.text_mask == 0] == tokenizer.pad_id).all()
+    hidden = torch.zeros_like(batch.text_ids, dtype=torch.bool)
+    hidden.view(-1)[batch.masked_tokens] = True
+    assert (batch.masked_text_ids == torch.where(hidden, tokenizer.mask_id, batch.text_ids)).all()
+    assert (batch.text_ids.view(-1)[batch.mlm_positions] == batch.mlm_labels).all()
+    predicted = torch.zeros_like(hidden)
+    predicted.view(-1)[batch.mlm_positions] = True
+    assert (batch.mlm_ids[~predicted] == batch.text_ids[~predicted]).all()
+    assert set((batch.mlm_positions // batch.text_ids.shape[1]).tolist()) == set(range(BATCH))
+    assert batch.keep_patches.shape == (BATCH, 3) and batch.masked_patches.shape == (BATCH * 4,)
+    assert batch.itm_labels.view(6, 8).sum(1).tolist() == [4] * 6
+    assert batch.itm_noise.shape == (BATCH, 8) and batch.itm_noise.dtype == torch.float32
+    assert all(getattr(batch, name).dtype == torch.int64 for name in ("text_ids", "text_mask", "mlm_ids", "itm_labels"))
+    assert batch.pixels.dtype == torch.uint8 and batch.to("cpu").keys == batch.keys
+
+
+def test_long_texts_are_cut_to_a_length_that_is_no_multiple_of_eight(pictures, tokenizer):
+    with open_loader([pictures.root], tokenizer=tokenizer, max_text_length=13, **OPTIONS) as loader:
+        batch = next(loader)
+    assert batch.text_ids.shape == (BATCH, 13)
+    ends = batch.text_ids[torch.arange(BATCH), batch.text_mask.sum(1) - 1]
+    assert (ends == tokenizer.sep_id).all()
+
+
+def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(pictures, tokenizer):
+    def look(row: Row) -> tuple[object, ...]:
+        return tuple(str(row[name]) for name in ("pixels", "keep", "masked_patches", "masked_tokens"))
+
+    looks: dict[object, list[tuple[object, ...]]] = {}
+    for row in read(pictures.root, tokenizer, steps=12) + read(pictures.root, tokenizer, seed=2):
+        looks.setdefault(row["key"], []).append(look(row))
+    assert len(looks) == pictures.samples
+    assert all(len(set(seen)) == len(seen) >= 2 for seen in looks.values())
+
+
+def test_planned_keys_are_what_the_loader_reads(pictures, write_pictures, tokenizer, tmp_path):
+    other = write_pictures(tmp_path, 40, name="other")
+    dirs, common = [pictures.root, other.root], {"seed": 4, "global_batch": BATCH, "weights": [0.7, 0.3]}
+    plan = [list(planned_keys(dirs, world=2, rank=rank, start_step=3, steps=2, **common)) for rank in range(2)]
+    options = {**OPTIONS, **common, "tokenizer": tokenizer, "world": 2, "micro_batches": 2, "start_step": 3}
+    for rank in range(2):
+        with open_loader(dirs, rank=rank, **options) as loader:
+            for step in (3, 4):
+                keys = next(loader).keys + next(loader).keys
+                assert plan[rank][step - 3] == {"step": step, "keys": keys}
+                assert loader.step_keys(step) == plan[0][step - 3]["keys"] + plan[1][step - 3]["keys"]
+
+
+def opened(root: Path, tokenizer: Tokenizer, **options: object) -> Loader:
+    return open_loader([root], tokenizer=tokenizer, **{**OPTIONS, **options})
+
+
+def test_a_state_fits_every_division_of_the_same_run(pictures, tokenizer):
+    state = opened(pictures.root, tokenizer).state(7)
+    assert state["draw"] == 7 * BATCH and len(state["next"]) == 8
+    opened(pictures.root, tokenizer, world=3, rank=1, micro_batches=2).check_state(state)
+    opened(pictures.root, tokenizer, global_batch=112, lanes=16).check_state(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 2}, "seed"),
+        ({"lanes": 4}, "lanes"),
+        ({"group": 4}, "groups"),
+        ({"global_batch": 80, "lanes": 16}, "no step boundary"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(pictures, tokenizer, change, named):
+    state = opened(pictures.root, tokenizer).state(7)
+    with pytest.raises(DataError, match=named):
+        opened(pictures.root, tokenizer, **change).check_state(state)
+
+
+def test_a_state_of_other_data_is_refused(pictures, write_pictures, tokenizer, tmp_path):
+    state = opened(pictures.root, tokenizer).state(7)
+    with pytest.raises(DataError, match="data sets"):
+        opened(write_pictures(tmp_path, 261).root, tokenizer).check_state(state)
+    with pytest.raises(DataError, match="next samples"):
+        opened(pictures.root, tokenizer).check_state(state | {"next": []})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"world": 5}, "cannot be divided over 5 ranks x 1 micro-batches: choose a multiple of 5"),
+        ({"world": 4, "micro_batches": 5}, "choose a multiple of 20"),
+        ({"rank": 1}, "impossible division"),
+        ({"lanes": 7}, "7 lanes must divide the global batch of 48"),
+        ({"group": 5}, "groups of 5 .* set another group"),
+        ({"group": None, "world": 48}, "divide the micro-batch of 1 "),
+        ({"patch_size": 7}, "patches of 7 pixels"),
+        ({"weights": [1, 2]}, "1 data sets need as many weights"),
+    ],
+)
+def test_impossible_divisions_are_refused(pictures, tokenizer, change, message):
+    with pytest.raises(UsageError, match=message):
+        opened(pictures.root, tokenizer, **change)
+
+
+def test_missing_and_cut_data_are_named_at_the_start(pictures, write_pictures, tokenizer, tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        opened(tmp_path / "nowhere", tokenizer)
+    cut = write_pictures(tmp_path / "cut", 120)
+    os.truncate(cut.shard_path(1), 5000)
+    with pytest.raises(DataError, match=r"shard-000001.tar.*found 5,000"):
+        opened(cut.root, tokenizer)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_vanishes_ends_the_run_with_its_name(write_pictures, tokenizer, tmp_path, workers):
+    data = write_pictures(tmp_path / "data", 120)
+    with opened(data.root, tokenizer, workers=workers) as loader:
+        next(loader)
+        for number in range(2):
+            data.shard_path(number).write_bytes(b"")
+        with pytest.raises(DataError, match=r"shard.*shard-00000\d.tar"):
+            for _ in range(8):
+                next(loader)
+
+
+def test_a_killed_worker_is_started_again_where_it_was(pictures, tokenizer, capfd):
+    wanted = read(pictures.root, tokenizer, steps=13)
+    with opened(pictures.root, tokenizer, start_step=START, workers=2) as loader:
+        got = list(rows(next(loader)))
+        for _ in range(2):
+            os.kill(worker_processes(2)[0], signal.SIGKILL)
+            # Each worker has two answers under way: at its third turn it is found dead.
+            got += [row for _ in range(6) for row in rows(next(loader))]
+    assert got == wanted
+    assert "died (exit code -9): started again at micro-batch" in capfd.readouterr().err
+
+
+def test_a_worker_that_cannot_start_ends_the_run(pictures, tokenizer, monkeypatch):
+    monkeypatch.setattr("data_pipeline.workers._ENTRY", "raise SystemExit(7)")
+    with opened(pictures.root, tokenizer, workers=1) as loader, pytest.raises(IncompleteError, match="exit code 7"):
+        next(loader)
+
+
+def test_workers_leave_signals_to_the_parent(pictures, tokenizer, capfd):
+    with opened(pictures.root, tokenizer, workers=2) as loader:
+        workers = worker_processes(2)
+        for worker in workers:
+            os.kill(worker, signal.SIGINT)
+            os.kill(worker, signal.SIGTERM)
+        for _ in range(5):
+            next(loader)
+        assert worker_processes(2) == workers
+    assert capfd.readouterr().err == ""
+    assert worker_processes(0) == []
+
+
+def test_workers_import_neither_torch_nor_transformers(pictures, tokenizer):
+    with opened(pictures.root, tokenizer, workers=1) as loader:
+        next(loader)
+        loaded = Path(f"/proc/{worker_processes(1)[0]}/maps").read_text()
+    assert "cv2" in loaded and "libtorch" not in loaded
+    code = (
+        "import sys, data_pipeline.workers; print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+PARENT = """
+import os, signal, sys
+from data_pipeline.loader import open_loader
+from data_pipeline.text import Tokenizer
+loader = open_loader([sys.argv[1]], tokenizer=sys.argv[2], workers=2, seed=0, global_batch=24, size=32)
+next(loader)
+print("ready", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_when_the_parent_is_killed(pictures, tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    run = [sys.executable, "-c", PARENT, str(pictures.root), str(tmp_path)]
+    started = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # The workers hold the same standard error, so that it ends with the last of them.
+    output, errors = started.communicate(timeout=30)
+    assert (started.returncode, output, errors) == (-signal.SIGKILL, b"ready\n", b"")
+
+
+def test_nothing_named_is_left_or_even_made(pictures, tokenizer):
+    shared, temporary = Path("/dev/shm"), Path(tempfile.gettempdir())
+    before = set(shared.iterdir()), set(temporary.iterdir())
+    with opened(pictures.root, tokenizer, workers=2) as loader:
+        next(loader)
+        during = set(shared.iterdir()), set(temporary.iterdir())
+    assert not {path for path in during[0] - before[0] if path.stat().st_mtime > time.time() - 60}
+    assert not {path for path in during[1] - before[1] if "glscl" in path.name or "pymp" in path.name}
+
+
+def test_batches_own_their_pixels(pictures, tokenizer):
+    with opened(pictures.root, tokenizer, workers=1) as loader:
+        batches = [next(loader) for _ in range(4)]
+    again = read(pictures.root, tokenizer, steps=1)  # far from these steps, in another arena
+    assert again
+    with opened(pictures.root, tokenizer) as loader:
+        assert all((batch.pixels == next(loader).pixels).all() for batch in batches)
+
+
+@pytest.mark.parametrize(("world", "limit"), [(1, None), (3, None), (3, 17)])
+def test_an_evaluation_reads_every_sample_once_in_order(pictures, world, limit):
+    total = limit or pictures.samples
+    seen = []
+    for rank in range(world):
+        batches = list(evaluation_batches(pictures, size=32, batch_size=50, rank=rank, world=world, limit=limit))
+        indices = [index for batch in batches for index in batch.indices]
+        assert indices == list(range(rank, total, world))
+        assert [sample.key for batch in batches for sample in batch.samples] == [
+            f"pictures/shard-{index // 100:06d}.tar/{index:05d}" for index in indices
+        ]
+        seen += indices
+    assert sorted(seen) == list(range(total))
+
+
+def test_an_evaluation_squashes_pictures_and_skips_none(pictures, write_pictures, tmp_path):
+    batch = next(evaluation_batches(pictures, size=32, batch_size=3))
+    expected = np.empty((32, 32, 3), dtype=np.uint8)
+    write_evaluation_view(batch.samples[2].image, expected)
+    assert (batch.pixels[2].numpy() == expected).all()
+    broken = write_pictures(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
+    with pytest.raises(DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"):
+        list(evaluation_batches(broken, size=32, batch_size=8))

@@ -1,0 +1,347 @@
+"""The embedded scenes: true captions, false swaps, disjoint splits, and bytes that depend on the seed alone."""
+
+import io
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.sample import parse_sample
+from data_pipeline.scenes.captions import render
+from data_pipeline.scenes.draw import draw, silhouette
+from data_pipeline.scenes.generate import generate, sample_at
+from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES, SIZES, combination, scene_at
+from data_pipeline.scenes.truth import ceiling, fits, swapped
+from data_pipeline.verify import verify
+
+SPLITS = ("train", "val", "test", "novel")
+
+
+def sample(split, i, seed=0, size=96):
+    return parse_sample(*sample_at(seed, split, i, size))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    """150 samples of every split."""
+    return {split: [sample(split, i) for i in range(150)] for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def annotations(samples):
+    return [one.annotations for split in SPLITS for one in samples[split]]
+
+
+def object_of(scene, **wanted):
+    return next(o for o in scene["objects"] if all(o[name] == value for name, value in wanted.items()))
+
+
+def scene_of(*objects):
+    names = ("size", "fill", "colour", "shape", "column", "row")
+    return {"objects": [dict(zip(names, values, strict=True)) for values in objects]}
+
+
+def test_every_caption_fits_its_scene_and_says_what_its_statement_says(annotations):
+    for annotation in annotations:
+        assert len(annotation["captions"]) == len(annotation["statements"]) == 5
+        for caption, statement in zip(annotation["captions"], annotation["statements"], strict=True):
+            assert fits(statement, annotation["scene"])
+            assert render(statement) == caption
+
+
+CANONICAL = {"little": "small", "big": "large", "filled": "solid", "outlined": "hollow", "center": "middle"}
+CANONICAL |= {"over": "above", "under": "below"}
+OBJECT = rf"((?:(?:{'|'.join([*SIZES, *FILLS])}) ){{0,2}}(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
+PLACE = r"(?:in|on|at) (?:the )?((?:top|bottom) (?:left|right)|top|bottom|left|right|middle)"
+RELATION = r"(left of|right of|to the left of|to the right of|above|below)"
+
+
+def is_true(caption, scene):
+    """Read the text alone, without the statement it was made from."""
+    text = " ".join(CANONICAL.get(word, word) for word in caption.replace(",", " ,").split())
+    found = {words: object_called(words, scene) for words in re.findall(OBJECT, text)}
+    if None in found.values():
+        return False
+    places = re.findall(rf"{OBJECT} {PLACE}", text)
+    places += [(words, place) for place, words in re.findall(rf"{PLACE} (?:an? )?{OBJECT}", text)]
+    for words, place in places:
+        row = 0 if "top" in place else 2 if "bottom" in place else 1
+        column = 0 if "left" in place else 2 if "right" in place else 1
+        if (found[words]["row"], found[words]["column"]) != (row, column):
+            return False
+    first = re.search(rf"{OBJECT} {RELATION} an? {OBJECT}(?: and {RELATION} an? {OBJECT})?", text)
+    if first:
+        one, name, other, second_name, third = first.groups()
+        told = [(name, other)] + ([(second_name, third)] if third else [])
+        return all(is_related(found[one], relation, found[words]) for relation, words in told)
+    return True
+
+
+def object_called(words, scene):
+    *traits, colour, shape = words.split()
+    same = [o for o in scene["objects"] if (o["colour"], o["shape"]) == (colour, shape)]
+    return next((o for o in same if set(traits) <= {o["size"], o["fill"]}), None)
+
+
+def is_related(one, relation, other):
+    axis, cell = ("x", "column") if "left" in relation or "right" in relation else ("y", "row")
+    first, second = (one, other) if "left" in relation or relation == "above" else (other, one)
+    return first[axis] < second[axis] and first[cell] != second[cell]
+
+
+def test_captions_read_as_plain_text_are_true_and_swapped_ones_are_not(annotations):
+    for annotation in annotations:
+        for number, caption in enumerate(annotation["captions"]):
+            assert is_true(caption, annotation["scene"])
+            false = swapped(annotation, number)
+            assert false is None or not is_true(false, annotation["scene"])
+
+
+def test_swapped_captions_are_made_of_known_words(annotations):
+    words = {word for annotation in annotations for caption in annotation["captions"] for word in caption.split()}
+    found = 0
+    for annotation in annotations:
+        for number in range(5):
+            false = swapped(annotation, number)
+            if false is None:
+                continue
+            found += 1
+            assert false not in annotation["captions"]
+            assert set(false.replace(",", "").split()) <= {word.strip(",") for word in words}
+            assert false == swapped(annotation, number)
+    assert found > 0.5 * 5 * len(annotations)
+
+
+def test_a_swap_exchanges_two_attributes_or_turns_one_relation_around(annotations):
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above", "over": "under", "under": "over"}
+    relations = 0
+    for annotation in annotations:
+        for number, caption in enumerate(annotation["captions"]):
+            false = swapped(annotation, number)
+            if false is None:
+                continue
+            before, after = (Counter(text.replace(",", "").replace("an ", "a ").split()) for text in (caption, false))
+            if before != after:
+                (gone,), (come,) = before - after, after - before
+                assert opposite[gone] == come
+                relations += 1
+    assert relations > 20
+
+
+def test_a_single_object_has_no_swapped_caption(annotations):
+    single = [annotation for annotation in annotations if len(annotation["scene"]["objects"]) == 1]
+    assert single and all(swapped(annotation, number) is None for annotation in single for number in range(5))
+
+
+def test_the_five_captions_together_tell_every_attribute(annotations):
+    for annotation in annotations:
+        told = {name for statement in annotation["statements"] for named in statement["objects"] for name in named}
+        assert told == {"colour", "shape", "size", "fill", "column", "row"}
+        if len(annotation["scene"]["objects"]) > 1:
+            assert any(statement["relations"] for statement in annotation["statements"])
+
+
+def test_captions_are_short_lower_case_and_of_few_words(samples):
+    captions = [caption for split in SPLITS for one in samples[split] for caption in one.captions]
+    assert max(len(caption.split()) for caption in captions) <= 22
+    assert all(caption == caption.lower() for caption in captions)
+    assert len({word.strip(",") for caption in captions for word in caption.split()}) <= 100
+
+
+def test_articles_agree_with_the_word_after_them(annotations):
+    for annotation in annotations:
+        words = [word for caption in annotation["captions"] for word in caption.split()]
+        for article, word in zip(words, words[1:], strict=False):
+            if article in ("a", "an"):
+                assert (article == "an") == (word[0] in "aeiou")
+
+
+def test_a_statement_does_not_fit_a_scene_that_differs_in_what_it_tells():
+    red, blue = ("small", "solid", "red", "circle", 0, 1), ("large", "hollow", "blue", "star", 2, 1)
+    statement = {
+        "objects": [{"colour": "red", "shape": "circle"}, {"colour": "blue", "shape": "star"}],
+        "relations": [[0, "left", 1]],
+    }
+    assert fits(statement, scene_of(red, blue))
+    assert fits(statement, scene_of(blue, red))
+    assert not fits(statement, scene_of(red))
+    assert not fits(statement, scene_of(red, blue, blue))
+    assert not fits(statement, scene_of((*red[:4], 2, 1), (*blue[:4], 0, 1)))
+    assert not fits(statement, scene_of(red, (*blue[:2], "pink", *blue[3:])))
+
+
+def test_two_named_objects_need_two_objects():
+    statement = {"objects": [{"shape": "star"}, {"shape": "star"}], "relations": []}
+    star, heart = ("small", "solid", "red", "star", 0, 0), ("small", "solid", "red", "heart", 1, 0)
+    assert fits(statement, scene_of(star, (*star[:4], 2, 2)))
+    assert not fits(statement, scene_of(star, heart))
+
+
+def test_the_ceiling_shares_a_hit_among_the_scenes_that_a_caption_fits():
+    def annotation(colour):
+        statement = {"objects": [{"colour": colour, "shape": "star"}], "relations": []}
+        return {"scene": scene_of(("small", "solid", colour, "star", 0, 0)), "statements": [statement]}
+
+    assert ceiling([annotation("red"), annotation("blue")]) == 1
+    assert ceiling([annotation("red"), annotation("red"), annotation("blue"), annotation("blue")]) == 0.5
+
+
+def test_the_ceiling_of_a_gallery_leaves_room_to_be_reached_and_missed(samples):
+    assert 0.6 < ceiling([one.annotations for one in samples["test"]]) < 1
+
+
+def test_the_scenes_show_every_attribute_and_number_of_objects(samples):
+    scenes = [one.annotations["scene"] for one in samples["train"]]
+    objects = [o for scene in scenes for o in scene["objects"]]
+    assert len(SHAPES) >= 8 and len(COLOURS) >= 8 and len(SIZES) == 2 and len(FILLS) == 3
+    wanted = {"shape": set(SHAPES), "colour": set(COLOURS), "size": set(SIZES), "fill": set(FILLS)}
+    assert {name: {o[name] for o in objects} for name in wanted} == wanted
+    counts = np.bincount([len(scene["objects"]) for scene in scenes], minlength=5)[1:]
+    assert counts.min() > 20
+
+
+def test_no_scene_stands_in_two_splits():
+    seen = {
+        split: {tuple(combination(scene_at(seed, split, i, 96)["objects"])) for seed in (0, 1) for i in range(300)}
+        for split in SPLITS
+    }
+    for one in SPLITS:
+        for other in SPLITS:
+            assert one == other or not seen[one] & seen[other]
+
+
+def test_held_out_pairs_stand_in_every_novel_scene_and_nowhere_else(samples):
+    for split in SPLITS:
+        for one in samples[split]:
+            pairs = {(o["colour"], o["shape"]) for o in one.annotations["scene"]["objects"]}
+            assert bool(pairs & HELD_OUT) == (split == "novel")
+            assert len(pairs) == len(one.annotations["scene"]["objects"])
+
+
+def test_false_captions_do_not_give_themselves_away_by_a_held_out_pair(samples):
+    pairs = [f"{colour} {shape}" for colour, shape in HELD_OUT]
+    for one in samples["test"]:
+        false = [swapped(one.annotations, number) or "" for number in range(5)]
+        assert not any(pair in text for pair in pairs for text in false)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**40), st.sampled_from(SPLITS), st.integers(0, 10**8), st.sampled_from([48, 96, 224]))
+def test_objects_lie_apart_inside_the_picture_and_in_their_cells(seed, split, i, size):
+    scene = scene_at(seed, split, i, size)
+    boxes = [(o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in scene["objects"]]
+    for o, (left, top, extent) in zip(scene["objects"], boxes, strict=True):
+        assert left >= 0 and top >= 0 and left + extent <= size and top + extent <= size
+        assert (int(3 * o["x"] / size), int(3 * o["y"] / size)) == (o["column"], o["row"])
+    for k, (left, top, extent) in enumerate(boxes):
+        for other_left, other_top, other_extent in boxes[:k]:
+            apart_x = left >= other_left + other_extent or other_left >= left + extent
+            apart_y = top >= other_top + other_extent or other_top >= top + extent
+            assert apart_x or apart_y
+
+
+def test_relations_hold_in_pixels_too(annotations):
+    for annotation in annotations:
+        for statement in annotation["statements"]:
+            for one, name, other in statement["relations"]:
+                first, second = (object_of(annotation["scene"], **statement["objects"][k]) for k in (one, other))
+                shift = {"left": second["x"] - first["x"], "right": first["x"] - second["x"]}
+                shift |= {"above": second["y"] - first["y"], "below": first["y"] - second["y"]}
+                assert shift[name] > 96 * 0.15
+
+
+def test_the_colour_of_an_object_is_seen_where_its_silhouette_is(samples):
+    for one in samples["train"][:40]:
+        scene = one.annotations["scene"]
+        pixels = np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB"), np.float32)
+        for o in scene["objects"]:
+            window, alpha, dark = silhouette(o, scene["size"])
+            inside = pixels[window][(alpha == 1) & (dark == 0)]
+            if len(inside) >= 20:
+                found = inside.mean(0)
+                distances = {name: np.abs(found - np.array(rgb)).sum() for name, rgb in COLOURS.items()}
+                assert min(distances, key=distances.get) == o["colour"]
+
+
+def test_the_picture_can_be_drawn_again_from_the_json(samples):
+    for one in samples["novel"][:10]:
+        drawn = draw(json.loads(json.dumps(one.annotations["scene"])))
+        assert drawn.shape == (96, 96, 3) and drawn.dtype == np.uint8
+        stored = np.asarray(Image.open(io.BytesIO(one.image)), np.float32)
+        assert np.abs(stored - drawn).mean() < 8  # JPEG is all that lies between
+
+
+def test_large_objects_are_clearly_larger_than_small_ones(samples):
+    objects = [o for split in SPLITS for one in samples[split] for o in one.annotations["scene"]["objects"]]
+    assert max(o["extent"] for o in objects if o["size"] == "small") < 22
+    assert min(o["extent"] for o in objects if o["size"] == "large") > 30
+
+
+def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
+    few = generate(tmp_path / "few", train=12, val=3, test=3, novel=3, seed=5, workers=1)
+    many = generate(tmp_path / "many", train=400, val=0, test=0, novel=0, seed=5, workers=2)
+    assert list(many) == ["train"]
+    for manifest in (few["train"], many["train"]):
+        stored, shard_index = manifest.shard_path(0).read_bytes(), manifest.index(0)
+        for i in (0, 7, 11):
+            parts = {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)}
+            assert (shard_index.key(i), parts) == sample_at(5, "train", i, 96)
+    assert sample_at(6, "train", 0, 96) != sample_at(5, "train", 0, 96) != sample_at(5, "val", 0, 96)
+
+
+def test_the_split_folders_are_whole_data_sets(tmp_path):
+    manifests = generate(tmp_path, train=5, val=4, test=3, novel=2, size=64, workers=1)
+    assert {split: manifest.samples for split, manifest in manifests.items()} == dict(
+        zip(SPLITS, (5, 4, 3, 2), strict=True)
+    )
+    for split in SPLITS:
+        assert verify(tmp_path / split, decode=True) == []
+        assert Manifest.load(tmp_path / split).name == f"scenes-{split}"
+
+
+def few(folder, **changed):
+    return generate(folder, **({"train": 4, "val": 2, "test": 2, "novel": 2, "size": 48, "workers": 1} | changed))
+
+
+def test_a_second_call_keeps_what_is_valid(tmp_path):
+    few(tmp_path)
+    before = (tmp_path / "train" / "train-000000.tar").stat().st_mtime_ns
+    few(tmp_path)
+    assert (tmp_path / "train" / "train-000000.tar").stat().st_mtime_ns == before
+
+
+def test_a_damaged_split_is_written_again(tmp_path):
+    digest = few(tmp_path)["train"].digest
+    shard = tmp_path / "train" / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    assert few(tmp_path)["train"].digest == digest
+    assert verify(tmp_path / "train") == []
+
+
+def test_leftovers_of_an_interrupted_call_are_removed(tmp_path):
+    unfinished = tmp_path / ".train.unfinished"
+    unfinished.mkdir()
+    (unfinished / "train-000000.tar").write_bytes(b"half")
+    few(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SPLITS)
+
+
+def test_other_parameters_in_the_way_are_said(tmp_path):
+    few(tmp_path)
+    with pytest.raises(UsageError, match="its seed is 0, not 1"):
+        few(tmp_path, seed=1)
+    with pytest.raises(UsageError, match="its samples is 4, not 5"):
+        few(tmp_path, train=5)
+
+
+@pytest.mark.parametrize("changed", [{"size": 8}, {"seed": -1}, {"train": -1}, dict.fromkeys(SPLITS, 0)])
+def test_parameters_that_make_no_sense_are_refused(tmp_path, changed):
+    with pytest.raises(UsageError):
+        few(tmp_path, **changed)

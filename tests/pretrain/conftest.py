@@ -1,0 +1,70 @@
+"""A small real data set, tokenizer and configuration that tests of the training room share."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.scenes.generate import generate
+from data_pipeline.store import Store
+from data_pipeline.text import Tokenizer
+from pretrain.config import RunConfig, parse_config
+
+WIDTH = 32
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """96 training, 14 validation and 14 test scenes of 48 pixels, as shards."""
+    out = tmp_path_factory.mktemp("scenes")
+    generate(out, train=96, val=14, test=14, novel=4, size=48, seed=3, workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tokenizer(scenes, tmp_path_factory) -> Path:
+    """A tokenizer trained on the captions."""
+    from data_pipeline.manifest import Manifest
+
+    store = Store([Manifest.load(scenes / "train")])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    Tokenizer.train([text for i in range(96) for text in store.read(0, i).captions], 400).save(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(scenes, tokenizer, tmp_path) -> dict:
+    """Nested configuration values of a run of a tiny model; tests change what they are about."""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "run": str(tmp_path / "run"),
+        "steps": 6,
+        "precision": "fp32",
+        "batch": {"image": 16},
+        "data": {
+            "train": [{"path": str(scenes / "train")}],
+            "tokenizer": str(tokenizer),
+            "max_text_length": 32,
+            "workers": 0,
+            "group": 4,
+        },
+        "model": {
+            "vision": tower | {"patch_size": 16, "image_size": 48},
+            "text": tower | {"max_position_embeddings": 40},
+            "fusion": {
+                "hidden_size": WIDTH,
+                "fusion_layers": 1,
+                "fusion_heads": 2,
+                "fusion_intermediate_size": 64,
+                "projection_dim": 16,
+            },
+        },
+        "optimizer": {"lr": 1e-3, "warmup": 0.2},
+        "checkpoint": {"every": 2, "keep": 2},
+        "log": {"every": 1},
+    }
+
+
+@pytest.fixture
+def config(settings) -> RunConfig:
+    """The settings as a configuration."""
+    return parse_config(RunConfig, settings, "settings")

@@ -1,0 +1,89 @@
+"""Configuration: YAML and command line make one object, and what is wrong is named."""
+
+import pytest
+import yaml
+
+from data_pipeline.errors import UsageError
+from pretrain.build import build_model
+from pretrain.config import RunConfig, apply_overrides, differences, load_config, parse_config, to_yaml
+
+
+def test_a_written_configuration_reads_back_the_same(config, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_overrides_win_over_the_file(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--optimizer.lr", "2e-4", "--data.train.0.weight=3", "--validation.path", "x", "--steps", "9"]
+    config = load_config(tmp_path / "c.yaml", words)
+    assert (config.optimizer.lr, config.data.train[0].weight, config.validation.path, config.steps) == (2e-4, 3, "x", 9)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimzer.lr", 1, "unknown key optimzer; did you mean optimizer?"),
+        ("optimizer.larning_rate", 1, "unknown key optimizer.larning_rate"),
+        ("data.train.0.weigth", 1, "did you mean data.train.0.weight?"),
+        ("data.masking.dorp", 0.5, "did you mean data.masking.drop?"),
+        ("validation.evry", 3, "did you mean validation.every?"),
+        ("steps", "many", "steps: Input should be a valid integer"),
+        ("precision", "fp8", "precision: Input should be 'fp32' or 'bf16'"),
+        ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
+        ("data.masking.drop", 1.5, "masking.drop must be at least 0 and below 1"),
+        ("steps", 0, "steps and micro_batches must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_named(settings, key, value, message):
+    with pytest.raises(UsageError, match="") as raised:
+        apply_overrides(settings, [f"--{key}", str(value)])
+        parse_config(RunConfig, settings, "run.yaml")
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read the configuration"), ("[1, 2]", "must hold a mapping"), ("a: [", "is not YAML")],
+)
+def test_files_that_are_no_configuration(tmp_path, content, message):
+    path = tmp_path / "c.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_config(path)
+
+
+def test_override_without_a_value_is_an_error(settings):
+    with pytest.raises(UsageError, match="--steps needs a value"):
+        apply_overrides(settings, ["--steps"])
+
+
+def test_only_changes_of_the_mathematics_count_as_differences(settings):
+    before = parse_config(RunConfig, settings, "a")
+    apply_overrides(settings, ["--data.workers", "3", "--log.every", "7", "--checkpoint.keep", "9", "--world", "2"])
+    assert differences(parse_config(RunConfig, settings, "b"), before) == []
+    apply_overrides(settings, ["--seed", "5", "--optimizer.lr", "0.5", "--model.vision.num_hidden_layers", "2"])
+    changed = differences(parse_config(RunConfig, settings, "c"), before)
+    assert changed == ["model.vision.num_hidden_layers", "optimizer.lr", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("vision.hiden_size", 8, "did you mean model.vision.hidden_size?"),
+        ("vision.image_size", 50, "image_size 50 is no multiple of 16"),
+        ("text.vocab_size", 10, "knows 10 tokens"),
+        ("text.max_position_embeddings", 20, "too small for texts of 32 tokens"),
+        ("fusion.fusion_heads", 5, "not a multiple of the number of attention heads"),
+        ("vision_from", "/no/such/folder", "/no/such/folder"),
+    ],
+)
+def test_impossible_models_are_refused(settings, tokenizer, key, value, message):
+    from data_pipeline.text import Tokenizer
+
+    apply_overrides(settings, [f"--model.{key}", str(value)])
+    config = parse_config(RunConfig, settings, "run.yaml")
+    with pytest.raises(UsageError, match="") as raised:
+        build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
+    assert message in str(raised.value)
