@@ -78,19 +78,9 @@ class Loader:
         self._quarantine.note(len(read.keys), read.bad)
         return Batch.of(read.keys, pixels, read.arrays)
 
-    @property
-    def group(self) -> int:
-        """Samples of a matching group."""
-        return self._config.group
-
     def step_keys(self, step: int) -> list[str]:
         """List the keys planned for a step's global batch, equal on every rank, without stand-ins of bad samples."""
         return keys_of(self._order.step(step, self._config.division.global_batch), self._store)
-
-    def epoch(self, step: int) -> float:
-        """Epochs of the mixture that are consumed before a step: samples drawn over samples there are."""
-        samples = sum(manifest.samples for manifest in self._config.manifests)
-        return step * self._config.division.global_batch / samples
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the state to save after `step` steps: a small JSON object."""

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import evaluation_batches
@@ -97,6 +98,7 @@ def load(path: Path | str, precision: str = "fp32") -> LoadedModel:
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     folder = model_folder(path)
+    transformers_logging.disable_progress_bar()
     device = processes().device
     model = GLSCLModel.from_pretrained(folder).to(device).eval()
     description = {

@@ -64,11 +64,13 @@ with torch.inference_mode():
 
 def model_card(config: GLSCLConfig, folder: Path) -> str:
     """Text of the card for the model in ``folder``; what its checkpoint and run folder do not say is left out."""
+    vision: Any = config.vision_config
+    text: Any = config.text_config
     return _CARD.format(
         size=config.image_size,
         length=config.max_text_length,
-        vision_width=config.vision_config.hidden_size,
-        text_width=config.text_config.hidden_size,
+        vision_width=vision.hidden_size,
+        text_width=text.hidden_size,
         training=_training(folder),
     )
 

@@ -5,14 +5,15 @@ In: a run, checkpoint or model folder. Out: one folder that appears whole or not
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer, CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import DataError, UsageError
 from pretrain.model import GLSCLModel
 from pretrain.run.checkpoint import model_folder
 from pretrain.run.files import sha256, write_json
@@ -49,6 +50,7 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     out = Path(out)
     _refuse_other_content(out)
     folder = model_folder(model)
+    transformers_logging.disable_progress_bar()
     loaded = GLSCLModel.from_pretrained(folder).eval()
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
@@ -62,7 +64,6 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
             beside / EXPORT_NAME,
             {"format": FORMAT, "model": str(folder), "weights_sha256": sha256(folder / "model.safetensors")},
         )
-        _refuse_other_content(out)
         shutil.rmtree(out, ignore_errors=True)
         beside.rename(out)
     finally:
@@ -81,20 +82,22 @@ def _write(model: GLSCLModel, source: Path, out: Path) -> None:
     config = model.config
     # transformers 4 reads the tower only under this prefix, and would leave it at random weights without; 5 reads both.
     prefixed = {f"vision_model.{name}": tensor for name, tensor in model.vision.state_dict().items()}
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model.vision.save_pretrained(out / "vision", state_dict=prefixed)
-        model.text.save_pretrained(out / "text")
-    finally:
-        if bar:
-            transformers_logging.enable_progress_bar()
+    model.vision.save_pretrained(out / "vision", state_dict=prefixed)
+    model.text.save_pretrained(out / "text")
     CLIPImageProcessorPil(
         size={"height": config.image_size, "width": config.image_size},
         do_center_crop=False,
         image_mean=list(config.image_mean),
         image_std=list(config.image_std),
     ).save_pretrained(out / "vision")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.model_max_length = config.max_text_length
-    tokenizer.save_pretrained(out / "text")
+    _write_tokenizer(source, out / "text", config.max_text_length)
+
+
+def _write_tokenizer(source: Path, out: Path, max_length: int) -> None:
+    """Copy the tokenizer; its settings lose the tie to this project's processor and learn how long a text may be."""
+    if not (source / "tokenizer.json").is_file():
+        raise DataError(f"{source} holds no tokenizer.json: the tokenizer cannot be exported")
+    shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")
+    settings = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    settings.pop("processor_class", None)
+    write_json(out / "tokenizer_config.json", settings | {"model_max_length": max_length})

@@ -1,0 +1,146 @@
+"""What retrieval found: queries that were answered well, badly and worst, with thumbnails from the data set."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_pipeline.decode import decode, open_image
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
+from data_pipeline.store import Store
+
+THUMBNAIL = 120  # pixels of the longer side
+PER_GROUP = 6
+
+
+@dataclass(frozen=True)
+class Found:
+    """One candidate in its place: ``picture`` is a data URI, or None where ``text`` was retrieved or the file is gone."""
+
+    place: int
+    right: bool
+    score: float
+    picture: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query, its best candidates, and where the first right one stands (expected rank) before and after re-ranking."""
+
+    text: str
+    picture: str | None
+    found: list[Found]
+    first_rank: float
+    rank: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Queries of one quality."""
+
+    title: str
+    queries: list[Query]
+
+
+class Thumbnails:
+    """Small JPEGs of a data set's pictures as data URIs, by sample key; without the data there are none."""
+
+    def __init__(self, data: Path, expected_hash: str | None) -> None:
+        self.problem: str | None = None
+        self._rows: dict[str, int] = {}
+        self._made: dict[str, str | None] = {}
+        try:
+            manifest = Manifest.load(data)
+            if expected_hash is not None and f"sha256:{manifest.digest}" != expected_hash:
+                raise DataError(f"{data} is not the data set that was evaluated")
+            self._store = Store([manifest])
+            self._rows = {self._store.key(0, row): row for row in range(manifest.samples)}
+        except DataError as error:
+            self.problem = str(error)
+
+    def __call__(self, key: str) -> str | None:
+        """Picture of a sample, None when it cannot be had."""
+        if key not in self._made:
+            self._made[key] = self._make(key) if key in self._rows else None
+        return self._made[key]
+
+    def captions(self, key: str) -> Sequence[str]:
+        """All captions of a sample, none when it cannot be had."""
+        return self._store.read(0, self._rows[key]).captions if key in self._rows else ()
+
+    def _make(self, key: str) -> str:
+        picture = Image.fromarray(decode(open_image(self._store.read(0, self._rows[key]).image)))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=82)
+        return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def text_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
+    """Groups of captions with the pictures found for them."""
+    return _groups([line for line in records if line["direction"] == "text_to_image"], thumbnails)
+
+
+def image_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
+    """Groups of pictures with the captions found for them."""
+    return _groups([line for line in records if line["direction"] == "image_to_text"], thumbnails)
+
+
+def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
+    stage = "reranked" if lines and "reranked" in lines[0] else "contrastive"
+    ranked = sorted(lines, key=lambda line: _rank(line[stage]))
+    right = [line for line in ranked if _rank(line[stage]) == 1]
+    near = [line for line in ranked if 1 < _rank(line[stage]) <= 10]
+    worst = [line for line in ranked if _rank(line[stage]) > 10][::-1]
+    chosen = {
+        "Right: the first answer is correct": _spread(right),
+        "Wrong: the correct answer comes later": _spread(near),
+        "Worst: the correct answer is far down": _distinct(worst),
+    }
+    return [
+        Group(title, [_query(line, stage, thumbnails) for line in several]) for title, several in chosen.items() if several
+    ]
+
+
+def _spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Some of the lines, evenly spread and of different pictures: the reader sees no hand-picked best."""
+    lines = _distinct(sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines))
+    return [lines[i * len(lines) // PER_GROUP] for i in range(PER_GROUP)] if len(lines) > PER_GROUP else lines
+
+
+def _distinct(lines: list[dict[str, Any]], limit: int = PER_GROUP) -> list[dict[str, Any]]:
+    seen: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        seen.setdefault(line["image"], line)
+    return list(seen.values())[:limit]
+
+
+def _query(line: dict[str, Any], stage: str, thumbnails: Thumbnails) -> Query:
+    found = []
+    for place, (candidate, score) in enumerate(line[stage]["top"], 1):
+        key, _, number = candidate.partition("#")
+        texts = thumbnails.captions(key)
+        if line["direction"] == "text_to_image":
+            found.append(Found(place, key == line["image"], score, thumbnails(key), texts[0] if texts else key))
+        else:
+            text = texts[int(number)] if texts else candidate
+            found.append(Found(place, key == line["image"], score, None, text))
+    return Query(
+        text=line.get("text", ""),
+        picture=thumbnails(line["image"]),
+        found=found,
+        first_rank=_rank(line["contrastive"]),
+        rank=_rank(line[stage]),
+    )
+
+
+def _rank(stage: dict[str, int]) -> float:
+    return stage["above"] + (stage["tied"] + 1) / (stage["tied_positives"] + 1)

@@ -1,0 +1,233 @@
+"""Several real processes over gloo: the same gradients, the same samples, the same weights after any interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from pretrain.parallel.selfcheck import start
+from tests.pretrain.rank_gradients import gradients
+from tests.pretrain.runs import assert_same_run, rows, status, weights
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("rank_gradients.py")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def environment() -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
+    return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def several(world: int) -> list[str]:
+    config = ROOT / "launch" / "accelerate" / "ddp.yaml"
+    return [*LAUNCH, "--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
+
+
+def one() -> list[str]:
+    return [*LAUNCH, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def write(settings: dict, path: Path) -> str:
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+def run(command: list[str], settings: dict, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, "-m", "pretrain", write(settings, folder / "config.yaml"), *more],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.mark.parametrize("limits", [[1000, 1000], [17, 3], [17, 0], [0, 17]], ids=str)
+def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
+    out = tmp_path / "gradients.safetensors"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    finished = subprocess.run(
+        [*torchrun, str(SCRIPT), json.dumps(settings), json.dumps(limits), str(out)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    expected = gradients(settings, limits, start("fp32", (), ".", None))
+    ours = load_file(out)
+    assert ours.keys() == expected.keys() and "temperature" in ours
+    for name, reference in expected.items():
+        scale = reference.abs().max()
+        assert (ours[name] - reference).abs().max() <= 1e-5 * scale + 1e-9, name
+
+
+def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
+    for tower in ("text", "fusion"):
+        settings["model"][tower] |= (
+            {"fusion_dropout": 0.0}
+            if tower == "fusion"
+            else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        )
+    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about the mathematics.
+    settings["optimizer"] |= {"lr": 1e-5, "max_grad_norm": None}
+    settings["validation"] = {"path": str(scenes / "val"), "every": 3, "batch_size": 4}
+    settings["data"]["workers"] = 1
+    finished = {}
+    for world, command in ((1, one()), (2, several(2))):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        finished[world] = run(command, settings | {"run": str(folder / "run"), "world": world}, folder)
+        assert finished[world].returncode == 0, finished[world].stderr[-3000:]
+    assert "2 processes on cpu" in finished[2].stderr and "1 process on cpu" in finished[1].stderr
+    alone, together = rows(tmp_path / "1" / "run"), rows(tmp_path / "2" / "run")
+    assert [row["keys"] for row in alone] == [row["keys"] for row in together]
+    for one_row, two_row in zip(alone, together, strict=True):
+        assert two_row["loss"] == pytest.approx(one_row["loss"], rel=1e-4)
+        recalls = [name for name in one_row if name.startswith("validation/")]
+        assert [two_row[name] for name in recalls] == pytest.approx([one_row[name] for name in recalls], abs=8)
+    first, second = weights(tmp_path / "1" / "run"), weights(tmp_path / "2" / "run")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 2e-4
+
+
+@pytest.mark.slow
+def test_resume_on_three_ranks_is_bitwise(settings, tmp_path):
+    settings |= {"batch": {"image": 24}}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    assert run(several(3), settings | {"run": str(whole / "run")}, whole).returncode == 0
+    stopped = start_and_stop(several(3), settings | {"run": str(parts / "run"), "steps": 6}, parts, signal.SIGKILL, 2)
+    assert stopped != 0
+    assert run(several(3), settings | {"run": str(parts / "run")}, parts).returncode == 0
+    assert_same_run(whole / "run", parts / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(settings, tmp_path, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    settings |= {"steps": 40, "checkpoint": {"every": 3, "keep": 2}}
+    assert run(one(), settings | {"run": str(whole / "run")}, whole).returncode == 0
+    start_and_stop(one(), settings | {"run": str(parts / "run")}, parts, number, 5)
+    if number == signal.SIGTERM:
+        assert status(parts / "run")["state"] == "preempted"
+    assert status(parts / "run")["step"] < 40
+    again = run(one(), settings | {"run": str(parts / "run")}, parts)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert_same_run(whole / "run", parts / "run")
+
+
+def start_and_stop(command: list[str], settings: dict, folder: Path, number: int, after: int) -> int:
+    """Start a run, send the launcher (and for SIGKILL everything it started) a signal once `after` steps are logged."""
+    process = subprocess.Popen(
+        [*command, "-m", "pretrain", write(settings, folder / "config.yaml")],
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    metrics, deadline = Path(settings["run"]) / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= after):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)  # to the launcher only, as a scheduler would
+    code = process.wait(timeout=60)
+    while is_locked(Path(settings["run"])):  # the worker outlives its launcher until the step's end
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return code
+
+
+def is_locked(folder: Path) -> bool:
+    import fcntl
+
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_a_second_job_in_the_same_run_folder_is_refused_by_name(settings, tmp_path):
+    settings |= {"steps": 2000}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain", write(settings, tmp_path / "a.yaml")],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (Path(settings["run"]) / "metrics.jsonl").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        second = run([sys.executable], settings, tmp_path)
+        assert second.returncode == 2
+        assert f"is in use by process {process.pid}" in second.stderr
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 75
+
+
+LONELY = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "use_cpu": True,
+    "num_processes": 2,
+    "num_machines": 1,
+    "machine_rank": 0,
+    "mixed_precision": "no",
+}
+
+
+@pytest.mark.parametrize("way", ["--cpu --num_processes 2", "MULTI_CPU yaml"])
+def test_launches_that_silently_start_one_process_are_refused(settings, tmp_path, way):
+    if way == "MULTI_CPU yaml":
+        path = write(LONELY | {"distributed_type": "MULTI_CPU"}, tmp_path / "accelerate.yaml")
+        command = [*LAUNCH, "--config_file", path]
+    else:
+        command = [*LAUNCH, "--cpu", "--num_processes", "2"]
+    finished = run(command, settings | {"world": 2}, tmp_path)
+    assert finished.returncode != 0
+    assert "the configuration says world: 2, but 1 train" in finished.stderr
+    assert not (Path(settings["run"]) / "metrics.jsonl").exists()
+
+
+def test_a_plain_multi_process_configuration_gives_real_ranks_without_cuda(settings, tmp_path):
+    path = write(LONELY, tmp_path / "accelerate.yaml")
+    finished = run(
+        [*LAUNCH, "--config_file", path, "--main_process_port", "0"], settings | {"world": 2, "steps": 1}, tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "2 processes on cpu" in finished.stderr
+
+
+def test_ranks_that_do_not_see_each_other_refuse_to_train(settings, tmp_path):
+    # What a wrong backend does: two were launched, each believes to be alone.
+    finished = subprocess.run(
+        [sys.executable, "-m", "pretrain", write(settings, tmp_path / "c.yaml")],
+        cwd=tmp_path,
+        env=environment() | {"WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 2
+    assert "2 processes were launched but this one sees 1" in finished.stderr
+
+
