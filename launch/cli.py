@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return pretrain(words[1:])
         arguments = parser().parse_args(words)
-        result = arguments.run(arguments)
+        result = arguments.command(arguments)
         if result is not None:
             print(json.dumps(result[0]) if arguments.json else result[1])
         sys.stdout.flush()
@@ -171,7 +171,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command with its options; `run` of what it parses is the function of the command."""
+    """Every command with its options; `command` of what it parses is the function that runs it."""
     top = _Parser(
         prog="glscl",
         description="Vision-language pre-training: from WebDataset shards to a trained, evaluated, exported model.",
@@ -265,7 +265,7 @@ def _add_retrieval(commands: Any) -> None:
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
-    retrieval.add_argument("--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or exported full/")
+    retrieval.add_argument("--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder")
     retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
     retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
@@ -282,10 +282,10 @@ def _add_export(commands: Any) -> None:
         commands,
         "export",
         _export,
-        "write vision/ and text/ as plain transformers folders, and full/, with a model card",
+        "write vision/ and text/ as plain transformers folders, with a model card",
         "glscl export runs/demo exported --check",
     )
-    export.add_argument("run", metavar="RUN", type=Path, help="run folder or checkpoint")
+    export.add_argument("run", metavar="RUN", type=Path, help="run, checkpoint or model folder")
     export.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     export.add_argument("--check", action="store_true", help="load the result without this project and compare")
 
@@ -323,7 +323,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(command=run)
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
     return parser
 

@@ -22,7 +22,7 @@ PER_GROUP = 6
 
 @dataclass(frozen=True)
 class Found:
-    """One candidate in its place: ``picture`` is a data URI, or None where ``text`` was retrieved or the file is gone."""
+    """One candidate in its place; ``picture`` is a data URI, None where a text was retrieved or the file is gone."""
 
     place: int
     right: bool
@@ -33,7 +33,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A query, its best candidates, and where the first right one stands (expected rank) before and after re-ranking."""
+    """A query, its best candidates, and the expected rank of the right one by the contrastive score and at the end."""
 
     text: str
     picture: str | None
@@ -85,12 +85,12 @@ class Thumbnails:
 
 
 def text_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
-    """Groups of captions with the pictures found for them."""
+    """Group captions with the pictures found for them."""
     return _groups([line for line in records if line["direction"] == "text_to_image"], thumbnails)
 
 
 def image_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
-    """Groups of pictures with the captions found for them."""
+    """Group pictures with the captions found for them."""
     return _groups([line for line in records if line["direction"] == "image_to_text"], thumbnails)
 
 
@@ -106,12 +106,14 @@ def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
         "Worst: the correct answer is far down": _distinct(worst),
     }
     return [
-        Group(title, [_query(line, stage, thumbnails) for line in several]) for title, several in chosen.items() if several
+        Group(title, [_query(line, stage, thumbnails) for line in several])
+        for title, several in chosen.items()
+        if several
     ]
 
 
 def _spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Some of the lines, evenly spread and of different pictures: the reader sees no hand-picked best."""
+    """Choose lines of different pictures, evenly spread, so that nothing is picked by its looks."""
     lines = _distinct(sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines))
     return [lines[i * len(lines) // PER_GROUP] for i in range(PER_GROUP)] if len(lines) > PER_GROUP else lines
 

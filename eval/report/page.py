@@ -70,7 +70,7 @@ def write_report(
     sections = {result.stage: (folder, result) for folder, result in read}
     page = {
         "title": title,
-        "facts": {**_facts([result for _, result in read], run, rows), **(facts or {})},
+        "facts": {**(facts or {}), **_facts([result for _, result in read], run, rows)},
         "tiles": _tiles({stage: result for stage, (_, result) in sections.items()}),
         "overview": _overview({stage: result for stage, (_, result) in sections.items()}),
         "curves": _curves(rows),
@@ -105,13 +105,17 @@ def _facts(results: Sequence[Result], run: Path | str | None, rows: Sequence[dic
             facts["Machine"] = (
                 f"{hardware.get('cpus')} CPU cores, {hardware.get('device')}, {world} process{'es' * (world != 1)}"
             )
-            facts["Versions"] = ", ".join(f"{n} {versions[n]}" for n in ("python", "torch", "transformers") if n in versions)
+            facts["Versions"] = ", ".join(
+                f"{n} {versions[n]}" for n in ("python", "torch", "transformers") if n in versions
+            )
             facts["Code"] = f"{environment.get('code')}, seed {environment.get('seed')}"
             if "command" in environment:
                 facts["Command"] = " ".join(environment["command"])
     for result in results:
         if "parameters" in result.model:
-            facts["Model"] = f"{result.model['parameters']:,} parameters, {result.model['image_size']} px, {result.model['path']}"
+            facts["Model"] = (
+                f"{result.model['parameters']:,} parameters, {result.model['image_size']} px, {result.model['path']}"
+            )
         sizes = ", ".join(f"{result.data[n]:,} {n}" for n in ("images", "texts", "pairs") if n in result.data)
         facts[f"Data of {result.stage}"] = f"{result.data.get('name')}: {sizes}"
         facts["Evaluated"] = str(result.environment.get("date", "date unknown"))
@@ -131,7 +135,7 @@ def _tiles(results: Mapping[str, Result]) -> list[Tile]:
         tiles.append(Tile("of the ceiling", f"{100 * ours.value / ceiling.value:.0f} %", note))
     if ours and floor and floor.value > 0:
         note = f"closest training caption, then colours: R@1 {floor.value:.1f} %"
-        tiles.append(Tile("times the baseline", f"{ours.value / floor.value:.0f} ×", note))
+        tiles.append(Tile("times the baseline", f"{ours.value / floor.value:.2g} ×", note))
     if "matching/accuracy" in preference:
         best = preference["matching/accuracy"]
         tiles.append(Tile("prefers the true caption", _value(best), _context(best)))
@@ -166,14 +170,12 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
         recalls = {k: series(f"validation/{direction}/{k}") for k in ("R@1", "R@5", "R@10")}
         recalls = {k: line for k, line in recalls.items() if line[0]}
         if recalls:
-            charts.append(line_chart(f"Validation: {_WORDS[direction]}, %", recalls))
+            charts.append(line_chart(f"Validation: {_WORDS[direction]}, %", recalls, from_zero=True))
     losses = [key for key in keys if key == "loss" or key.startswith("loss/")]
     charts += [line_chart(_loss_name(key), {_loss_name(key): series(key)}) for key in losses]
     others = {"lr": "Learning rate", "grad_norm": "Gradient norm", "samples_per_second": "Samples per second"}
     others |= {"temperature": "Contrastive temperature", "data_wait_fraction": "Share of time waiting for data"}
-    charts += [
-        line_chart(name, {name: series(key)}, log=key == "grad_norm") for key, name in others.items() if series(key)[0]
-    ]
+    charts += [line_chart(name, {name: series(key)}) for key, name in others.items() if series(key)[0]]
     return charts
 
 
@@ -251,7 +253,13 @@ def _loss_name(key: str) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value:.1f} %" if unit == "percent" else f"{value:+.1f} pp" if unit.startswith("percentage") else f"{value:.1f}"
+    return (
+        f"{value:.1f} %"
+        if unit == "percent"
+        else f"{value:+.1f} pp"
+        if unit.startswith("percentage")
+        else f"{value:.1f}"
+    )
 
 
 def _value(metric: Metric) -> str:

@@ -23,12 +23,15 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
     if not torch.cuda.is_available():
         # Without this, a plain multi-process configuration gives two processes that each believe to be alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        log_with=list(trackers) or None,
-        project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            log_with=list(trackers) or None,
+            project_dir=folder,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"cannot join the other processes: {' '.join(str(error).split())}") from None
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
@@ -36,9 +39,9 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             f"separately. Launch with: {WORKING.format(world=launched)}"
         )
     if accelerator.num_processes > 1:
-        seen = accelerator.gather(torch.ones(1, device=accelerator.device)).sum().item()
-        if int(seen) != accelerator.num_processes:
-            raise UsageError(f"only {int(seen)} of {accelerator.num_processes} ranks answered")
+        seen = accelerator.gather(torch.tensor([accelerator.process_index], device=accelerator.device)).tolist()
+        if sorted(seen) != list(range(accelerator.num_processes)):
+            raise UsageError(f"of {accelerator.num_processes} ranks these answered: {seen}")
     if world is not None and world != accelerator.num_processes:
         raise UsageError(
             f"the configuration says world: {world}, but {accelerator.num_processes} train. "

@@ -218,6 +218,12 @@ def test_a_missing_configuration_is_named() -> None:
     assert "no_such.yaml" in _refused(2, "pretrain", "no_such.yaml")
 
 
+def test_wrong_folders_of_evaluation_and_report_are_named(tmp_path: Path) -> None:
+    where = ("--model", tmp_path, "--out", tmp_path / "out")
+    assert "no_such_data" in _refused(3, "eval", "retrieval", *where, "--data", tmp_path / "no_such_data")
+    assert "no_such_result" in _refused(3, "report", tmp_path / "no_such_result", "--out", tmp_path / "page.html")
+
+
 def test_defaults_of_the_command_line_are_those_of_the_functions() -> None:
     from data_pipeline.scenes.generate import generate
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from data_pipeline.errors import UsageError
 from pretrain.parallel.selfcheck import start
 from tests.pretrain.rank_gradients import gradients
 from tests.pretrain.runs import assert_same_run, rows, status, weights
@@ -66,9 +67,11 @@ def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
     expected = gradients(settings, limits, start("fp32", (), ".", None))
     ours = load_file(out)
     assert ours.keys() == expected.keys() and "temperature" in ours
+    largest = max(reference.abs().max() for reference in expected.values())
     for name, reference in expected.items():
-        scale = reference.abs().max()
-        assert (ours[name] - reference).abs().max() <= 1e-5 * scale + 1e-9, name
+        # A key bias has no gradient (softmax does not see it): what stands there is rounding of far larger terms.
+        scale = max(reference.abs().max(), 1e-4 * largest)
+        assert (ours[name] - reference).abs().max() <= 1e-5 * scale, name
 
 
 def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
@@ -112,6 +115,7 @@ def test_resume_on_three_ranks_is_bitwise(settings, tmp_path):
     assert_same_run(whole / "run", parts / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(settings, tmp_path, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -217,17 +221,21 @@ def test_a_plain_multi_process_configuration_gives_real_ranks_without_cuda(setti
     assert "2 processes on cpu" in finished.stderr
 
 
-def test_ranks_that_do_not_see_each_other_refuse_to_train(settings, tmp_path):
-    # What a wrong backend does: two were launched, each believes to be alone.
+def test_ranks_that_do_not_see_each_other_refuse_to_train(monkeypatch):
+    start("fp32", (), ".", None)  # this process is alone ...
+    monkeypatch.setenv("WORLD_SIZE", "2")  # ... and its launcher says that there are two
+    with pytest.raises(UsageError, match=r"2 processes were launched but this one sees 1.*--num_processes 2"):
+        start("fp32", (), ".", None)
+
+
+def test_a_process_that_cannot_reach_the_others_says_so(settings, tmp_path):
     finished = subprocess.run(
         [sys.executable, "-m", "pretrain", write(settings, tmp_path / "c.yaml")],
         cwd=tmp_path,
-        env=environment() | {"WORLD_SIZE": "2"},
+        env=environment() | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert finished.returncode == 2
-    assert "2 processes were launched but this one sees 1" in finished.stderr
-
-
+    assert "cannot join the other processes" in finished.stderr

@@ -1,0 +1,234 @@
+"""Retrieval through the whole stage: a model that knows the gallery, broken models, and every way of dividing the work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import DataError, NumericsError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.store import SAMPLE_MEMBERS, Store
+from data_pipeline.write import write_shards
+from eval.features import encode_images, encode_texts, load
+from eval.matching import match_margins
+from eval.schema import Result, read_records, read_result
+from eval.stages.retrieval import evaluate, metrics
+from pretrain.model import GLSCLModel
+from pretrain.ranking import ranks
+
+from .conftest import PICTURES, save_model
+
+CAPTIONS = 5 * PICTURES
+
+
+@pytest.fixture(scope="module")
+def result(knowing_model: Path, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    out = tmp_path_factory.mktemp("retrieval")
+    return evaluate(knowing_model, gallery, out), out
+
+
+def changed(model: Path, tokenizer: Path, out: Path, change) -> Path:
+    loaded = GLSCLModel.from_pretrained(model)
+    with torch.no_grad():
+        change(loaded)
+    return save_model(loaded, tokenizer, out)
+
+
+def rewritten(gallery: Path, out: Path, change) -> Path:
+    """Write the gallery again with other members: change(list of {extension: bytes})."""
+    store = Store([Manifest.load(gallery)])
+    members = [store.members(0, i, SAMPLE_MEMBERS) for i in range(PICTURES)]
+    write_shards(out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "rewritten"})
+    return out
+
+
+def expected_ranks(folder: Path, stage: str) -> list[float]:
+    found = [record[stage] for record in read_records(folder)]
+    return [line["above"] + (line["tied"] + 1) / (line["tied_positives"] + 1) for line in found]
+
+
+def test_a_model_that_knows_the_gallery_finds_its_pictures(result: tuple[Result, Path]) -> None:
+    found = result[0].metric("text_to_image/R@1")
+    assert found.value > 80
+    assert found.ci95 is not None and found.ci95[0] <= found.value <= found.ci95[1]
+    assert (found.n, found.unit, found.chance) == (CAPTIONS, "percent", pytest.approx(100 / PICTURES))
+    assert result[0].metric("image_to_text/R@1").n == PICTURES
+    assert result[0].metric("text_to_image/reranked/R@1").value > 80
+    assert result[0].flags == []
+
+
+def test_permuted_pictures_bring_it_back_to_chance(
+    result: tuple[Result, Path], knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    # A random permutation leaves one picture in its place on average; this one leaves exactly one.
+    place = [0, *(1 + (i + 7) % (PICTURES - 1) for i in range(PICTURES - 1))]
+
+    def permute(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
+        return [own | {"jpg": members[place[i]]["jpg"]} for i, own in enumerate(members)]
+
+    permuted = rewritten(gallery, tmp_path / "permuted", permute)
+    found = evaluate(knowing_model, permuted, tmp_path / "out")
+    for name in ("text_to_image/R@1", "image_to_text/R@1", "text_to_image/reranked/R@1"):
+        metric = found.metric(name)
+        assert metric.value <= 3 * metric.chance
+        assert metric.ci95[0] <= metric.chance
+        assert metric.ci95[1] < result[0].metric(name).ci95[0]
+
+
+def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> None:
+    written, out = result
+    stored = read_result(out)
+    assert stored.metrics == written.metrics
+    assert metrics(read_records(out), 16) == stored.metrics
+    for line in read_records(out):
+        assert line["candidates"] == (PICTURES if line["direction"] == "text_to_image" else CAPTIONS)
+        assert len(line["contrastive"]["top"]) == len(line["reranked"]["top"]) == 5
+
+
+def test_records_name_the_best_candidates_in_order(result: tuple[Result, Path]) -> None:
+    for line in read_records(result[1]):
+        for stage in ("contrastive", "reranked"):
+            ids, scores = zip(*line[stage]["top"], strict=True)
+            assert list(scores) == sorted(scores, reverse=True)
+            if line["direction"] == "text_to_image" and line[stage]["tied"] == 1:
+                assert (ids[0] == line["image"]) == (line[stage]["above"] == 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_batch_size_changes_no_rank(
+    result: tuple[Result, Path], knowing_model: Path, gallery: Path, tmp_path: Path, batch_size: int
+) -> None:
+    evaluate(knowing_model, gallery, tmp_path, batch_size=batch_size)
+    for stage in ("contrastive", "reranked"):
+        assert expected_ranks(tmp_path, stage) == expected_ranks(result[1], stage)
+
+
+def test_pairs_score_as_the_plain_model_scores_them(knowing_model: Path, gallery: Path) -> None:
+    loaded = load(knowing_model)
+    images = encode_images(loaded, Manifest.load(gallery))
+    captions = [several[0] for several in images.captions]
+    texts = encode_texts(loaded, captions)
+    image, text = np.divmod(np.arange(PICTURES * PICTURES), PICTURES)
+    margins = match_margins(loaded, images, texts, image, text)
+    rows = texts.row[text]
+    with torch.inference_mode():
+        fused = loaded.model.fuse(texts.tokens[rows], texts.mask[rows], images.tokens[image])
+        logits = loaded.model.match(fused.pooled)
+    np.testing.assert_allclose(margins, (logits[:, 1] - logits[:, 0]).numpy(), atol=2e-5)
+
+
+def test_a_collapsed_encoder_reaches_chance_and_is_flagged(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """R2."""
+
+    def collapse(model: GLSCLModel) -> None:
+        model.contrastive_image_head[3].weight.zero_()
+        model.contrastive_text_head[3].weight.zero_()
+
+    found = evaluate(changed(knowing_model, tokenizer, tmp_path / "m", collapse), gallery, tmp_path / "o", rerank_k=0)
+    assert set(found.flags) == {"degenerate_scores/text_to_image", "degenerate_scores/image_to_text"}
+    for metric in found.metrics:
+        assert metric.value == pytest.approx(metric.chance)
+    assert found.metric("text_to_image/R@1").bounds == (0.0, 100.0)
+
+
+def test_a_constant_matching_head_is_flagged_and_counts_as_guessing_in_the_shortlist(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """R18."""
+    model = changed(knowing_model, tokenizer, tmp_path / "m", lambda m: m.matching_head.weight.zero_())
+    found = evaluate(model, gallery, tmp_path / "o", rerank_k=4, score="itm")
+    assert found.flags == ["constant_match_scores"]
+    first, both = found.metric("text_to_image/R@4"), found.metric("text_to_image/reranked/R@1")
+    assert both.value == pytest.approx(first.value / 4)
+
+
+def test_a_shortlist_of_everything_ranks_by_the_head_alone(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    """R16."""
+    evaluate(knowing_model, gallery, tmp_path, rerank_k=CAPTIONS, score="itm")
+    loaded = load(knowing_model)
+    images = encode_images(loaded, Manifest.load(gallery))
+    captions = [caption for several in images.captions for caption in several]
+    texts = encode_texts(loaded, captions)
+    text, image = np.divmod(np.arange(CAPTIONS * PICTURES), PICTURES)
+    margins = match_margins(loaded, images, texts, image, text).reshape(CAPTIONS, PICTURES)
+    np.testing.assert_allclose(
+        expected_ranks(tmp_path, "reranked")[:CAPTIONS], ranks(margins, np.arange(CAPTIONS) // 5).expected
+    )
+
+
+def test_a_shortlist_of_one_changes_nothing(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    """R17."""
+    evaluate(knowing_model, gallery, tmp_path, rerank_k=1)
+    assert expected_ranks(tmp_path, "reranked") == expected_ranks(tmp_path, "contrastive")
+
+
+def test_a_model_that_gives_nan_is_refused_with_the_sample(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """R3 and R4."""
+    model = changed(knowing_model, tokenizer, tmp_path / "m", lambda m: m.image_projection.bias.fill_(float("nan")))
+    with pytest.raises(NumericsError, match=r"not finite for 20 of 20: scenes-test/test-000000\.tar/000000000"):
+        evaluate(model, gallery, tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_copies_of_pictures_and_captions_tie_and_are_counted(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """R12."""
+    doubled = rewritten(gallery, tmp_path / "doubled", lambda members: [members[i // 2] for i in range(PICTURES)])
+    found = evaluate(knowing_model, doubled, tmp_path / "o", rerank_k=PICTURES)
+    assert (found.data["duplicate_images"], found.data["duplicate_texts"]) == (PICTURES // 2, CAPTIONS // 2)
+    for line in read_records(tmp_path / "o"):
+        for stage in ("contrastive", "reranked"):
+            assert line[stage]["tied"] == 2 * line[stage]["tied_positives"]
+
+
+def test_one_picture_is_found(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    """R20 and R13."""
+    found = evaluate(knowing_model, gallery, tmp_path, limit=1)
+    assert found.metric("text_to_image/reranked/R@10").value == 100.0
+    assert found.metric("text_to_image/R@1").ci95 == (100.0, 100.0)
+    assert found.flags == []
+
+
+def test_wrong_options_and_missing_data_are_refused(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="score is 'itc', must be one of itm, itm"):
+        evaluate(knowing_model, gallery, tmp_path, score="itc")
+    with pytest.raises(UsageError, match="rerank_k is -1"):
+        evaluate(knowing_model, gallery, tmp_path, rerank_k=-1)
+    with pytest.raises(UsageError, match="precision is 'fp8'"):
+        evaluate(knowing_model, gallery, tmp_path, precision="fp8")
+    with pytest.raises(UsageError, match="no model at"):
+        evaluate(tmp_path / "nothing", gallery, tmp_path)
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        evaluate(knowing_model, tmp_path / "nowhere", tmp_path)
+    with pytest.raises(DataError, match="holds no sample"):
+        evaluate(knowing_model, gallery, tmp_path, limit=0)
+
+
+@pytest.mark.slow
+def test_three_processes_reach_the_same_result(
+    result: tuple[Result, Path], knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """G1: 20 pictures do not divide by 3."""
+    config = tmp_path / "retrieval.yaml"
+    config.write_text(json.dumps({"model": str(knowing_model), "data": str(gallery), "out": "replaced"}))
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no"
+    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "eval", "retrieval", str(config), "--out", str(tmp_path / "out")]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = read_result(tmp_path / "out")
+    assert found.environment["world"] == 3
+    assert found.metrics == result[0].metrics
+    assert json.loads(done.stdout.splitlines()[-1])["stage"] == "retrieval"
