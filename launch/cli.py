@@ -25,9 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of its process; `argv` defaults to the process's own arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == [
-            "pretrain"
-        ]:  # has a command line of its own, the same as under `accelerate launch -m pretrain`
+        if words[:1] == ["pretrain"]:
+            # Has a command line of its own, the same as under `accelerate launch -m pretrain`.
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])

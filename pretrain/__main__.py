@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
+from data_pipeline.errors import IncompleteError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pretrain: error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"pretrain: error: {error}", file=sys.stderr)
-        return 1
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"pretrain: error: {error}: make room and run the same command again", file=sys.stderr)
+        return IncompleteError.exit_code
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ class SourceConfig:
     """One data set of the mixture: its folder and its share of the draws."""
 
     path: str
-    weight: float = 1.0
+    weight: float | None = None
+    """Given for all data sets or for none; none: in proportion to their samples."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ class RunConfig:
             raise UsageError("steps and micro_batches must be at least 1, batch.image at least 2")
         if not self.data.train:
             raise UsageError("data.train names no data set")
+        if len({source.weight is None for source in self.data.train}) > 1:
+            raise UsageError("data.train: give every data set a weight, or none")
 
 
 # May differ between the runs that share a folder; every other difference changes what is computed.

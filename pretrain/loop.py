@@ -250,9 +250,10 @@ class _Training:
 
     def _open_loader(self, tokenizer: Tokenizer) -> Loader:
         config = self.config
+        weights = [source.weight for source in config.data.train if source.weight is not None]
         return open_loader(
             [source.path for source in config.data.train],
-            weights=[source.weight for source in config.data.train],
+            weights=weights or None,
             seed=config.seed,
             global_batch=config.batch.image,
             rank=self.accelerator.process_index,

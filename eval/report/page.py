@@ -110,7 +110,7 @@ def _facts(results: Sequence[Result], run: Path | str | None, rows: Sequence[dic
             )
             facts["Code"] = f"{environment.get('code')}, seed {environment.get('seed')}"
             if "command" in environment:
-                facts["Command"] = " ".join(environment["command"])
+                facts["Training command"] = " ".join(environment["command"])
     for result in results:
         if "parameters" in result.model:
             facts["Model"] = (

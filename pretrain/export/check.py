@@ -64,7 +64,7 @@ with torch.inference_mode():
         "text/last_hidden_state": text.last_hidden_state,
         "text/pooler_output": text.pooler_output,
         "vision/preprocessed": processor(picture, return_tensors="pt")["pixel_values"],
-        "text/ids": tokenizer(texts, padding=True, return_tensors="pt")["input_ids"],
+        "text/ids": tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"],
     }
 differences = {
     name: float((value.double() - given[name].double()).abs().max()) if value.shape == given[name].shape else "shape"

@@ -1,9 +1,11 @@
 """A gallery of generated scenes, and a tiny model that knows it by heart, which tests of the evaluation share."""
 
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoTokenizer, CLIPVisionConfig, RobertaConfig
 
@@ -92,3 +94,11 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return save_model(model, tokenizer, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def jpeg() -> bytes:
+    """A red picture."""
+    content = io.BytesIO()
+    Image.new("RGB", (48, 48), (255, 0, 0)).save(content, "JPEG")
+    return content.getvalue()

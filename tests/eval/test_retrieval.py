@@ -1,4 +1,4 @@
-"""Retrieval through the whole stage: a model that knows the gallery, broken models, and every way of dividing the work."""
+"""Retrieval through the whole stage: a model that knows the gallery, broken models, every way of dividing the work."""
 
 import json
 import os

@@ -1,0 +1,56 @@
+"""The baseline that a trained model must beat, and the ceiling above it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.baselines import colour_histogram, evaluate, nearest_texts
+from eval.schema import read_records
+
+
+def test_the_nearest_text_shares_most_words() -> None:
+    known = ["a red square", "a blue circle", "a red square left of a blue circle", "two moons"]
+    assert list(
+        nearest_texts(["A red square.", "one blue circle", "two moons and a star", "a a red square"], known)
+    ) == [
+        0,
+        1,
+        3,
+        0,
+    ]
+
+
+def test_word_counts_are_compared_as_cosines() -> None:
+    rng = np.random.default_rng(0)
+    words = np.array(["a", "b", "c", "d", "e"])
+    texts = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(300)]
+    counts = np.array([[text.split().count(word) for word in words] for text in texts], dtype=float)
+    counts /= np.linalg.norm(counts, axis=1, keepdims=True)
+    cosines = counts[:100] @ counts[100:].T
+    chosen = nearest_texts(texts[:100], texts[100:])
+    np.testing.assert_allclose(cosines[np.arange(100), chosen], cosines.max(axis=1), rtol=1e-6)
+
+
+def test_a_colour_histogram_holds_the_share_of_each_colour() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[0] = (255, 0, 0)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    histogram = colour_histogram(content.getvalue())
+    assert histogram.shape == (512,)
+    assert histogram[0] == pytest.approx(0.75)
+    assert histogram[7 * 64] == pytest.approx(0.25)
+
+
+def test_the_baseline_knows_what_it_has_seen_and_little_else(scenes: Path, tmp_path: Path) -> None:
+    seen = evaluate(scenes / "test", scenes / "test", tmp_path / "seen")
+    unseen = evaluate(scenes / "train", scenes / "test", tmp_path / "unseen")
+    assert seen.metric("text_to_image/R@1").value > 80
+    assert unseen.metric("text_to_image/R@1").value < 40
+    assert unseen.metric("text_to_image/R@1").chance == pytest.approx(5.0)
+    best = unseen.metric("ceiling/text_to_image/R@1").value
+    assert 50 < best <= 100
+    assert len(list(read_records(tmp_path / "unseen"))) == 100

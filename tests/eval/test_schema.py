@@ -1,0 +1,51 @@
+"""A result is written whole, read back equal, and refused with a clear line when it is not one."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from data_pipeline.errors import DataError
+from eval.schema import Metric, Result, environment, read_records, read_result, write_result
+
+
+def result(**changes) -> Result:
+    metric = Metric(name="text_to_image/R@1", value=12.5, unit="percent", ci95=(10.0, 15.0), n=40, chance=0.2)
+    parts = {"stage": "retrieval", "protocol": {}, "data": {}, "model": {}, "environment": environment()}
+    return Result(**parts | {"metrics": [metric]} | changes)
+
+
+def test_a_result_is_read_back_equal(tmp_path: Path) -> None:
+    write_result(tmp_path / "out", result(), [{"query": 0, "text": "ein Würfel"}])
+    assert read_result(tmp_path / "out") == result(environment=read_result(tmp_path / "out").environment)
+    assert list(read_records(tmp_path / "out")) == [{"query": 0, "text": "ein Würfel"}]
+    assert '"schema": "glscl-result/1"' in (tmp_path / "out" / "result.json").read_text()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["result.json", "samples.jsonl"]
+
+
+def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError):
+        Metric(name="R@1", value=float("nan"), unit="percent", n=1)
+    with pytest.raises(ValueError):
+        write_result(tmp_path, result(), [{"score": float("inf")}])
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no result\.json"):
+        read_result(tmp_path)
+    (tmp_path / "result.json").write_text('{"stage": "retrieval"}')
+    with pytest.raises(DataError, match="is not a glscl-result/1 result: protocol"):
+        read_result(tmp_path)
+    write_result(tmp_path, result(schema="glscl-result/9"), [])
+    with pytest.raises(DataError, match="has schema 'glscl-result/9'"):
+        read_result(tmp_path)
+    (tmp_path / "samples.jsonl").write_text('{"a": 1}\n{"a"')
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        list(read_records(tmp_path))
+
+
+def test_an_unknown_metric_is_a_key_error() -> None:
+    assert result().metric("text_to_image/R@1").value == 12.5
+    with pytest.raises(KeyError):
+        result().metric("R@2")

@@ -1,0 +1,58 @@
+"""Intervals resample pictures: equal captions of a picture add no certainty."""
+
+import numpy as np
+import pytest
+
+from eval.statistics import mean_interval, median_interval
+
+rng = np.random.default_rng(0)
+
+
+def width(interval: tuple[float, float]) -> float:
+    return interval[1] - interval[0]
+
+
+def test_five_equal_captions_of_a_picture_count_as_one() -> None:
+    hits = (rng.random(400) < 0.4).astype(float)
+    each = mean_interval(hits, range(400))
+    fivefold = mean_interval(hits.repeat(5), np.arange(400).repeat(5))
+    as_if_independent = mean_interval(hits.repeat(5), range(2000))
+    assert fivefold == pytest.approx(each)
+    assert width(as_if_independent) < 0.6 * width(fivefold)
+
+
+def test_the_mean_interval_is_that_of_theory() -> None:
+    hits = (rng.random(2000) < 0.3).astype(float)
+    error = 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 2000)
+    low, high = mean_interval(hits, range(2000))
+    assert low == pytest.approx(hits.mean() - error, abs=0.004)
+    assert high == pytest.approx(hits.mean() + error, abs=0.004)
+
+
+def test_pictures_with_more_captions_weigh_more() -> None:
+    values, clusters = np.array([1.0, 1.0, 1.0, 0.0] * 50), [f"{i // 4}-{i % 4 == 3}" for i in range(200)]
+    low, high = mean_interval(values, clusters)
+    assert low < 0.75 < high
+
+
+def test_the_median_interval_equals_a_written_out_bootstrap() -> None:
+    sizes = rng.integers(1, 6, 60)
+    clusters = np.arange(60).repeat(sizes)
+    values = rng.integers(1, 200, len(clusters)).astype(float)
+    groups = [values[clusters == i] for i in range(60)]
+    drawn = [np.median(np.concatenate([groups[i] for i in rng.integers(0, 60, 60)])) for _ in range(2000)]
+    low, high = median_interval(values, clusters)
+    assert low == pytest.approx(np.percentile(drawn, 2.5), abs=6)
+    assert high == pytest.approx(np.percentile(drawn, 97.5), abs=6)
+
+
+def test_the_same_values_give_the_same_interval_in_any_order() -> None:
+    hits, clusters = (rng.random(100) < 0.5).astype(float), np.arange(50).repeat(2)
+    assert mean_interval(hits, clusters) == mean_interval(hits, clusters)
+    order = rng.permutation(100)
+    assert mean_interval(hits[order], clusters[order]) == pytest.approx(mean_interval(hits, clusters))
+
+
+def test_one_picture_has_no_spread() -> None:
+    assert mean_interval([0.0, 1.0], ["a", "a"]) == (0.5, 0.5)
+    assert median_interval([3.0], ["a"]) == (3.0, 3.0)

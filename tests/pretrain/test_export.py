@@ -1,0 +1,192 @@
+"""Exported encoders load as stock classes in a process without this project, and compute the same numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPVisionConfig, RobertaConfig
+
+from data_pipeline.errors import DataError, NumericsError, UsageError
+from data_pipeline.text import Tokenizer
+from pretrain.export import export
+from pretrain.export.check import check_export
+from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
+
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with one checkpoint of a random model, as far as an export reads it."""
+    folder = tmp_path_factory.mktemp("run")
+    Tokenizer.train(["a red square", "two blue circles"], 300).save(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2}
+    torch.manual_seed(1)
+    config = GLSCLConfig(
+        vision_config=CLIPVisionConfig(num_hidden_layers=2, patch_size=16, image_size=64, **tower),
+        text_config=RobertaConfig(
+            vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=40, type_vocab_size=1, **tower
+        ),
+        hidden_size=WIDTH,
+        fusion_layers=1,
+        fusion_heads=2,
+        fusion_intermediate_size=64,
+        projection_dim=16,
+        max_text_length=30,
+        image_mean=(0.4, 0.5, 0.6),
+    )
+    checkpoint = folder / "checkpoints" / "step-00000012"
+    model = GLSCLModel(config)
+    with torch.no_grad():  # so that a post layer norm left out would show
+        model.vision.post_layernorm.weight.uniform_(0.5, 2.0)
+    model.save_pretrained(checkpoint / "model")
+    GLSCLProcessor.build(config, tokenizer).save_pretrained(checkpoint / "model")
+    (checkpoint / "trainer.json").write_text(json.dumps({"step": 12, "samples": 768, "data": {}}))
+    (folder / "environment.json").write_text(json.dumps({"data": {"scenes-train": "0af3"}, "code": "abc", "seed": 0}))
+    rows = [{"step": s, "loss": 1.0, "validation/text_to_image/R@1": 2.5 * s} for s in (5, 10, 15)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(run: Path) -> Path:
+    return run / "checkpoints" / "step-00000012" / "model"
+
+
+@pytest.fixture(scope="module")
+def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(model_folder, tmp_path_factory.mktemp("export") / "out", check=True)
+
+
+_DOWNSTREAM = """
+import sys
+sys.modules.update(dict.fromkeys(("data_pipeline", "pretrain", "eval", "launch")))  # any import of them now fails
+try:
+    import pretrain
+except ImportError:
+    print("the project cannot be imported")
+from transformers import AutoModel
+from safetensors.torch import load_file, save_file
+
+given = load_file("given.safetensors")
+vision, text = AutoModel.from_pretrained("vision").eval(), AutoModel.from_pretrained("text").eval()
+seen = vision(pixel_values=given["pixels"])
+read = text(input_ids=given["ids"], attention_mask=given["mask"])
+save_file(
+    {
+        "vision": seen.last_hidden_state.detach(),
+        "vision_pooled": seen.pooler_output.detach(),
+        "tokens": vision.post_layernorm(seen.last_hidden_state).detach(),
+        "text": read.last_hidden_state.detach(),
+        "text_pooled": read.pooler_output.detach(),
+    },
+    "found.safetensors",
+)
+"""
+
+
+@torch.inference_mode()
+def test_towers_compute_the_same_in_a_process_without_this_project(model_folder: Path, exported: Path) -> None:
+    """E1."""
+    model = GLSCLModel.from_pretrained(model_folder).eval()
+    given = {
+        "pixels": torch.randn(2, 3, 64, 64),
+        "ids": torch.randint(4, 250, (2, 9)),
+        "mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
+    }
+    save_file(given, exported / "given.safetensors")
+    done = subprocess.run([sys.executable, "-I", "-c", _DOWNSTREAM], cwd=exported, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the project cannot be imported" in done.stdout
+    assert "MISSING" not in done.stderr and "UNEXPECTED" not in done.stderr
+    vision = model.vision(pixel_values=given["pixels"])
+    text = model.text(input_ids=given["ids"], attention_mask=given["mask"])
+    expected = {
+        "vision": vision.last_hidden_state,
+        "vision_pooled": vision.pooler_output,
+        "text": text.last_hidden_state,
+        "text_pooled": text.pooler_output,
+    }
+    found = load_file(exported / "found.safetensors")
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    # The card's recipe gives what GLSCL projects and fuses.
+    projected = model.image_projection(found["tokens"])
+    torch.testing.assert_close(projected, model.encode_image(given["pixels"]), atol=1e-5, rtol=0)
+    projected = model.text_projection(found["text"])
+    torch.testing.assert_close(projected, model.encode_text(given["ids"], given["mask"]), atol=1e-5, rtol=0)
+
+
+def test_weights_carry_the_prefix_that_transformers_4_reads(exported: Path) -> None:
+    """E2."""
+    assert all(name.startswith("vision_model.") for name in load_file(exported / "vision" / "model.safetensors"))
+    assert json.loads((exported / "vision" / "config.json").read_text())["architectures"] == ["CLIPVisionModel"]
+    assert json.loads((exported / "text" / "config.json").read_text())["architectures"] == ["RobertaModel"]
+    assert "GLSCL" not in (exported / "text" / "tokenizer_config.json").read_text()
+
+
+def test_preprocessing_squashes_the_whole_picture_and_cuts_long_texts(exported: Path) -> None:
+    settings = json.loads((exported / "vision" / "preprocessor_config.json").read_text())
+    assert settings["do_center_crop"] is False
+    assert settings["size"] == {"height": 64, "width": 64}
+    assert settings["image_mean"] == [0.4, 0.5, 0.6]
+    tokenizer = AutoTokenizer.from_pretrained(exported / "text")
+    assert len(tokenizer("square " * 100, truncation=True)["input_ids"]) == 30
+
+
+def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    for said in (
+        "tower.post_layernorm(states)",
+        "own pooler is untrained",
+        "12 steps, 768 samples",
+        "`scenes-train`, manifest sha256 `0af3`",
+        "at step 10",
+        "| text_to_image/R@1 | 25.00 % |",
+    ):
+        assert said in card
+    assert card.startswith("---\nlibrary_name: transformers\n")
+
+
+@torch.inference_mode()
+def test_the_check_finds_a_changed_weight_and_a_missing_one(model_folder: Path, tmp_path: Path) -> None:
+    model = GLSCLModel.from_pretrained(model_folder).eval()
+    out = export(model_folder, tmp_path / "out")
+    model.text.encoder.layer[0].output.dense.bias[0] += 0.1
+    with pytest.raises(NumericsError, match="the export differs from the model: .*text/last_hidden_state"):
+        check_export(model, out)
+    model.text.encoder.layer[0].output.dense.bias[0] -= 0.1
+    stored = load_file(out / "text" / "model.safetensors")
+    tensors = {name: tensor for name, tensor in stored.items() if not name.startswith("pooler")}
+    save_file(tensors, out / "text" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericsError, match="text"):
+        check_export(model, out)
+
+
+def test_an_export_replaces_an_export_and_nothing_else(model_folder: Path, tmp_path: Path) -> None:
+    out = export(model_folder, tmp_path / "out")
+    (out / "README.md").write_text("old")
+    export(model_folder, out)
+    assert (out / "README.md").read_text() != "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="not empty and not an earlier export"):
+        export(model_folder, tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "precious"
+    with pytest.raises(UsageError, match="is a file"):
+        export(model_folder, tmp_path / "other" / "thesis.tex")
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model at"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither a model nor a whole checkpoint"):
+        export(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
