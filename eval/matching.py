@@ -6,6 +6,7 @@ of the last layer only the two class tokens are used. Both are the model's own m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.masking_utils import create_bidirectional_mask
 
 from data_pipeline.errors import NumericsError
 from eval.features import Images, LoadedModel, Texts, share
+from pretrain.model.modeling import Side
 
 TOKENS_AT_ONCE = 8192  # of one fusion pass: enough to fill the cores, small enough for their caches
 
@@ -36,11 +37,15 @@ def match_margins(
     distinct, place = np.unique(pairs, return_inverse=True)
     text_rows, image_rows = (torch.from_numpy(part) for part in np.divmod(distinct, len(images.keys)))
     lengths = texts.mask.sum(dim=1)[text_rows]
-    fusion = _Fusion(loaded, images, texts)
+    with loaded.autocast():
+        text_sides, image_sides = _text_sides(loaded, texts), _image_sides(loaded, images)
     found: list[tuple[Any, Any]] = []
     at_once = max(1, TOKENS_AT_ONCE // (texts.tokens.shape[1] + images.tokens.shape[1]))
     for rows in share(torch.argsort(lengths, stable=True), at_once):
-        margins = fusion.margins(text_rows[rows], image_rows[rows], int(lengths[rows].max()))
+        chosen, longest = text_rows[rows], int(lengths[rows].max())
+        text_side = Side(text_sides.tokens[chosen, :longest], text_sides.attended[chosen, :longest])
+        with loaded.autocast():
+            margins = _margins(loaded, text_side, texts.mask[chosen, :longest], image_sides[image_rows[rows]])
         found.append((rows.numpy(), margins))
     values = np.empty(len(distinct), dtype=np.float32)
     for rows, margins in gather_object(found):
@@ -52,63 +57,29 @@ def match_margins(
     return values[place.ravel()]
 
 
-class _Fusion:
-    """The fusion encoder with the first self-attention of both sides already computed."""
-
-    def __init__(self, loaded: LoadedModel, images: Images, texts: Texts) -> None:
-        self.loaded, self.mask = loaded, texts.mask
-        types = loaded.model.token_type.weight.cpu()
-        self.text = texts.tokens + types[0].to(texts.tokens.dtype)
-        self.image = images.tokens + types[1].to(images.tokens.dtype)
-        self.text_attended = self._attended(loaded.model.fusion.text_layers[0], self.text, self.mask)
-        self.image_attended = self._attended(loaded.model.fusion.image_layers[0], self.image, None)
-
-    def margins(self, text_rows: Tensor, image_rows: Tensor, longest: int) -> NDArray[np.float32]:
-        """Fuse pairs of rows whose texts have at most ``longest`` tokens."""
-        loaded, fusion = self.loaded, self.loaded.model.fusion
-        text, text_attended = (self._on_device(rows[text_rows, :longest]) for rows in (self.text, self.text_attended))
-        image, image_attended = (self._on_device(rows[image_rows]) for rows in (self.image, self.image_attended))
-        mask = self.mask[text_rows, :longest].to(loaded.device)
-        own = self._mask(text, mask)
-        other = self._mask(image, mask, text)
-        last = len(fusion.text_layers) - 1
-        with loaded.autocast():
-            layers: Any = zip(fusion.text_layers, fusion.image_layers, strict=True)
-            for number, (text_layer, image_layer) in enumerate(layers):
-                if number:
-                    text_attended = text_layer.attention(text, own, is_causal=False)[0]
-                    image_attended = image_layer.attention(image, None, is_causal=False)[0]
-                if number == last:
-                    text_attended, image_attended = text_attended[:, :1], image_attended[:, :1]
-                    other = None if other is None else other[:, :, :1]
-                text, image = (
-                    _crossed(text_layer, text_attended, image, None),
-                    _crossed(image_layer, image_attended, text, other),
-                )
-            pooled = loaded.model.pool(text, image)
-        logits = loaded.model.match(pooled.float()).cpu()
-        return (logits[:, 1] - logits[:, 0]).numpy()
-
-    def _attended(self, layer: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        parts = []
-        for start in range(0, len(tokens), 64):
-            block = self._on_device(tokens[start : start + 64])
-            seen = None if mask is None else self._mask(block, mask[start : start + 64].to(block.device))
-            with self.loaded.autocast():
-                parts.append(self.loaded.kept(layer.attention(block, seen, is_causal=False)[0]))
-        return torch.cat(parts)
-
-    def _mask(self, tokens: Tensor, mask: Tensor, context: Tensor | None = None) -> Any:
-        return create_bidirectional_mask(
-            config=self.loaded.model.fusion.layer_config,
-            inputs_embeds=tokens,
-            attention_mask=mask,
-            encoder_hidden_states=context,
-        )
-
-    def _on_device(self, tokens: Tensor) -> Tensor:
-        return tokens.to(self.loaded.device)
+def _text_sides(loaded: LoadedModel, texts: Texts) -> Side:
+    return _joined(
+        loaded.model.text_side(texts.tokens[rows].to(loaded.device), texts.mask[rows].to(loaded.device))
+        for rows in torch.arange(len(texts.tokens)).split(64)
+    )
 
 
-def _crossed(layer: Any, attended: Tensor, other: Tensor, mask: Any) -> Tensor:
-    return layer.feed_forward_chunk(layer.crossattention(attended, None, other, mask, is_causal=False)[0])
+def _image_sides(loaded: LoadedModel, images: Images) -> Side:
+    return _joined(
+        loaded.model.image_side(images.tokens[rows].to(loaded.device))
+        for rows in torch.arange(len(images.tokens)).split(64)
+    )
+
+
+def _joined(parts: Iterable[Side]) -> Side:
+    sides = [Side(part.tokens.cpu(), part.attended.cpu()) for part in parts]
+    return Side(torch.cat([side.tokens for side in sides]), torch.cat([side.attended for side in sides]))
+
+
+def _margins(loaded: LoadedModel, text: Side, mask: Tensor, image: Side) -> NDArray[np.float32]:
+    """Match pairs whose texts were cut to the longest among them."""
+    model, device = loaded.model, loaded.device
+    text, image = (Side(side.tokens.to(device), side.attended.to(device)) for side in (text, image))
+    states = model.fuse_sides(text, mask.to(device), image, text_need="first", image_need="first")
+    logits = model.match(model.pool(*states).float()).cpu()
+    return (logits[:, 1] - logits[:, 0]).numpy()

@@ -1,4 +1,4 @@
-"""`make demo`: the whole chain on the embedded data, from drawn scenes to a report. A second call reuses what is valid."""
+"""`make demo`: the whole chain on the embedded data, from drawn scenes to a report; it reuses what is valid."""
 
 from __future__ import annotations
 
@@ -137,11 +137,11 @@ def _summarise(results: list[Path], run: Path, export: Path, report: Path, secon
     retrieval, preference, baseline = ({m.name: m for m in read_result(folder).metrics} for folder in results)
     recall, reranked = retrieval["text_to_image/R@1"], retrieval["text_to_image/reranked/R@1"]
     ceiling, plain = baseline["ceiling/text_to_image/R@1"], baseline["text_to_image/R@1"]
-    prefers = preference["itm/accuracy"]
+    prefers = preference["matching/accuracy"]
     steps = json.loads((run / "status.json").read_text())["step"]
     lines = [
         f"trained {steps} steps under accelerate launch; everything took {seconds / 60:.1f} minutes",
-        f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked by matching: {_interval(reranked)}",
+        f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked: {_interval(reranked)}",
         f"that is {100 * recall.value / ceiling.value:.0f} % of the ceiling {ceiling.value:.1f} (captions that fit "
         f"several pictures), {recall.value / plain.value:.1f} times the baseline {plain.value:.1f}; "
         f"chance {recall.chance:.1f}",

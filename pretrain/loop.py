@@ -163,7 +163,7 @@ class _Training:
         self._say(f"complete after step {config.steps}: {config.run}")
         return 0
 
-    def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, float], bool]:
+    def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, Any], bool]:
         """One optimiser update; returns what is logged of it and whether any rank was asked to stop."""
         config, accelerator = self.config, self.accelerator
         rate = learning_rate(step, config.steps, config.optimizer)
@@ -192,7 +192,7 @@ class _Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        row = {"loss": values.pop("total")} | {f"loss/{name}": value for name, value in values.items()}
+        row: dict[str, Any] = {"loss": values.pop("total")} | {f"loss/{name}": value for name, value in values.items()}
         temperature = self.model.temperature.item()
         return row | {"lr": rate, "grad_norm": float(norm), "temperature": temperature}, asked_share > 0
 

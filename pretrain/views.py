@@ -1,7 +1,7 @@
 """Which views are encoded once and which pairs are fused: three of each side, five pairs.
 
-Image, dropped image and token-masked image share the patch embedding; text, masked text and MLM text go through the
-text tower together, and passes of equal shape are one call. Everything random already stands in the batch.
+Image, dropped image and token-masked image share the patch embedding; views of equal shape go through a tower in one
+call; the first self-attention of a side is computed once for all its pairs. Everything random stands in the batch.
 """
 
 from __future__ import annotations
@@ -40,28 +40,27 @@ def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> 
     size, count, _ = patches.shape
     masked = torch.zeros(size * count, dtype=torch.bool, device=patches.device)
     masked[batch.masked_patches] = True
-    image, token_masked_image = model.encode_patches(
-        torch.cat([patches, model.mask_patches(patches, masked.view(size, count))])
-    ).chunk(2)
-    dropped_image = model.encode_patches(patches, batch.keep_patches)
+    image_tokens = model.encode_patches(torch.cat([patches, model.mask_patches(patches, masked.view(size, count))]))
+    dropped = model.image_side(model.encode_patches(patches, batch.keep_patches))
     mask = batch.text_mask
-    text, masked_text, mlm_text = model.encode_text(
-        torch.cat([batch.text_ids, batch.masked_text_ids, batch.mlm_ids]), mask.repeat(3, 1)
-    ).chunk(3)
+    text_ids = torch.cat([batch.text_ids, batch.masked_text_ids, batch.mlm_ids])
+    text_tokens = model.encode_text(text_ids, mask.repeat(3, 1))
+    first, second, third = slice(0, size), slice(size, 2 * size), slice(2 * size, None)
+    contrastive_text = model.contrastive_text(text_tokens[first])
+    contrastive_image = model.contrastive_image(image_tokens[first])
+    texts, images = model.text_side(text_tokens, mask.repeat(3, 1)), model.image_side(image_tokens)
+    text, masked_text, mlm_text = texts[first], texts[second], texts[third]
+    image, token_masked = images[first], images[second]
 
-    contrastive_text, contrastive_image = model.contrastive_text(text), model.contrastive_image(image)
     similarity = _cosine(contrastive_text, contrastive_image) / model.temperature if hard_negatives else None
-    matched_image = image[choose_images(batch.itm_labels, batch.itm_noise, similarity)]
+    matched = image[choose_images(batch.itm_labels, batch.itm_noise, similarity)]
 
-    # Pass A: dropped image. Then one call for B (masked text), C (token-masked image), MLM and matching.
-    a_text, a_image = model.fuse_tokens(text, mask, dropped_image)
-    texts, images = model.fuse_tokens(
-        torch.cat([masked_text, text, mlm_text, text]),
-        mask.repeat(4, 1),
-        torch.cat([image, token_masked_image, image, matched_image]),
-    )
-    b_text, _, mlm_states, matched_text = texts.chunk(4)
-    b_image, c_image, _, matched_states = images.chunk(4)
+    # Five pairs; the last layer computes only what a loss reads.
+    a_text, a_image = model.fuse_sides(text, mask, dropped, image_need="first")
+    b_text, b_image = model.fuse_sides(masked_text, mask, image)
+    _, c_image = model.fuse_sides(text, mask, token_masked, text_need="none")
+    mlm_states, _ = model.fuse_sides(mlm_text, mask, image, image_need="none")
+    matched_text, matched_image = model.fuse_sides(text, mask, matched, text_need="first", image_need="first")
 
     def patches_at(states: Tensor) -> Tensor:
         return states[:, 1:].flatten(0, 1)[batch.masked_patches]
@@ -73,7 +72,7 @@ def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> 
         contrastive_text=contrastive_text,
         contrastive_image=contrastive_image,
         temperature=model.temperature,
-        matching_logits=model.match(model.pool(matched_text, matched_states)),
+        matching_logits=model.match(model.pool(matched_text, matched_image)),
         matching_labels=batch.itm_labels,
         masked_language_logits=model.masked_language_head(tokens_at(mlm_states, batch.mlm_positions)),
         masked_language_labels=batch.mlm_labels,

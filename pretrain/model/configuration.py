@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import CLIPVisionConfig, PreTrainedConfig, RobertaConfig
 
 
@@ -33,8 +35,8 @@ class GLSCLConfig(PreTrainedConfig):
     model_type = "glscl"
     sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": RobertaConfig}
 
-    vision_config: dict | CLIPVisionConfig | None = None
-    text_config: dict | RobertaConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     hidden_size: int = 768
     fusion_layers: int = 6
     fusion_heads: int = 12
@@ -48,7 +50,7 @@ class GLSCLConfig(PreTrainedConfig):
     image_std: tuple[float, ...] | list[float] = (0.26862954, 0.26130258, 0.27577711)
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
             self.vision_config = CLIPVisionConfig(
                 hidden_size=768, intermediate_size=3072, num_hidden_layers=11, patch_size=16, image_size=288
@@ -60,9 +62,9 @@ class GLSCLConfig(PreTrainedConfig):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.vision_config.image_size
+        return int(self.vision_config.image_size)
 
     @property
     def num_patches(self) -> int:
         """Patches of one image."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        return int(self.vision_config.image_size // self.vision_config.patch_size) ** 2

@@ -11,7 +11,7 @@ from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
 from transformers import initialization as init
 
 from .configuration import GLSCLConfig
-from .fusion import CoAttention
+from .fusion import CoAttention, Need
 from .heads import ContrastiveHead, MaskedLanguageHead, Pooler, TorchLinear
 from .vision import embed_patches, encode_patches
 
@@ -23,6 +23,18 @@ class Fused:
     text: Tensor
     image: Tensor
     pooled: Tensor
+
+
+@dataclass
+class Side:
+    """One side of pairs: tokens (batch, tokens, width) with their type, and the first self-attention over them."""
+
+    tokens: Tensor
+    attended: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> Side:
+        """Select samples."""
+        return Side(self.tokens[rows], self.attended[rows])
 
 
 class GLSCLModel(PreTrainedModel):
@@ -110,10 +122,29 @@ class GLSCLModel(PreTrainedModel):
         """Contrastive text features (batch, projection), not normalised, of projected tokens."""
         return self.contrastive_text_head(tokens[:, 0])
 
-    def fuse_tokens(self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Fused text and image states of projected tokens, without poolers."""
-        types = self.token_type.weight
-        return self.fusion(text_tokens + types[0], text_mask, image_tokens + types[1])
+    def text_side(self, tokens: Tensor, mask: Tensor) -> Side:
+        """Prepare projected text tokens (batch, tokens, width) for the pairs they take part in."""
+        typed = tokens + self.token_type.weight[0]
+        return Side(typed, self.fusion.attend_text(typed, mask))
+
+    def image_side(self, tokens: Tensor) -> Side:
+        """Prepare projected image tokens (batch, 1 + patches, width) for the pairs they take part in."""
+        typed = tokens + self.token_type.weight[1]
+        return Side(typed, self.fusion.attend_image(typed))
+
+    def fuse_sides(
+        self, text: Side, text_mask: Tensor, image: Side, text_need: Need = "all", image_need: Need = "all"
+    ) -> tuple[Tensor, Tensor]:
+        """Fused text and image states, those that are needed, without poolers."""
+        return self.fusion(
+            text.tokens,
+            text_mask,
+            image.tokens,
+            text_attended=text.attended,
+            image_attended=image.attended,
+            text_need=text_need,
+            image_need=image_need,
+        )
 
     def pool(self, text: Tensor, image: Tensor) -> Tensor:
         """Pooled pair (batch, 2 width) of fused states."""
@@ -121,7 +152,8 @@ class GLSCLModel(PreTrainedModel):
 
     def fuse(self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor) -> Fused:
         """Fuse projected tokens of both sides."""
-        text, image = self.fuse_tokens(text_tokens, text_mask, image_tokens)
+        sides = self.text_side(text_tokens, text_mask), self.image_side(image_tokens)
+        text, image = self.fuse_sides(sides[0], text_mask, sides[1])
         return Fused(text, image, self.pool(text, image))
 
     def match(self, pooled: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration import GLSCLConfig
@@ -10,7 +12,7 @@ from .configuration import GLSCLConfig
 class GLSCLProcessor(ProcessorMixin):
     """Prepares pairs for `GLSCLModel`: squash-resized normalised pixels and token ids."""
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod

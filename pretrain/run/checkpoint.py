@@ -56,9 +56,7 @@ def save_checkpoint(
         model.save_pretrained(beside / "model")
         GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
         save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
-        write_json(
-            beside / "trainer.json", {"step": position.step, "samples": position.samples, "data": position.data}
-        )
+        write_json(beside / "trainer.json", {"step": position.step, "samples": position.samples, "data": position.data})
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         for path in files:
             sync(path)
