@@ -6,7 +6,9 @@ the number of samples consumed: workers and read-ahead never appear in it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +32,6 @@ from data_pipeline.sample import BadSample, Sample
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 from data_pipeline.workers import Workers
-
-LARGEST_GROUP = 16
 
 
 class Reading(Protocol):
@@ -85,7 +85,10 @@ class Loader:
     def state(self, step: int) -> dict[str, Any]:
         """Return the state to save after `step` steps: a small JSON object."""
         draw = step * self._config.division.global_batch
-        return order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {"group": self._config.group}
+        return order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {
+            "group": self._config.group,
+            "tokenizer": hashlib.sha256(self._config.tokenizer.encode()).hexdigest(),
+        }
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that a saved state leads to the same samples here; raises DataError naming what differs."""
@@ -137,8 +140,8 @@ def open_loader(
 
     `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
     `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
-    (default: the largest divisor of the global batch up to 16). Bad samples are listed in the file `quarantine`; more
-    than `max_bad_fraction` of them end the run.
+    (default: the smallest that divides the global batch, 2 for even ones). Bad samples are listed in the file
+    `quarantine`; more than `max_bad_fraction` of them end the run.
     Raises UsageError for an impossible division, DataError for data that is missing or cut.
     """
     division = Division(global_batch, world, rank, micro_batches)
@@ -170,7 +173,7 @@ def open_loader(
 def _matching_group(division: Division, group: int | None) -> int:
     # The default must not depend on ranks and micro-batches: who is matched with whom is part of the run.
     total = division.global_batch
-    size = group or max(n for n in range(1, LARGEST_GROUP + 1) if total % n == 0)
+    size = next((n for n in range(2, total) if total % n == 0), total) if group is None else group
     if size < 2 or division.micro_batch % size:
         raise UsageError(
             f"matching groups of {size} samples must hold at least 2 and divide the micro-batch of "
@@ -211,18 +214,17 @@ def evaluation_batches(
 
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
-    store = Store([manifest])
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     mine = list(range(rank, total, world))
-    for start in range(0, len(mine), batch_size):
-        indices = mine[start : start + batch_size]
-        pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-        samples = []
-        for row, index in enumerate(indices):
-            try:
-                samples.append(store.read(0, index))
-                write_evaluation_view(samples[-1].image, pixels[row])
-            except BadSample as error:
-                raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
-        yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))
-    store.close()
+    with closing(Store([manifest])) as store:
+        for start in range(0, len(mine), batch_size):
+            indices = mine[start : start + batch_size]
+            pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+            samples = []
+            for row, index in enumerate(indices):
+                try:
+                    samples.append(store.read(0, index))
+                    write_evaluation_view(samples[-1].image, pixels[row])
+                except BadSample as error:
+                    raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
+            yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.tar_index import Member, ShardIndex, index_shard, write_atomically
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "Member", "Shard", "ShardIndex", "index"]
@@ -59,7 +59,7 @@ class Manifest:
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give the folder of a data set")
         if not path.is_file():
-            if any(root.rglob("*.tar")):
+            if _tars(root):
                 raise DataError(f'{root} has no {MANIFEST_NAME}: make it with "glscl data index {root}"')
             raise DataError(f"{root} is not a data set: it holds neither {MANIFEST_NAME} nor .tar shards")
         try:
@@ -142,21 +142,41 @@ class Manifest:
             )
 
 
-def index(root: Path | str, *, source: Mapping[str, Any] | None = None, workers: int = 1) -> Manifest:
+def index(
+    root: Path | str, *, source: Mapping[str, Any] | None = None, name: str | None = None, workers: int = 1
+) -> Manifest:
     """Write the indexes and the manifest for the tars below `root`, which anyone may have written; decodes no image.
 
-    Raises `DataError` that names shard and sample for a tar that is cut, unsafe, or holds a sample twice or in pieces.
+    Without `source` that of an earlier manifest stays; `name` becomes its "name". Hidden files and folders are passed
+    over. Raises `DataError` that names shard and sample for a tar that is cut, unsafe, or holds a sample twice or in
+    pieces, `UsageError` for a name that cannot be part of a key.
     """
+    if name is not None and (not name or "/" in name):
+        raise UsageError(f"the name of a data set must be one part of a key, not {name!r}")
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder that holds the .tar shards")
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar") if path.is_file())
+    names = _tars(root)
     if not names:
         raise DataError(f"{root} holds no .tar shards")
     indexed = map_shards(partial(write_index, root), names, workers)
-    manifest = assemble(root, indexed, {"name": root.resolve().name} if source is None else source)
+    kept = _source_of(root) if source is None else source
+    manifest = assemble(root, indexed, kept if name is None else {**kept, "name": name})
     manifest.save()
     return manifest
+
+
+def _tars(root: Path) -> list[str]:
+    """Names of the shards below a folder; what is hidden is a copy, or half of one, that some tool left."""
+    found = (path.relative_to(root) for path in root.rglob("*.tar") if path.is_file())
+    return sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
+
+
+def _source_of(root: Path) -> Mapping[str, Any]:
+    try:
+        return Manifest.load(root).source
+    except DataError:
+        return {"name": root.resolve().name}
 
 
 def write_index(root: Path, name: str) -> tuple[Shard, Counter[str]]:

@@ -200,6 +200,8 @@ def default_lanes(global_batch: int) -> int:
 
 def check_lanes(lanes: int, global_batch: int) -> None:
     """Raise UsageError unless the number of lanes divides the global batch."""
+    if lanes < 1:
+        raise UsageError(f"lanes must be at least 1, not {lanes}")
     if global_batch < 1 or global_batch % lanes:
         raise UsageError(f"{lanes} lanes must divide the global batch of {global_batch}: choose another batch")
 

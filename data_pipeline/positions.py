@@ -74,10 +74,20 @@ def open_order(
 
 
 def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
-    """Manifests of the data sets, with every shard's size checked; raises DataError naming what is missing."""
+    """Manifests of the data sets, with every shard's size checked.
+
+    Raises DataError naming what is missing, UsageError when two folders have one name: their keys would be the same.
+    """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
+    named: dict[str, Path] = {}
     for manifest in manifests:
         manifest.check_sizes()
+        other = named.setdefault(manifest.name, manifest.root)
+        if other.resolve() != manifest.root.resolve():
+            raise UsageError(
+                f'{other} and {manifest.root} are both named "{manifest.name}", so that their samples cannot be told '
+                f'apart: rename one with "glscl data index {manifest.root} --name NAME"'
+            )
     return manifests
 
 
@@ -137,6 +147,7 @@ def check_order_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
         "lanes": "number of lanes",
         "sources": "data sets (name, content, samples or share)",
         "group": "size of the matching groups",
+        "tokenizer": "contents of the tokenizer (sha256)",
         "draw": "position in the order",
         "next": "next samples",
     }

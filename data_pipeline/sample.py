@@ -63,6 +63,11 @@ def parse_sample(key: str, members: Mapping[str, bytes]) -> Sample:
     )
 
 
+def parse_captions(key: str, members: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Read the captions of `key` alone, of its `json` and `txt` members; raises `BadSample` as `parse_sample` does."""
+    return _captions(key, members, _annotations(key, members))
+
+
 def _image_extension(key: str, members: Mapping[str, bytes]) -> str:
     for extension in IMAGE_EXTENSIONS:
         if extension in members:

@@ -12,11 +12,12 @@ import xxhash
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardIndex
-from data_pipeline.sample import IMAGE_EXTENSIONS, BadSample, Sample, parse_sample
+from data_pipeline.sample import IMAGE_EXTENSIONS, BadSample, Sample, parse_captions, parse_sample
 
 MAX_OPEN = 64  # shards held open
 MAX_INDEXES = 4096  # shard indexes held in memory: what 64 lanes with windows of 64 spans touch
-SAMPLE_MEMBERS = frozenset({*IMAGE_EXTENSIONS, "txt", "json"})
+TEXT_MEMBERS = frozenset({"txt", "json"})
+SAMPLE_MEMBERS = TEXT_MEMBERS | frozenset(IMAGE_EXTENSIONS)
 
 
 class Store:
@@ -47,6 +48,10 @@ class Store:
         """
         members = self.members(source, sample, SAMPLE_MEMBERS)
         return parse_sample(self.key(source, sample), members)
+
+    def captions(self, source: int, sample: int) -> tuple[str, ...]:
+        """Read one sample's captions and not its image; errors as of `read`."""
+        return parse_captions(self.key(source, sample), self.members(source, sample, TEXT_MEMBERS))
 
     def members(self, source: int, sample: int, extensions: Container[str]) -> dict[str, bytes]:
         """Read the bytes of a sample's members that have these extensions."""

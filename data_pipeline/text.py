@@ -133,7 +133,8 @@ class Tokenizer:
         return [Encoding(one.ids, one.word_ids) for one in encoded]
 
     def to_str(self) -> str:
-        """Everything about the tokenizer as one JSON string, for another process."""
+        """Everything about the tokenizer as one JSON string, for another process; equal for equal tokenizers."""
+        self._backend.no_truncation()  # what was encoded last is no part of it
         return json.dumps({"tokenizer": self._backend.to_str(), "special": self._special})
 
     @classmethod
@@ -163,7 +164,7 @@ def captions_of(manifests: Sequence[Manifest]) -> Iterator[str]:
         for source, manifest in enumerate(manifests):
             for sample in range(manifest.samples):
                 try:
-                    yield from store.read(source, sample).captions
+                    yield from store.captions(source, sample)
                 except BadSample:
                     continue
     finally:

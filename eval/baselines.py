@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.scenes.truth import ceiling
+from data_pipeline.scenes.truth import ceiling, is_scene
 from data_pipeline.store import Store
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
@@ -71,7 +71,7 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
     clusters = [keys[owner] for owner in owners]
     found = [_recall(ranked, chance, k, clusters) for k in RECALL_AT]
     annotations = [sample.annotations for sample in samples]
-    if all("statements" in annotation for annotation in annotations):
+    if all(is_scene(annotation) for annotation in annotations):
         best = Metric(
             name="ceiling/text_to_image/R@1",
             value=100 * ceiling(annotations),
@@ -96,7 +96,7 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
             "train_path": str(train),
             "train_hash": f"sha256:{known.digest}",
         },
-        model={"name": "none"},
+        model={"name": "none", "hash": None},
         environment=environment(),
         metrics=found,
         timing={"total_s": time.perf_counter() - started},
@@ -128,7 +128,7 @@ def _captions(manifest: Manifest, limit: int | None) -> tuple[list[str], NDArray
     owners: list[int] = []
     with closing(Store([manifest])) as store:
         for number in range(manifest.samples if limit is None else min(limit, manifest.samples)):
-            several = store.read(0, number).captions
+            several = store.captions(0, number)
             captions += several
             owners += [number] * len(several)
     if not captions:

@@ -18,7 +18,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import evaluation_batches
@@ -26,7 +25,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.text import Tokenizer
 from pretrain.model import GLSCLModel
 from pretrain.ranking import unit_features
-from pretrain.run.checkpoint import model_folder
+from pretrain.run.checkpoint import load_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -97,10 +96,9 @@ def load(path: Path | str, precision: str = "fp32") -> LoadedModel:
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
-    folder = model_folder(path)
-    transformers_logging.disable_progress_bar()
     device = processes().device
-    model = GLSCLModel.from_pretrained(folder).to(device).eval()
+    model = load_model(path).to(device)
+    folder = Path(model.name_or_path)
     description = {
         "path": str(path),
         "folder": str(folder),

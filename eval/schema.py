@@ -104,10 +104,13 @@ def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
 
 
 def environment(world: int = 1, device: str = "cpu") -> dict[str, Any]:
-    """Describe what a result depends on besides model and data: date, versions, machine."""
+    """Describe what a result depends on besides model and data: date, code, versions, machine."""
+    from pretrain.run.folder import code_revision  # imports torch, which reading a result does not need
+
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": code_revision(),
         "versions": {"python": platform.python_version(), **versions},
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": device},
         "world": world,

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
 
 _Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
-_CORES = len(os.sched_getaffinity(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def _scenes(arguments: argparse.Namespace) -> _Result:
 def _index(arguments: argparse.Namespace) -> _Result:
     from data_pipeline.manifest import index
 
-    manifest = index(arguments.dir, workers=arguments.workers)
+    manifest = index(arguments.dir, name=arguments.name, workers=arguments.workers)
     result = {"dir": str(arguments.dir), "samples": manifest.samples, "shards": len(manifest.shards)}
     line = f"{arguments.dir}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
     return result | {"fields": manifest.fields, "sha256": manifest.digest}, line
@@ -101,7 +101,10 @@ def _order(arguments: argparse.Namespace) -> None:
     names = ("dirs", "weights", "seed", "global_batch", "world")
     wanted = {name: value for name in names if (value := getattr(arguments, name)) not in (None, [])}
     if arguments.config is not None:
-        wanted = _order_of(arguments.config) | wanted
+        configured = _order_of(arguments.config)
+        if "dirs" in wanted:
+            del configured["weights"]  # they are shares of other data sets
+        wanted = configured | wanted
     for name, spelled in {"dirs": "DIR", "seed": "--seed", "global_batch": "--global-batch"}.items():
         if name not in wanted:
             raise UsageError(f"{spelled} is missing: give it, or --config CONFIG")
@@ -113,9 +116,10 @@ def _order_of(path: Path) -> dict[str, Any]:
     from pretrain.config import load_config
 
     config = load_config(path)
+    weights = [source.weight for source in config.data.train if source.weight is not None]
     return {
         "dirs": [source.path for source in config.data.train],
-        "weights": [source.weight for source in config.data.train],
+        "weights": weights or None,
         "seed": config.seed,
         "global_batch": config.batch.image,
         "lanes": config.data.lanes,
@@ -210,6 +214,9 @@ def _add_data(commands: Any) -> None:
         "glscl data index /data/cc3m --workers 8",
     )
     index.add_argument("dir", metavar="DIR", type=Path, help="folder that holds the .tar shards")
+    index.add_argument(
+        "--name", metavar="NAME", help="first part of its samples' keys (default: what it was, else the folder's name)"
+    )
     _add_workers(index)
 
     verify = _command(
@@ -328,9 +335,8 @@ def _command(
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", metavar="K", type=_count, default=_CORES, help="processes (default: one a core, here %(default)s)"
-    )
+    about = "processes (default: one a core, here %(default)s)"
+    parser.add_argument("--workers", metavar="K", type=_count, default=usable_cores(), help=about)
 
 
 def _count(text: str) -> int:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import IncompleteError, UserError
+from data_pipeline import errors
+from data_pipeline.errors import IncompleteError, UsageError, UserError
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 TRAIN, VALIDATION, TEST, NOVEL = 12_000, 500, 500, 500
@@ -48,6 +49,9 @@ def main() -> int:
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("demo: interrupted; call again to go on", file=sys.stderr)
+        return 130
     _summarise(results, run, out / "export", report, time.monotonic() - started)
     return 0
 
@@ -75,22 +79,38 @@ def _train_tokenizer(train: Path, out: Path) -> None:
 
 def _pretrain(data: Path, tokenizer: Path, run: Path) -> None:
     """Train under `accelerate launch`, in a process of its own; an interrupted run goes on where it stopped."""
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-            *("-m", "pretrain", str(RECIPE), "--run", str(run), "--precision", _precision(run)),
-            *("--data.train.0.path", str(data / "train"), "--data.tokenizer", str(tokenizer)),
-            *("--validation.path", str(data / "val")),
-        ],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-    )
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("-m", "pretrain", str(RECIPE), "--run", str(run), "--precision", _precision(run)),
+        *("--data.train.0.path", str(data / "train"), "--data.tokenizer", str(tokenizer)),
+        *("--validation.path", str(data / "val")),
+    ]
+    (run / "status.json").unlink(missing_ok=True)  # of an earlier call; what is there afterwards is about this one
+    code = _wait(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}))
+    _check_status(run, code)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the launcher; Ctrl-C reaches the whole group, and the worker needs the time to save."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def _check_status(run: Path, code: int) -> None:
+    """Raise the error that a run ended with: launchers hide a worker's exit code, its status file does not."""
     status = run / "status.json"
-    state = json.loads(status.read_text()) if status.is_file() else {"state": "not started", "reason": ""}
-    if state["state"] == "preempted":
-        raise IncompleteError(f"pre-training stopped at step {state['step']} ({state['reason']}); call again to go on")
-    if finished.returncode or state["state"] != "complete":
-        raise IncompleteError(f"pre-training is {state['state']}: {state['reason'] or 'see the message above'}")
+    if not status.is_file():
+        raise UsageError(f"pre-training did not start (its launcher ended with {code}); its message stands above")
+    state = json.loads(status.read_text())
+    if state["state"] == "complete":
+        return
+    kind = getattr(errors, state["reason"].split(":")[0], IncompleteError)
+    reason = state["reason"] or "it was killed"
+    raise kind(f"pre-training is {state['state']} at step {state['step']}: {reason}; call again to go on")
 
 
 def _precision(run: Path) -> str:
@@ -143,7 +163,7 @@ def _summarise(results: list[Path], run: Path, export: Path, report: Path, secon
         f"trained {steps} steps under accelerate launch; everything took {seconds / 60:.1f} minutes",
         f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked: {_interval(reranked)}",
         f"that is {100 * recall.value / ceiling.value:.0f} % of the ceiling {ceiling.value:.1f} (captions that fit "
-        f"several pictures), {recall.value / plain.value:.1f} times the baseline {plain.value:.1f}; "
+        f"several pictures), the baseline without a model reaches {plain.value:.1f}, "
         f"chance {recall.chance:.1f}",
         f"matching prefers the true caption over a swapped one in {_interval(prefers)} of pairs (chance 50)",
         f"look at {report}; encoders for transformers in {export}; the run in {run}",

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import IncompleteError, UserError
 
+from .run.signals import StopFlag
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as a configuration file says; returns the exit code of docs/training.md."""
@@ -23,16 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model")
     parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ")
     known, overrides = parser.parse_known_args(arguments)
+    if known.init_from:
+        overrides += ["--init_from", known.init_from]
+    stop = StopFlag()
     try:
         from .config import load_config
+
+        config = load_config(known.config, overrides)
         from .loop import train
 
-        return train(
-            load_config(known.config, overrides),
-            resume=known.resume,
-            allow_change=tuple(known.allow_change),
-            init_from=known.init_from,
-        )
+        return train(config, stop, resume=known.resume, allow_change=tuple(known.allow_change))
     except UserError as error:
         print(f"pretrain: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"pretrain: error: {error}: make room and run the same command again", file=sys.stderr)
         return IncompleteError.exit_code
+    finally:
+        stop.restore()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int)
                 f"model.text.max_position_embeddings {text.max_position_embeddings} is too small for texts of "
                 f"{max_text_length} tokens: RoBERTa needs {text.pad_token_id + 1} more"
             )
+        if config.text_from and text.pad_token_id != tokenizer.pad_id:
+            raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
         sizes = {**config.fusion, "max_text_length": max_text_length}
         model = GLSCLModel(GLSCLConfig(vision_config=vision, text_config=text, **sizes))
         if config.vision_from:

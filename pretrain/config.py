@@ -46,7 +46,7 @@ class DataConfig:
     lanes: int | None = None
     """Lanes of the order; None: gcd(global batch, 64). Fixed for the run."""
     group: int | None = None
-    """Consecutive samples among which matching negatives are drawn; None: the largest fitting divisor up to 16."""
+    """Samples in a row that lend each other negatives; None: the smallest that divides the batch, usually 2."""
     masking: MaskingConfig = MaskingConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -100,6 +100,11 @@ class OptimizerConfig:
     """Share of the steps."""
     max_grad_norm: float | None = 1.0
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for a warm-up that is no share."""
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"optimizer.warmup is a share of the steps, between 0 and 1, not {self.warmup}")
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -109,6 +114,11 @@ class ValidationConfig:
     every: int = 1000
     limit: int | None = None
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values with which nothing would be validated."""
+        if min(self.every, self.batch_size, 1 if self.limit is None else self.limit) < 1:
+            raise UsageError("validation.every, validation.batch_size and validation.limit must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,11 @@ class LogConfig:
     every: int = 10
     trackers: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for an interval below one step."""
+        if self.every < 1:
+            raise UsageError("log.every must be at least 1")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -141,6 +156,8 @@ class RunConfig:
     steps: int
     data: DataConfig
     seed: int = 0
+    init_from: str | None = None
+    """Run, checkpoint or model folder whose weights a fresh start takes."""
     world: int | None = None
     """Processes that must train; anything else is refused at start. None: as many as were launched."""
     batch: BatchConfig = BatchConfig()
@@ -165,7 +182,7 @@ class RunConfig:
 
 
 # May differ between the runs that share a folder; every other difference changes what is computed.
-FREE_ON_RESUME = ("run", "world", "micro_batches", "data.workers", "log", "checkpoint", "validation")
+FREE_ON_RESUME = ("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -203,7 +220,10 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
         place: Any = values
         for parent in parents:
             place = place.setdefault(parent, {}) if isinstance(place, dict) else _element(place, parent, key)
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--{key}: {text!r} is not YAML") from None
         if isinstance(place, list):
             _element(place, last, key)
             place[int(last)] = value

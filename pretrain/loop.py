@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_pipeline.collate import Batch
-from data_pipeline.errors import NumericsError, UsageError
+from data_pipeline.errors import DataError, NumericsError, UsageError, UserError
 from data_pipeline.loader import Loader, open_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import hash_key
@@ -33,25 +33,41 @@ from .build import build_model
 from .config import RunConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.selfcheck import start
-from .run.checkpoint import Position, find_checkpoint, load_checkpoint, model_folder, save_checkpoint
-from .run.folder import RunFolder
-from .run.signals import STOPPED, StopFlag
+from .run.checkpoint import (
+    Position,
+    check,
+    find_checkpoint,
+    load_checkpoint,
+    model_folder,
+    save_checkpoint,
+    set_aside,
+)
+from .run.folder import RunFolder, record_failure
+from .run.signals import STOPPED
 from .task import PretrainTask, Task, TaskModel
 
 
-def train(
-    config: RunConfig, *, resume: str = "auto", allow_change: tuple[str, ...] = (), init_from: str | None = None
-) -> int:
+class Stop(Protocol):
+    """Says why the run should stop after this step; `StopFlag` listens to signals."""
+
+    @property
+    def reason(self) -> str | None:
+        """What asked for the stop; None while nothing did."""
+
+
+def train(config: RunConfig, stop: Stop, *, resume: str = "auto", allow_change: tuple[str, ...] = ()) -> int:
     """Train until `config.steps`, from the start or from the run folder's last whole checkpoint.
 
     Parameters
     ----------
+    config : RunConfig
+        The run.
+    stop : Stop
+        Asked after every step, on every rank; the run saves and stops when any rank has a reason.
     resume : str
         `auto` continues when there is a checkpoint, `never` refuses a folder that was used, anything else names one.
     allow_change : tuple of str
         Configuration keys that may differ from those the folder was started with.
-    init_from : str, optional
-        Run, checkpoint or model folder whose weights a fresh start takes.
 
     Returns
     -------
@@ -59,15 +75,22 @@ def train(
         0 when complete, 75 when stopped by a signal after saving.
     """
     transformers_logging.disable_progress_bar()
-    stop = StopFlag()
     accelerator = start(config.precision, config.log.trackers, config.run, config.world)
+    if accelerator.is_main_process:
+        count = accelerator.num_processes
+        _say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}, {config.precision}")
     run = RunFolder(config) if accelerator.is_main_process else None
     try:
-        return _Training(config, accelerator, run, stop, resume, allow_change, init_from).train()
+        return _Training(config, accelerator, run, stop, resume, allow_change).train()
+    except UsageError:
+        raise  # refused: the folder stays as it was
     except BaseException as error:
-        if run:
-            run.write_status("failed", run.step, f"{type(error).__name__}: {error}")
+        if run or isinstance(error, UserError):
+            record_failure(Path(config.run), error)
         raise
+    finally:
+        if run:
+            run.close()
 
 
 class _Training:
@@ -78,22 +101,23 @@ class _Training:
         config: RunConfig,
         accelerator: Accelerator,
         run: RunFolder | None,
-        stop: StopFlag,
+        stop: Stop,
         resume: str,
         allow_change: tuple[str, ...],
-        init_from: str | None,
     ):
         self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
         checkpoint = self._choose_checkpoint(resume)
         if run:
-            run.adopt_config(checkpoint is not None or resume == "auto", allow_change)
+            run.check_config(allow_change)
         tokenizer = Tokenizer.load(config.data.tokenizer)
         self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, tokenizer, config.data.max_text_length)
         self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
-        if init_from and checkpoint is None:
-            self._load_initial(init_from)
+        if config.init_from and checkpoint is None:
+            self._load_initial(config.init_from)
+        if config.validation:
+            Manifest.load(config.validation.path)
         wrapped, optimizer = accelerator.prepare(
             TaskModel(self.task, self.model), build_optimizer(self.model, config.optimizer)
         )
@@ -104,20 +128,21 @@ class _Training:
         self.loader = self._open_loader(tokenizer)
         if checkpoint:
             self.loader.check_state(self.position.data)
+            if self.position.samples != self.position.step * config.batch.image:
+                raise UsageError(f"{checkpoint} was written with another batch.image, which cannot change on resume")
             self._say(f"resumed at step {self.position.step} from {checkpoint}")
 
     def train(self) -> int:
         """Take the remaining steps."""
         config, run = self.config, self.run
-        world = self.accelerator.num_processes
-        self._say(
-            f"{world} process{'es' * (world > 1)} on {self.accelerator.device.type}, {config.precision}; "
-            f"step {self.position.step} of {config.steps}, {config.batch.image} samples a step"
-        )
+        self._say(f"step {self.position.step} of {config.steps}, {config.batch.image} samples a step")
         manifests = [Manifest.load(source.path) for source in config.data.train]
         if run:
+            run.write_config()
+            set_aside(run.checkpoints, self.position.step)
             run.trim_metrics(self.position.step)
-            run.write_environment(world, str(self.accelerator.device), {m.name: m.digest for m in manifests})
+            data = [{"path": str(m.root), "name": m.name, "digest": m.digest} for m in manifests]
+            run.write_environment(self.accelerator.num_processes, str(self.accelerator.device), data)
             run.write_status("running", self.position.step)
         if config.log.trackers:
             self.accelerator.init_trackers("glscl", config={"seed": config.seed, "steps": config.steps})
@@ -231,15 +256,24 @@ class _Training:
         """Rank 0 decides, all ranks load the same."""
         chosen: list[str | None] = [None]
         if self.run:
-            used = self.run.checkpoints.is_dir() or (self.run.path / "metrics.jsonl").exists()
-            if resume == "never" and used:
+            if resume == "never" and self.run.used:
                 raise UsageError(f"{self.run.path} was used before; --resume never wants an unused folder")
             if resume == "auto":
                 found = find_checkpoint(self.run.checkpoints, self._say)
                 chosen = [str(found) if found else None]
             elif resume != "never":
-                chosen = [str(model_folder(resume).parent)]
+                chosen = [str(self._named_checkpoint(Path(resume)))]
         return Path(path) if (path := broadcast_object_list(chosen)[0]) else None
+
+    def _named_checkpoint(self, folder: Path) -> Path:
+        assert self.run is not None
+        if folder.resolve().parent != self.run.checkpoints.resolve():
+            raise UsageError(
+                f"--resume {folder} is no checkpoint of {self.run.path}; for another run's weights use --init-from"
+            )
+        if problem := check(folder):
+            raise DataError(f"--resume {folder}: {problem}")
+        return folder
 
     def _load_initial(self, source: str) -> None:
         weights = load_file(model_folder(source) / "model.safetensors")
@@ -279,14 +313,19 @@ class _Training:
             self.accelerator.log({k: v for k, v in row.items() if isinstance(v, float | int)}, step=row["step"])
         validated = [f"{name} {value:.1f}" for name, value in row.items() if name.startswith("validation/")]
         text = f"step {row['step']}  loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s"
-        if bar.disable:
+        if bar.disable or validated:
             self._say("  ".join([text, *validated]))
         else:
             bar.set_postfix_str(text)
 
     def _say(self, message: str) -> None:
         if self.run:
-            print(message, file=sys.stderr, flush=True)
+            _say(message)
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def _hash_keys(keys: list[str]) -> str:

@@ -72,16 +72,6 @@ class Ranks:
         return float(self.hits(k).mean())
 
     @property
-    def median(self) -> float:
-        """Median over queries of the expected rank (MdR)."""
-        return float(np.median(self.expected))
-
-    @property
-    def mean(self) -> float:
-        """Mean over queries of the expected rank (MeanR)."""
-        return float(self.expected.mean())
-
-    @property
     def tie_rate(self) -> float:
         """Share of queries whose best positive is tied with a negative."""
         return float((self.tied > self.tied_positives).mean())
@@ -116,7 +106,7 @@ def ranks(
     rows = _positive_lists(positives, block.shape, query_ids)
     _refuse_non_finite(block, query_ids, candidate_ids)
     above, tied, tied_positives = _count(block, rows)
-    return Ranks(above, tied, tied_positives, candidates=block.shape[1], degenerate=_degenerate(block))
+    return Ranks(above, tied, tied_positives, candidates=block.shape[1], degenerate=tells_nothing_apart(block))
 
 
 def ranks_of_features(
@@ -139,7 +129,7 @@ def ranks_of_features(
         queries, candidates, block=block, query_ids=query_ids, candidate_ids=candidate_ids
     ):
         parts.append(_count(scores, rows[start : start + len(scores)]))
-        degenerate = degenerate and _degenerate(scores)
+        degenerate = degenerate and tells_nothing_apart(scores)
     above, tied, tied_positives = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Ranks(above, tied, tied_positives, candidates=shape[1], degenerate=degenerate)
 
@@ -199,7 +189,7 @@ def two_stage_ranks(
     block = np.where(found[:, None], listed, rest)
     best = [row if hit else every for row, hit, every in zip(inside, found, rows, strict=True)]
     above, tied, tied_positives = _count(block, best)
-    return Ranks(above, tied, tied_positives, candidates=first.shape[1], degenerate=_degenerate(second))
+    return Ranks(above, tied, tied_positives, candidates=first.shape[1], degenerate=tells_nothing_apart(second))
 
 
 def chance_ranks(positives: Sequence[Any] | NDArray[Any], candidates: int) -> Ranks:
@@ -296,7 +286,8 @@ def _refuse_non_finite(
     )
 
 
-def _degenerate(scores: NDArray[Any]) -> bool:
+def tells_nothing_apart(scores: NDArray[Any]) -> bool:
+    """Whether no query's scores (queries, candidates) differ by more than rounding; never with a single candidate."""
     low, high = scores.min(axis=1), scores.max(axis=1)
     return scores.shape[1] > 1 and bool((high - low <= DEGENERATE_SPREAD * np.maximum(abs(low), abs(high))).all())
 

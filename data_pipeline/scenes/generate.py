@@ -7,7 +7,6 @@ same parameters is kept. Sample i of a split depends on (seed, split, i, size) a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.scenes.captions import render, statements_of
@@ -61,7 +61,7 @@ def generate(
     finished = {split: _finished(Path(out) / split, source) for split, source in sources.items()}
     manifests = {split: manifest for split, manifest in finished.items() if manifest is not None}
     missing = [split for split in sources if split not in manifests]
-    workers = _usable_cores() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     inline = workers <= 1 or sum(counts[split] for split in missing) < _INLINE
     # Spawned, because a caller with threads (torch) must not be forked.
     with nullcontext() if inline else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool:
@@ -75,10 +75,6 @@ def generate(
                 source=sources[split],
             )
     return {split: manifests[split] for split in sources}
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sample_at(seed: int, split: str, i: int, size: int) -> Record:

@@ -17,6 +17,11 @@ _EXCHANGED_TOGETHER = (("colour",), ("shape",), ("size",), ("fill",), ("column",
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
+def is_scene(annotation: dict[str, Any]) -> bool:
+    """Whether a sample's annotation is that of a generated scene, which the other functions here need."""
+    return isinstance(annotation.get("scene"), dict) and "statements" in annotation and "captions" in annotation
+
+
 def fits(statement: dict[str, Any], scene: dict[str, Any]) -> bool:
     """Whether a caption's statement is true of a scene.
 

@@ -63,11 +63,16 @@ def write_report(
     Raises
     ------
     DataError
-        If a folder holds no result.
+        If a folder holds no result, or two hold results of one stage, which a page has no place for.
     """
     read = [(Path(folder), read_result(folder)) for folder in results]
     rows = _metric_rows(Path(run)) if run is not None else []
-    sections = {result.stage: (folder, result) for folder, result in read}
+    sections: dict[str, tuple[Path, Result]] = {}
+    for folder, result in read:
+        if result.stage in sections:
+            other = sections[result.stage][0]
+            raise DataError(f"{other} and {folder} both hold a {result.stage} result: write a report for each")
+        sections[result.stage] = (folder, result)
     page = {
         "title": title,
         "facts": {**(facts or {}), **_facts([result for _, result in read], run, rows)},

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.scenes.truth import swapped
+from data_pipeline.scenes.truth import is_scene, swapped
 from eval.features import Images, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
 from eval.schema import Metric, Result, environment, write_result
@@ -110,7 +110,7 @@ def choices_of(images: Images) -> list[Choice]:
     """Pair every caption with its false counterpart, where it has one."""
     found = []
     for number, annotation in enumerate(images.annotations):
-        if "scene" not in annotation:
+        if not is_scene(annotation):
             continue
         for which, true in enumerate(annotation["captions"]):
             false = swapped(annotation, which)

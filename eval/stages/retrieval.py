@@ -22,7 +22,7 @@ from eval.features import encode_images, encode_texts, load, processes
 from eval.matching import match_margins
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval, median_interval
-from pretrain.ranking import Ranks, ranks, score_blocks, two_stage_ranks
+from pretrain.ranking import Ranks, ranks, score_blocks, tells_nothing_apart, two_stage_ranks
 
 RECALL_AT = (1, 5, 10)
 TOP = 5  # candidates that each record names
@@ -100,7 +100,7 @@ def evaluate(
         pairs = np.concatenate([_pairs(to_image), _pairs(to_text)[:, ::-1]])  # (text, image)
         margins = match_margins(loaded, images, texts, pairs[:, 1], pairs[:, 0])
         second = [margins[: to_image.size].reshape(to_image.shape), margins[to_image.size :].reshape(to_text.shape)]
-        if np.ptp(margins) <= 1e-6 * np.abs(margins).max():
+        if any(tells_nothing_apart(margin) for margin in second if margin is not None):
             flags.append("constant_match_scores")
     weight = 1 / loaded.model.temperature.item() if score == "itm+sim" else 0.0
     records: list[dict[str, Any]] = []
@@ -118,6 +118,7 @@ def evaluate(
         protocol={
             "name": "zero-shot",
             "ties": "expected value",
+            "tie_rate": _tie_rates(records),
             "score_dtype": "float32",
             "precision": precision,
             "rerank": rerank if rerank_k else None,
@@ -283,6 +284,16 @@ def _records(
                 }
             records.append(record)
     return records, degenerate
+
+
+def _tie_rates(records: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Share of queries whose best positive is tied with a negative, by `DIRECTION/STAGE`."""
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        for stage in ("contrastive", "reranked"):
+            if stage in record:
+                lines.setdefault((record["direction"], stage), []).append(record)
+    return {f"{direction}/{stage}": _ranks(of, stage).tie_rate for (direction, stage), of in lines.items()}
 
 
 def _ranks(lines: Sequence[dict[str, Any]], stage: str) -> Ranks:

@@ -82,7 +82,7 @@ def _training(folder: Path) -> str:
     if not trainer:
         return "Not known: the model was exported from a folder that is not part of a run."
     lines = [f"- {trainer['step']:,} steps, {trainer['samples']:,} samples"]
-    lines += [f"- data: `{name}`, manifest sha256 `{digest}`" for name, digest in environment.get("data", {}).items()]
+    lines += [f"- data: `{data['name']}`, manifest sha256 `{data['digest']}`" for data in environment.get("data", [])]
     if "code" in environment:
         lines.append(f"- code: `{environment['code']}`, seed {environment.get('seed')}")
     step, found = _validation(run / "metrics.jsonl", trainer["step"])

@@ -6,16 +6,14 @@ In: a run, checkpoint or model folder. Out: one folder that appears whole or not
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from transformers import CLIPImageProcessorPil
-from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, UsageError
 from pretrain.model import GLSCLModel
-from pretrain.run.checkpoint import model_folder
+from pretrain.run.checkpoint import load_model
 from pretrain.run.files import sha256, write_json
 
 from .card import model_card
@@ -49,11 +47,10 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     """
     out = Path(out)
     _refuse_other_content(out)
-    folder = model_folder(model)
-    transformers_logging.disable_progress_bar()
-    loaded = GLSCLModel.from_pretrained(folder).eval()
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    loaded = load_model(model)
+    folder = Path(loaded.name_or_path)
+    beside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
     try:
         beside.mkdir(parents=True)
         _write(loaded, folder, beside)

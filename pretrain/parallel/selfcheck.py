@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
 
 from data_pipeline.errors import UsageError
 
@@ -28,10 +29,13 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             mixed_precision="bf16" if precision == "bf16" else "no",
             log_with=list(trackers) or None,
             project_dir=folder,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # or an environment variable decides
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the other processes: {' '.join(str(error).split())}") from None
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise UsageError(f"{accelerator.distributed_type.value} is not supported yet: use {WORKING.format(world='N')}")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(

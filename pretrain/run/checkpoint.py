@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError, IncompleteError, UsageError
 from pretrain.model import GLSCLModel, GLSCLProcessor
 
 from .files import sha256, sync, write_json, write_whole
@@ -58,18 +60,20 @@ def save_checkpoint(
         save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
         write_json(beside / "trainer.json", {"step": position.step, "samples": position.samples, "data": position.data})
         files = sorted(path for path in beside.rglob("*") if path.is_file())
-        for path in files:
+        for path in [*files, beside / "model", beside]:
             sync(path)
         listed = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(beside / COMMITTED, listed)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # a full disk, as safetensors reports it
+            raise IncompleteError(f"cannot write {final}: {error}: make room and run the same command again") from None
         raise
     sync(checkpoints)
     write_whole(checkpoints / "latest", final.name + "\n")
-    for old in _steps(checkpoints)[keep:]:
+    for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -91,13 +95,30 @@ def load_checkpoint(folder: Path, model: GLSCLModel, optimizer: torch.optim.Opti
     return Position(stored["step"], stored["samples"], stored["data"])
 
 
-def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
-    """Newest checkpoint whose every byte is as committed; a torn or damaged one is passed over with a message."""
+def set_aside(checkpoints: Path, step: int) -> None:
+    """Rename checkpoints past `step` to `superseded-...`: a run that goes back must not find them again."""
     for folder in _steps(checkpoints):
+        if int(folder.name.removeprefix("step-")) > step:
+            aside = checkpoints / f"superseded-{folder.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+    for unfinished in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+    """Newest checkpoint whose every byte is as committed; a torn or damaged one is passed over with a message.
+
+    None when there is no checkpoint; DataError when there are some and none is whole.
+    """
+    found = _steps(checkpoints)
+    for folder in found:
         problem = check(folder)
         if problem is None:
             return folder
-        warn(f"{folder}: {problem}; the checkpoint before it is used")
+        warn(f"checkpoint {folder} is passed over: {problem}")
+    if found:
+        raise DataError(f"{checkpoints} holds no whole checkpoint; move it away to start from the beginning")
     return None
 
 
@@ -127,16 +148,38 @@ def model_folder(path: str | Path) -> Path:
     if not path.is_dir():
         raise UsageError(f"no model at {path}: no such folder")
     if (path / "config.json").is_file():
+        if (path.resolve().parent / COMMITTED).is_file():
+            _refuse_damaged(path.resolve().parent)
         return path
     if (path / "model" / "config.json").is_file():
-        if problem := check(path):
-            raise DataError(f"checkpoint {path}: {problem}")
+        _refuse_damaged(path)
         return path / "model"
     problems: list[str] = []
     found = find_checkpoint(path / "checkpoints", problems.append)
     if found is None:
         raise DataError(f"{path} holds neither a model nor a whole checkpoint" + "".join(f"; {p}" for p in problems))
     return found / "model"
+
+
+def load_model(path: str | Path) -> GLSCLModel:
+    """Model of a run folder, a checkpoint or a model folder, in eval mode; its `name_or_path` is the model folder.
+
+    Raises UsageError and DataError as `model_folder` does, and DataError for weights that cannot be read or lack some.
+    """
+    folder = model_folder(path)
+    transformers_logging.disable_progress_bar()
+    try:
+        model, found = GLSCLModel.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise DataError(f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}")
+    return model
+
+
+def _refuse_damaged(checkpoint: Path) -> None:
+    if problem := check(checkpoint):
+        raise DataError(f"checkpoint {checkpoint}: {problem}")
 
 
 def _steps(checkpoints: Path) -> list[Path]:

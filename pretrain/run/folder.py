@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -32,8 +33,6 @@ class RunFolder:
         """Create and lock the folder. Raises UsageError when another job holds it, naming that job."""
         self.path = Path(config.run)
         self.config = config
-        self.step = 0
-        """The step that status.json reported last."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / "lock").open("a+")
@@ -54,13 +53,23 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def adopt_config(self, resuming: bool, allow_change: tuple[str, ...]) -> None:
-        """Write config.yaml; on resume first refuse any change that would make it another run.
+    @property
+    def used(self) -> bool:
+        """Whether a step was ever taken here."""
+        metrics = self.path / "metrics.jsonl"
+        return any(self.checkpoints.glob("step-*")) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+    def close(self) -> None:
+        """Let another job have the folder."""
+        self._lock.close()
+
+    def check_config(self, allow_change: tuple[str, ...]) -> None:
+        """Refuse a change that would make what stands here another run.
 
         Raises UsageError that names the changed keys.
         """
         file = self.path / "config.yaml"
-        if resuming and file.is_file():
+        if self.used and file.is_file():
             saved = parse_config(RunConfig, yaml.safe_load(file.read_text()), str(file))
             changed = [key for key in differences(self.config, saved) if key not in allow_change]
             if changed:
@@ -68,29 +77,31 @@ class RunFolder:
                     f"{self.path} was started with another configuration ({', '.join(changed)}): use another folder, "
                     f"or allow it with {' '.join(f'--allow-change {key}' for key in changed)}"
                 )
-        write_whole(file, to_yaml(self.config))
 
-    def write_environment(self, world: int, device: str, manifests: dict[str, str]) -> None:
+    def write_config(self) -> None:
+        """Write config.yaml."""
+        write_whole(self.path / "config.yaml", to_yaml(self.config))
+
+    def write_environment(self, world: int, device: str, data: list[dict[str, str]]) -> None:
         """Record what the run depends on besides its configuration."""
         write_json(
             self.path / "environment.json",
             {
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "code": _code_revision(),
+                "code": code_revision(),
                 "versions": {"python": platform.python_version()}
                 | {name: importlib.metadata.version(name) for name in _PACKAGES},
                 "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": device},
                 "torch_threads": torch.get_num_threads(),
                 "world": world,
                 "seed": self.config.seed,
-                "data": manifests,
+                "data": data,
                 "command": sys.argv,
             },
         )
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:
         """Say how the run stands: running, preempted, complete or failed."""
-        self.step = step
         write_json(self.path / "status.json", {"state": state, "step": step, "reason": reason})
 
     def trim_metrics(self, step: int) -> None:
@@ -115,7 +126,22 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
 
-def _code_revision() -> str:
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Let status.json say that this start failed; the first rank that says so is believed."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, ValueError):
+        status = {"state": "", "step": 0}
+    if status["state"] != "failed":
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            write_json(
+                folder / "status.json",
+                {"state": "failed", "step": status["step"], "reason": f"{type(error).__name__}: {error}"},
+            )
+
+
+def code_revision() -> str:
+    """Commit of this code with `-dirty` where files differ from it; `unknown` outside a git checkout."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

@@ -185,12 +185,34 @@ def test_a_state_of_other_data_is_refused(pictures, write_pictures, tokenizer, t
         opened(pictures.root, tokenizer).check_state(state | {"next": []})
 
 
+def test_a_state_of_another_tokenizer_is_refused(pictures, tokenizer, tmp_path):
+    state = opened(pictures.root, tokenizer).state(7)
+    other = Tokenizer.train(["another text", "yet another text"], 290)
+    with pytest.raises(DataError, match="contents of the tokenizer"):
+        opened(pictures.root, other).check_state(state)
+    tokenizer.encode(["a used tokenizer is the same"], 12)
+    tokenizer.save(tmp_path)
+    for same in (tokenizer, tmp_path):
+        opened(pictures.root, same).check_state(state)
+
+
+def test_two_data_sets_of_one_name_are_refused(pictures, write_pictures, tokenizer, tmp_path):
+    other = write_pictures(tmp_path / "other", 60)
+    with pytest.raises(UsageError, match=f'{pictures.root} and {other.root} .*"pictures".* --name NAME'):
+        open_loader([pictures.root, other.root], tokenizer=tokenizer, **OPTIONS)
+    with open_loader([pictures.root, pictures.root], tokenizer=tokenizer, **OPTIONS) as loader:
+        assert next(loader).keys
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"world": 5}, "cannot be divided over 5 ranks x 1 micro-batches: choose a multiple of 5"),
         ({"world": 4, "micro_batches": 5}, "choose a multiple of 20"),
         ({"rank": 1}, "impossible division"),
+        ({"lanes": 0}, "lanes must be at least 1, not 0"),
+        ({"group": 0}, "groups of 0 samples"),
+        ({"group": None, "global_batch": 20, "world": 4}, "groups of 2 .* set another group"),
         ({"lanes": 7}, "7 lanes must divide the global batch of 48"),
         ({"group": 5}, "groups of 5 .* set another group"),
         ({"group": None, "world": 48}, "divide the micro-batch of 1 "),
@@ -201,6 +223,15 @@ def test_a_state_of_other_data_is_refused(pictures, write_pictures, tokenizer, t
 def test_impossible_divisions_are_refused(pictures, tokenizer, change, message):
     with pytest.raises(UsageError, match=message):
         opened(pictures.root, tokenizer, **change)
+
+
+@pytest.mark.parametrize(("batch", "group"), [(24, 2), (64, 2), (20, 2), (9, 3), (7, 7)])
+def test_matching_groups_of_plain_calls_do_not_depend_on_the_division(pictures, tokenizer, batch, group):
+    options = {"group": None, "global_batch": batch}
+    for world in [n for n in range(1, batch) if batch % n == 0 and batch // n % group == 0]:
+        with opened(pictures.root, tokenizer, world=world, **options) as loader:
+            assert loader.state(0)["group"] == group
+            assert next(loader).itm_noise.shape == (batch // world, group)
 
 
 def test_missing_and_cut_data_are_named_at_the_start(pictures, write_pictures, tokenizer, tmp_path):
@@ -330,3 +361,12 @@ def test_an_evaluation_squashes_pictures_and_skips_none(pictures, write_pictures
     broken = write_pictures(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
     with pytest.raises(DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"):
         list(evaluation_batches(broken, size=32, batch_size=8))
+
+
+def test_an_evaluation_that_ends_early_closes_its_shards(pictures):
+    before = len(os.listdir("/proc/self/fd"))
+    batches = evaluation_batches(pictures, size=32, batch_size=3)
+    next(batches)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    batches.close()
+    assert len(os.listdir("/proc/self/fd")) == before

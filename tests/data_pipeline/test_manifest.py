@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest, ShardIndex, index
 from data_pipeline.verify import verify
 
@@ -107,6 +107,25 @@ def test_shards_in_folders_below_are_found(tmp_path):
     data_set(tmp_path / "data", pair("a"))
     data_set(tmp_path / "data" / "more", pair("a"))
     assert [shard.name for shard in index(tmp_path / "data").shards] == ["00000.tar", "more/00000.tar"]
+
+
+def test_what_is_hidden_is_no_shard(tmp_path):
+    root = data_set(tmp_path / ".data", pair("a"))
+    data_set(root / ".cache", b"half of a tar")
+    (root / ".00000.tar").write_bytes(b"a resource fork")
+    assert [shard.name for shard in index(root).shards] == ["00000.tar"]
+
+
+def test_indexing_again_keeps_where_the_data_came_from(tmp_path):
+    root = data_set(tmp_path / "data", pair("a"))
+    index(root, source={"name": "mine", "kind": "photos"})
+    data_set(root, pair("a") + pair("b"))
+    assert index(root).source == {"name": "mine", "kind": "photos"}
+    assert index(root, name="yours").source == {"name": "yours", "kind": "photos"}
+    (root / "dataset.json").write_text("{")
+    assert index(root).source == {"name": "data"}
+    with pytest.raises(UsageError, match="'a/b'"):
+        index(root, name="a/b")
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -30,6 +30,14 @@ def test_every_sample_is_found_by_its_number(pictures, write_pictures, tmp_path)
     assert store.read(1, 4).image[:2] == b"\xff\xd8"
 
 
+def test_captions_are_read_without_the_image(copied):
+    member = next(member for member in copied.index(0).members(7) if member.extension == "jpg")
+    with copied.shard_path(0).open("r+b") as file:
+        file.seek(member.offset + 20)
+        file.write(b"changed")
+    assert Store([copied]).captions(0, 7) == Store([copied], check=False).read(0, 7).captions
+
+
 def test_only_a_few_shards_are_open_at_once(pictures, monkeypatch):
     monkeypatch.setattr(storing, "MAX_OPEN", 2)
     before = len(os.listdir("/proc/self/fd"))

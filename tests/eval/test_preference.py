@@ -52,6 +52,7 @@ def test_a_model_without_a_preference_gets_half_and_is_flagged(
 
 
 def test_data_without_scene_graphs_are_refused(knowing_model: Path, tmp_path: Path, jpeg: bytes) -> None:
-    write_shards(tmp_path / "plain", [("a", {"jpg": jpeg, "txt": b"a red square"})], source={"name": "plain"})
+    members = {"jpg": jpeg, "txt": b"a red square", "json": b'{"scene": "indoors", "statements": []}'}
+    write_shards(tmp_path / "plain", [("a", members)], source={"name": "plain"})
     with pytest.raises(DataError, match="must be a split of generated scenes"):
         evaluate(knowing_model, tmp_path / "plain", tmp_path / "o")

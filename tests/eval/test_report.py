@@ -121,6 +121,12 @@ def test_captions_are_escaped(knowing_model: Path, jpeg: bytes, tmp_path: Path) 
     assert "a &lt;script&gt;alert(1)&lt;/script&gt; &amp;" in text
 
 
+def test_two_results_of_one_stage_are_refused_by_name(results: list[Path], tmp_path: Path) -> None:
+    again = shutil.copytree(results[0], tmp_path / "again")
+    with pytest.raises(DataError, match=f"{results[0]} and {again} both hold a retrieval result"):
+        write_report([*results, again], tmp_path / "report.html")
+
+
 def test_a_report_without_its_data_says_so(results: list[Path], tmp_path: Path) -> None:
     moved = shutil.copytree(results[0], tmp_path / "retrieval")
     stored = json.loads((moved / "result.json").read_text())

@@ -147,6 +147,8 @@ def test_a_constant_matching_head_is_flagged_and_counts_as_guessing_in_the_short
     assert found.flags == ["constant_match_scores"]
     first, both = found.metric("text_to_image/R@4"), found.metric("text_to_image/reranked/R@1")
     assert both.value == pytest.approx(first.value / 4)
+    assert found.protocol["tie_rate"]["text_to_image/reranked"] == pytest.approx(first.value / 100)
+    assert found.protocol["tie_rate"]["text_to_image/contrastive"] == 0.0
 
 
 def test_a_shortlist_of_everything_ranks_by_the_head_alone(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
@@ -197,6 +199,23 @@ def test_one_picture_is_found(knowing_model: Path, gallery: Path, tmp_path: Path
     assert found.metric("text_to_image/reranked/R@10").value == 100.0
     assert found.metric("text_to_image/R@1").ci95 == (100.0, 100.0)
     assert found.flags == []
+
+
+def test_one_pair_is_no_constant_head(knowing_model: Path, tmp_path: Path, jpeg: bytes) -> None:
+    write_shards(tmp_path / "pair", [("a", {"jpg": jpeg, "txt": b"a red square"})], source={"name": "pair"})
+    assert evaluate(knowing_model, tmp_path / "pair", tmp_path / "o").flags == []
+
+
+def test_a_head_that_looks_at_one_side_only_is_flagged(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """Its scores differ from text to text, and say nothing about which picture fits."""
+
+    def ignore_pictures(model: GLSCLModel) -> None:
+        model.image_projection.weight.zero_()
+
+    found = evaluate(changed(knowing_model, tokenizer, tmp_path / "m", ignore_pictures), gallery, tmp_path / "o")
+    assert "constant_match_scores" in found.flags
 
 
 def test_wrong_options_and_missing_data_are_refused(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:

@@ -54,3 +54,4 @@ def test_the_baseline_knows_what_it_has_seen_and_little_else(scenes: Path, tmp_p
     best = unseen.metric("ceiling/text_to_image/R@1").value
     assert 50 < best <= 100
     assert len(list(read_records(tmp_path / "unseen"))) == 100
+    assert unseen.model["hash"] is None and unseen.environment["code"]

@@ -180,6 +180,36 @@ def test_order_takes_a_configuration_and_options_win_over_it(data: Path, tmp_pat
     assert len(other_seed.stdout.splitlines()) == 4
 
 
+def test_order_takes_a_configuration_without_weights_and_drops_weights_of_other_data_sets(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def keys(*words: object) -> list[str]:
+        assert main(["data", "order", *map(str, words)]) == 0
+        return json.loads(capsys.readouterr().out)["keys"]
+
+    train, val = data / "train", data / "val"
+    for weight, name in (("", "plain"), (", weight: 1", "weighted")):
+        config = tmp_path / f"{name}.yaml"
+        sources = f"[{{path: {train}{weight}}}, {{path: {val}{weight}}}]"
+        config.write_text(f"run: r\nsteps: 9\nseed: 5\nbatch: {{image: 6}}\ndata: {{train: {sources}, tokenizer: t}}\n")
+    options = ("--seed", 5, "--global-batch", 6)
+    assert keys("--config", tmp_path / "plain.yaml") == keys(train, val, *options)
+    assert keys("--config", tmp_path / "weighted.yaml") == keys(train, val, *options, "--weights", 1, 1)
+    assert keys(train, "--config", tmp_path / "weighted.yaml") == keys(train, *options)
+
+
+def test_index_gives_a_name_that_tells_two_data_sets_apart(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "index", str(copy), "--name", "other"]) == 0
+    assert main(["data", "order", str(copy), "--seed", "0", "--global-batch", "1"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["keys"][0].startswith("other/")
+    assert main(["data", "index", str(copy), "--name", "a/b"]) == 2
+
+
+def test_the_parser_needs_no_processor_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert parser().parse_args(["data", "index", "dir"]).workers == os.cpu_count()
+
+
 def test_order_ends_quietly_when_its_reader_has_seen_enough(data: Path) -> None:
     words = [sys.executable, "-m", "launch.cli", "data", "order", str(data / "train")]
     words += ["--seed", "0", "--global-batch", "4", "--steps", "100000"]
@@ -191,7 +221,7 @@ def test_order_ends_quietly_when_its_reader_has_seen_enough(data: Path) -> None:
     assert process.returncode == 141
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no /dev/full")
 def test_a_full_disk_is_one_line_and_can_be_resumed(data: Path) -> None:
     with open("/dev/full", "w") as full:
         done = _glscl("data", "order", data / "train", "--seed", 0, "--global-batch", 4, stdout=full)

@@ -9,6 +9,20 @@ from safetensors.torch import load_file
 from pretrain.run.checkpoint import model_folder
 
 
+class StopAfter:
+    """Asks a run to stop at the end of a step, counted from its start, as a signal would; never without a number."""
+
+    def __init__(self, steps: int | None = None):
+        self.left = steps
+
+    @property
+    def reason(self) -> str | None:
+        if self.left is None:
+            return None
+        self.left -= 1
+        return "SIGTERM" if self.left <= 0 else None
+
+
 def weights(run: str | Path) -> dict[str, torch.Tensor]:
     return load_file(model_folder(run) / "model.safetensors")
 

@@ -47,7 +47,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(checkpoint / "model")
     GLSCLProcessor.build(config, tokenizer).save_pretrained(checkpoint / "model")
     (checkpoint / "trainer.json").write_text(json.dumps({"step": 12, "samples": 768, "data": {}}))
-    (folder / "environment.json").write_text(json.dumps({"data": {"scenes-train": "0af3"}, "code": "abc", "seed": 0}))
+    data = [{"path": "data/train", "name": "scenes-train", "digest": "0af3"}]
+    (folder / "environment.json").write_text(json.dumps({"data": data, "code": "abc", "seed": 0}))
     rows = [{"step": s, "loss": 1.0, "validation/text_to_image/R@1": 2.5 * s} for s in (5, 10, 15)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -171,6 +172,7 @@ def test_the_check_finds_a_changed_weight_and_a_missing_one(model_folder: Path, 
 def test_an_export_replaces_an_export_and_nothing_else(model_folder: Path, tmp_path: Path) -> None:
     out = export(model_folder, tmp_path / "out")
     (out / "README.md").write_text("old")
+    (tmp_path / ".out.tmp" / "vision").mkdir(parents=True)  # an export that was killed
     export(model_folder, out)
     assert (out / "README.md").read_text() != "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

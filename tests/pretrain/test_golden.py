@@ -164,7 +164,9 @@ def test_golden_check_notices_another_layer_norm_epsilon(golden):
             module.eps = 1e-5
     with torch.no_grad():
         fused = model(case["image"], case["text_ids"], case["text_mask"])
-    assert relative(fused.image, case["out.image_feats"]) > 1e-6
+    real = case["text_mask"].bool()
+    off = relative(fused.image, case["out.image_feats"]), relative(fused.text[real], case["out.text_feats"][real])
+    assert max(off) > 1e-5  # what test_golden_features allows
 
 
 def test_golden_nce_is_the_sum_of_both_directions(golden):

@@ -7,66 +7,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.errors import NumericsError, UsageError
+from data_pipeline.errors import DataError, NumericsError, UsageError
 from pretrain.config import RunConfig, ValidationConfig, apply_overrides, parse_config
 from pretrain.loop import train
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.run.checkpoint import model_folder
-from tests.pretrain.runs import assert_same_run, rows, status, weights
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Ask the run to stop at the end of a step, as a signal would."""
-
-    def arrange(step: int | None):
-        seen = {"steps": 0}
-
-        def reason(self):
-            seen["steps"] += 1
-            return "SIGTERM" if step is not None and seen["steps"] >= step else None
-
-        monkeypatch.setattr("pretrain.run.signals.StopFlag.reason", property(reason))
-
-    return arrange
+from tests.pretrain.runs import StopAfter, assert_same_run, rows, status, weights
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_resume_is_bitwise_the_undisturbed_run(settings, tmp_path, stop_after, micro_batches):
+def test_resume_is_bitwise_the_undisturbed_run(settings, tmp_path, micro_batches):
     settings["micro_batches"] = micro_batches
     whole = parse_config(RunConfig, settings | {"run": str(tmp_path / "whole")}, "s")
     parts = parse_config(RunConfig, settings | {"run": str(tmp_path / "parts")}, "s")
-    stop_after(None)
-    assert train(whole) == 0
-    stop_after(3)
-    assert train(parts) == 75
+    assert train(whole, StopAfter()) == 0
+    assert train(parts, StopAfter(3)) == 75
     assert status(parts.run) == {"state": "preempted", "step": 3, "reason": "SIGTERM"}
-    stop_after(None)
-    assert train(parts) == 0
+    assert train(parts, StopAfter()) == 0
     assert_same_run(whole.run, parts.run)
     assert status(parts.run)["state"] == "complete"
 
 
-def test_a_run_that_died_after_its_checkpoint_repeats_the_lost_steps(config, tmp_path, stop_after):
-    stop_after(None)
-    train(config)
+def test_a_run_that_died_after_its_checkpoint_repeats_the_lost_steps(config, tmp_path):
+    train(config, StopAfter())
     done = dataclasses.replace(config, run=str(tmp_path / "torn"))
-    stop_after(5)
-    train(done)
+    train(done, StopAfter(5))
     # As after a SIGKILL: steps 5's checkpoint half written, its metrics row torn.
     newest = sorted((tmp_path / "torn" / "checkpoints").glob("step-*"))[-1]
     (newest / "optimizer.safetensors").write_bytes(b"half")
     metrics = tmp_path / "torn" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 6, "lo')
-    stop_after(None)
-    assert train(done) == 0
+    assert train(done, StopAfter()) == 0
     assert_same_run(config.run, done.run)
     assert [row["step"] for row in rows(done.run)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_metrics_of_a_logged_step_hold_what_the_contract_names(config, stop_after):
-    stop_after(None)
-    train(config)
+def test_metrics_of_a_logged_step_hold_what_the_contract_names(config):
+    train(config, StopAfter())
     row = rows(config.run)[-1]
     parts = ("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text")
     assert row.keys() >= {f"loss/{name}" for name in parts} | {
@@ -79,9 +56,8 @@ def test_metrics_of_a_logged_step_hold_what_the_contract_names(config, stop_afte
     assert environment["world"] == 1 and environment["versions"]["torch"] == torch.__version__
 
 
-def test_checkpoints_load_as_models_and_old_ones_go(config, stop_after):
-    stop_after(None)
-    train(config)
+def test_checkpoints_load_as_models_and_old_ones_go(config):
+    train(config, StopAfter())
     checkpoints = Path(config.run) / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
     assert (checkpoints / "latest").read_text().strip() == "step-00000006"
@@ -92,49 +68,47 @@ def test_checkpoints_load_as_models_and_old_ones_go(config, stop_after):
     assert processor.image_processor.size == {"height": 48, "width": 48}
 
 
-def test_validation_ranks_the_validation_split(config, scenes, stop_after):
-    stop_after(None)
-    train(dataclasses.replace(config, validation=ValidationConfig(str(scenes / "val"), every=3, batch_size=4)))
+def test_validation_ranks_the_validation_split(config, scenes):
+    train(
+        dataclasses.replace(config, validation=ValidationConfig(str(scenes / "val"), every=3, batch_size=4)),
+        StopAfter(),
+    )
     validated = [row for row in rows(config.run) if "validation/text_to_image/R@1" in row]
     assert [row["step"] for row in validated] == [3, 6]
     assert 0 <= validated[0]["validation/text_to_image/R@1"] <= validated[0]["validation/text_to_image/R@10"] <= 100
 
 
-def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(settings, stop_after):
-    stop_after(2)
-    train(parse_config(RunConfig, settings, "s"))
+def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(settings):
+    train(parse_config(RunConfig, settings, "s"), StopAfter(2))
     before = weights(settings["run"])
-    stop_after(None)
     apply_overrides(settings, ["--optimizer.lr", "0.5"])
     changed = parse_config(RunConfig, settings, "s")
+    stood = status(settings["run"])
     with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr\)"):
-        train(changed)
+        train(changed, StopAfter())
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(settings["run"]).items())
-    assert train(changed, allow_change=("optimizer.lr",)) == 0
+    assert status(settings["run"]) == stood
+    assert train(changed, StopAfter(), allow_change=("optimizer.lr",)) == 0
 
 
-def test_resume_never_refuses_a_used_folder(config, stop_after):
-    stop_after(2)
-    train(config)
+def test_resume_never_refuses_a_used_folder(config):
+    train(config, StopAfter(2))
     with pytest.raises(UsageError, match="was used before"):
-        train(config, resume="never")
+        train(config, StopAfter(2), resume="never")
 
 
-def test_a_complete_run_does_nothing_more(config, stop_after):
-    stop_after(None)
-    train(config)
+def test_a_complete_run_does_nothing_more(config):
+    train(config, StopAfter())
     before = rows(config.run)
-    assert train(config) == 0
+    assert train(config, StopAfter()) == 0
     assert rows(config.run) == before
 
 
-def test_init_from_takes_the_weights_and_nothing_else(config, tmp_path, stop_after):
-    stop_after(1)
-    train(config)
-    warm = dataclasses.replace(
-        config, run=str(tmp_path / "warm"), optimizer=dataclasses.replace(config.optimizer, lr=1e-12)
-    )
-    train(warm, init_from=config.run)
+def test_init_from_takes_the_weights_and_nothing_else(config, tmp_path):
+    train(config, StopAfter(1))
+    slow = dataclasses.replace(config.optimizer, lr=1e-12)
+    warm = dataclasses.replace(config, run=str(tmp_path / "warm"), optimizer=slow, init_from=config.run)
+    train(warm, StopAfter(1))
     before, after = weights(config.run), weights(warm.run)
     assert max((before[name] - after[name]).abs().max() for name in before) < 1e-6
     assert rows(warm.run)[0]["step"] == 1
@@ -142,15 +116,63 @@ def test_init_from_takes_the_weights_and_nothing_else(config, tmp_path, stop_aft
 
 def test_world_that_was_not_launched_is_refused_with_the_command_that_would_do_it(config):
     with pytest.raises(UsageError, match=r"world: 2, but 1 train.*--num_processes 2"):
-        train(dataclasses.replace(config, world=2))
+        train(dataclasses.replace(config, world=2), StopAfter())
 
 
-def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(config, monkeypatch, stop_after):
-    stop_after(2)
-    train(config)
-    stop_after(None)
+def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(config, monkeypatch):
+    train(config, StopAfter(2))
     monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
     with pytest.raises(NumericsError, match="step 3: matching, total not finite"):
-        train(config)
+        train(config, StopAfter())
     assert status(config.run)["state"] == "failed"
     assert model_folder(config.run).parent.name == "step-00000002"
+
+
+def test_a_run_that_goes_back_forgets_the_branch_it_left(config, tmp_path):
+    train(config, StopAfter(4))
+    checkpoints = Path(config.run) / "checkpoints"
+    train(config, StopAfter(1), resume=str(checkpoints / "step-00000002"))
+    assert (checkpoints / "latest").read_text().strip() == "step-00000003"
+    assert train(config, StopAfter()) == 0
+    whole = dataclasses.replace(config, run=str(tmp_path / "whole"))
+    train(whole, StopAfter())
+    assert_same_run(whole.run, config.run)
+
+
+def test_retention_never_deletes_the_checkpoint_just_written(config):
+    train(config, StopAfter(4))
+    checkpoints = Path(config.run) / "checkpoints"
+    (checkpoints / "step-00000004" / "trainer.json").write_text("damaged")
+    kept = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, keep=1))
+    train(kept, StopAfter(1))
+    assert model_folder(config.run).parent.name == (checkpoints / "latest").read_text().strip() == "step-00000003"
+
+
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_trimmed(config):
+    train(config, StopAfter(2))
+    before = rows(config.run)
+    for folder in (Path(config.run) / "checkpoints").glob("step-*"):
+        (folder / "COMMITTED.json").unlink()
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        train(config, StopAfter())
+    assert rows(config.run) == before
+
+
+def test_a_start_that_failed_on_its_data_can_be_corrected(settings):
+    wrong = parse_config(RunConfig, settings | {"data": settings["data"] | {"tokenizer": "/no/such"}}, "s")
+    with pytest.raises(DataError, match="/no/such"):
+        train(wrong, StopAfter())
+    assert train(parse_config(RunConfig, settings, "s"), StopAfter(1)) == 75
+
+
+def test_resume_of_another_runs_checkpoint_is_refused(config, tmp_path):
+    train(config, StopAfter(2))
+    other = dataclasses.replace(config, run=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="use --init-from"):
+        train(other, StopAfter(), resume=str(model_folder(config.run).parent))
+
+
+def test_a_wrong_validation_set_is_found_before_the_first_step(config):
+    with pytest.raises(DataError, match="/no/such"):
+        train(dataclasses.replace(config, validation=ValidationConfig("/no/such", every=3)), StopAfter())
+    assert not (Path(config.run) / "metrics.jsonl").exists()

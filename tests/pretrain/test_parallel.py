@@ -67,10 +67,10 @@ def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
     expected = gradients(settings, limits, start("fp32", (), ".", None))
     ours = load_file(out)
     assert ours.keys() == expected.keys() and "temperature" in ours
-    largest = max(reference.abs().max() for reference in expected.values())
     for name, reference in expected.items():
-        # A key bias has no gradient (softmax does not see it): what stands there is rounding of far larger terms.
-        scale = max(reference.abs().max(), 1e-4 * largest)
+        scale = reference.abs().max()
+        if name.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
+            scale = expected[name.replace(".bias", ".weight")].abs().max()
         assert (ours[name] - reference).abs().max() <= 1e-5 * scale, name
 
 
@@ -104,13 +104,13 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
 
 @pytest.mark.slow
 def test_resume_on_three_ranks_is_bitwise(settings, tmp_path):
-    settings |= {"batch": {"image": 24}}
+    settings |= {"batch": {"image": 24}, "steps": 40}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
     assert run(several(3), settings | {"run": str(whole / "run")}, whole).returncode == 0
-    stopped = start_and_stop(several(3), settings | {"run": str(parts / "run"), "steps": 6}, parts, signal.SIGKILL, 2)
-    assert stopped != 0
+    start_and_stop(several(3), settings | {"run": str(parts / "run")}, parts, signal.SIGKILL, 3)
+    assert status(parts / "run")["state"] == "running"
     assert run(several(3), settings | {"run": str(parts / "run")}, parts).returncode == 0
     assert_same_run(whole / "run", parts / "run")
 
@@ -124,8 +124,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(settings, tmp_
     settings |= {"steps": 40, "checkpoint": {"every": 3, "keep": 2}}
     assert run(one(), settings | {"run": str(whole / "run")}, whole).returncode == 0
     start_and_stop(one(), settings | {"run": str(parts / "run")}, parts, number, 5)
-    if number == signal.SIGTERM:
-        assert status(parts / "run")["state"] == "preempted"
+    assert status(parts / "run")["state"] == ("preempted" if number == signal.SIGTERM else "running")
     assert status(parts / "run")["step"] < 40
     again = run(one(), settings | {"run": str(parts / "run")}, parts)
     assert again.returncode == 0, again.stderr[-2000:]
@@ -146,7 +145,9 @@ def start_and_stop(command: list[str], settings: dict, folder: Path, number: int
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     if number == signal.SIGKILL:
-        os.killpg(process.pid, number)
+        for worker in workers_of(process.pid):  # torchrun's workers lead sessions of their own
+            os.kill(worker, number)
+        process.kill()
     else:
         process.send_signal(number)  # to the launcher only, as a scheduler would
     code = process.wait(timeout=60)
@@ -154,6 +155,12 @@ def start_and_stop(command: list[str], settings: dict, folder: Path, number: int
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return code
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Process ids of what the launcher started, read from the kernel."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(child) for child in children]
 
 
 def is_locked(folder: Path) -> bool:

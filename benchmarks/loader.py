@@ -1,0 +1,40 @@
+"""The loader's samples per second beside the bare JPEG decode of the same pictures, in one process."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import simplejpeg
+
+from data_pipeline.loader import open_loader
+from data_pipeline.manifest import Manifest
+from data_pipeline.scenes.generate import generate
+from data_pipeline.store import Store
+from data_pipeline.text import train_tokenizer
+
+SAMPLES, BATCH, ROUNDS = 2048, 64, 3
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        for size, view in ((96, 96), (320, 224)):
+            data = Path(folder) / str(size)
+            generate(data, train=SAMPLES, val=1, test=1, novel=1, size=size, seed=0)
+            tokenizer = train_tokenizer([data / "train"], data / "tokenizer", 600)
+            store = Store([Manifest.load(data / "train")])
+            pictures = [store.read(0, number).image for number in range(SAMPLES)]
+            ratios = []
+            for _ in range(ROUNDS):
+                started = time.perf_counter()
+                for picture in pictures:
+                    simplejpeg.decode_jpeg(picture)
+                floor = time.perf_counter() - started
+                loader = open_loader([data / "train"], seed=0, global_batch=BATCH, tokenizer=tokenizer, size=view)
+                started = time.perf_counter()
+                with loader:
+                    for _ in range(SAMPLES // BATCH):
+                        next(loader)
+                ratios.append((time.perf_counter() - started) / floor)
+            print(
+                f"{size} -> {view} pixels: {SAMPLES / floor / min(ratios):.0f} samples/s, "
+                f"{min(ratios):.2f} times the bare decode ({floor / SAMPLES * 1e6:.0f} us)"
+            )

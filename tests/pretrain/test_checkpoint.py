@@ -1,0 +1,140 @@
+"""Checkpoints: whole or not there, whatever happens while they are written."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from data_pipeline.errors import DataError, IncompleteError, UsageError
+from data_pipeline.text import Tokenizer
+from pretrain.build import build_model
+from pretrain.optim import build_optimizer
+from pretrain.run import checkpoint
+from pretrain.run.checkpoint import (
+    Position,
+    find_checkpoint,
+    load_checkpoint,
+    load_model,
+    model_folder,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def trained(config, tokenizer):
+    model = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
+    optimizer = build_optimizer(model, config.optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    return model, AutoTokenizer.from_pretrained(tokenizer), optimizer
+
+
+def save(folder: Path, trained, step: int) -> Path:
+    model, tokenizer, optimizer = trained
+    return save_checkpoint(folder, model, tokenizer, optimizer, Position(step, step * 8, {"draw": step}), keep=2)
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer):
+    model, _, optimizer = trained
+    folder = save(tmp_path, trained, 3)
+    torch.manual_seed(9)
+    other = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
+    other_optimizer = build_optimizer(other, config.optimizer)
+    assert load_checkpoint(folder, other, other_optimizer) == Position(3, 24, {"draw": 3})
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        for key, value in optimizer.state[ours].items():
+            assert torch.equal(value, other_optimizer.state[theirs][key]), (name, key)
+
+
+@pytest.mark.parametrize(
+    "failing", ["save_file", "write_json", "sha256", "sync"], ids=lambda name: f"disk full in {name}"
+)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")], ids=str
+)
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, trained, monkeypatch, failing, error):
+    save(tmp_path, trained, 1)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, failing, fail)
+    with pytest.raises(IncompleteError if isinstance(error, SafetensorError) else OSError):
+        save(tmp_path, trained, 2)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    assert find_checkpoint(tmp_path, print) == tmp_path / "step-00000001"
+
+
+@pytest.mark.parametrize("damage", ["shorter", "other bytes", "missing", "uncommitted"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, trained, damage):
+    save(tmp_path, trained, 1)
+    newest = save(tmp_path, trained, 2)
+    file = newest / "model" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "shorter":
+        file.write_bytes(content[:-1])
+    elif damage == "other bytes":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (newest / "COMMITTED.json").unlink()
+    said: list[str] = []
+    assert find_checkpoint(tmp_path, said.append) == tmp_path / "step-00000001"
+    assert len(said) == 1 and "step-00000002" in said[0] and "is passed over" in said[0]
+
+
+def test_model_folder_names_what_is_not_there(tmp_path, trained):
+    with pytest.raises(UsageError, match="no such folder"):
+        model_folder(tmp_path / "nothing")
+    with pytest.raises(DataError, match="neither a model nor a whole checkpoint"):
+        model_folder(tmp_path)
+    folder = save(tmp_path / "checkpoints", trained, 1)
+    assert model_folder(tmp_path) == model_folder(folder) == model_folder(folder / "model") == folder / "model"
+    (folder / "trainer.json").write_text("{}")
+    for path in (folder, folder / "model"):
+        with pytest.raises(DataError, match="trainer.json"):
+            model_folder(path)
+
+
+def test_a_model_is_loaded_from_any_folder_of_a_run_and_knows_where_it_lies(tmp_path, trained):
+    folder = save(tmp_path / "checkpoints", trained, 1)
+    for path in (tmp_path, folder, folder / "model"):
+        loaded = load_model(path)
+        assert Path(loaded.name_or_path) == folder / "model" and not loaded.training
+    for ours, theirs in zip(trained[0].parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "named"),
+    [
+        ("model.safetensors", lambda path: path.unlink(), "cannot be loaded"),
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-99]), "cannot be loaded"),
+        ("model.safetensors", lambda path: _without(path, "temperature"), "lacks 1 weights, the first is temperature"),
+        ("config.json", lambda path: path.write_text("{"), "cannot be loaded"),
+        ("config.json", lambda path: path.write_text(path.read_text().replace(": 32", ": 48")), "cannot be loaded"),
+    ],
+    ids=["missing", "cut", "incomplete", "no JSON", "other sizes"],
+)
+def test_a_damaged_model_is_one_clear_line(tmp_path, trained, file, damage, named):
+    folder = save(tmp_path / "checkpoints", trained, 1).rename(tmp_path / "copied")
+    (folder / "COMMITTED.json").unlink()
+    damage(folder / "model" / file)
+    with pytest.raises(DataError, match=f"{folder / 'model'} {named}") as error:
+        load_model(folder / "model")
+    assert "\n" not in str(error.value)
+
+
+def _without(path: Path, name: str) -> None:
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
