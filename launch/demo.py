@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline import errors
+from data_pipeline.cores import usable_cores
 from data_pipeline.errors import IncompleteError, UsageError, UserError
 
 RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -56,7 +59,7 @@ def main() -> int:
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stage(name: str) -> Iterator[None]:
     print(f"== {name}", file=sys.stderr, flush=True)
     started = time.monotonic()
@@ -82,22 +85,28 @@ def _pretrain(data: Path, tokenizer: Path, run: Path) -> None:
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--num_cpu_threads_per_process", str(usable_cores())),  # accelerate's default is one
         *("-m", "pretrain", str(RECIPE), "--run", str(run), "--precision", _precision(run)),
         *("--data.train.0.path", str(data / "train"), "--data.tokenizer", str(tokenizer)),
         *("--validation.path", str(data / "val")),
     ]
     (run / "status.json").unlink(missing_ok=True)  # of an earlier call; what is there afterwards is about this one
     code = _wait(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}))
+    if (run / "lock").is_file():
+        with (run / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a worker outlives its launcher until it has saved
     _check_status(run, code)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the launcher; Ctrl-C reaches the whole group, and the worker needs the time to save."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+    """Wait for the launcher. Ctrl-C reaches it by itself, SIGTERM is passed on; either way its worker saves."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_status(run: Path, code: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,14 +112,17 @@ def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | No
 
     None when there is no checkpoint; DataError when there are some and none is whole.
     """
-    found = _steps(checkpoints)
-    for folder in found:
+    problems = []
+    for folder in _steps(checkpoints):
         problem = check(folder)
         if problem is None:
             return folder
+        problems.append(f"{folder.name}: {problem}")
         warn(f"checkpoint {folder} is passed over: {problem}")
-    if found:
-        raise DataError(f"{checkpoints} holds no whole checkpoint; move it away to start from the beginning")
+    if problems:
+        raise DataError(
+            f"{checkpoints} holds no whole checkpoint ({'; '.join(problems)}); move it away to start from the beginning"
+        )
     return None
 
 
@@ -154,10 +158,9 @@ def model_folder(path: str | Path) -> Path:
     if (path / "model" / "config.json").is_file():
         _refuse_damaged(path)
         return path / "model"
-    problems: list[str] = []
-    found = find_checkpoint(path / "checkpoints", problems.append)
+    found = find_checkpoint(path / "checkpoints", lambda message: print(message, file=sys.stderr))
     if found is None:
-        raise DataError(f"{path} holds neither a model nor a whole checkpoint" + "".join(f"; {p}" for p in problems))
+        raise DataError(f"{path} holds neither a model nor a checkpoint")
     return found / "model"
 
 

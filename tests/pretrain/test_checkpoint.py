@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, trained, d
 def test_model_folder_names_what_is_not_there(tmp_path, trained):
     with pytest.raises(UsageError, match="no such folder"):
         model_folder(tmp_path / "nothing")
-    with pytest.raises(DataError, match="neither a model nor a whole checkpoint"):
+    with pytest.raises(DataError, match="neither a model nor a checkpoint"):
         model_folder(tmp_path)
     folder = save(tmp_path / "checkpoints", trained, 1)
     assert model_folder(tmp_path) == model_folder(folder) == model_folder(folder / "model") == folder / "model"

@@ -189,6 +189,6 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model at"):
         export(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="neither a model nor a whole checkpoint"):
+    with pytest.raises(DataError, match="neither a model nor a checkpoint"):
         export(tmp_path / "empty", tmp_path / "out")
     assert not (tmp_path / "out").exists()
