@@ -50,7 +50,8 @@ def gradients(values: dict, limits: list[int], accelerator: Accelerator) -> dict
     with loader:
         batch = keep_targets(next(loader), config.batch.image // len(limits), limits, rank * len(limits) // world)
     task = PretrainTask(config.objectives)
-    wrapped = accelerator.prepare(TaskModel(task, model))
+    # float64: what is left is the mathematics, not the rounding of terms that cancel.
+    wrapped = accelerator.prepare(TaskModel(task, model.double()))
     # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
     wrapped.eval()
     losses = task.losses(wrapped("features", batch), task.counts([batch])[0])

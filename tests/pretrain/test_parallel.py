@@ -71,7 +71,7 @@ def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
         scale = reference.abs().max()
         if name.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
             scale = expected[name.replace(".bias", ".weight")].abs().max()
-        assert (ours[name] - reference).abs().max() <= 1e-5 * scale, name
+        assert (ours[name] - reference).abs().max() <= 1e-9 * scale, name
 
 
 def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
