@@ -32,15 +32,44 @@ class BatchConfig:
     """Samples of each kind that one optimiser step takes, over all ranks and micro-batches."""
 
     image: int = 256
+    """Pictures; 0: none."""
+    video: int = 0
+    """Clips; 0: none."""
+
+    @property
+    def total(self) -> int:
+        """Samples of a step."""
+        return self.image + self.video
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """The clips of a run: a mixture and an order of their own; tokenizer, masking and augmentation as for pictures."""
+
+    train: tuple[SourceConfig, ...]
+    frames: int = 4
+    """Frames of a clip, one from each of as many equal segments."""
+    image_size: int | None = None
+    """Side of the frames; None: that of the pictures. Position embeddings are interpolated."""
+    lanes: int | None = None
+    group: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for clips without frames or data."""
+        if self.frames < 1:
+            raise UsageError(f"data.video.frames must be at least 1, not {self.frames}")
+        _check_mixture("data.video.train", self.train)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is read and how a sample becomes part of a batch."""
 
-    train: tuple[SourceConfig, ...]
     tokenizer: str
     """A Hugging Face tokenizer folder (or hub name), or one made by `glscl data tokenizer`."""
+    train: tuple[SourceConfig, ...] = ()
+    """Pictures."""
+    video: VideoConfig | None = None
     max_text_length: int = 50
     workers: int = 2
     lanes: int | None = None
@@ -58,18 +87,24 @@ class ModelConfig:
     vision: dict[str, Any] = field(default_factory=dict)
     """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training pictures."""
     text: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers' RobertaConfig; the vocabulary is the tokenizer's."""
+    """Fields of transformers' RobertaConfig (or `model_type` of another); the vocabulary is the tokenizer's."""
     vision_from: str | None = None
-    """A CLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers: 11, image_size: 288."""
+    """A CLIP or SigLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers: 11."""
     text_from: str | None = None
-    """A RoBERTa folder or hub name."""
+    """A folder or hub name of any text encoder of transformers."""
     fusion: dict[str, Any] = field(default_factory=dict)
-    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, ..."""
+    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, max_frames, ..."""
+    checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
+    """Towers whose activations are computed again in the backward pass: less memory, a third more work."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the losses and what they contrast against (glscl paper, section 3.3)."""
+    """Weights of the losses and what they contrast against (glscl paper, section 3.3).
+
+    The defaults make every loss a function of the global batch alone. Where the authors' release does something else,
+    `preset: published` does it too.
+    """
 
     contrastive: float = 1.0
     """Weight of the mean of both directions (the published 0.5 times their sum)."""
@@ -79,9 +114,48 @@ class ObjectiveConfig:
     global_text: float = 1.0
     local_image: float = 0.2
     local_text: float = 0.2
+    intra_modal: float = 0.0
+    """Contrast between two views of one modality (TCL, arXiv 2202.10401); 0: not computed."""
+    global_local: float = 0.0
+    """Contrast between a sample's class token and its patches or words (TCL); 0: not computed."""
     completion_temperature: float = 0.03
-    matching_negatives: Literal["hard", "random"] = "hard"
-    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly within it."""
+    directions: Literal["sum", "mean"] = "sum"
+    """Whether a completion loss is the sum or the mean of its two directions."""
+    completion_targets: Literal["crossed", "full"] = "crossed"
+    """crossed: targets come from the pass that masks the other modality; full: from one more pass of the whole pair."""
+    global_image_negatives: Literal["global", "rank"] = "global"
+    """global: samples of all ranks; rank: of this rank and micro-batch only."""
+    global_text_negatives: Literal["global", "rank"] = "global"
+    local_image_negatives: Literal["global", "rank", "sample"] = "global"
+    """As above, of masked positions; sample: `sampled_negatives` of each sample of all ranks, chosen by its key."""
+    local_text_negatives: Literal["global", "rank", "sample"] = "global"
+    sampled_negatives: int = 8
+    """Masked positions of each sample that serve as negatives where `sample` is chosen."""
+    duplicates: Literal["ignored", "negatives"] = "ignored"
+    """Whether samples of one image, or with one caption, count as negatives of each other."""
+    gradients: Literal["exact", "published"] = "exact"
+    """published: features of losses over all ranks get 1/world of their gradient, as the authors' gather gives them."""
+    matching_negatives: Literal["hard", "random", "dataset"] = "hard"
+    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly within it; dataset:
+    evenly from the whole data set, which costs another image per negative."""
+    video_normalization: Literal["channels", "frames"] = "channels"
+    """frames: features of clips are normalised over the frames, as published (a mistake), in the global image loss."""
+    temperature_bounds: tuple[float, float] | None = (0.01, 0.5)
+    """Within which the learnt temperature stays."""
+
+    @property
+    def samples_negatives(self) -> bool:
+        """Whether a local loss contrasts against a sample of the masked positions."""
+        return "sample" in (self.local_image_negatives, self.local_text_negatives)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for values with which nothing could be contrasted."""
+        if self.sampled_negatives < 1:
+            raise UsageError("objectives.sampled_negatives must be at least 1")
+        if self.completion_temperature <= 0:
+            raise UsageError("objectives.completion_temperature must be positive")
+        if self.temperature_bounds and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1]:
+            raise UsageError(f"objectives.temperature_bounds must rise and be positive, not {self.temperature_bounds}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +170,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
+    decay: Literal["matrices", "published"] = "matrices"
+    """matrices: vectors and scalars (norms, biases, the temperature) are not decayed; published: of these only biases
+    and the norms of text, fusion and the masked-language head are not."""
     warmup: float = 0.1
     """Share of the steps."""
     max_grad_norm: float | None = 1.0
@@ -165,6 +242,8 @@ class RunConfig:
     """Micro-batches a step on each rank; similarity losses contrast within one micro-batch of all ranks."""
     precision: Literal["fp32", "bf16"] = "bf16"
     model: ModelConfig = ModelConfig()
+    preset: Literal["published"] | None = None
+    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
     objectives: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig | None = None
@@ -173,16 +252,48 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise UsageError for a run that cannot take a step."""
-        if self.steps < 1 or self.micro_batches < 1 or self.batch.image < 2:
-            raise UsageError("steps and micro_batches must be at least 1, batch.image at least 2")
-        if not self.data.train:
-            raise UsageError("data.train names no data set")
-        if len({source.weight is None for source in self.data.train}) > 1:
-            raise UsageError("data.train: give every data set a weight, or none")
+        if self.steps < 1 or self.micro_batches < 1:
+            raise UsageError("steps and micro_batches must be at least 1")
+        if 1 in (self.batch.image, self.batch.video) or min(self.batch.image, self.batch.video) < 0:
+            raise UsageError("batch.image and batch.video must be 0 or at least 2: a sample needs negatives")
+        if not self.batch.total:
+            raise UsageError("batch.image and batch.video are both 0")
+        if self.batch.image:
+            _check_mixture("data.train", self.data.train)
+        if self.batch.video and self.data.video is None:
+            raise UsageError(f"batch.video is {self.batch.video} but data.video is missing")
 
+
+def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
+    if not sources:
+        raise UsageError(f"{name} names no data set")
+    if len({source.weight is None for source in sources}) > 1:
+        raise UsageError(f"{name}: give every data set a weight, or none")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # What the authors' released code does (github IIGROUP/SCL, 88b174f), right or wrong.
+    "published": {
+        "model": {"vision": {"num_hidden_layers": 11}},
+        "data": {"masking": {"replacement": True, "mlm_unit": "token"}, "augment": {"flip": True}},
+        "objectives": {
+            "global_text_negatives": "rank",
+            "local_image_negatives": "rank",
+            "duplicates": "negatives",
+            "gradients": "published",
+            "matching_negatives": "dataset",
+            "video_normalization": "frames",
+            "temperature_bounds": None,
+        },
+        "optimizer": {"decay": "published"},
+    }
+}
 
 # May differ between the runs that share a folder; every other difference changes what is computed.
-FREE_ON_RESUME = ("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation")
+FREE_ON_RESUME = (
+    *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
+    "model.checkpoint_activations",
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -201,6 +312,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold a mapping of keys to values")
     apply_overrides(values, overrides)
+    if values.get("preset") is not None:
+        if values["preset"] not in PRESETS:
+            raise UsageError(f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}")
+        values = _merge(PRESETS[values["preset"]], values)
     return parse_config(RunConfig, values, str(path))
 
 
@@ -256,6 +371,15 @@ def differences(config: RunConfig, saved: RunConfig) -> list[str]:
     now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
     keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     return [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)]
+
+
+def _merge(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Values over a preset, key by key at every level."""
+    merged = dict(preset)
+    for key, value in values.items():
+        inner = preset.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _element(place: Any, index: str, key: str) -> Any:

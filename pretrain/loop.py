@@ -10,7 +10,8 @@ import hashlib
 import math
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,8 +30,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.order import hash_key
 from data_pipeline.text import Tokenizer
 
-from .build import build_model
-from .config import RunConfig
+from .build import build_model, load_weights
+from .config import RunConfig, SourceConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.selfcheck import start
 from .run.checkpoint import (
@@ -45,6 +46,9 @@ from .run.checkpoint import (
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
 from .task import PretrainTask, Task, TaskModel
+
+
+_PLURAL = {"image": "images", "video": "clips"}
 
 
 class Stop(Protocol):
@@ -112,7 +116,8 @@ class _Training:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer)
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, tokenizer, config.data.max_text_length)
+        self.model = build_model(config.model, tokenizer, config.data.max_text_length, _frames(config))
+        self.model.checkpoint_activations(config.model.checkpoint_activations)
         self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
         if config.init_from and checkpoint is None:
             self._load_initial(config.init_from)
@@ -125,18 +130,17 @@ class _Training:
         self.position = Position(0, 0, {})
         if checkpoint:
             self.position = load_checkpoint(checkpoint, self.model, optimizer.optimizer)
-        self.loader = self._open_loader(tokenizer)
+        self.loaders = self._open_loaders(tokenizer)
         if checkpoint:
-            self.loader.check_state(self.position.data)
-            if self.position.samples != self.position.step * config.batch.image:
-                raise UsageError(f"{checkpoint} was written with another batch.image, which cannot change on resume")
+            self._check_position(checkpoint)
             self._say(f"resumed at step {self.position.step} from {checkpoint}")
 
     def train(self) -> int:
         """Take the remaining steps."""
         config, run = self.config, self.run
-        self._say(f"step {self.position.step} of {config.steps}, {config.batch.image} samples a step")
-        manifests = [Manifest.load(source.path) for source in config.data.train]
+        each = " and ".join(f"{getattr(config.batch, kind)} {_PLURAL[kind]}" for kind in self.loaders)
+        self._say(f"step {self.position.step} of {config.steps}, {each} a step")
+        manifests = [Manifest.load(source.path) for kind in self.loaders for source in _sources(config, kind)]
         if run:
             run.write_config()
             set_aside(run.checkpoints, self.position.step)
@@ -150,17 +154,19 @@ class _Training:
         first = self.position.step
         bar = tqdm(total=config.steps, initial=first, unit="step", disable=not (run and sys.stderr.isatty()))
         since, waited, counted = time.monotonic(), 0.0, 0
-        with self.loader:
+        with ExitStack() as opened:
+            for loader in self.loaders.values():
+                opened.enter_context(loader)
             for step in range(first, config.steps):
                 before = time.monotonic()
-                batches = [next(self.loader).to(self.accelerator.device, True) for _ in range(config.micro_batches)]
+                batches = self._next_batches()
                 waited += time.monotonic() - before
                 if step == first:
-                    self._warm_up(batches[0])
+                    self._warm_up(batches)
                 row, stopped = self._step(step, batches)
                 counted += 1
                 done = step + 1
-                self.position = Position(done, done * config.batch.image, {})
+                self.position = Position(done, done * config.batch.total, {})
                 last = done == config.steps or stopped
                 validated = config.validation and (done % config.validation.every == 0 or done == config.steps)
                 metrics = {f"validation/{name}": value for name, value in self._validate().items()} if validated else {}
@@ -169,9 +175,9 @@ class _Training:
                     row |= {
                         "samples": self.position.samples,
                         "epoch": self.position.samples / samples,
-                        "samples_per_second": counted * config.batch.image / elapsed,
+                        "samples_per_second": counted * config.batch.total / elapsed,
                         "data_wait_fraction": waited / elapsed,
-                        "keys": _hash_keys(self.loader.step_keys(step)),
+                        "keys": _hash_keys([key for l in self.loaders.values() for key in l.step_keys(step)]),
                     } | metrics
                     self._log({"step": done} | row, bar)
                     since, waited, counted = time.monotonic(), 0.0, 0
@@ -188,6 +194,11 @@ class _Training:
         self._say(f"complete after step {config.steps}: {config.run}")
         return 0
 
+    def _next_batches(self) -> list[Batch]:
+        """Micro-batches of one step on this rank, all pictures before all clips: the same kinds on every rank."""
+        device, count = self.accelerator.device, self.config.micro_batches
+        return [next(loader).to(device, True) for loader in self.loaders.values() for _ in range(count)]
+
     def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, Any], bool]:
         """One optimiser update; returns what is logged of it and whether any rank was asked to stop."""
         config, accelerator = self.config, self.accelerator
@@ -196,39 +207,56 @@ class _Training:
         self.wrapped.train()
         counts = self.task.counts(batches)
         names = (*self.task.loss_names, "total")
-        summed = torch.zeros(len(names), device=accelerator.device)
+        summed = {kind: torch.zeros(len(names), device=accelerator.device) for kind in self.loaders}
         for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             torch.manual_seed(hash_key(config.seed, "dropout", step, micro, accelerator.process_index))
             last = micro == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 losses = self.task.losses(self.wrapped("features", batch), count)
-                accelerator.backward(losses.total / len(batches))
-            summed += torch.stack([getattr(losses, name).detach().float() for name in names]) / len(batches)
+                accelerator.backward(losses.total * (self._share(batch.kind) / config.micro_batches))
+            values = [getattr(losses, name).detach().float().reshape(()) for name in names]
+            summed[batch.kind] += torch.stack(values) / config.micro_batches
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.max_grad_norm or math.inf)
         # The step's one collective beside the gradients: losses, and whether any rank was asked to stop.
         asked = torch.tensor([float(self.stop.reason is not None)], device=accelerator.device)
-        *means, asked_share = accelerator.reduce(torch.cat([summed, asked]), "mean").tolist()
-        values = dict(zip(names, means, strict=True))
-        if not (math.isfinite(values["total"]) and math.isfinite(norm)):
-            broken = [name for name, value in values.items() if not math.isfinite(value)] or ["gradient norm"]
+        own = torch.cat([*summed.values(), norm.reshape(1), self.model.temperature.detach().float(), asked])
+        *flat, norm, temperature, asked_share = accelerator.reduce(own, "mean").tolist()
+        means = {kind: dict(zip(names, flat[i * len(names) :], strict=False)) for i, kind in enumerate(summed)}
+        row = self._losses_row(means)
+        if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
+            broken = [name for name, value in row.items() if not math.isfinite(value)] or ["gradient norm"]
             raise NumericsError(
                 f"step {step + 1}: {', '.join(broken)} not finite; the samples of this rank were "
                 f"{', '.join(batches[0].keys[:4])}, ...; the last checkpoint is whole"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        row: dict[str, Any] = {"loss": values.pop("total")} | {f"loss/{name}": value for name, value in values.items()}
-        temperature = self.model.temperature.item()
-        return row | {"lr": rate, "grad_norm": float(norm), "temperature": temperature}, asked_share > 0
+        if config.objectives.temperature_bounds:
+            self.model.temperature.data.clamp_(*config.objectives.temperature_bounds)
+        return row | {"lr": rate, "grad_norm": norm, "temperature": temperature}, asked_share > 0
 
-    def _warm_up(self, batch: Batch) -> None:
-        """Run one zero-weight backward before the first step of every start.
+    def _share(self, kind: str) -> float:
+        """Share of the step's samples that are of this kind, which weighs its losses."""
+        return float(getattr(self.config.batch, kind) / self.config.batch.total)
+
+    def _losses_row(self, means: dict[str, dict[str, float]]) -> dict[str, float]:
+        """Losses of the step under the names of metrics.jsonl: of all its samples and, where there are two, of each."""
+        row = {}
+        for name in (*self.task.loss_names, "total"):
+            value = sum(self._share(kind) * of[name] for kind, of in means.items())
+            row["loss" if name == "total" else f"loss/{name}"] = value
+        if len(means) > 1:
+            row |= {f"loss/{kind}/{name}": value for kind, of in means.items() for name, value in of.items()}
+        return row
+
+    def _warm_up(self, batches: list[Batch]) -> None:
+        """Run one zero-weight backward of the step's last micro-batch before the first step of every start.
 
         DDP rebuilds its buckets after its first backward, which changes the order of its sums on 3 or more ranks;
         without this a resumed run would not be bitwise the same.
         """
         self.wrapped.train()
-        losses = self.task.losses(self.wrapped("features", batch), self.task.counts([batch])[0])
+        losses = self.task.losses(self.wrapped("features", batches[-1]), self.task.counts(batches)[-1])
         self.accelerator.backward(losses.total * 0)
         self.optimizer.zero_grad()
 
@@ -237,7 +265,7 @@ class _Training:
         return self.task.validate(self.wrapped, self.accelerator.device)
 
     def _save(self) -> None:
-        state = self.loader.state(self.position.step)
+        state = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
         self.position = Position(self.position.step, self.position.samples, state)
         if self.run:
             keep = self.config.checkpoint.keep
@@ -275,36 +303,49 @@ class _Training:
             raise DataError(f"--resume {folder}: {problem}")
         return folder
 
+    def _check_position(self, checkpoint: Path) -> None:
+        """Refuse data that are not those the checkpoint's next step would read."""
+        if self.position.data.keys() != self.loaders.keys():
+            kinds = " and ".join(self.position.data) or "nothing"
+            raise UsageError(f"{checkpoint} was trained on {kinds}, this run on {' and '.join(self.loaders)}")
+        for kind, loader in self.loaders.items():
+            loader.check_state(self.position.data[kind])
+        if self.position.samples != self.position.step * self.config.batch.total:
+            raise UsageError(f"{checkpoint} was written with another batch, which cannot change on resume")
+
     def _load_initial(self, source: str) -> None:
-        weights = load_file(model_folder(source) / "model.safetensors")
         try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
+            load_weights(self.model, load_file(model_folder(source) / "model.safetensors"))
+        except (RuntimeError, ValueError) as error:
             raise UsageError(f"--init-from {source}: {' '.join(str(error).split())}") from None
 
-    def _open_loader(self, tokenizer: Tokenizer) -> Loader:
-        config = self.config
-        weights = [source.weight for source in config.data.train if source.weight is not None]
-        return open_loader(
-            [source.path for source in config.data.train],
-            weights=weights or None,
-            seed=config.seed,
-            global_batch=config.batch.image,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            micro_batches=config.micro_batches,
-            workers=config.data.workers,
-            start_step=self.position.step,
-            tokenizer=tokenizer,
-            size=self.model.config.image_size,
-            patch_size=self.model.config.vision_config.patch_size,
-            max_text_length=config.data.max_text_length,
-            lanes=config.data.lanes,
-            group=config.data.group,
-            masking=config.data.masking,
-            augment=config.data.augment,
-            quarantine=Path(config.run) / "quarantine.jsonl",
-        )
+    def _open_loaders(self, tokenizer: Tokenizer) -> dict[str, Loader]:
+        """Loaders of the kinds that the run takes."""
+        config, objectives = self.config, self.config.objectives
+        shared: dict[str, Any] = {
+            "seed": config.seed,
+            "rank": self.accelerator.process_index,
+            "world": self.accelerator.num_processes,
+            "micro_batches": config.micro_batches,
+            "workers": config.data.workers,
+            "start_step": self.position.step,
+            "tokenizer": tokenizer,
+            "patch_size": self.model.config.vision_config.patch_size,
+            "max_text_length": config.data.max_text_length,
+            "masking": config.data.masking,
+            "augment": config.data.augment,
+            "quarantine": Path(config.run) / "quarantine.jsonl",
+            "dataset_negatives": objectives.matching_negatives == "dataset",
+            "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None,
+        }
+        size, video, loaders = self.model.config.image_size, config.data.video, {}
+        if config.batch.image:
+            shape = {"size": size, "lanes": config.data.lanes, "group": config.data.group}
+            loaders["image"] = _open(config.data.train, config.batch.image, shared | shape)
+        if config.batch.video and video:
+            shape = {"size": video.image_size or size, "lanes": video.lanes, "group": video.group}
+            loaders["video"] = _open(video.train, config.batch.video, shared | shape | {"frames": video.frames})
+        return loaders
 
     def _log(self, row: dict[str, Any], bar: tqdm[Any]) -> None:
         if self.run:
@@ -321,6 +362,21 @@ class _Training:
     def _say(self, message: str) -> None:
         if self.run:
             _say(message)
+
+
+def _open(sources: Sequence[SourceConfig], global_batch: int, options: dict[str, Any]) -> Loader:
+    weights = [source.weight for source in sources if source.weight is not None]
+    dirs = [source.path for source in sources]
+    return open_loader(dirs, weights=weights or None, global_batch=global_batch, **options)
+
+
+def _sources(config: RunConfig, kind: str) -> Sequence[SourceConfig]:
+    return config.data.video.train if kind == "video" and config.data.video else config.data.train
+
+
+def _frames(config: RunConfig) -> int:
+    """Frames that the temporal table must hold; 0: no clips."""
+    return config.data.video.frames if config.batch.video and config.data.video else 0
 
 
 def _say(message: str) -> None:

@@ -14,8 +14,8 @@ HEADS = ("matching_head.", "masked_language_head.")
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters.
 
-    Vectors (biases, norms, the class and mask tokens, the temperature) are not decayed. Each group keeps its
-    `multiplier`, which `set_learning_rate` applies.
+    Vectors (biases, norms, the class and mask tokens, the temperature) are not decayed, or what `config.decay` says.
+    Each group keeps its `multiplier`, which `set_learning_rate` applies.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -26,7 +26,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
             multiplier = config.fusion_multiplier
         elif name.startswith(HEADS):
             multiplier = config.head_multiplier
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        decayed = parameter.ndim > 1 if config.decay == "matrices" else _published_decay(name)
+        decay = config.weight_decay if decayed else 0.0
         groups.setdefault((multiplier, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -38,6 +39,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         eps=config.eps,
         fused=torch.cuda.is_available(),
     )
+
+
+def _published_decay(name: str) -> bool:
+    """Whether the authors decay a parameter: they name the exceptions, and CLIP's norms have other names."""
+    norm = "LayerNorm" in name or name.startswith("masked_language_head.transform.2.")
+    return not (norm or name.endswith("bias"))
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

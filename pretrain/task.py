@@ -41,6 +41,9 @@ class Losses:
     local_image: Tensor
     local_text: Tensor
     total: Tensor
+    intra_modal: Tensor | None = None
+    """TCL's terms: None unless their weight is positive."""
+    global_local: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,10 @@ class TokenCounts:
 
     masked_patches: list[int]
     masked_tokens: list[int]
+    negative_patches: list[int]
+    negative_tokens: list[int]
     masked_language_tokens: float
-    """Mean over ranks and micro-batches of the step."""
+    """Mean over the ranks and the step's micro-batches of this kind."""
 
 
 class Task(Protocol):
@@ -87,8 +92,6 @@ class TaskModel(nn.Module):
 class PretrainTask:
     """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
 
-    loss_names = tuple(field.name for field in fields(Losses) if field.name != "total")
-
     def __init__(
         self,
         config: ObjectiveConfig | None = None,
@@ -98,6 +101,9 @@ class PretrainTask:
         self.config = config or ObjectiveConfig()
         self.validation = validation
         self.tokenizer = tokenizer
+        optional = ("intra_modal", "global_local")
+        names = [field.name for field in fields(Losses) if field.name != "total"]
+        self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
 
     def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
         """Losses of one batch on one process: `losses(features(model, batch))`."""
@@ -105,37 +111,53 @@ class PretrainTask:
 
     def counts(self, batches: list[Batch]) -> list[TokenCounts]:
         """Gather how many positions each rank masks, in one collective for all micro-batches of a step."""
-        values = [len(getattr(b, n)) for b in batches for n in ("masked_patches", "masked_tokens", "mlm_positions")]
-        gathered = gather_counts(values)
-        tokens = sum(sum(row) for row in gathered[2::3]) / (world_size() * len(batches))
-        return [TokenCounts(gathered[i], gathered[i + 1], tokens) for i in range(0, len(gathered), 3)]
+        gathered = gather_counts([count for batch in batches for count in _counts(batch)])
+        rows = [gathered[i : i + _COUNTS] for i in range(0, len(gathered), _COUNTS)]
+        kinds = [batch.kind for batch in batches]
+        words = {
+            kind: sum(sum(row[-1]) for row, of in zip(rows, kinds, strict=True) if of == kind) for kind in set(kinds)
+        }
+        return [
+            TokenCounts(*row[:-1], words[kind] / (world_size() * kinds.count(kind)))
+            for row, kind in zip(rows, kinds, strict=True)
+        ]
 
     def features(self, model: GLSCLModel, batch: Batch) -> PretrainFeatures:
         """Encode three views of each side and fuse five pairs."""
-        return pretrain_features(model, batch, self.config.matching_negatives == "hard")
+        return pretrain_features(model, batch, self.config)
 
     def losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> Losses:
         """All losses; without `counts` every rank holds as many masked positions as this one."""
-        temperature = self.config.completion_temperature
-        tokens = counts.masked_language_tokens if counts else len(features.masked_language_labels)
+        config, f = self.config, features
+        ids = f.identity if config.duplicates == "ignored" else None
+        contrast = partial(nce, ids=ids, gradients=config.gradients)
+        tokens = counts.masked_language_tokens if counts else len(f.masked_language_labels)
         parts = {
-            "contrastive": contrastive_loss(
-                features.contrastive_text, features.contrastive_image, features.temperature
+            "contrastive": 0.5 * contrast(f.contrastive_text, f.contrastive_image, f.temperature),
+            "matching": matching_loss(f.matching_logits, f.matching_labels),
+            "masked_language": masked_language_loss(f.masked_language_logits, f.masked_language_labels, tokens),
+            "global_image": self._global(f.global_image, config.global_image_negatives, ids),
+            "global_text": self._global(f.global_text, config.global_text_negatives, ids),
+            "local_image": self._local(
+                f.local_image,
+                config.local_image_negatives,
+                f.patch_identity,
+                f.negative_patches,
+                (counts.masked_patches, counts.negative_patches) if counts else None,
             ),
-            "matching": matching_loss(features.matching_logits, features.matching_labels),
-            "masked_language": masked_language_loss(
-                features.masked_language_logits, features.masked_language_labels, tokens
+            "local_text": self._local(
+                f.local_text,
+                config.local_text_negatives,
+                f.token_identity,
+                f.negative_tokens,
+                (counts.masked_tokens, counts.negative_tokens) if counts else None,
             ),
-            "global_image": completion_loss(*features.global_image, temperature),
-            "global_text": completion_loss(*features.global_text, temperature),
-            "local_image": completion_loss(
-                *features.local_image, temperature, counts.masked_patches if counts else None
-            ),
-            "local_text": completion_loss(*features.local_text, temperature, counts.masked_tokens if counts else None),
         }
-        weighted = [getattr(self.config, name) * value for name, value in parts.items()]
-        return Losses(**parts, total=torch.stack(weighted).sum())
-
+        if f.views:
+            if config.intra_modal:
+                image = contrast(f.contrastive_image, f.views.dropped_image, f.temperature)
+                text = contrast(f.contrastive_text, f.views.masked_text, f.temperature)
+                parts["intra_modal"] = 0.25 * (image + text)
     def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
         """Contrastive image features (batch, projection)."""
         return model.contrastive_image(model.encode_image(pixels))

@@ -1,7 +1,8 @@
 """Which views are encoded once and which pairs are fused: three of each side, five pairs.
 
 Image, dropped image and token-masked image share the patch embedding; views of equal shape go through a tower in one
-call; the first self-attention of a side is computed once for all its pairs. Everything random stands in the batch.
+call, pairs of equal shape through the fusion encoder; the first self-attention of a side is computed once for all its
+pairs, and the last layer computes only what a loss reads. Everything random stands in the batch.
 """
 
 from __future__ import annotations
@@ -13,14 +14,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.collate import Batch
+from pretrain.config import ObjectiveConfig
 from pretrain.model import GLSCLModel
+from pretrain.model.fusion import Need
+from pretrain.model.modeling import Side
+from pretrain.model.vision import Patches
 from pretrain.objectives.matching import choose_images
 
 
 @dataclass
-class PretrainFeatures:
-    """What the five objectives read: one row per sample, or per masked position of this micro-batch."""
+class Completion:
+    """States of one modality: recovered from the other one, and complete; one row per state."""
 
+    recovered: Tensor
+    target: Tensor
+
+
+@dataclass
+class Views:
+    """Contrastive features of masked views, and of the parts of a sample."""
+
+    dropped_image: Tensor  # (batch, projection)
+    masked_text: Tensor  # (batch, projection)
+    patches: Tensor  # (batch, frames * patches, projection)
+    words: Tensor  # (batch, tokens - 1, projection)
+    word_mask: Tensor  # (batch, tokens - 1)
+
+
+@dataclass
+class PretrainFeatures:
+    """What the objectives read: one row per sample, or per masked position of this micro-batch."""
+
+    identity: Tensor  # (batch, 2), see Batch
     contrastive_text: Tensor  # (batch, projection)
     contrastive_image: Tensor  # (batch, projection)
     temperature: Tensor  # (1,)
@@ -28,62 +53,153 @@ class PretrainFeatures:
     matching_labels: Tensor  # (batch,)
     masked_language_logits: Tensor  # (masked tokens, vocabulary)
     masked_language_labels: Tensor  # (masked tokens,)
-    global_image: tuple[Tensor, Tensor]  # recovered and target, (batch, width) each
-    global_text: tuple[Tensor, Tensor]
-    local_image: tuple[Tensor, Tensor]  # (masked patches, width) each
-    local_text: tuple[Tensor, Tensor]  # (masked text tokens, width) each
+    global_image: Completion  # (batch, frames, width)
+    global_text: Completion  # (batch, width)
+    local_image: Completion  # (masked patches of all frames, width)
+    local_text: Completion  # (masked tokens, width)
+    patch_identity: Tensor  # (masked patches of all frames, 1), equal for the same patch of one picture
+    token_identity: Tensor  # (masked tokens, 1), equal for the same token of one caption
+    negative_patches: Tensor | None  # rows of local_image that serve as negatives; None: all
+    negative_tokens: Tensor | None
+    views: Views | None  # None unless an intra-modal or global-local loss is on
 
 
-def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> PretrainFeatures:
-    """Encode, fuse and apply every head for one micro-batch."""
+def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) -> PretrainFeatures:
+    """Encode, fuse and apply every head for one micro-batch of pictures or clips."""
     patches = model.embed_patches(batch.pixels)
-    size, count, _ = patches.shape
-    masked = torch.zeros(size * count, dtype=torch.bool, device=patches.device)
-    masked[batch.masked_patches] = True
-    image_tokens = model.encode_patches(torch.cat([patches, model.mask_patches(patches, masked.view(size, count))]))
-    dropped = model.image_side(model.encode_patches(patches, batch.keep_patches))
+    size, count = len(batch.pixels), patches.values.shape[-2]
+    frames = batch.pixels.shape[1] if batch.kind == "video" else 1
+    whole = [patches, model.mask_patches(patches, _flags(batch.masked_patches, size, count))]
+    if batch.negative_pixels is not None:
+        whole.append(model.embed_patches(batch.negative_pixels))
+    image_tokens = model.encode_patches(Patches.cat(whole))
+    dropped_tokens = model.encode_patches(patches, batch.keep_patches)
     mask = batch.text_mask
     text_ids = torch.cat([batch.text_ids, batch.masked_text_ids, batch.mlm_ids])
     text_tokens = model.encode_text(text_ids, mask.repeat(3, 1))
-    first, second, third = slice(0, size), slice(size, 2 * size), slice(2 * size, None)
+    first, second, third = slice(0, size), slice(size, 2 * size), slice(2 * size, 3 * size)
     contrastive_text = model.contrastive_text(text_tokens[first])
-    contrastive_image = model.contrastive_image(image_tokens[first])
+    contrastive_image = model.contrastive_image(image_tokens[first], frames)
+
     texts, images = model.text_side(text_tokens, mask.repeat(3, 1)), model.image_side(image_tokens)
     text, masked_text, mlm_text = texts[first], texts[second], texts[third]
     image, token_masked = images[first], images[second]
+    rows, labels = _matched(batch, _similarity(contrastive_text, contrastive_image, model.temperature), config)
+    matched = images[rows]
 
-    similarity = _cosine(contrastive_text, contrastive_image) / model.temperature if hard_negatives else None
-    matched = image[choose_images(batch.itm_labels, batch.itm_noise, similarity)]
+    classes = torch.arange(frames, device=mask.device).expand(size, -1)
+    hidden = _in_every_frame(batch.masked_patches, size, frames, count)
+    completed: Need = torch.cat([classes, hidden], dim=1)
+    crossed = config.completion_targets == "crossed"
+    pairs: list[tuple[Side, Side, tuple[Need, Need]]] = [
+        (masked_text, image, ("all", completed if crossed else "none")),  # B: recovers texts, completes images
+        (text, token_masked, ("none", hidden)),  # C: recovers patches
+        (mlm_text, image, ("all", "none")),
+        (text, matched, (classes[:, :1], classes)),
+    ]
+    if not crossed:
+        pairs.append((text, image, ("all", completed)))
+    stacked = model.fuse_pairs(
+        Side.cat([text_side for text_side, _, _ in pairs]),
+        mask.repeat(len(pairs), 1),
+        Side.cat([image_side for _, image_side, _ in pairs]),
+        [needs for _, _, needs in pairs],
+    )
+    (b_text, b_image), (_, c_image), (mlm_states, _), (matched_text, matched_image) = stacked[:4]
+    # A: recovers images, completes texts.
+    dropped = model.image_side(dropped_tokens)
+    ((a_text, a_image),) = model.fuse_pairs(text, mask, dropped, [("all" if crossed else "none", classes)])
+    full_text, full_image = (a_text, b_image) if crossed else stacked[4]
 
-    # Five pairs; the last layer computes only what a loss reads.
-    a_text, a_image = model.fuse_sides(text, mask, dropped, image_need="first")
-    b_text, b_image = model.fuse_sides(masked_text, mask, image)
-    _, c_image = model.fuse_sides(text, mask, token_masked, text_need="none")
-    mlm_states, _ = model.fuse_sides(mlm_text, mask, image, image_need="none")
-    matched_text, matched_image = model.fuse_sides(text, mask, matched, text_need="first", image_need="first")
-
-    def patches_at(states: Tensor) -> Tensor:
-        return states[:, 1:].flatten(0, 1)[batch.masked_patches]
-
-    def tokens_at(states: Tensor, positions: Tensor) -> Tensor:
-        return states.flatten(0, 1)[positions]
-
+    tokens, width = batch.masked_tokens, mask.shape[1]
     return PretrainFeatures(
+        identity=batch.identity,
         contrastive_text=contrastive_text,
-        contrastive_image=contrastive_image,
+        contrastive_image=contrastive_image + _unused(model, batch),
         temperature=model.temperature,
         matching_logits=model.match(model.pool(matched_text, matched_image)),
-        matching_labels=batch.itm_labels,
-        masked_language_logits=model.masked_language_head(tokens_at(mlm_states, batch.mlm_positions)),
+        matching_labels=labels,
+        masked_language_logits=model.masked_language_head(mlm_states.flatten(0, 1)[batch.mlm_positions]),
         masked_language_labels=batch.mlm_labels,
-        global_image=(a_image[:, 0], b_image[:, 0]),
-        global_text=(b_text[:, 0], a_text[:, 0]),
-        local_image=(patches_at(c_image), patches_at(b_image)),
-        local_text=(tokens_at(b_text, batch.masked_tokens), tokens_at(a_text, batch.masked_tokens)),
+        global_image=Completion(a_image, full_image[:, :frames]),
+        global_text=Completion(b_text[:, 0], full_text[:, 0]),
+        local_image=Completion(c_image.flatten(0, 1), full_image[:, frames:].flatten(0, 1)),
+        local_text=Completion(b_text.flatten(0, 1)[tokens], full_text.flatten(0, 1)[tokens]),
+        patch_identity=_part_identity(batch.identity[:, :1], hidden),
+        token_identity=_part_identity(batch.identity[tokens // width, 1], tokens % width),
+        negative_patches=_chosen_in_every_frame(batch, size, frames),
+        negative_tokens=batch.negative_tokens,
+        views=_views(model, image_tokens[first], dropped_tokens, text_tokens, mask, frames)
+        if config.intra_modal or config.global_local
+        else None,
+    )
+
+
+def _flags(positions: Tensor, rows: int, width: int) -> Tensor:
+    """Flat positions as a boolean (rows, width)."""
+    flags = torch.zeros(rows * width, dtype=torch.bool, device=positions.device)
+    return flags.index_fill(0, positions, True).view(rows, width)
+
+
+def _in_every_frame(masked_patches: Tensor, size: int, frames: int, count: int) -> Tensor:
+    """Positions of the masked patches among the tokens of a sample, frame after frame: (batch, frames * masked)."""
+    inside = (masked_patches % count).view(size, 1, -1)
+    first = torch.arange(frames, device=inside.device) * count + frames  # class tokens of all frames come first
+    return (first[:, None] + inside).flatten(1)
+
+
+def _chosen_in_every_frame(batch: Batch, size: int, frames: int) -> Tensor | None:
+    """Rows of the local image states (sample, frame, masked patch) that serve as negatives."""
+    if batch.negative_patches is None or frames == 1:
+        return batch.negative_patches
+    masked = len(batch.masked_patches) // size
+    sample, inside = batch.negative_patches // masked, batch.negative_patches % masked
+    frame = torch.arange(frames, device=inside.device)
+    return ((sample[:, None] * frames + frame) * masked + inside[:, None]).flatten()
+
+
+def _part_identity(identity: Tensor, position: Tensor) -> Tensor:
+    """Hash (n, 1) of whose part it is and which; integers wrap around."""
+    return (identity * 1_000_003 + position).reshape(-1, 1)
+
+
+def _matched(batch: Batch, similarity: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+    """Which of the encoded images each text is paired with, and whether it is its own."""
+    labels = batch.itm_labels
+    if batch.negative_pixels is None:
+        identity = batch.identity if config.duplicates == "ignored" else None
+        hard = config.matching_negatives == "hard"
+        return choose_images(labels, batch.itm_noise, similarity if hard else None, identity)
+    own = torch.arange(len(labels), device=labels.device)
+    # After the images and the masked images stand the negatives, in the order of the texts that get one.
+    other = 2 * len(labels) + (1 - labels).cumsum(0) - 1
+    return torch.where(labels.bool(), own, other), labels
+
+
+def _unused(model: GLSCLModel, batch: Batch) -> Tensor | float:
+    """Zero times the parameters that pictures do not touch: every parameter takes part in every backward pass.
+
+    Otherwise a rank or step without clips would leave the others waiting for its gradient.
+    """
+    if model.temporal_embedding is None or batch.kind == "video":
+        return 0.0
+    return 0.0 * model.temporal_embedding.sum()
+
+
+def _views(
+    model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mask: Tensor, frames: int
+) -> Views:
+    size = len(image)
+    return Views(
+        dropped_image=model.contrastive_image(dropped, frames),
+        masked_text=model.contrastive_text(texts[size : 2 * size]),
+        patches=model.contrastive_image_head(image[:, frames:]),
+        words=model.contrastive_text_head(texts[:size, 1:]),
+        word_mask=mask[:, 1:],
     )
 
 
 @torch.no_grad()
-def _cosine(text: Tensor, image: Tensor) -> Tensor:
+def _similarity(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
     with torch.autocast(text.device.type, enabled=False):
-        return F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
+        return F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T / temperature
