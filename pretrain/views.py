@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_pipeline.collate import Batch
 from pretrain.model import GLSCLModel
+from pretrain.model.vision import Patches
 from pretrain.objectives.matching import choose_images
 
 
@@ -37,10 +38,10 @@ class PretrainFeatures:
 def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> PretrainFeatures:
     """Encode, fuse and apply every head for one micro-batch."""
     patches = model.embed_patches(batch.pixels)
-    size, count, _ = patches.shape
-    masked = torch.zeros(size * count, dtype=torch.bool, device=patches.device)
+    size, count, _ = patches.values.shape
+    masked = torch.zeros(size * count, dtype=torch.bool, device=patches.values.device)
     masked[batch.masked_patches] = True
-    image_tokens = model.encode_patches(torch.cat([patches, model.mask_patches(patches, masked.view(size, count))]))
+    image_tokens = model.encode_patches(Patches.cat([patches, model.mask_patches(patches, masked.view(size, count))]))
     dropped = model.image_side(model.encode_patches(patches, batch.keep_patches))
     mask = batch.text_mask
     text_ids = torch.cat([batch.text_ids, batch.masked_text_ids, batch.mlm_ids])
@@ -56,11 +57,12 @@ def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> 
     matched = image[choose_images(batch.itm_labels, batch.itm_noise, similarity)]
 
     # Five pairs; the last layer computes only what a loss reads.
-    a_text, a_image = model.fuse_sides(text, mask, dropped, image_need="first")
-    b_text, b_image = model.fuse_sides(masked_text, mask, image)
-    _, c_image = model.fuse_sides(text, mask, token_masked, text_need="none")
-    mlm_states, _ = model.fuse_sides(mlm_text, mask, image, image_need="none")
-    matched_text, matched_image = model.fuse_sides(text, mask, matched, text_need="first", image_need="first")
+    cls = torch.zeros(size, 1, dtype=torch.long, device=mask.device)
+    [(a_text, a_image)] = model.fuse_pairs(text, mask, dropped, [("all", cls)])
+    [(b_text, b_image)] = model.fuse_pairs(masked_text, mask, image, [("all", "all")])
+    [(_, c_image)] = model.fuse_pairs(text, mask, token_masked, [("none", "all")])
+    [(mlm_states, _)] = model.fuse_pairs(mlm_text, mask, image, [("all", "none")])
+    [(matched_text, matched_image)] = model.fuse_pairs(text, mask, matched, [(cls, cls)])
 
     def patches_at(states: Tensor) -> Tensor:
         return states[:, 1:].flatten(0, 1)[batch.masked_patches]
