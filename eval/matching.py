@@ -80,6 +80,7 @@ def _margins(loaded: LoadedModel, text: Side, mask: Tensor, image: Side) -> NDAr
     """Match pairs whose texts were cut to the longest among them."""
     model, device = loaded.model, loaded.device
     text, image = (Side(side.tokens.to(device), side.attended.to(device)) for side in (text, image))
-    states = model.fuse_sides(text, mask.to(device), image, text_need="first", image_need="first")
+    first = torch.zeros(len(mask), 1, dtype=torch.long, device=device)
+    [states] = model.fuse_pairs(text, mask.to(device), image, [(first, first)])
     logits = model.match(model.pool(*states).float()).cpu()
     return (logits[:, 1] - logits[:, 0]).numpy()

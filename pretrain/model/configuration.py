@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from transformers import CLIPVisionConfig, PreTrainedConfig, RobertaConfig
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, RobertaConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""`model_type` of image towers; SigLIP 2 of a fixed resolution is of the second."""
 
 
 class GLSCLConfig(PreTrainedConfig):
@@ -12,16 +17,25 @@ class GLSCLConfig(PreTrainedConfig):
 
     Parameters
     ----------
-    vision_config : dict or CLIPVisionConfig
+    vision_config : dict, CLIPVisionConfig or SiglipVisionConfig
         The image tower. Default: CLIP ViT-B/16 at 288 pixels with 11 blocks (the authors leave the last one out).
-    text_config : dict or RobertaConfig
-        The text tower. Default: RoBERTa base.
+        A dict names its kind as `model_type` (`clip_vision_model`, `siglip_vision_model`).
+    text_config : dict or PreTrainedConfig
+        The text tower, any bidirectional encoder of transformers (`roberta`, `xlm-roberta`, `bert`, `modernbert`, ...),
+        by its `model_type`. Default: RoBERTa base.
+    max_frames : int
+        Frames that a clip may have: rows of the temporal table. 0: the model takes pictures only.
     hidden_size : int
         Width of the fusion encoder, to which both towers are projected.
     fusion_layers, fusion_heads, fusion_intermediate_size, fusion_dropout, fusion_layer_norm_eps
         The co-attention encoder, per stream.
     projection_dim : int
         Width of the contrastive features.
+    contrastive_head : str
+        "mlp" (the authors') or "linear" (one matrix, as stock dual encoders have it).
+    tie_masked_language_head : bool
+        Use the word embedding as decoder of the masked-language head; the text tower must then be
+        `hidden_size` wide.
     max_text_length : int
         Tokens to which texts are cut, special tokens included.
     initial_temperature : float
@@ -30,13 +44,22 @@ class GLSCLConfig(PreTrainedConfig):
         Per-channel statistics of pixels in [0, 1].
     initializer_range : float
         Standard deviation of the new linear layers and embeddings.
+
+    Raises
+    ------
+    ValueError
+        For a kind of tower that this model cannot hold, or fields that do not fit together.
     """
 
     model_type = "glscl"
-    sub_configs_defaults = {"vision_config": CLIPVisionConfig, "text_config": RobertaConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta"),
+    }
 
     vision_config: Any = None
     text_config: Any = None
+    max_frames: int = 8
     hidden_size: int = 768
     fusion_layers: int = 6
     fusion_heads: int = 12
@@ -44,6 +67,8 @@ class GLSCLConfig(PreTrainedConfig):
     fusion_dropout: float = 0.1
     fusion_layer_norm_eps: float = 1e-12
     projection_dim: int = 512
+    contrastive_head: Literal["mlp", "linear"] = "mlp"
+    tie_masked_language_head: bool = False
     max_text_length: int = 50
     initial_temperature: float = 0.07
     image_mean: tuple[float, ...] | list[float] = (0.48145466, 0.4578275, 0.40821073)
@@ -58,13 +83,34 @@ class GLSCLConfig(PreTrainedConfig):
         if self.text_config is None:
             self.text_config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
         super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        vision, text = self.vision_config, self.text_config
+        if vision.model_type not in VISION_TOWERS:
+            raise ValueError(f"no image tower is of type {vision.model_type!r}; known: {', '.join(VISION_TOWERS)}")
+        if text.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or text.is_encoder_decoder:
+            raise ValueError(f"{text.model_type!r} is no bidirectional text encoder such as roberta or modernbert")
+        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+            raise ValueError("image_size and patch_size of the image tower are one number each; inputs may be oblong")
+        if vision.image_size % vision.patch_size:
+            raise ValueError(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}")
+        if self.max_frames < 0:
+            raise ValueError(f"max_frames must not be negative, it is {self.max_frames}")
+        if self.contrastive_head not in ("mlp", "linear"):
+            raise ValueError(f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}")
+        if self.tie_masked_language_head and text.hidden_size != self.hidden_size:
+            raise ValueError(
+                f"tie_masked_language_head needs a text tower as wide as the fusion encoder: hidden_size is "
+                f"{self.hidden_size}, the text tower's {text.hidden_size}"
+            )
 
     @property
     def image_size(self) -> int:
-        """Side of the square input in pixels."""
+        """Side in pixels of the square pictures that the position table was made for."""
         return int(self.vision_config.image_size)
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image."""
+        """Patches of such a picture."""
         return int(self.vision_config.image_size // self.vision_config.patch_size) ** 2

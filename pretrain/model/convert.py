@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -36,6 +37,7 @@ _EXACT = {
     "cl_temp": "temperature",
     "mlm_score.bias": "masked_language_head.decoder.bias",
     "vision_transformer.visual.visual_mask_token": "visual_mask_token",
+    "vision_transformer.visual.temporal_embed": "temporal_embedding",
     "vision_transformer.visual.class_embedding": "vision.embeddings.class_embedding",
     "vision_transformer.visual.positional_embedding": "vision.embeddings.position_embedding.weight",
 }
@@ -63,8 +65,10 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
         for name, tensor in our_names(theirs, tensors[theirs].float()).items():
             if name not in expected or tensor.numel() != expected[name].numel():
                 raise ValueError(f"{path}: {theirs} {tuple(tensors[theirs].shape)} has no place in this model")
-            # The authors' temperature is a scalar and their mask token a row; everything else has our shape already.
+            # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
             state[name] = tensor.reshape(expected[name].shape)
+    if model.temporal_embedding is not None:  # their video model has no mask token
+        state.setdefault("visual_mask_token", torch.zeros_like(expected["visual_mask_token"]))
     if missing := sorted(expected.keys() - state.keys()):
         raise ValueError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
     model.load_state_dict(state)
@@ -97,6 +101,7 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     conv = tensors["vision_transformer.visual.conv1.weight"]
     words = tensors["text_transformer.embeddings.word_embeddings.weight"]
     positions = tensors["text_transformer.embeddings.position_embeddings.weight"]
+    temporal = tensors.get("vision_transformer.visual.temporal_embed")
     fusion = tensors["cross_modal_text_layers.0.intermediate.dense.weight"]
     grid = int((len(tensors["vision_transformer.visual.positional_embedding"]) - 1) ** 0.5)
     heads = 12 if words.shape[1] == 768 else 4
@@ -119,6 +124,7 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
             type_vocab_size=1,
             layer_norm_eps=1e-5,
         ),
+        max_frames=0 if temporal is None else temporal.shape[-2],
         hidden_size=fusion.shape[1],
         fusion_layers=layers("cross_modal_text_layers."),
         fusion_heads=heads,

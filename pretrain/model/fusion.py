@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from transformers import RobertaConfig
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
+from .attention import attend, padding_mask
 from .configuration import GLSCLConfig
 
-Need = Literal["all", "first", "none"]
-"""Which states of a stream somebody reads: all, the class token's, or none. The last layer computes no others."""
+Need = Literal["all", "none"] | Tensor
+"""States of a stream that somebody reads: all, none, or those of token positions (batch, k), int64."""
 
 
 class CoAttention(nn.Module):
-    """Stacks of transformers' RoBERTa cross-attention layers, one stack per stream."""
+    """Stacks of transformers' RoBERTa layers with cross-attention, one stack per stream."""
 
     def __init__(self, config: GLSCLConfig):
         super().__init__()
@@ -31,67 +32,86 @@ class CoAttention(nn.Module):
             add_cross_attention=True,
             attn_implementation=config._attn_implementation,
         )
-        self.text_layers = nn.ModuleList(RobertaLayer(self.layer_config) for _ in range(config.fusion_layers))
-        self.image_layers = nn.ModuleList(RobertaLayer(self.layer_config) for _ in range(config.fusion_layers))
+        self.text_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers))
+        self.image_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers))
 
     def attend_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """First layer's self-attention of (batch, tokens, width) texts, which every pair with that text shares."""
-        return _self_attention(self.text_layers[0], text, self._mask(text, text_mask))
+        return self.text_layers[0](text, self._mask(text, text_mask))
 
     def attend_image(self, image: Tensor) -> Tensor:
         """First layer's self-attention of (batch, tokens, width) images, which every pair with that image shares."""
-        return _self_attention(self.image_layers[0], image, None)
+        return self.image_layers[0](image, None)
 
     def forward(
         self,
         text: Tensor,
         text_mask: Tensor,
         image: Tensor,
-        *,
         text_attended: Tensor,
         image_attended: Tensor,
-        text_need: Need = "all",
-        image_need: Need = "all",
-    ) -> tuple[Tensor, Tensor]:
-        """Fuse (batch, text tokens, width) with (batch, image tokens, width).
+        needs: Sequence[tuple[Need, Need]],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Fuse (batch, text tokens, width) with (batch, image tokens, width), a stack of `len(needs)` equal chunks.
 
         `text_mask` (batch, text tokens) is 1 for real tokens and 0 for padding; `text_attended` and `image_attended`
-        are what `attend_text` and `attend_image` gave. The results hold the needed states: all tokens, one, or none.
+        are what `attend_text` and `attend_image` gave. All layers but the last run in one call; in the last one each
+        chunk computes the states that its (text need, image need) name, and returns those.
         """
-        own, other = self._mask(text, text_mask), self._mask(image, text_mask, text)
-        for number, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers, strict=True)):
-            if number:
-                text_attended = _self_attention(text_layer, text, own)
-                image_attended = _self_attention(image_layer, image, None)
-            if number == len(self.text_layers) - 1:
-                text_attended = _needed(text_attended, text_need)
-                image_attended = _needed(image_attended, image_need)
-                other = None if other is None else other[:, :, : image_attended.shape[1]]
+        mask = self._mask(text, text_mask)
+        attended: tuple[Tensor | None, Tensor | None] = (text_attended, image_attended)
+        *before, (last_text, last_image) = zip(self.text_layers, self.image_layers, strict=True)
+        for text_layer, image_layer in before:
             text, image = (
-                _cross_attention(text_layer, text_attended, image, None),
-                _cross_attention(image_layer, image_attended, text, other),
+                text_layer(text, mask, image, None, attended[0]),
+                image_layer(image, None, text, mask, attended[1]),
             )
-        return text, image
+            attended = (None, None)
+        fused = []
+        for part, (text_need, image_need) in enumerate(needs):
+            rows = slice(part * len(text) // len(needs), (part + 1) * len(text) // len(needs))
+            own, other, padding = text[rows], image[rows], mask[rows]
+            own_attended, other_attended = (None if value is None else value[rows] for value in attended)
+            fused.append(
+                (
+                    last_text(own, padding, other, None, own_attended, text_need),
+                    last_image(other, None, own, padding, other_attended, image_need),
+                )
+            )
+        return fused
 
-    def _mask(self, queries: Tensor, text_mask: Tensor, keys: Tensor | None = None) -> Tensor | None:
-        return create_bidirectional_mask(
-            config=self.layer_config,
-            inputs_embeds=queries,
-            attention_mask=text_mask,
-            encoder_hidden_states=keys,
-        )
-
-
-def _self_attention(layer: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    # is_causal=False: with no mask, sdpa would otherwise take a decoder layer for a causal one.
-    return layer.attention(tokens, mask, is_causal=False)[0]
-
-
-def _cross_attention(layer: Any, attended: Tensor, other: Tensor, mask: Tensor | None) -> Tensor:
-    if attended.shape[1] == 0:
-        return attended
-    return layer.feed_forward_chunk(layer.crossattention(attended, None, other, mask, is_causal=False)[0])
+    def _mask(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        return padding_mask(text_mask, self.layer_config, text.dtype)
 
 
-def _needed(attended: Tensor, need: Need) -> Tensor:
-    return {"all": attended, "first": attended[:, :1], "none": attended[:, :0]}[need]
+class CoAttentionLayer(RobertaLayer):
+    """One layer of a stream: self-attention, cross-attention to the other stream, feed-forward, each with its norm."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None,
+        other: Tensor | None = None,
+        other_mask: Tensor | None = None,
+        attended: Tensor | None = None,
+        need: Need = "all",
+    ) -> Tensor:
+        """Next states of (batch, tokens, width), those that are needed; without `other` the self-attention alone.
+
+        `attended` is that self-attention where it is known already.
+        """
+        if isinstance(need, str) and need == "none":
+            return tokens[:, :0]
+        if attended is None:
+            attended = attend(self.attention, _needed(tokens, need), tokens, mask)
+        else:
+            attended = _needed(attended, need)
+        if other is None:
+            return attended
+        return self.feed_forward_chunk(attend(self.crossattention, attended, other, other_mask))
+
+
+def _needed(tokens: Tensor, need: Need) -> Tensor:
+    if isinstance(need, Tensor):
+        return tokens.gather(1, need[..., None].expand(-1, -1, tokens.shape[-1]))
+    return tokens

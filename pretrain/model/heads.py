@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Pooler(nn.Module):
-    """First token -> linear -> tanh: (batch, tokens, width) -> (batch, width)."""
+    """Mean over tokens -> linear -> tanh: (batch, tokens, width) -> (batch, width)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.dense = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool the first token."""
-        return self.dense(tokens[:, 0]).tanh()
+        """Pool the given tokens: `<s>`, or the class tokens of all frames."""
+        return self.dense(tokens.mean(1)).tanh()
 
 
 class TorchLinear(nn.Linear):
     """A linear layer that keeps torch's default initialisation, as the authors' contrastive heads do."""
 
 
-class ContrastiveHead(nn.Sequential):
-    """Projected class token -> contrastive feature, not normalised: (batch, width) -> (batch, projection)."""
+def contrastive_head(kind: str, width: int, projection: int) -> nn.Module:
+    """Projected class token -> contrastive feature, not normalised: (batch, width) -> (batch, projection).
 
-    def __init__(self, width: int, projection: int):
-        super().__init__(TorchLinear(width, width), nn.LayerNorm(width), nn.GELU(), TorchLinear(width, projection))
+    "mlp" is the authors' head; "linear" a bias-free matrix, which stock dual encoders hold exactly.
+    """
+    if kind == "linear":
+        return TorchLinear(width, projection, bias=False)
+    return nn.Sequential(TorchLinear(width, width), nn.LayerNorm(width), nn.GELU(), TorchLinear(width, projection))
 
 
 class MaskedLanguageHead(nn.Module):
-    """Fused text states -> vocabulary logits, not tied to the word embedding: (tokens, width) -> (tokens, words)."""
+    """Fused text states -> vocabulary logits: (tokens, width) -> (tokens, words).
 
-    def __init__(self, width: int, vocabulary: int):
+    With `embedding` the decoder is that word embedding, plus a bias of its own.
+    """
+
+    def __init__(self, width: int, vocabulary: int, embedding: nn.Embedding | None = None):
         super().__init__()
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
-        self.decoder = nn.Linear(width, vocabulary)
+        self.decoder = nn.Linear(width, vocabulary) if embedding is None else _TiedDecoder(embedding)
 
     def forward(self, states: Tensor) -> Tensor:
         """Score every word of the vocabulary."""
         return self.decoder(self.transform(states))
+
+
+class _TiedDecoder(nn.Module):
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__()
+        # In a tuple, so that the embedding stays the text tower's alone: once in the state dict, once in an optimiser.
+        self.embedding = (embedding,)
+        self.bias = nn.Parameter(embedding.weight.new_zeros(embedding.num_embeddings))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.embedding[0].weight, self.bias)

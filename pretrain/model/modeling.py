@@ -1,24 +1,31 @@
-"""The GLSCL model: CLIP image tower, RoBERTa text tower, co-attention fusion, heads (glscl paper, section 3)."""
+"""The GLSCL model: image tower, text tower, co-attention fusion, heads (glscl paper, section 3)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedModel, RobertaModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import FRAME_ATTENTION
 from .configuration import GLSCLConfig
 from .fusion import CoAttention, Need
-from .heads import ContrastiveHead, MaskedLanguageHead, Pooler, TorchLinear
-from .vision import embed_patches, encode_patches
+from .heads import MaskedLanguageHead, Pooler, TorchLinear, contrastive_head
+from .text import encode_text
+from .vision import Patches, embed_patches, encode_patches
 
 
 @dataclass
 class Fused:
-    """Fused states: text (batch, tokens, width), image (batch, 1 + patches, width), pooled (batch, 2 width)."""
+    """Fused states: text (batch, tokens, width), image (batch, image tokens, width), pooled (batch, 2 width)."""
 
     text: Tensor
     image: Tensor
@@ -36,35 +43,54 @@ class Side:
         """Select samples."""
         return Side(self.tokens[rows], self.attended[rows])
 
+    @staticmethod
+    def cat(parts: Sequence[Side]) -> Side:
+        """Join along the batch."""
+        return Side(torch.cat([part.tokens for part in parts]), torch.cat([part.attended for part in parts]))
+
 
 class GLSCLModel(PreTrainedModel):
-    """Two towers, a fusion encoder and the pre-training heads; `from_pretrained` loads a folder that training wrote."""
+    """Two towers, a fusion encoder and the pre-training heads; `from_pretrained` loads a folder that training wrote.
+
+    Pictures and clips go through the same image tower. Its tokens are (batch, frames + frames * patches, width): the
+    class tokens of all frames, then the patches frame by frame; a picture has one class token.
+    """
 
     config_class = GLSCLConfig
     config: GLSCLConfig
     base_model_prefix = "glscl"
     main_input_name = "pixel_values"
     _supports_sdpa = True
-    _no_split_modules = ["CLIPEncoderLayer", "RobertaLayer"]
+    _no_split_modules = ["CoAttentionLayer"]  # those of the towers are added to it
 
     def __init__(self, config: GLSCLConfig):
         super().__init__(config)
-        width = config.hidden_size
-        self.vision = CLIPVisionModel._from_config(config.vision_config)
-        self.text = RobertaModel._from_config(config.text_config)
-        # GLSCL has its own poolers; RoBERTa's stays, unused, so that an exported text tower loads without a warning.
-        self.text.pooler.requires_grad_(False)
-        self.visual_mask_token = nn.Parameter(torch.zeros(config.vision_config.hidden_size))
-        self.image_projection = nn.Linear(config.vision_config.hidden_size, width)
+        width, vision_width = config.hidden_size, config.vision_config.hidden_size
+        self.vision = AutoModel.from_config(config.vision_config)
+        if self.vision.config._attn_implementation == "sdpa":
+            self.vision.config._attn_implementation = FRAME_ATTENTION
+        self.text = AutoModel.from_config(config.text_config)
+        # GLSCL has its own poolers; those of the towers stay, unused, so that exported towers load without a warning.
+        for pooler in (getattr(self.text, "pooler", None), getattr(self.vision, "head", None)):
+            if pooler is not None:
+                pooler.requires_grad_(False)
+        has_class_token = hasattr(self.vision.embeddings, "class_embedding")
+        self.class_token = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
+        self.class_position = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
+        frames = config.max_frames
+        self.temporal_embedding = nn.Parameter(torch.zeros(frames, vision_width)) if frames else None
+        self.visual_mask_token = nn.Parameter(torch.zeros(vision_width))
+        self.image_projection = nn.Linear(vision_width, width)
         self.text_projection = nn.Linear(config.text_config.hidden_size, width)
         self.token_type = nn.Embedding(2, width)
         self.fusion = CoAttention(config)
         self.text_pooler = Pooler(width)
         self.image_pooler = Pooler(width)
-        self.contrastive_text_head = ContrastiveHead(width, config.projection_dim)
-        self.contrastive_image_head = ContrastiveHead(width, config.projection_dim)
+        self.contrastive_text_head = contrastive_head(config.contrastive_head, width, config.projection_dim)
+        self.contrastive_image_head = contrastive_head(config.contrastive_head, width, config.projection_dim)
         self.matching_head = nn.Linear(2 * width, 2)
-        self.masked_language_head = MaskedLanguageHead(width, config.text_config.vocab_size)
+        tied = self.text.get_input_embeddings() if config.tie_masked_language_head else None
+        self.masked_language_head = MaskedLanguageHead(width, config.text_config.vocab_size, tied)
         self.temperature = nn.Parameter(torch.zeros(1))
         self.register_buffer("image_mean", torch.zeros(3), persistent=False)
         self.register_buffer("image_std", torch.ones(3), persistent=False)
@@ -73,50 +99,79 @@ class GLSCLModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, TorchLinear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
+            if module.bias is not None:
+                init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
             return
         super()._init_weights(module)
         if isinstance(module, GLSCLModel):
+            width = module.config.vision_config.hidden_size
             init.normal_(module.visual_mask_token, std=1.0)
             init.constant_(module.temperature, self.config.initial_temperature)
             init.copy_(module.image_mean, torch.tensor(self.config.image_mean))
             init.copy_(module.image_std, torch.tensor(self.config.image_std))
+            if module.class_token is not None:  # as CLIP starts its own
+                init.normal_(module.class_token, std=width**-0.5)
+                init.normal_(module.class_position, std=0.02)
+            if module.temporal_embedding is not None:
+                init.normal_(module.temporal_embedding, std=width**-0.5)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Bytes (batch, height, width, 3) -> normalised floats (batch, 3, height, width); floats pass unchanged."""
+        """Bytes (batch, [frames,] height, width, 3) -> normalised floats, channels before height; floats unchanged."""
         if pixels.dtype != torch.uint8:
             return pixels
-        scaled = pixels.permute(0, 3, 1, 2).to(self.image_mean.dtype) / 255
+        scaled = pixels.movedim(-1, -3).to(self.image_mean.dtype) / 255
         return (scaled - self.image_mean[:, None, None]) / self.image_std[:, None, None]
 
-    def embed_patches(self, pixels: Tensor) -> Tensor:
-        """Normalised or byte pixels -> patch embeddings (batch, patches, vision width), the part that views share."""
-        return embed_patches(self.vision, self.normalize(pixels))
+    def embed_patches(self, pixels: Tensor) -> Patches:
+        """Embed the patches of pictures or clips, the part that views share.
 
-    def encode_patches(self, patches: Tensor, keep_patches: Tensor | None = None) -> Tensor:
-        """Patch embeddings -> projected tokens (batch, 1 + kept, width); without `keep_patches` all are kept."""
-        return self.image_projection(encode_patches(self.vision, patches, keep_patches))
+        `pixels` are bytes (batch, [frames,] height, width, 3) or normalised floats (batch, [frames,] 3, height, width)
+        of any size whose sides are multiples of the patch. Raises ValueError for other sizes, and for clips longer than
+        the temporal table.
+        """
+        if pixels.ndim == 5:
+            self._temporal(pixels.shape[1])
+        return embed_patches(self.vision, self.normalize(pixels), self.class_position)
 
-    def mask_patches(self, patches: Tensor, masked: Tensor) -> Tensor:
-        """Put the mask token at the patches where `masked` (batch, patches) is true, before positions are added."""
-        return torch.where(masked[..., None], self.visual_mask_token.to(patches.dtype), patches)
+    def mask_patches(self, patches: Patches, masked: Tensor) -> Patches:
+        """Put the mask token where `masked` (batch, patches) is true, in every frame, before positions are added."""
+        if patches.frames is not None:
+            masked = masked[:, None]
+        token = self.visual_mask_token.to(patches.values.dtype)
+        return Patches(torch.where(masked[..., None], token, patches.values), patches.positions)
+
+    def encode_patches(
+        self, patches: Patches, keep_patches: Tensor | None = None, need: Literal["all", "first"] = "all"
+    ) -> Tensor:
+        """Encode patches: projected tokens (batch, frames + frames * kept, width).
+
+        `keep_patches` (batch, kept) names the patches that stay, the same in every frame. With need "first" only class
+        tokens come out, and the last block computes no others.
+        """
+        temporal = None if patches.frames is None else self._temporal(patches.frames)
+        class_token = self.vision.embeddings.class_embedding if self.class_token is None else self.class_token
+        return self.image_projection(encode_patches(self.vision, patches, class_token, temporal, keep_patches, need))
 
     def encode_image(
-        self, pixels: Tensor, keep_patches: Tensor | None = None, masked_patches: Tensor | None = None
+        self,
+        pixels: Tensor,
+        keep_patches: Tensor | None = None,
+        masked_patches: Tensor | None = None,
+        need: Literal["all", "first"] = "all",
     ) -> Tensor:
-        """Encode images (batch, 3, height, width): projected tokens (batch, 1 + patches, width), class token first."""
+        """Encode pictures or clips, as `embed_patches`, `mask_patches` and `encode_patches` do in turn."""
         patches = self.embed_patches(pixels)
         if masked_patches is not None:
             patches = self.mask_patches(patches, masked_patches)
-        return self.encode_patches(patches, keep_patches)
+        return self.encode_patches(patches, keep_patches, need)
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Encode texts (batch, tokens): projected tokens (batch, tokens, width), `<s>` first."""
-        return self.text_projection(self.text(input_ids=text_ids, attention_mask=text_mask).last_hidden_state)
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all") -> Tensor:
+        """Encode texts (batch, tokens): projected tokens (batch, tokens, width), `<s>` first (need "first": alone)."""
+        return self.text_projection(encode_text(self.text, text_ids, text_mask, need))
 
-    def contrastive_image(self, tokens: Tensor) -> Tensor:
-        """Contrastive image features (batch, projection), not normalised, of projected tokens."""
-        return self.contrastive_image_head(tokens[:, 0])
+    def contrastive_image(self, tokens: Tensor, frames: int = 1) -> Tensor:
+        """Contrastive image features (batch, projection), not normalised, of the mean of the frames' class tokens."""
+        return self.contrastive_image_head(tokens[:, :frames].mean(1))
 
     def contrastive_text(self, tokens: Tensor) -> Tensor:
         """Contrastive text features (batch, projection), not normalised, of projected tokens."""
@@ -128,41 +183,68 @@ class GLSCLModel(PreTrainedModel):
         return Side(typed, self.fusion.attend_text(typed, mask))
 
     def image_side(self, tokens: Tensor) -> Side:
-        """Prepare projected image tokens (batch, 1 + patches, width) for the pairs they take part in."""
+        """Prepare projected image tokens (batch, image tokens, width) for the pairs they take part in."""
         typed = tokens + self.token_type.weight[1]
         return Side(typed, self.fusion.attend_image(typed))
 
-    def fuse_sides(
-        self, text: Side, text_mask: Tensor, image: Side, text_need: Need = "all", image_need: Need = "all"
-    ) -> tuple[Tensor, Tensor]:
-        """Fused text and image states, those that are needed, without poolers."""
-        return self.fusion(
-            text.tokens,
-            text_mask,
-            image.tokens,
-            text_attended=text.attended,
-            image_attended=image.attended,
-            text_need=text_need,
-            image_need=image_need,
-        )
+    def fuse_pairs(
+        self, text: Side, text_mask: Tensor, image: Side, needs: Sequence[tuple[Need, Need]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Fuse pairs: per chunk the text and the image states that it needs, each (chunk, states, width).
 
-    def pool(self, text: Tensor, image: Tensor) -> Tensor:
-        """Pooled pair (batch, 2 width) of fused states."""
-        return torch.cat([self.text_pooler(text), self.image_pooler(image)], dim=-1)
+        The batch of `text`, `text_mask` (batch, tokens) and `image` is a stack of `len(needs)` chunks of equal size.
+        A need is "all", "none", or token positions (chunk, k); the last layer computes nothing else. Raises ValueError
+        where the batch does not divide.
+        """
+        if len(text.tokens) % len(needs) or len(text.tokens) != len(image.tokens):
+            raise ValueError(
+                f"{len(text.tokens)} texts and {len(image.tokens)} images are no {len(needs)} chunks of equal size"
+            )
+        return self.fusion(text.tokens, text_mask, image.tokens, text.attended, image.attended, needs)
 
-    def fuse(self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor) -> Fused:
-        """Fuse projected tokens of both sides."""
-        sides = self.text_side(text_tokens, text_mask), self.image_side(image_tokens)
-        text, image = self.fuse_sides(sides[0], text_mask, sides[1])
-        return Fused(text, image, self.pool(text, image))
+    def pool(self, text_first: Tensor, image_first: Tensor) -> Tensor:
+        """Pooled pair (batch, 2 width) of fused texts (batch, >= 1, width) and class tokens (batch, frames, width)."""
+        return torch.cat([self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)], dim=-1)
+
+    def fuse(self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor, frames: int = 1) -> Fused:
+        """Fuse projected tokens of both sides; `frames` of the image tokens are class tokens."""
+        text, image = self.text_side(text_tokens, text_mask), self.image_side(image_tokens)
+        [(text_states, image_states)] = self.fuse_pairs(text, text_mask, image, [("all", "all")])
+        return Fused(text_states, image_states, self.pool(text_states, image_states[:, :frames]))
 
     def match(self, pooled: Tensor) -> Tensor:
         """Score pairs: logits (batch, 2); index 1 says that text and image belong together."""
         return self.matching_head(pooled)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Fused:
-        """Fused states of pairs: pixels (batch, 3, height, width), ids and mask (batch, tokens)."""
-        return self.fuse(self.encode_text(input_ids, attention_mask), attention_mask, self.encode_image(pixel_values))
+        """Fused states of pairs: pixels (batch, [frames,] 3, height, width), ids and mask (batch, tokens)."""
+        frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+        text = self.encode_text(input_ids, attention_mask)
+        return self.fuse(text, attention_mask, self.encode_image(pixel_values), frames)
+
+    def checkpoint_activations(self, towers: Collection[Literal["vision", "text", "fusion"]]) -> None:
+        """Recompute the layers of these towers in the backward pass of training instead of keeping what they computed.
+
+        Raises ValueError for another name.
+        """
+        known = {"vision": self.vision, "text": self.text, "fusion": self.fusion}
+        for name in towers:
+            if name not in known:
+                raise ValueError(f"activations can be checkpointed in {', '.join(known)}, not in {name!r}")
+            for layer in known[name].modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.gradient_checkpointing = True
+                    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def _temporal(self, frames: int) -> Tensor:
+        if self.temporal_embedding is None:
+            raise ValueError("this model takes pictures only: its configuration has max_frames 0")
+        if frames > len(self.temporal_embedding):
+            raise ValueError(
+                f"a clip of {frames} frames is longer than the temporal table of {len(self.temporal_embedding)}: "
+                f"take fewer frames, or start a model with a larger max_frames from these weights"
+            )
+        return self.temporal_embedding[:frames]
 
     @classmethod
     def from_authors(cls, path: str, config: GLSCLConfig | None = None) -> GLSCLModel:

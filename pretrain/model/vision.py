@@ -1,35 +1,141 @@
-"""Image tower: transformers' CLIP vision transformer on all patches, on a subset of them, or with mask tokens.
+"""Image tower: the layers of transformers' CLIP or SigLIP over pictures and clips, all patches, some, or masked ones.
 
 Pixels go in, post-normalised tokens come out (GLSCL normalises every token there, CLIP the first only).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPVisionModel
+
+from .attention import FRAME_ATTENTION, implementation
 
 
-def embed_patches(tower: CLIPVisionModel, pixels: Tensor) -> Tensor:
-    """Linear patch embeddings without positions: (batch, 3, height, width) -> (batch, patches, width)."""
-    embeddings = tower.embeddings
-    if pixels.shape[-2:] != (embeddings.image_size, embeddings.image_size):
-        height, width = pixels.shape[-2:]
-        raise ValueError(f"the image tower takes {embeddings.image_size} pixels a side, these are {height} x {width}")
-    return embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+@dataclass
+class Patches:
+    """Patch embeddings that views share: what stands before positions, masks and dropping.
+
+    `values` are (batch, patches, width) of pictures, (batch, frames, patches, width) of clips; `positions`
+    (1 + patches, width) belong to this input's grid, row 0 to the class token.
+    """
+
+    values: Tensor
+    positions: Tensor
+
+    def __getitem__(self, rows: slice | Tensor) -> Patches:
+        """Select samples."""
+        return Patches(self.values[rows], self.positions)
+
+    @staticmethod
+    def cat(parts: Sequence[Patches]) -> Patches:
+        """Join along the batch; all parts have the same grid."""
+        return Patches(torch.cat([part.values for part in parts]), parts[0].positions)
+
+    @property
+    def frames(self) -> int | None:
+        """Frames of a clip; None for pictures."""
+        return self.values.shape[1] if self.values.ndim == 4 else None
 
 
-def encode_patches(tower: CLIPVisionModel, patches: Tensor, keep_patches: Tensor | None = None) -> Tensor:
-    """Encode patch embeddings: (batch, patches, width) -> (batch, 1 + kept, width), class token first.
+def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> Patches:
+    """Cut (batch, 3, height, width) or (batch, frames, 3, height, width) floats into linearly embedded patches.
 
-    `keep_patches` (batch, kept) names the patches that stay; the others are dropped after positions are added.
+    `class_position` (width,) is given for a tower without a class token. Positions of another grid than the tower's
+    are resized (bicubic). Raises ValueError where the sides are not multiples of the patch.
     """
     embeddings = tower.embeddings
+    height, width = pixels.shape[-2:]
+    side = embeddings.patch_size
+    if height % side or width % side:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels cannot be cut into patches of {side} x {side}: "
+            f"resize them, for instance to {max(1, height // side) * side} x {max(1, width // side) * side}"
+        )
+    values = embeddings.patch_embedding(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
     positions = embeddings.position_embedding.weight
-    tokens = patches + positions[1:]
+    first, grid = (positions[:1], positions[1:]) if class_position is None else (class_position[None], positions)
+    resized = resize_grid(grid, height // side, width // side)
+    if class_position is not None or resized is not grid:
+        positions = torch.cat([first, resized])
+    return Patches(values.unflatten(0, pixels.shape[:-3]), positions)
+
+
+def resize_grid(grid: Tensor, rows: int, columns: int) -> Tensor:
+    """Positions (side * side, width) of a square grid -> (rows * columns, width), as CLIP and GLSCL resize them."""
+    side = round(len(grid) ** 0.5)
+    if (rows, columns) == (side, side):
+        return grid
+    square = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(grid.dtype)
+
+
+def encode_patches(
+    tower: Any,
+    patches: Patches,
+    class_token: Tensor,
+    temporal: Tensor | None,
+    keep_patches: Tensor | None = None,
+    need: Literal["all", "first"] = "all",
+) -> Tensor:
+    """Encode patches: (batch, frames + frames * kept, width), the class tokens of all frames first (one of a picture).
+
+    `class_token` (width,) starts every frame; `temporal` (frames, width) is added to clips only. `keep_patches`
+    (batch, kept) names the patches that stay, in every frame; the others are dropped after positions are added. With
+    need "first" only class tokens come out, and the last block computes no others.
+    """
+    tokens = patches.values + patches.positions[1:]
+    first = (class_token + patches.positions[0])[None]
+    if patches.frames is not None:
+        assert temporal is not None
+        tokens, first = tokens + temporal[:, None], (first + temporal)[:, None]
     if keep_patches is not None:
-        tokens = tokens.gather(1, keep_patches[..., None].expand(-1, -1, tokens.shape[-1]))
-    first = (embeddings.class_embedding + positions[0]).expand(len(tokens), 1, -1)
-    hidden = tower.pre_layrnorm(torch.cat([first.to(tokens.dtype), tokens], dim=1))
-    hidden = tower.encoder(inputs_embeds=hidden).last_hidden_state
-    return tower.post_layernorm(hidden)
+        index = keep_patches[..., None] if patches.frames is None else keep_patches[:, None, :, None]
+        kept = (*tokens.shape[:-2], keep_patches.shape[1], tokens.shape[-1])
+        tokens = tokens.gather(-2, index.expand(kept))
+    hidden = torch.cat([first.expand(*tokens.shape[:-2], 1, -1).to(tokens.dtype), tokens], dim=-2)
+    if patches.frames == 1:
+        hidden = hidden[:, 0]  # both rules of attention then are plain attention, in one call
+    if hidden.ndim == 4 and tower.config._attn_implementation != FRAME_ATTENTION:
+        raise ValueError(f"clips need sdpa attention, this model was loaded with {tower.config._attn_implementation}")
+    hidden = _encode(tower, hidden, need)
+    if hidden.ndim == 3:
+        return hidden
+    return torch.cat([hidden[:, :, 0], hidden[:, :, 1:].flatten(1, 2)], dim=1)
+
+
+def _encode(tower: Any, hidden: Tensor, need: Literal["all", "first"]) -> Tensor:
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's, so spelt in its checkpoints
+        hidden = tower.pre_layrnorm(hidden)
+    layers = tower.encoder.layers
+    for layer in layers if need == "all" else layers[:-1]:
+        hidden = layer(hidden, None)
+    return tower.post_layernorm(hidden if need == "all" else _class_tokens(layers[-1], hidden))
+
+
+def _class_tokens(layer: Any, hidden: Tensor) -> Tensor:
+    """Last block for class tokens alone, which attend to everything: (batch, [frames,] 1, width)."""
+    attention = layer.self_attn
+
+    def heads(tensor: Tensor) -> Tensor:
+        return tensor.flatten(1, -2).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    normed = layer.layer_norm1(hidden)
+    mixed, _ = implementation(attention)(
+        attention,
+        heads(attention.q_proj(normed[..., :1, :])),
+        heads(attention.k_proj(normed)),
+        heads(attention.v_proj(normed)),
+        None,
+        dropout=attention.dropout if attention.training else 0.0,
+        scaling=attention.scale,
+        is_causal=False,
+    )
+    first = hidden[..., :1, :]
+    first = first + attention.out_proj(mixed.reshape(first.shape))
+    return first + layer.mlp(layer.layer_norm2(first))

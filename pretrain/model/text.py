@@ -1,0 +1,32 @@
+"""Text tower: any bidirectional encoder of transformers, `<s>` (or `[CLS]`) first."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .attention import attend, padding_mask
+
+# Their layers are built alike, so that the last one can compute the first token only and one mask serves all.
+_BERT_LIKE = ("bert", "camembert", "roberta", "xlm-roberta")
+
+
+def encode_text(tower: Any, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all") -> Tensor:
+    """Hidden states (batch, tokens, width) of ids and a 1/0 mask (batch, tokens).
+
+    With need "first" the result is (batch, 1, width), and the last layer computes no other state where the tower is
+    BERT-like.
+    """
+    if tower.config.model_type not in _BERT_LIKE:
+        states = tower(input_ids=text_ids, attention_mask=text_mask).last_hidden_state
+        return states if need == "all" else states[:, :1]
+    hidden = tower.embeddings(input_ids=text_ids)
+    mask = padding_mask(text_mask, tower.config, hidden.dtype)
+    layers = tower.encoder.layer
+    for layer in layers if need == "all" else layers[:-1]:
+        hidden = layer(hidden, mask)
+    if need == "all":
+        return hidden
+    last = layers[-1]
+    return last.feed_forward_chunk(attend(last.attention, hidden[:, :1], hidden, mask))
