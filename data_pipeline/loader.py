@@ -75,7 +75,7 @@ class Loader:
             self._quarantine.note(1, error.bad)
             raise
         self._number += 1
-        self._quarantine.note(len(read.keys), read.bad)
+        self._quarantine.note(len(pixels), read.bad)  # negatives are read too
         return Batch.of(read.keys, pixels, read.arrays)
 
     def step_keys(self, step: int) -> list[str]:
@@ -133,6 +133,8 @@ def open_loader(
     group: int | None = None,
     masking: MaskingConfig = MaskingConfig(),  # noqa: B008 (frozen)
     augment: AugmentConfig = AugmentConfig(),  # noqa: B008 (frozen)
+    dataset_negatives: bool = False,
+    local_negatives: int | None = None,
     quarantine: str | Path | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Loader:
@@ -140,8 +142,10 @@ def open_loader(
 
     `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
     `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
-    (default: the smallest that divides the global batch, 2 for even ones). Bad samples are listed in the file
-    `quarantine`; more than `max_bad_fraction` of them end the run.
+    (default: the smallest that divides the global batch, 2 for even ones). `dataset_negatives` reads another sample of
+    the same source for every row that does not keep its image, `local_negatives` chooses up to so many masked patches
+    and tokens of each sample (see `Batch`). Bad samples are listed in the file `quarantine`; more than
+    `max_bad_fraction` of them end the run.
     Raises UsageError for an impossible division, DataError for data that is missing or cut.
     """
     division = Division(global_batch, world, rank, micro_batches)
@@ -151,9 +155,15 @@ def open_loader(
         raise UsageError(f"max_text_length must leave room for a token between two special ones, not {max_text_length}")
     if workers < 0 or start_step < 0:
         raise UsageError(f"workers and start_step cannot be negative, not {workers} and {start_step}")
+    if local_negatives is not None and local_negatives < 1:
+        raise UsageError(f"local_negatives must be at least 1, or left out to use all, not {local_negatives}")
+    manifests = tuple(open_manifests(dirs))
+    for manifest in manifests if dataset_negatives else ():
+        if manifest.samples < 2:
+            raise DataError(f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it")
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     config = ReaderConfig(
-        manifests=tuple(open_manifests(dirs)),
+        manifests=manifests,
         weights=None if weights is None else tuple(weights),
         seed=seed,
         lanes=default_lanes(global_batch) if lanes is None else lanes,
@@ -165,6 +175,8 @@ def open_loader(
         max_text_length=max_text_length,
         masking=masking,
         augment=augment,
+        dataset_negatives=dataset_negatives,
+        local_negatives=local_negatives,
     )
     path = Path(quarantine) if quarantine else None
     return Loader(config, start_step=start_step, workers=workers, quarantine=path, max_bad_fraction=max_bad_fraction)
@@ -188,7 +200,7 @@ class _InProcess:
 
     def __init__(self, config: ReaderConfig) -> None:
         self._reader = Reader(config)
-        self._shape = (config.division.micro_batch, config.size, config.size, 3)
+        self._shape = config.pixels_shape
 
     def next(self, number: int) -> tuple[MicroBatch, Pixels]:
         pixels = np.empty(self._shape, dtype=np.uint8)

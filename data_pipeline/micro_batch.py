@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.augment import AugmentConfig, write_training_view
-from data_pipeline.collate import Arrays, collate, matching_arrays
+from data_pipeline.collate import Arrays, collate, identities, matching_arrays, positives
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.masking import MaskingConfig, draw_masks
-from data_pipeline.order import Integers, Words, fold
+from data_pipeline.order import Integers, Words, fold, hash_key
 from data_pipeline.positions import Division, open_order
 from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
 from data_pipeline.sample import BadSample
@@ -43,6 +43,16 @@ class ReaderConfig:
     max_text_length: int
     masking: MaskingConfig
     augment: AugmentConfig
+    dataset_negatives: bool
+    local_negatives: int | None
+
+    @property
+    def pixels_shape(self) -> tuple[int, ...]:
+        """Shape of a micro-batch's pixels: its samples, then the negatives of its rows with label 0."""
+        rows = self.division.micro_batch
+        if self.dataset_negatives:
+            rows += rows // self.group * (self.group - positives(self.group))
+        return (rows, self.size, self.size, 3)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,17 @@ class MicroBatch:
     keys: list[str]
     arrays: Arrays
     bad: list[BadRecord]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What was read for a draw: the sample or its stand-in, the caption, and the generator for what follows."""
+
+    sample: int
+    key: str
+    image_id: str
+    caption: str
+    random: np.random.Generator
 
 
 class NothingReadable(DataError):
@@ -85,9 +106,10 @@ class Reader:
             weights=config.weights,
         )
         self._keys = np.array(self._order.keys, dtype=np.uint64)
+        self._negatives_key = hash_key(config.seed, "negatives")
 
     def read(self, number: int, pixels: Pixels) -> MicroBatch:
-        """Micro-batch `number`, counted from the run's start; its pixels are written to `pixels` (B, size, size, 3).
+        """Micro-batch `number`, counted from the run's start; its pixels are written to `pixels`, of `pixels_shape`.
 
         Raises NothingReadable, or DataError for a shard that cannot be read.
         """
@@ -96,26 +118,36 @@ class Reader:
         where = division.of_micro_batch(part)
         draws = self._order.step(step, division.global_batch)[where]
         bad: list[BadRecord] = []
-        keys, captions, randoms = [], [], []
         words = sample_words(self._keys[draws.source], draws.sample, draws.epoch)
         columns = zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), words, strict=True)
-        for row, draw in enumerate(columns):
-            key, caption, random = self._read_first_good(*draw, pixels[row], bad)
-            keys.append(key)
-            captions.append(caption)
-            randoms.append(random)
+        chosen = [self._read_first_good(*draw, pixels[row], bad) for row, draw in enumerate(columns)]
         patches = (config.size // config.patch_size) ** 2
+        captions = [one.caption for one in chosen]
         encodings = self._tokenizer.encode(captions, config.max_text_length)
         masks = [
-            draw_masks(random, encoding, patches, self._tokenizer, config.masking)
-            for random, encoding in zip(randoms, encodings, strict=True)
+            draw_masks(
+                one.random,
+                encoding,
+                patches,
+                self._tokenizer,
+                config.masking,
+                max_text_length=config.max_text_length,
+                local_negatives=config.local_negatives,
+            )
+            for one, encoding in zip(chosen, encodings, strict=True)
         ]
         arrays = collate(
             encodings, masks, patches=patches, max_length=config.max_text_length, tokenizer=self._tokenizer
         )
         groups = division.micro_batch // config.group
         arrays |= matching_arrays(config.seed, step, where.start // config.group, groups, config.group)
-        return MicroBatch(keys, arrays, bad)
+        names = [config.manifests[source].name for source in draws.source.tolist()]
+        arrays |= identities(names, [one.image_id for one in chosen], captions)
+        if config.dataset_negatives:
+            unmatched = np.flatnonzero(arrays["itm_labels"] == 0).tolist()
+            for out, row in zip(pixels[len(chosen) :], unmatched, strict=True):
+                self._read_negative(int(draws.source[row]), chosen[row].sample, step, where.start + row, out, bad)
+        return MicroBatch([one.key for one in chosen], arrays, bad)
 
     def close(self) -> None:
         """Close the shards."""
@@ -123,8 +155,8 @@ class Reader:
 
     def _read_first_good(
         self, source: int, sample: int, epoch: int, words: Words, out: Pixels, bad: list[BadRecord]
-    ) -> tuple[str, str, np.random.Generator]:
-        """Read a sample, or the first of its stand-ins that is good: key, caption, generator for the masks."""
+    ) -> _Chosen:
+        """Read a sample, or the first of its stand-ins that is good; its view is written to `out`."""
         key, samples = self._order.keys[source], self._store.manifests[source].samples
         failed: list[BadRecord] = []
         candidate = sample
@@ -141,7 +173,30 @@ class Reader:
                 failed.append(self._record(source, candidate, error))
                 continue
             bad.extend(failed)
-            return read.key, caption, random
+            return _Chosen(candidate, read.key, read.image_id, caption, random)
+        raise NothingReadable(failed)
+
+    def _read_negative(
+        self, source: int, own: int, step: int, position: int, out: Pixels, bad: list[BadRecord]
+    ) -> None:
+        """Write a view of another sample of the source, every one as likely as the others, to `out`.
+
+        Depends on (seed, step, position in the global batch) alone, and on `own`, the sample it must not be.
+        """
+        others = self._store.manifests[source].samples - 1
+        failed: list[BadRecord] = []
+        for attempt in range(ATTEMPTS):
+            words = fold(self._negatives_key, step, position, attempt, np.arange(2))
+            random = np.random.Generator(np.random.Philox(key=words))
+            candidate = int(random.random() * others)
+            candidate += candidate >= own
+            try:
+                write_training_view(self._store.read(source, candidate).image, random, self._config.augment, out)
+            except BadSample as error:
+                failed.append(self._record(source, candidate, error))
+                continue
+            bad.extend(failed)
+            return
         raise NothingReadable(failed)
 
     def _record(self, source: int, sample: int, error: BadSample) -> BadRecord:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.errors import DataError
 
+Kind = Literal["image", "video"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm")
 # Real annotation files are a few kilobytes; what is far larger is a mistake or an attack.

@@ -44,7 +44,7 @@ class Workers:
 
     def __init__(self, config: ReaderConfig, first: int, workers: int) -> None:
         self._config = config
-        self._shape = (workers * AHEAD, config.division.micro_batch, config.size, config.size, 3)
+        self._shape = (workers * AHEAD, *config.pixels_shape)
         self._file = _anonymous_file(int(np.prod(self._shape)))
         self._memory = mmap.mmap(self._file, int(np.prod(self._shape)))
         self._arena = np.frombuffer(self._memory, dtype=np.uint8).reshape(self._shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -14,22 +16,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_pipeline.augment import write_evaluation_view
 from data_pipeline.errors import DataError, IncompleteError, UsageError
 from data_pipeline.loader import Batch, Loader, evaluation_batches, open_loader
+from data_pipeline.manifest import Manifest
+from data_pipeline.masking import MaskingConfig
 from data_pipeline.positions import planned_keys
 from data_pipeline.text import Tokenizer
+from data_pipeline.write import write_shards
+
+from .conftest import encoded_picture
 
 BATCH, START = 48, 5
 OPTIONS = {"seed": 1, "global_batch": BATCH, "size": 32, "patch_size": 8, "group": 2}
+SWITCHES = {
+    "dataset_negatives": True,
+    "local_negatives": 3,
+    "masking": MaskingConfig(replacement=True, mlm_unit="token"),
+    "group": 3,
+}
 Row = dict[str, object]
 
 
 def rows(batch: Batch) -> Iterator[Row]:
     """What a batch says of each of its samples, without the padding."""
-    patches = (batch.pixels.shape[1] // 8) ** 2
+    patches = (batch.pixels.shape[-2] // 8) ** 2
     width = batch.text_ids.shape[1]
+    of_negatives = iter(() if batch.negative_pixels is None else batch.negative_pixels)
     for row, key in enumerate(batch.keys):
         length = int(batch.text_mask[row].sum())
         masked = batch.masked_tokens[batch.masked_tokens // width == row] - row * width
@@ -46,8 +61,18 @@ def rows(batch: Batch) -> Iterator[Row]:
             "keep": batch.keep_patches[row].tolist(),
             "masked_patches": (batch.masked_patches[batch.masked_patches // patches == row] - row * patches).tolist(),
             "matching": int(batch.itm_labels[row]),
+            "identity": batch.identity[row].tolist(),
+            "negative": b"" if batch.itm_labels[row] else next(of_negatives, torch.empty(0)).numpy().tobytes(),
+            "negative_patches": chosen(batch.negative_patches, batch.masked_patches, row, patches),
+            "negative_tokens": chosen(batch.negative_tokens, batch.masked_tokens, row, width),
             "noise": batch.itm_noise[row].tolist(),
         }
+
+
+def chosen(rows_chosen: torch.Tensor | None, flat: torch.Tensor, row: int, width: int) -> list[int]:
+    """Positions in a sample that the rows of a flat list name."""
+    positions = flat[[] if rows_chosen is None else rows_chosen]
+    return (positions[positions // width == row] - row * width).tolist()
 
 
 def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) -> list[Row]:
@@ -96,6 +121,96 @@ def test_workers_do_not_change_what_a_rank_reads(pictures, tokenizer, reference,
     rank_rows = read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches, workers=workers)
     for step in range(2):
         assert rank_rows[step * part : (step + 1) * part] == reference[step][rank * part : (rank + 1) * part]
+
+
+@pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 2, 0), (4, 1, 0), (1, 2, 3)])
+def test_switches_do_not_depend_on_the_division_either(pictures, tokenizer, world, micro_batches, workers):
+    whole = read(pictures.root, tokenizer, **SWITCHES)
+    options = {"world": world, "micro_batches": micro_batches, "workers": workers, **SWITCHES}
+    ranks = [read(pictures.root, tokenizer, rank=rank, **options) for rank in range(world)]
+    part = BATCH // world
+    for step in range(2):
+        wanted = whole[step * BATCH : (step + 1) * BATCH]
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
+    assert any(row["mlm_positions"] == [] for row in whole)
+    assert all(bool(row["negative"]) != bool(row["matching"]) for row in whole)
+    assert all(len(row["negative_patches"]) == 3 >= len(row["negative_tokens"]) > 0 for row in whole)
+
+
+def test_negatives_and_their_choice_change_nothing_else(pictures, tokenizer):
+    plain = read(pictures.root, tokenizer)
+    more = read(pictures.root, tokenizer, dataset_negatives=True, local_negatives=2)
+    new = ("negative", "negative_patches", "negative_tokens")
+    assert [{name: value for name, value in row.items() if name not in new} for row in more] == [
+        {name: value for name, value in row.items() if name not in new} for row in plain
+    ]
+
+
+def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = ()) -> Manifest:
+    """Pictures of one grey each, which tells their number; some are unreadable."""
+    records = []
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (4 * number,) * 3).save(buffer, "PNG")
+        picture = b"no picture" if number in bad else buffer.getvalue()
+        records.append((f"{number:05d}", {"png": picture, "txt": f"number {number}".encode()}))
+    return write_shards(root, records, source={"name": "flat"})
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp_path, count):
+    root = flat_pictures(tmp_path / "flat", count).root
+    seen = np.zeros((count, count))
+    options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
+    with open_loader([root], tokenizer=tokenizer, **options) as loader:
+        for _ in range(30):
+            batch = next(loader)
+            assert batch.negative_pixels.shape == (10, 32, 32, 3)
+            own = [int(key[-5:]) for key, label in zip(batch.keys, batch.itm_labels, strict=True) if label == 0]
+            np.add.at(seen, (own, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
+    assert np.diag(seen).sum() == 0
+    assert (seen + np.eye(count) > 0).mean() > 0.9
+
+
+def test_a_bad_negative_is_replaced_and_quarantined(tokenizer, tmp_path):
+    root = flat_pictures(tmp_path / "flat", 10, bad=(3, 7)).root
+    file = tmp_path / "quarantine.jsonl"
+    options = {**OPTIONS, "global_batch": 4, "dataset_negatives": True, "max_bad_fraction": 1.0}
+    with open_loader([root], tokenizer=tokenizer, quarantine=file, **options) as loader:
+        batches = [next(loader) for _ in range(10)]
+    shown = {value for batch in batches for value in (batch.negative_pixels[:, 0, 0, 0] // 4).tolist()}
+    assert shown and not shown & {3, 7}
+    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == ["00003", "00007"]
+
+
+def test_a_source_of_one_sample_has_no_negatives(tokenizer, tmp_path):
+    root = flat_pictures(tmp_path / "flat", 1).root
+    with pytest.raises(DataError, match="holds a single sample"):
+        opened(root, tokenizer, dataset_negatives=True)
+    with pytest.raises(UsageError, match="local_negatives must be at least 1"):
+        opened(root, tokenizer, local_negatives=0)
+
+
+def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_path):
+    names = [("one", "a red star"), ("one", "a blue star"), ("two", "a red star"), ("\ud800", "a circle")]
+    records = [
+        (f"{n:05d}", {"jpg": encoded_picture(n), "json": json.dumps({"caption": text, "image_id": name}).encode()})
+        for n, (name, text) in enumerate(names)
+    ]
+    roots = [write_shards(tmp_path / name, records, source={"name": name}).root for name in ("here", "there")]
+    options = {**OPTIONS, "global_batch": 8, "lanes": 1, "weights": [1, 1]}
+    found: dict[str, list[int]] = {}
+    with open_loader(roots, tokenizer=tokenizer, **options) as loader:
+        for _ in range(4):
+            batch = next(loader)
+            assert batch.identity.dtype == torch.int64 and batch.identity.shape == (8, 2)
+            found.update(zip(batch.keys, batch.identity.tolist(), strict=True))
+    identity = {(key.split("/")[0], int(key[-5:])): value for key, value in found.items()}
+    assert len(identity) == 8
+    for (source, one), (image, text) in identity.items():
+        for (other_source, other), (other_image, other_text) in identity.items():
+            assert (image == other_image) == (source == other_source and names[one][0] == names[other][0])
+            assert (text == other_text) == (names[one][1] == names[other][1])
 
 
 def test_a_batch_holds_what_its_fields_promise(pictures, tokenizer):

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline.collate import collate
 from data_pipeline.errors import UsageError
-from data_pipeline.masking import MaskingConfig, choose_words, draw_masks, replace_tokens
+from data_pipeline.masking import MaskingConfig, Masks, choose_words, replace_tokens
+from data_pipeline.masking import draw_masks as draw_any_masks
 from data_pipeline.text import Encoding
 
 CONFIG = MaskingConfig()
+PUBLISHED = MaskingConfig(replacement=True, mlm_unit="token")
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -21,6 +24,10 @@ def generator(seed: int = 0) -> np.random.Generator:
 def encoding_of(word_lengths: list[int]) -> Encoding:
     words = [number for number, length in enumerate(word_lengths) for _ in range(length)]
     return Encoding([0, *range(10, 10 + len(words)), 2], [None, *words, None])
+
+
+def draw_masks(*arguments: object, **options: object) -> Masks:
+    return draw_any_masks(*arguments, **{"max_text_length": 50} | options)
 
 
 @pytest.mark.parametrize(("patches", "kept", "masked"), [(324, 64, 97), (196, 39, 58), (25, 5, 7), (36, 7, 10)])
@@ -48,7 +55,8 @@ def test_text_masks_never_touch_special_tokens_and_cover_whole_words(lengths, se
 
 def test_masks_come_from_the_generator_alone(tokenizer):
     first, again, other = (
-        draw_masks(generator(seed), encoding_of([3] * 9), 36, tokenizer, CONFIG) for seed in (1, 1, 2)
+        draw_masks(generator(seed), encoding_of([3] * 9), 36, tokenizer, CONFIG, local_negatives=3)
+        for seed in (1, 1, 2)
     )
     assert all((getattr(first, name) == getattr(again, name)).all() for name in vars(first))
     assert (first.keep_patches != other.keep_patches).any()
@@ -78,6 +86,63 @@ def test_a_text_without_words_gets_no_targets(tokenizer):
     assert len(masks.masked_tokens) == len(masks.mlm_positions) == len(masks.mlm_inputs) == 0
 
 
-def test_impossible_rates_are_refused():
+@pytest.mark.parametrize(("tokens", "share"), [(10, 0.41), (20, 0.37), (30, 0.36)])
+def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer):
+    random, encoding = generator(), encoding_of([1] * tokens)
+    masks = [draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True)) for _ in range(1500)]
+    assert abs(np.mean([len(one.masked_tokens) for one in masks]) / tokens - share) < 0.01
+    for one in masks:
+        positions = one.masked_tokens.tolist()
+        assert sorted(set(positions)) == positions and 1 <= positions[0] <= positions[-1] <= tokens
+
+
+@pytest.mark.parametrize(("tokens", "without"), [(8, 0.22), (10, 0.15), (12, 0.09)])
+def test_the_published_unit_draws_positions_and_leaves_short_texts_without_target(tokens, without, tokenizer):
+    """Shares of captions without target as the authors' collator has them, 16 % of the tokens on average."""
+    random, encoding = generator(), encoding_of([2] * (tokens // 2))
+    counts = np.zeros(tokens + 2)
+    none = 0
+    for _ in range(3000):
+        masks = draw_masks(random, encoding, 36, tokenizer, PUBLISHED)
+        counts[masks.mlm_positions] += 1
+        none += len(masks.mlm_positions) == 0
+    assert counts[[0, -1]].sum() == 0
+    assert abs(counts[1:-1] / 3000 - 0.16).max() < 0.025
+    assert abs(none / 3000 - without) < 0.025
+
+
+def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
+    encodings = [encoding_of([1, 2, 1]), encoding_of([2])]
+    whole = draw_masks(generator(), encodings[0], 36, tokenizer, CONFIG)
+    seeds = (draw_masks(generator(seed), encodings[1], 36, tokenizer, PUBLISHED) for seed in range(99))
+    empty = next(masks for masks in seeds if len(masks.mlm_positions) == 0)
+    for masks, found in (([whole, empty], len(whole.mlm_positions)), ([empty, empty], 0)):
+        arrays = collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
+        assert len(arrays["mlm_positions"]) == len(arrays["mlm_labels"]) == found
+        assert arrays["mlm_positions"].dtype == arrays["mlm_labels"].dtype == np.int64
+        assert (arrays["mlm_ids"][1] == arrays["text_ids"][1]).all()
+
+
+def test_sampled_negatives_are_rows_of_what_is_masked_and_change_nothing_else(tokenizer):
+    encodings = [encoding_of([1] * tokens) for tokens in (3, 20)]
+    drawn = {
+        number: [draw_masks(generator(2), one, 36, tokenizer, CONFIG, local_negatives=number) for one in encodings]
+        for number in (None, 4)
+    }
+    plain, sampled = (
+        collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer) for masks in drawn.values()
+    )
+    assert sampled.keys() - plain.keys() == {"negative_patches", "negative_tokens"}
+    assert all((sampled[name] == plain[name]).all() for name in plain)
+    per_row = {"negative_patches": ("masked_patches", 36, [4, 4]), "negative_tokens": ("masked_tokens", 24, [2, 4])}
+    for name, (hidden, width, counts) in per_row.items():
+        rows = sampled[name]
+        assert sorted(set(rows.tolist())) == rows.tolist()
+        assert np.bincount(sampled[hidden][rows] // width).tolist() == counts
+
+
+def test_impossible_rates_and_units_are_refused():
     with pytest.raises(UsageError, match="masking.drop"):
         MaskingConfig(drop=1.0)
+    with pytest.raises(UsageError, match="masking.mlm_unit .* not .piece."):
+        MaskingConfig(mlm_unit="piece")

@@ -62,6 +62,7 @@ def golden_batch(case: dict[str, torch.Tensor]) -> Batch:
         masked_patches=case["token_masked_patches"].flatten().nonzero()[:, 0],
         itm_labels=case["itm_labels"],
         itm_noise=torch.zeros(len(case["image"]), len(case["image"])),
+        identity=torch.arange(2 * len(case["image"])).view(-1, 2),
     )
 
 
