@@ -100,31 +100,44 @@ def _order(arguments: argparse.Namespace) -> None:
 
     names = ("dirs", "weights", "seed", "global_batch", "world")
     wanted = {name: value for name in names if (value := getattr(arguments, name)) not in (None, [])}
+    kinds: list[dict[str, Any]] = [{}]
     if arguments.config is not None:
-        configured = _order_of(arguments.config)
+        kinds = _orders_of(arguments.config)
         if "dirs" in wanted:
-            del configured["weights"]  # they are shares of other data sets
-        wanted = configured | wanted
+            kinds = kinds[:1]
+            del kinds[0]["weights"]  # they are shares of other data sets
+        elif len(kinds) > 1 and "global_batch" in wanted:
+            raise UsageError("--global-batch is one number, and this run takes pictures and clips: change its batch")
+    kinds = [configured | wanted for configured in kinds]
     for name, spelled in {"dirs": "DIR", "seed": "--seed", "global_batch": "--global-batch"}.items():
-        if name not in wanted:
+        if name not in kinds[0]:
             raise UsageError(f"{spelled} is missing: give it, or --config CONFIG")
-    for step in planned_keys(**wanted, rank=arguments.rank, start_step=arguments.start_step, steps=arguments.steps):
-        print(json.dumps(step))
+    where = {"rank": arguments.rank, "start_step": arguments.start_step, "steps": arguments.steps}
+    for steps in zip(*(planned_keys(**kind, **where) for kind in kinds), strict=True):
+        print(json.dumps({"step": steps[0]["step"], "keys": [key for step in steps for key in step["keys"]]}))
 
 
-def _order_of(path: Path) -> dict[str, Any]:
+def _orders_of(path: Path) -> list[dict[str, Any]]:
+    """What the order of each kind of a run depends on, pictures before clips."""
     from pretrain.config import load_config
 
     config = load_config(path)
-    weights = [source.weight for source in config.data.train if source.weight is not None]
-    return {
-        "dirs": [source.path for source in config.data.train],
-        "weights": weights or None,
-        "seed": config.seed,
-        "global_batch": config.batch.image,
-        "lanes": config.data.lanes,
-        "world": config.world or 1,
-    }
+    kinds = []
+    if config.batch.image:
+        kinds.append((config.data.train, config.batch.image, config.data.lanes))
+    if config.batch.video and (video := config.data.video):
+        kinds.append((video.train, config.batch.video, video.lanes))
+    return [
+        {
+            "dirs": [source.path for source in sources],
+            "weights": [source.weight for source in sources if source.weight is not None] or None,
+            "seed": config.seed,
+            "global_batch": batch,
+            "lanes": lanes,
+            "world": config.world or 1,
+        }
+        for sources, batch, lanes in kinds
+    ]
 
 
 def _tokenizer(arguments: argparse.Namespace) -> _Result:
@@ -132,6 +145,17 @@ def _tokenizer(arguments: argparse.Namespace) -> _Result:
 
     vocabulary = train_tokenizer([arguments.dir], arguments.out, arguments.vocab_size).vocab_size
     return {"out": str(arguments.out), "vocab_size": vocabulary}, f"{arguments.out}: {vocabulary:,} entries"
+
+
+def _plan(arguments: argparse.Namespace) -> _Result:
+    from dataclasses import asdict
+
+    from pretrain.config import load_config
+    from pretrain.plan import plan
+
+    result = plan(load_config(arguments.config), arguments.world)
+    totals = {"memory": result.memory, "step_flops": result.step_flops}
+    return asdict(result) | totals, result.table()
 
 
 def _retrieval(arguments: argparse.Namespace) -> _Result:
@@ -185,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    _add_plan(groups)
     _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_export(groups)
     _add_report(groups)
@@ -261,6 +286,18 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
     tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = _command(
+        commands,
+        "plan",
+        _plan,
+        "what a run will cost, without training: parameters, operations by view and pass, memory, what is read",
+        "glscl plan launch/recipes/pretrain_base.yaml --world 64",
+    )
+    plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")
+    plan.add_argument("--world", metavar="W", type=_count, default=1, help="number of ranks (default %(default)s)")
 
 
 def _add_retrieval(commands: Any) -> None:

@@ -6,7 +6,7 @@ The loop knows tasks only through `Task`; pre-training is one, each fine-tuning 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ from data_pipeline.text import Tokenizer
 from .config import ObjectiveConfig, ValidationConfig
 from .model import GLSCLConfig, GLSCLModel
 from .objectives.completion import completion_loss
-from .objectives.contrastive import contrastive_loss
 from .objectives.masked_language import masked_language_loss
 from .objectives.matching import matching_loss
+from .objectives.nce import nce
+from .objectives.tcl import global_local_loss
 from .parallel.gather import gather_counts, gather_rows, rank, world_size
 from .ranking import ranks_of_features
-from .views import PretrainFeatures, pretrain_features
+from .views import Completion, PretrainFeatures, pretrain_features
 
 
 @dataclass
@@ -47,15 +48,21 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class TokenCounts:
-    """What uneven ranks must know of each other before a micro-batch: rows of each rank, and the mean MLM tokens."""
+class RowCounts:
+    """Rows that each rank brings to a local completion loss, and how many of them serve as negatives."""
 
-    masked_patches: list[int]
-    masked_tokens: list[int]
-    negative_patches: list[int]
-    negative_tokens: list[int]
+    rows: list[int]
+    chosen: list[int]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What uneven ranks must know of each other before a micro-batch."""
+
+    patches: RowCounts
+    tokens: RowCounts
     masked_language_tokens: float
-    """Mean over the ranks and the step's micro-batches of this kind."""
+    """Mean over the ranks and over the step's micro-batches of this kind."""
 
 
 class Task(Protocol):
@@ -65,6 +72,66 @@ class Task(Protocol):
 
     def counts(self, batches: list[Batch]) -> list[TokenCounts]:
         """Agree with the other ranks on what normalises each micro-batch of a step."""
+
+    def features(self, model: GLSCLModel, batch: Batch) -> Any:
+        """Everything the losses read; runs inside the wrapped model's forward."""
+
+    def losses(self, features: Any, counts: TokenCounts | None = None) -> Losses:
+        """Losses of one micro-batch."""
+
+    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """Metrics on the validation split, the same on every rank."""
+
+
+class TaskModel(nn.Module):
+    """The model with its task, so that every use of the weights goes through one forward that engines can wrap."""
+
+    def __init__(self, task: Task, model: GLSCLModel):
+        super().__init__()
+        self.task = task
+        self.model = model
+
+    def forward(self, function: str, *inputs: Any) -> Any:
+        """Call `task.function(model, *inputs)`."""
+        return getattr(self.task, function)(self.model, *inputs)
+
+
+class PretrainTask:
+    """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
+
+    def __init__(
+        self,
+        config: ObjectiveConfig | None = None,
+        validation: ValidationConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.config = config or ObjectiveConfig()
+        self.validation = validation
+        self.tokenizer = tokenizer
+        optional = ("intra_modal", "global_local")
+        names = [field.name for field in fields(Losses) if field.name != "total"]
+        self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
+
+    def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
+        """Losses of one batch on one process: `losses(features(model, batch))`."""
+        return self.losses(self.features(model, batch))
+
+    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
+        """Gather how many positions each rank masks, in one collective for all micro-batches of a step."""
+        own = [count for batch in batches for count in _row_counts(batch)]
+        gathered = iter(gather_counts(own))
+        rows = [[next(gathered) for _ in _row_counts(batch)] for batch in batches]
+        found = []
+        for batch, (patches, chosen_patches, tokens, chosen_tokens, _) in zip(batches, rows, strict=True):
+            words = [sum(of[-1]) for other, of in zip(batches, rows, strict=True) if other.kind == batch.kind]
+            found.append(
+                TokenCounts(
+                    RowCounts(patches, chosen_patches),
+                    RowCounts(tokens, chosen_tokens),
+                    sum(words) / (world_size() * len(words)),
+                )
+            )
+        return found
 
     def features(self, model: GLSCLModel, batch: Batch) -> Any:
         """Everything the losses read; runs inside the wrapped model's forward."""
@@ -130,41 +197,68 @@ class PretrainTask:
         """All losses; without `counts` every rank holds as many masked positions as this one."""
         config, f = self.config, features
         ids = f.identity if config.duplicates == "ignored" else None
-        contrast = partial(nce, ids=ids, gradients=config.gradients)
         tokens = counts.masked_language_tokens if counts else len(f.masked_language_labels)
+        patches_of, tokens_of = (counts.patches, counts.tokens) if counts else (None, None)
         parts = {
-            "contrastive": 0.5 * contrast(f.contrastive_text, f.contrastive_image, f.temperature),
+            "contrastive": self._contrast(f.contrastive_text, f.contrastive_image, features),
             "matching": matching_loss(f.matching_logits, f.matching_labels),
             "masked_language": masked_language_loss(f.masked_language_logits, f.masked_language_labels, tokens),
-            "global_image": self._global(f.global_image, config.global_image_negatives, ids),
-            "global_text": self._global(f.global_text, config.global_text_negatives, ids),
-            "local_image": self._local(
-                f.local_image,
-                config.local_image_negatives,
-                f.patch_identity,
-                f.negative_patches,
-                (counts.masked_patches, counts.negative_patches) if counts else None,
+            "global_image": self._completion(f.global_image, config.global_image_negatives, ids),
+            "global_text": self._completion(f.global_text, config.global_text_negatives, ids),
+            "local_image": self._completion(
+                f.local_image, config.local_image_negatives, f.patch_identity, patches_of, f.negative_patches
             ),
-            "local_text": self._local(
-                f.local_text,
-                config.local_text_negatives,
-                f.token_identity,
-                f.negative_tokens,
-                (counts.masked_tokens, counts.negative_tokens) if counts else None,
+            "local_text": self._completion(
+                f.local_text, config.local_text_negatives, f.token_identity, tokens_of, f.negative_tokens
             ),
         }
-        if f.views:
-            if config.intra_modal:
-                image = contrast(f.contrastive_image, f.views.dropped_image, f.temperature)
-                text = contrast(f.contrastive_text, f.views.masked_text, f.temperature)
-                parts["intra_modal"] = 0.25 * (image + text)
+        if f.views and config.intra_modal:
+            image = self._contrast(f.contrastive_image, f.views.dropped_image, features)
+            parts["intra_modal"] = 0.5 * (image + self._contrast(f.contrastive_text, f.views.masked_text, features))
+        if f.views and config.global_local:
+            patch_mask = torch.ones_like(f.views.patches[..., 0])
+            image = global_local_loss(f.contrastive_image, f.views.patches, patch_mask, f.temperature)
+            text = global_local_loss(f.contrastive_text, f.views.words, f.views.word_mask, f.temperature)
+            parts["global_local"] = 0.5 * (image + text)
+        weighted = [getattr(config, name) * value.reshape(()) for name, value in parts.items()]
+        return Losses(**parts, total=torch.stack(weighted).sum())
+
+    def _contrast(self, p: Tensor, q: Tensor, features: PretrainFeatures) -> Tensor:
+        """Mean of both directions with the learnt temperature."""
+        ids = features.identity if self.config.duplicates == "ignored" else None
+        return 0.5 * nce(p, q, features.temperature, ids=ids, gradients=self.config.gradients)
+
+    def _completion(
+        self,
+        states: Completion,
+        negatives: Literal["global", "rank", "sample"],
+        ids: Tensor | None,
+        counts: RowCounts | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        config = self.config
+        return completion_loss(
+            states.recovered,
+            states.target,
+            config.completion_temperature,
+            counts.rows if counts else None,
+            ids=ids,
+            negatives=negatives,
+            chosen=chosen,
+            chosen_counts=counts.chosen if counts else None,
+            gradients=config.gradients,
+            directions=config.directions,
+            normalization=config.video_normalization,
+        )
+
     def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
-        """Contrastive image features (batch, projection)."""
-        return model.contrastive_image(model.encode_image(pixels))
+        """Contrastive features (batch, projection) of images or clips."""
+        frames = pixels.shape[1] if pixels.ndim == 5 else 1
+        return model.contrastive_image(model.encode_image(pixels, need="first"), frames)
 
     def encode_texts(self, model: GLSCLModel, ids: Tensor, mask: Tensor) -> Tensor:
         """Contrastive text features (batch, projection)."""
-        return model.contrastive_text(model.encode_text(ids, mask))
+        return model.contrastive_text(model.encode_text(ids, mask, need="first"))
 
     @torch.no_grad()
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -202,6 +296,20 @@ class PretrainTask:
             for direction, ranked in (("text_to_image", to_image), ("image_to_text", to_text))
             for k in (1, 5, 10)
         }
+
+
+def _row_counts(batch: Batch) -> list[int]:
+    """Masked patches of all frames and those that are negatives, the same of tokens, and tokens to predict."""
+    frames = batch.pixels.shape[1] if batch.kind == "video" else 1
+    chosen_patches = 0 if batch.negative_patches is None else len(batch.negative_patches)
+    chosen_tokens = 0 if batch.negative_tokens is None else len(batch.negative_tokens)
+    return [
+        len(batch.masked_patches) * frames,
+        chosen_patches * frames,
+        len(batch.masked_tokens),
+        chosen_tokens,
+        len(batch.mlm_positions),
+    ]
 
 
 def model_config(model: nn.Module) -> GLSCLConfig:

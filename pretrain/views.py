@@ -84,7 +84,8 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
     texts, images = model.text_side(text_tokens, mask.repeat(3, 1)), model.image_side(image_tokens)
     text, masked_text, mlm_text = texts[first], texts[second], texts[third]
     image, token_masked = images[first], images[second]
-    rows, labels = _matched(batch, _similarity(contrastive_text, contrastive_image, model.temperature), config)
+    logits = similarity(contrastive_text, contrastive_image, model.temperature)
+    rows, labels = _matched(batch, logits, config)
     matched = images[rows]
 
     classes = torch.arange(frames, device=mask.device).expand(size, -1)
@@ -125,8 +126,8 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
         global_text=Completion(b_text[:, 0], full_text[:, 0]),
         local_image=Completion(c_image.flatten(0, 1), full_image[:, frames:].flatten(0, 1)),
         local_text=Completion(b_text.flatten(0, 1)[tokens], full_text.flatten(0, 1)[tokens]),
-        patch_identity=_part_identity(batch.identity[:, :1], hidden),
-        token_identity=_part_identity(batch.identity[tokens // width, 1], tokens % width),
+        patch_identity=part_identity(batch.identity[:, :1], hidden),
+        token_identity=part_identity(batch.identity[tokens // width, 1], tokens % width),
         negative_patches=_chosen_in_every_frame(batch, size, frames),
         negative_tokens=batch.negative_tokens,
         views=_views(model, image_tokens[first], dropped_tokens, text_tokens, mask, frames)
@@ -158,18 +159,18 @@ def _chosen_in_every_frame(batch: Batch, size: int, frames: int) -> Tensor | Non
     return ((sample[:, None] * frames + frame) * masked + inside[:, None]).flatten()
 
 
-def _part_identity(identity: Tensor, position: Tensor) -> Tensor:
-    """Hash (n, 1) of whose part it is and which; integers wrap around."""
+def part_identity(identity: Tensor, position: Tensor) -> Tensor:
+    """Hash, int64 (n, 1), of whose part it is and which; integers wrap around."""
     return (identity * 1_000_003 + position).reshape(-1, 1)
 
 
-def _matched(batch: Batch, similarity: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+def _matched(batch: Batch, logits: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """Which of the encoded images each text is paired with, and whether it is its own."""
     labels = batch.itm_labels
     if batch.negative_pixels is None:
         identity = batch.identity if config.duplicates == "ignored" else None
         hard = config.matching_negatives == "hard"
-        return choose_images(labels, batch.itm_noise, similarity if hard else None, identity)
+        return choose_images(labels, batch.itm_noise, logits if hard else None, identity)
     own = torch.arange(len(labels), device=labels.device)
     # After the images and the masked images stand the negatives, in the order of the texts that get one.
     other = 2 * len(labels) + (1 - labels).cumsum(0) - 1
@@ -200,6 +201,7 @@ def _views(
 
 
 @torch.no_grad()
-def _similarity(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
+def similarity(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
+    """Contrastive logits (texts, images) of contrastive features, in float32 and without gradient."""
     with torch.autocast(text.device.type, enabled=False):
         return F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T / temperature

@@ -1,0 +1,89 @@
+"""The mathematics of a step executed as the authors' release executes it, to compare with: nothing is shared.
+
+Six image passes, six text passes and five fusion passes, texts padded to a fixed length, every state of every layer
+computed, and the masked-language head on every position (glscl spec of the release: objectives.py of IIGROUP/SCL).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from data_pipeline.collate import Batch
+from pretrain.config import ObjectiveConfig
+from pretrain.model import GLSCLModel
+from pretrain.model.modeling import Fused
+from pretrain.objectives.matching import choose_images
+from pretrain.views import Completion, PretrainFeatures, part_identity, similarity
+
+
+def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int) -> PretrainFeatures:
+    """What `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
+
+    Pictures only, with targets of the crossed passes.
+    """
+    size, width = batch.text_ids.shape
+    pad = int(model.config.text_config.pad_token_id)
+
+    def padded(ids: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(ids, (0, length - width), value=value)
+
+    def moved(positions: Tensor) -> Tensor:
+        return positions // width * length + positions % width
+
+    mask = padded(batch.text_mask, 0)
+    ids, masked_ids, mlm_ids = (padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids))
+    count = (batch.pixels.shape[1] // int(model.config.vision_config.patch_size)) ** 2
+    hidden = torch.zeros(size * count, dtype=torch.bool, device=ids.device)
+    hidden = hidden.index_fill(0, batch.masked_patches, True).view(size, count)
+
+    def fuse(text_ids: Tensor, image: Tensor) -> Fused:
+        return model.fuse(model.encode_text(text_ids, mask), mask, image)
+
+    # Contrast
+    contrastive_text = model.contrastive_text(model.encode_text(ids, mask))
+    contrastive_image = model.contrastive_image(model.encode_image(batch.pixels))
+    # Matching
+    labels, pixels = batch.itm_labels, batch.pixels
+    if batch.negative_pixels is None:
+        identity = batch.identity if config.duplicates == "ignored" else None
+        hard = similarity(contrastive_text, contrastive_image, model.temperature)
+        chosen = hard if config.matching_negatives == "hard" else None
+        rows, labels = choose_images(labels, batch.itm_noise, chosen, identity)
+        pixels = pixels[rows]
+    else:
+        pixels = pixels.clone()
+        pixels[labels == 0] = batch.negative_pixels
+    matched = fuse(ids, model.encode_image(pixels))
+    # Masked language
+    predicted = model.masked_language_head(fuse(mlm_ids, model.encode_image(batch.pixels)).text)
+    # Completion
+    a = fuse(ids, model.encode_image(batch.pixels, keep_patches=batch.keep_patches))
+    b = fuse(masked_ids, model.encode_image(batch.pixels))
+    c = fuse(ids, model.encode_image(batch.pixels, masked_patches=hidden))
+
+    def patches_at(states: Tensor) -> Tensor:
+        return states[:, 1:].flatten(0, 1)[batch.masked_patches]
+
+    def tokens_at(states: Tensor) -> Tensor:
+        return states.flatten(0, 1)[moved(batch.masked_tokens)]
+
+    return PretrainFeatures(
+        identity=batch.identity,
+        contrastive_text=contrastive_text,
+        contrastive_image=contrastive_image,
+        temperature=model.temperature,
+        matching_logits=model.match(matched.pooled),
+        matching_labels=labels,
+        masked_language_logits=predicted.flatten(0, 1)[moved(batch.mlm_positions)],
+        masked_language_labels=batch.mlm_labels,
+        global_image=Completion(a.image[:, :1], b.image[:, :1]),
+        global_text=Completion(b.text[:, 0], a.text[:, 0]),
+        local_image=Completion(patches_at(c.image), patches_at(b.image)),
+        local_text=Completion(tokens_at(b.text), tokens_at(a.text)),
+        patch_identity=part_identity(batch.identity[batch.masked_patches // count, 0], batch.masked_patches % count + 1),
+        token_identity=part_identity(batch.identity[batch.masked_tokens // width, 1], batch.masked_tokens % width),
+        negative_patches=batch.negative_patches,
+        negative_tokens=batch.negative_tokens,
+        views=None,
+    )

@@ -1,0 +1,288 @@
+"""What a run will cost, without training: parameters, operations by view and pass, memory of a rank, what is read.
+
+The model is built and run on fake tensors (no memory, no arithmetic) under torch's FLOP counter, so the counts are those
+of the code that trains, not of formulas beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+from data_pipeline.collate import PAD_TO, Batch
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
+from data_pipeline.positions import Division
+from data_pipeline.store import Store
+from data_pipeline.text import Tokenizer
+
+from .build import model_config
+from .config import ObjectiveConfig, RunConfig, SourceConfig
+from .model import GLSCLConfig, GLSCLModel
+from .model.fusion import Need
+from .model.modeling import Side
+from .model.vision import Patches
+from .task import PretrainTask
+
+SAMPLED = 1024  # samples whose captions say how long texts are
+
+
+@dataclass(frozen=True)
+class KindPlan:
+    """One kind of samples (images or clips); operations are per sample, multiplications and additions counted apart."""
+
+    batch: int
+    micro_batch: int
+    """Samples of a rank that go through the model at once."""
+    text_tokens: float
+    """Mean padded length of the texts of a micro-batch."""
+    mean_tokens: float
+    forward: dict[str, float]
+    """By view, pass and head."""
+    step: float
+    """Forward and backward together, losses included."""
+    activations: int
+    """Bytes that the forward pass of a micro-batch keeps for the backward pass."""
+    epoch_samples: int | None
+    """None where the data are not on this machine."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs of a run on `world` ranks."""
+
+    world: int
+    steps: int
+    parameters: int
+    parameter_bytes: int
+    """Of a rank: weights, gradients and both moments of AdamW, all float32."""
+    kinds: dict[str, KindPlan]
+    read: list[str]
+
+    @property
+    def memory(self) -> int:
+        """Estimated bytes of a rank: parameters with their moments, and the largest activations."""
+        return self.parameter_bytes + max(kind.activations for kind in self.kinds.values())
+
+    @property
+    def step_flops(self) -> float:
+        """Floating-point operations of one step on all ranks."""
+        return sum(kind.step * kind.batch for kind in self.kinds.values())
+
+    def table(self) -> str:
+        """Everything as text for a person."""
+        lines = [
+            f"{self.parameters / 1e6:.1f} million trained parameters",
+            f"memory of a rank, at least: {self.memory / 1e9:.1f} GB ({self.parameter_bytes / 1e9:.1f} GB weights, "
+            "gradients and moments; the rest what one micro-batch keeps for the backward pass)",
+            f"{self.steps:,} steps of {self.step_flops / 1e12:,.1f} TFLOP on {self.world} rank(s)",
+        ]
+        for name, kind in self.kinds.items():
+            samples = kind.batch * self.steps
+            epochs = f" ({samples / kind.epoch_samples:.1f} epochs)" if kind.epoch_samples else ""
+            lines += [
+                "",
+                f"{name}: {kind.batch:,} a step, {kind.micro_batch} at once on a rank; {samples:,} samples{epochs}, "
+                f"about {samples * kind.mean_tokens:,.0f} tokens of text, padded to {kind.text_tokens:.1f} on average",
+                f"  {'GFLOP per sample':44}{'forward':>10}",
+                *(f"  {part:44}{flops / 1e9:10.2f}" for part, flops in kind.forward.items()),
+                f"  {'forward':44}{sum(kind.forward.values()) / 1e9:10.2f}",
+                f"  {'forward and backward':44}{kind.step / 1e9:10.2f}",
+            ]
+        return "\n".join([*lines, "", "reads:", *(f"  {line}" for line in self.read)])
+
+
+def plan(config: RunConfig, world: int = 1) -> Plan:
+    """Plan a run on `world` ranks. Raises UsageError for a configuration that cannot run, or an impossible division."""
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    frames = config.data.video.frames if config.batch.video and config.data.video else 0
+    sizes = model_config(config.model, tokenizer, config.data.max_text_length, frames)
+    kinds, read = {}, [f"tokenizer {config.data.tokenizer}"]
+    for kind in ("image", "video"):
+        if batch := getattr(config.batch, kind):
+            sources = config.data.train if kind == "image" or not config.data.video else config.data.video.train
+            division = Division(batch, world, 0, config.micro_batches)
+            captions, samples, lines = _captions(sources)
+            read += lines
+            length, tokens = _text_length(captions, tokenizer, config.data.max_text_length, division.micro_batch)
+            kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
+    with FakeTensorMode():
+        parameters = sum(p.numel() for p in GLSCLModel(sizes).parameters() if p.requires_grad)
+    return Plan(world, config.steps, parameters, 16 * parameters, kinds, read)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Make a counter of torch that also knows the attention of the CPU, which torch's own table leaves out."""
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)
+
+
+def _captions(sources: Sequence[SourceConfig]) -> tuple[list[str], int | None, list[str]]:
+    """Some captions, the samples of an epoch, and a line per data set; of data that are elsewhere, only the line."""
+    captions: list[str] = []
+    samples, lines, here = 0, [], True
+    for source in sources:
+        try:
+            manifest = Manifest.load(source.path)
+        except DataError as error:
+            lines.append(f"{source.path}: not read here ({error})")
+            here = False
+            continue
+        samples += manifest.samples
+        size = sum(shard.bytes for shard in manifest.shards)
+        lines.append(
+            f"{source.path}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e9:.3g} GB"
+        )
+        store = Store([manifest])
+        count = min(SAMPLED // len(sources) + 1, manifest.samples)
+        spread = [i * manifest.samples // count for i in range(count)]
+        captions += [caption for i in spread for caption in store.captions(0, i)[:1]]
+        store.close()
+    return captions, samples if here else None, lines
+
+
+def _text_length(captions: list[str], tokenizer: Tokenizer, longest: int, rows: int) -> tuple[float, int]:
+    """Mean padded length of micro-batches of `rows` texts, and mean tokens; the longest where there are no captions."""
+    if not captions:
+        return longest, longest
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode(captions, longest)]
+    parts = [lengths[i : i + rows] for i in range(0, max(1, len(lengths) - rows + 1), rows)]
+    padded = [min(longest, -(-max(part) // PAD_TO) * PAD_TO) for part in parts]
+    return sum(padded) / len(padded), round(sum(lengths) / len(lengths))
+
+
+def _cost(
+    config: RunConfig,
+    sizes: GLSCLConfig,
+    kind: str,
+    division: Division,
+    length: float,
+    tokens: int,
+    samples: int | None,
+) -> KindPlan:
+    rows = division.micro_batch
+    task = PretrainTask(config.objectives)
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        model = GLSCLModel(sizes)
+        model.checkpoint_activations(config.model.checkpoint_activations)
+        batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
+        forward = {name: _count(part) / rows for name, part in _parts(model, batch, config.objectives).items()}
+        forward["losses"] = _count(lambda: task.forward(model, batch)) / rows - sum(forward.values())
+        kept: dict[int, int] = {}
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = task.forward(model, batch).total
+        del total
+        step = _count(lambda: task.forward(model, batch).total.backward()) / rows
+    return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
+
+
+def _count(part: Callable[[], Any]) -> float:
+    with flop_counter() as counter:
+        part()
+    return float(counter.get_total_flops())
+
+
+def _fake_batch(config: RunConfig, sizes: GLSCLConfig, kind: str, rows: int, width: int, tokens: int) -> Batch:
+    """Make a batch of the shapes that the loader makes, for texts of `tokens` tokens padded to `width`."""
+    masking, objectives, video = config.data.masking, config.objectives, config.data.video
+    side = sizes.image_size
+    frames: tuple[int, ...] = ()
+    if kind == "video" and video:
+        side, frames = video.image_size or side, (video.frames,)
+    count = (side // sizes.vision_config.patch_size) ** 2
+    group = (video.group if kind == "video" and video else config.data.group) or 2
+    hidden = int((tokens - 2) * masking.text) + 1
+    predicted = max(1, round((tokens - 2) * masking.mlm))
+
+    def whole(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    negatives = rows - rows // group * (group // 2)
+    chosen = objectives.sampled_negatives if objectives.samples_negatives else None
+    return Batch(
+        keys=[""] * rows,
+        pixels=torch.zeros((rows, *frames, side, side, 3), dtype=torch.uint8),
+        text_ids=whole(rows, width),
+        text_mask=whole(rows, width),
+        masked_text_ids=whole(rows, width),
+        masked_tokens=whole(rows * hidden),
+        mlm_ids=whole(rows, width),
+        mlm_positions=whole(rows * predicted),
+        mlm_labels=whole(rows * predicted),
+        keep_patches=whole(rows, masking.kept(count)),
+        masked_patches=whole(rows * masking.masked(count)),
+        itm_labels=whole(rows),
+        itm_noise=torch.zeros(rows, group),
+        identity=whole(rows, 2),
+        negative_pixels=torch.zeros((negatives, *frames, side, side, 3), dtype=torch.uint8)
+        if objectives.matching_negatives == "dataset"
+        else None,
+        negative_patches=None if chosen is None else whole(rows * min(chosen, masking.masked(count))),
+        negative_tokens=None if chosen is None else whole(rows * min(chosen, hidden)),
+    )
+
+
+def _parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> dict[str, Callable[[], Any]]:
+    """Every view, pass and head of a step alone; a view includes the first self-attention that its pairs share."""
+    size, mask = len(batch.pixels), batch.text_mask
+    frames = batch.pixels.shape[1] if batch.kind == "video" else 1
+    patches = model.embed_patches(batch.pixels)
+    image_tokens, text_tokens = model.encode_patches(patches), model.encode_text(batch.text_ids, mask)
+    image, text = model.image_side(image_tokens), model.text_side(text_tokens, mask)
+    dropped = model.image_side(model.encode_patches(patches, batch.keep_patches))
+    classes = torch.zeros((size, frames), dtype=torch.int64)
+    hidden = torch.zeros((size, frames * (len(batch.masked_patches) // size)), dtype=torch.int64)
+    completed = torch.cat([classes, hidden], dim=1)
+    words = text_tokens.flatten(0, 1)[batch.mlm_positions]
+    crossed = objectives.completion_targets == "crossed"
+
+    def encode(keep_patches: Tensor | None = None, embedded: Patches | None = None) -> None:
+        embedded = embedded or model.embed_patches(batch.pixels)
+        model.image_side(model.encode_patches(embedded, keep_patches))
+
+    def fuse(other: Side, text_need: Need, image_need: Need) -> None:
+        model.fuse_pairs(text, mask, other, [(text_need, image_need)])
+
+    parts: dict[str, Callable[[], Any]] = {
+        "view: image": encode,
+        "view: token-masked image": partial(encode, embedded=patches),
+        "view: dropped image": partial(encode, batch.keep_patches, patches),
+        "view: text, masked text, MLM text": lambda: [
+            model.text_side(model.encode_text(batch.text_ids, mask), mask) for _ in range(3)
+        ],
+        "pass: dropped image, text": partial(fuse, dropped, "all" if crossed else "none", classes),
+        "pass: image, masked text": partial(fuse, image, "all", completed if crossed else "none"),
+        "pass: token-masked image, text": partial(fuse, image, "none", hidden),
+        "pass: image, MLM text": partial(fuse, image, "all", "none"),
+        "pass: matched image, text": partial(fuse, image, classes[:, :1], classes),
+        "head: masked language": lambda: model.masked_language_head(words),
+        "heads: contrast, matching": lambda: [
+            model.contrastive_image(image_tokens, frames),
+            model.contrastive_text(text_tokens),
+            model.match(model.pool(text_tokens, image_tokens[:, :frames])),
+        ],
+    }
+    if not crossed:
+        parts["pass: image, text"] = partial(fuse, image, "all", completed)
+    if (negatives := batch.negative_pixels) is not None:
+        parts["view: negative images"] = lambda: model.image_side(model.encode_image(negatives))
+    return parts
