@@ -177,7 +177,7 @@ def _cost(
         model = GLSCLModel(sizes)
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
-        forward = {name: _count(part) / rows for name, part in _parts(model, batch, config.objectives).items()}
+        forward = {name: _count(part) / rows for name, part in step_parts(model, batch, config.objectives).items()}
         forward["losses"] = _count(lambda: task.forward(model, batch)) / rows - sum(forward.values())
         kept: dict[int, int] = {}
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -241,8 +241,8 @@ def _fake_batch(config: RunConfig, sizes: GLSCLConfig, kind: str, rows: int, wid
     )
 
 
-def _parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> dict[str, Callable[[], Any]]:
-    """Every view, pass and head of a step alone; a view includes the first self-attention that its pairs share."""
+def step_parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> dict[str, Callable[[], Any]]:
+    """Forward work of every view, pass and head of a step alone; a view includes the first self-attention that its pairs share."""
     size, mask = len(batch.pixels), batch.text_mask
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     patches = model.embed_patches(batch.pixels)

@@ -1,0 +1,178 @@
+"""The step as a whole: sharing changes nothing, every switch does something, every loss is alive and learns."""
+
+import math
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.unshared import unshared_features
+from data_pipeline.loader import open_loader
+from data_pipeline.text import Tokenizer
+from pretrain.build import build_model
+from pretrain.config import ObjectiveConfig
+from pretrain.objectives.completion import completion_loss
+from pretrain.task import PretrainTask
+
+LOSSES = (
+    *("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),
+)
+
+
+def model_of(config, frames=0):
+    torch.manual_seed(0)
+    model = build_model(config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length, frames)
+    return model.eval()
+
+
+def batch_of(config, data, batch=8, **options):
+    options = {"group": 4, "max_text_length": config.data.max_text_length, "size": 48} | options
+    with open_loader([data], seed=1, global_batch=batch, tokenizer=config.data.tokenizer, **options) as loader:
+        return next(loader)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("negatives", ["hard", "random", "dataset"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
+def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, negatives, dtype, bound):
+    model = model_of(config).to(dtype)
+    batch = batch_of(config, scenes / "train", dataset_negatives=negatives == "dataset")
+    task = PretrainTask(ObjectiveConfig(matching_negatives=negatives))
+    shared = task.forward(model, batch)
+    unshared = task.losses(unshared_features(model, batch, task.config, 32))
+    for name in LOSSES:
+        difference = abs(getattr(shared, name) - getattr(unshared, name)).item()
+        assert difference <= bound * getattr(unshared, name).abs().item(), name
+    ours, theirs = gradients(model, shared.total), gradients(model, unshared.total)
+    ours.pop("temporal_embedding", None)
+    assert ours.keys() == theirs.keys()
+    largest = max(gradient.abs().max() for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        # Keys' biases have no gradient but rounding, so the scale is that of the model.
+        assert (ours[name] - gradient).abs().max() <= bound * max(gradient.abs().max(), 0.1 * largest), name
+
+
+def test_a_step_never_waits_for_the_device(config, clips):
+    """On fake tensors whatever asks for a value raises: nothing in a step may depend on one."""
+    for data, frames in ((config.data.train[0].path, None), (clips / "train", 3)):
+        real = batch_of(config, data, frames=frames)
+        with FakeTensorMode(allow_non_fake_inputs=False) as fake:
+            model = model_of(config, frames or 0).train()
+            batch = real.to("cpu")
+            for name, value in vars(real).items():
+                if isinstance(value, torch.Tensor):
+                    setattr(batch, name, fake.from_tensor(value))
+            PretrainTask().forward(model, batch).total.backward()
+
+
+def changed(first, second):
+    return {name for name in LOSSES if not torch.equal(getattr(first, name), getattr(second, name))}
+
+
+@pytest.mark.parametrize(
+    ("switch", "affected"),
+    [
+        ({"directions": "mean"}, {"global_image", "global_text", "local_image", "local_text"}),
+        ({"completion_targets": "full"}, {"global_image", "global_text", "local_image", "local_text"}),
+        ({"completion_temperature": 0.1}, {"global_image", "global_text", "local_image", "local_text"}),
+        ({"matching_negatives": "random"}, {"matching"}),
+    ],
+    ids=str,
+)
+def test_a_switch_changes_its_losses_and_no_others(config, scenes, switch, affected):
+    model, batch = model_of(config), batch_of(config, scenes / "train", group=8)
+    usual = PretrainTask().forward(model, batch)
+    assert changed(usual, PretrainTask(ObjectiveConfig(**switch)).forward(model, batch)) == affected
+
+
+def test_sampled_negatives_change_the_local_losses_alone(config, scenes):
+    model = model_of(config)
+    batch = batch_of(config, scenes / "train", local_negatives=1)
+    usual = PretrainTask().forward(model, batch)
+    sample = ObjectiveConfig(local_image_negatives="sample", local_text_negatives="sample", sampled_negatives=1)
+    sampled = PretrainTask(sample).forward(model, batch)
+    assert changed(usual, sampled) == {"local_image", "local_text"}
+    assert sampled.local_image < usual.local_image and sampled.local_text < usual.local_text
+
+
+def test_duplicates_are_not_negatives_unless_asked(config, scenes):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    alone = PretrainTask().forward(model, batch)
+    batch.identity[1, 0] = batch.identity[0, 0]  # two captions of one picture
+    ignored = PretrainTask(ObjectiveConfig(matching_negatives="random")).forward(model, batch)
+    counted = PretrainTask(ObjectiveConfig(matching_negatives="random", duplicates="negatives")).forward(model, batch)
+    assert ignored.contrastive < alone.contrastive and ignored.global_text < alone.global_text
+    assert torch.equal(counted.contrastive, alone.contrastive)
+
+
+def test_optional_terms_are_off_and_add_to_the_total(config, scenes):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    usual = PretrainTask().forward(model, batch)
+    assert usual.intra_modal is None and usual.global_local is None
+    more = PretrainTask(ObjectiveConfig(intra_modal=0.5, global_local=2.0)).forward(model, batch)
+    assert more.total == pytest.approx((usual.total + 0.5 * more.intra_modal + 2 * more.global_local).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_leaving_a_loss_out_changes_the_gradient(config, scenes, name):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    with_it = gradients(model, PretrainTask().forward(model, batch).total)
+    without = gradients(model, PretrainTask(ObjectiveConfig(**{name: 0.0})).forward(model, batch).total)
+    assert with_it.keys() == without.keys()
+    assert any(not torch.allclose(with_it[key], without[key], rtol=1e-3, atol=1e-9) for key in with_it)
+
+
+def test_targets_carry_no_gradient_and_a_detached_recovery_gives_none(config, scenes):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    features = PretrainTask().features(model, batch)
+    for states in (features.global_image, features.global_text, features.local_image, features.local_text):
+        assert not completion_loss(states.recovered.detach(), states.target, 0.03).requires_grad
+        states.target.retain_grad()
+        completion_loss(states.recovered, states.target, 0.03).backward(retain_graph=True)
+        assert states.target.grad is None or not states.target.grad.any()
+
+
+def train_completion(model, batch, steps, shuffle):
+    """Train on one batch with the completion losses alone; the mean of each over the last quarter of the steps."""
+    task = PretrainTask(ObjectiveConfig(local_image=1.0, local_text=1.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    generator, seen = torch.Generator().manual_seed(0), []
+    for _ in range(steps):
+        features = task.features(model, batch)
+        losses = []
+        for states in (features.global_image, features.global_text, features.local_image, features.local_text):
+            target = states.target
+            if shuffle:
+                target = target[torch.randperm(len(target), generator=generator)]
+            losses.append(completion_loss(states.recovered, target, 0.03))
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+        seen.append(torch.stack(losses).detach())
+    return torch.stack(seen[-steps // 4 :]).mean(0), [2 * math.log(len(s)) for s in _rows(features)]
+
+
+def _rows(features):
+    return (
+        features.global_image.target,
+        features.global_text.target,
+        features.local_image.target,
+        features.local_text.target,
+    )
+
+
+def test_completion_learns_a_batch_by_heart(config, scenes):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    reached, chance = train_completion(model, batch, 80, shuffle=False)
+    assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
+
+
+def test_completion_learns_nothing_from_targets_that_are_shuffled_at_every_step(config, scenes):
+    model, batch = model_of(config), batch_of(config, scenes / "train")
+    reached, chance = train_completion(model, batch, 60, shuffle=True)
+    assert all(value > most - 0.2 for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
