@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nce import at_least_float32
+from .tiles import at_least_float32
 
 
 def masked_language_loss(logits: Tensor, labels: Tensor, tokens_per_rank: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .nce import at_least_float32
+from .tiles import at_least_float32
 
 
 @torch.no_grad()

@@ -1,21 +1,40 @@
 """InfoNCE in both directions over the rows of all ranks; used by contrast, MGSC and MLTC.
 
-Similarities, normalisation and cross-entropy run in float32 whatever the model's precision: a bfloat16 cosine at
-temperature 0.03 has a gradient error of 1 to 2 %.
+The similarity matrix exists one tile at a time, and again in the backward (the idea of Inf-CL, arXiv 2410.17243):
+memory grows with the rows, not with their square. Both directions read the same tiles, this rank's rows against
+everybody's columns; what a column lacks from the other ranks are two numbers. All of it runs in float32 whatever the
+model's precision: a bfloat16 cosine at temperature 0.03 has a gradient error of 1 to 2 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pretrain.parallel.gather import gather_rows, rank, world_size
 
+from .tiles import RunningSum, at_least_float32, same, spans, unit
 
-def nce(p: Tensor, q: Tensor, temperature: Tensor | float, counts: Sequence[int] | None = None) -> Tensor:
+Negatives = Literal["global", "rank"]
+Gradients = Literal["exact", "published"]
+
+
+def nce(
+    p: Tensor,
+    q: Tensor,
+    temperature: Tensor | float,
+    counts: Sequence[int] | None = None,
+    *,
+    ids: Tensor | None = None,
+    negatives: Negatives = "global",
+    gradients: Gradients = "exact",
+    normalize: bool = True,
+) -> Tensor:
     """Sum of the row-to-column and column-to-row cross-entropies of matched rows.
 
     Parameters
@@ -26,24 +45,162 @@ def nce(p: Tensor, q: Tensor, temperature: Tensor | float, counts: Sequence[int]
         Divides the cosine.
     counts : sequence of int, optional
         Rows of each rank, when ranks may hold different numbers. None: all hold as many as this one.
+    ids : Tensor, optional
+        int64 (rows, k): rows that agree in any column are not negatives of each other. The own pair always stays.
+    negatives : {"global", "rank"}
+        Rows of all ranks, or only of this one (then the mean over this rank's rows, without communication).
+    gradients : {"exact", "published"}
+        "published" gives features 1/W of the exact gradient on W ranks and the temperature the exact one, as the
+        authors' gather did.
+    normalize : bool
+        False takes the rows as they are.
 
     Returns
     -------
     Tensor
-        A scalar whose mean over ranks is the loss over all rows together; 0 where no rank holds a row.
+        A scalar whose mean over ranks is the loss over all rows together; 0 where no rank holds a row. The gradient
+        that comes back to it has to be the same on all ranks.
     """
-    with torch.autocast(p.device.type, enabled=False):
-        p, q = (F.normalize(at_least_float32(side), dim=-1, eps=1e-8) for side in (p, q))
+    if p.ndim != 2 or p.shape != q.shape or (ids is not None and (ids.ndim != 2 or len(ids) != len(p))):
+        raise ValueError(f"p {tuple(p.shape)}, q {tuple(q.shape)} and ids must be matrices of as many rows")
+    if negatives == "rank" or world_size() == 1:
+        pairs = _Pairs(first=0, scale=1 / max(len(p), 1), normalize=normalize, together=False, share=1.0)
+        columns, column_ids = q, ids
+    else:
         counts = [len(p)] * world_size() if counts is None else counts
-        total = sum(counts)
-        # This rank's rows against everybody's columns, in both directions: O(rows x all rows) memory.
-        forward = p @ gather_rows(q, counts).T / temperature
-        backward = q @ gather_rows(p, counts).T / temperature
-        own = torch.arange(len(p), device=p.device) + sum(counts[: rank()])
-        summed = F.cross_entropy(forward, own, reduction="sum") + F.cross_entropy(backward, own, reduction="sum")
-        return summed * (world_size() / max(total, 1))
+        pairs = _Pairs(
+            first=sum(counts[: rank()]),
+            scale=world_size() / max(sum(counts), 1),
+            normalize=normalize,
+            together=True,
+            share=1 / world_size() if gradients == "published" else 1.0,
+        )
+        # The gradients of all ranks are summed in float32; what needs none crosses in its own precision.
+        columns = gather_rows(at_least_float32(q) if q.requires_grad else q, counts)
+        column_ids = None if ids is None else gather_rows(ids, counts)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(torch.promote_types(p.dtype, torch.float32))
+    with torch.autocast(p.device.type, enabled=False):
+        return _InfoNCE.apply(p, columns, temperature, ids, column_ids, pairs)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def at_least_float32(values: Tensor) -> Tensor:
-    """Lift half precisions to float32; float32 and float64 stay what they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+class _Pairs(NamedTuple):
+    """Where the own pairs stand among the columns, and what the sum over this rank's rows is worth."""
+
+    first: int  # column that belongs to row 0; the others follow
+    scale: float
+    normalize: bool
+    together: bool  # the rows that complete a column's sum lie on other ranks
+    share: float  # of the features' gradient
+
+
+class _Tile(NamedTuple):
+    rows: slice
+    columns: slice
+    left: Tensor  # (rows, width) normalised and divided by the temperature
+    right: Tensor  # (columns, width) normalised
+    block: Tensor  # (rows, columns) similarities
+    diagonal: int  # offset of the own pairs in `block`
+
+
+def _tiles(
+    p: Tensor,
+    q: Tensor,
+    temperature: Tensor | float,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    pairs: _Pairs,
+) -> Iterator[_Tile]:
+    for rows in spans(len(p), p.device):
+        left = unit(p[rows], pairs.normalize) / temperature
+        for columns in spans(len(q), q.device):
+            right = unit(q[columns], pairs.normalize)
+            block = left @ right.T
+            diagonal = pairs.first + rows.start - columns.start
+            if row_ids is not None and column_ids is not None:
+                excluded = same(row_ids[rows], column_ids[columns])
+                excluded.diagonal(diagonal).fill_(False)
+                block.masked_fill_(excluded, -torch.inf)
+            yield _Tile(rows, columns, left, right, block, diagonal)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Rows (rows, width) of this rank against columns (columns, width) of all."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        q: Tensor,
+        temperature: Tensor | float,
+        row_ids: Tensor | None,
+        column_ids: Tensor | None,
+        pairs: _Pairs,
+    ) -> Tensor:
+        over_columns, over_rows = RunningSum(len(p), p), RunningSum(len(q), p)
+        own = torch.empty_like(over_columns.total)
+        for tile in _tiles(p, q, temperature, row_ids, column_ids, pairs):
+            matched = tile.block.diagonal(tile.diagonal)
+            start = tile.rows.start + max(0, -tile.diagonal)
+            own[start : start + len(matched)] = matched
+            over_columns.add(tile.rows, tile.block, 1)
+            over_rows.add(tile.columns, tile.block, 0)
+        if pairs.together:
+            complete = over_rows.maximum.clone()
+            dist.all_reduce(complete, dist.ReduceOp.MAX)
+            over_rows.total.mul_((over_rows.maximum - complete).exp_())
+            dist.all_reduce(over_rows.total)
+            over_rows.maximum = complete
+        sums = (over_columns.maximum, over_columns.total, over_rows.maximum, over_rows.total)
+        learnt = temperature if isinstance(temperature, Tensor) else None
+        ctx.save_for_backward(p, q, row_ids, column_ids, learnt, *sums)
+        ctx.temperature, ctx.pairs = None if learnt is not None else temperature, pairs
+        columns = slice(pairs.first, pairs.first + len(p))
+        # Differences of similarities first: identical rows then give ln M without rounding.
+        forward = (over_columns.maximum - own) + over_columns.total.log()
+        backward = (over_rows.maximum[columns] - own) + over_rows.total[columns].log()
+        return (forward + backward).sum() * pairs.scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        p, q, row_ids, column_ids, learnt, row_maximum, row_total, column_maximum, column_total = ctx.saved_tensors
+        temperature, pairs = ctx.temperature if learnt is None else learnt, ctx.pairs
+        p_wanted, q_wanted, temperature_wanted = ctx.needs_input_grad[:3]
+        # Gradients of left and right, then, tile by tile, of the rows they were made from.
+        toward_left = p.new_zeros(p.shape, dtype=gradient.dtype) if p_wanted or temperature_wanted else None
+        toward_right = q.new_zeros(q.shape, dtype=gradient.dtype) if q_wanted else None
+        row_weight, column_weight = row_total.reciprocal(), column_total.reciprocal()
+        slope = None
+        with torch.autocast(p.device.type, enabled=False):
+            for tile in _tiles(p, q, temperature, row_ids, column_ids, pairs):
+                pull = (tile.block - row_maximum[tile.rows, None]).exp_().mul_(row_weight[tile.rows, None])
+                down = tile.block.sub_(column_maximum[tile.columns]).exp_()
+                pull.addcmul_(down, column_weight[tile.columns].expand_as(down))
+                pull.diagonal(tile.diagonal).sub_(2)
+                if toward_left is not None:
+                    toward_left[tile.rows].addmm_(pull, tile.right)
+                if toward_right is not None:
+                    toward_right[tile.columns].addmm_(pull.T, tile.left)
+            scale = gradient * pairs.scale
+            if toward_left is not None and temperature_wanted:
+                slope = torch.zeros_like(temperature)
+                for rows in spans(len(p), p.device):  # the sum of pull * block, without a pass over the tiles
+                    slope -= (unit(p[rows], pairs.normalize) * toward_left[rows]).sum() / temperature**2 * scale
+            if toward_left is not None:
+                left_scale = scale * pairs.share / temperature
+                toward_left = _toward_rows(p, toward_left, left_scale, pairs.normalize) if p_wanted else None
+            if toward_right is not None:
+                toward_right = _toward_rows(q, toward_right, scale * pairs.share, pairs.normalize)
+        return toward_left, toward_right, slope, None, None, None
+
+
+def _toward_rows(rows: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """Turn the gradient of normalised rows, in place where precision allows, into the gradient of the rows."""
+    result = gradient if gradient.dtype == rows.dtype else torch.empty_like(rows)
+    for span in spans(len(rows), rows.device):
+        with torch.enable_grad():
+            leaf = rows[span].detach().requires_grad_()
+            normal = unit(leaf, normalize)
+        result[span] = torch.autograd.grad(normal, leaf, gradient[span] * scale)[0]
+    return result

@@ -27,14 +27,19 @@ def rank() -> int:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.stack(parts)
+        parts = rows.new_empty(world_size(), *rows.shape)
+        dist.all_gather(list(parts), rows.contiguous())
+        return parts
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)  # gloo has no reduce-scatter; the sum over ranks of what each sends back
+        # The sum over ranks of what each sends back to this rank's rows.
+        if dist.get_backend() == "nccl":
+            own = torch.empty_like(gradient[0])
+            dist.reduce_scatter(own, list(gradient.contiguous()))
+            return own
+        total = gradient.clone(memory_format=torch.contiguous_format)  # gloo has no reduce-scatter
+        dist.all_reduce(total)
         return total[rank()]
 
 
@@ -46,9 +51,10 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    if counts is None:
-        return _AllGather.apply(rows).flatten(0, 1)
+    counts = [len(rows)] * world_size() if counts is None else counts
     longest = max(counts)
+    if min(counts) == longest:
+        return _AllGather.apply(rows).flatten(0, 1)
     padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
     parts = _AllGather.apply(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

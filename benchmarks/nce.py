@@ -1,0 +1,102 @@
+"""InfoNCE in tiles beside the dense form: forward and backward of both sides, time and peak memory.
+
+Dense is one similarity matrix, two cross-entropies and autograd. Times alternate in one process; memory is the growth
+of the resident set above the inputs, each in a process of its own. On a GPU, both come from the GPU.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.objectives.nce import nce
+
+WIDTH, TEMPERATURE = 512, 0.07
+SIZES = {"cpu": (1024, 4096), "cuda": (4096, 16384, 32768)}
+"""Rows at which both forms are timed."""
+LARGE = 32768
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dense(p: Tensor, q: Tensor, temperature: Tensor) -> Tensor:
+    """Both cross-entropies of one whole matrix."""
+    similarity = F.normalize(p, dim=-1, eps=1e-8) @ F.normalize(q, dim=-1, eps=1e-8).T / temperature
+    own = torch.arange(len(p), device=p.device)
+    return F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"tiled": nce, "dense": dense}
+
+
+def inputs(rows: int) -> list[Tensor]:
+    """Random features and a temperature that learn."""
+    torch.manual_seed(0)
+    p, q = (torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True) for _ in range(2))
+    return [p, q, torch.tensor(TEMPERATURE, device=DEVICE, requires_grad=True)]
+
+
+def seconds(form: str, leaves: list[Tensor]) -> float:
+    """One forward and backward."""
+    for leaf in leaves:
+        leaf.grad = None
+    started = time.perf_counter()
+    FORMS[form](*leaves).backward()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def megabytes(form: str, rows: int) -> float:
+    """Peak memory of one forward and backward above its inputs; of this process, so call it in a fresh one."""
+    seconds(form, inputs(8))
+    leaves = inputs(rows)
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        seconds(form, leaves)
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    before = status("VmRSS")
+    seconds(form, leaves)
+    return status("VmHWM") - before
+
+
+def status(field: str) -> float:
+    """Megabytes of this process, from the kernel; a child's ru_maxrss would start at its parent's."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
+
+
+def fresh(form: str, rows: int) -> dict[str, float]:
+    """Memory and seconds of one call, in a process of its own."""
+    finished = subprocess.run([sys.executable, __file__, form, str(rows)], check=True, capture_output=True, text=True)
+    return json.loads(finished.stdout)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        started = time.perf_counter()
+        used = megabytes(sys.argv[1], int(sys.argv[2]))
+        print(json.dumps({"megabytes": used, "seconds": time.perf_counter() - started}))
+        sys.exit()
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{name}, float32, width {WIDTH}, forward and backward")
+    for rows in SIZES[DEVICE]:
+        leaves = inputs(rows)
+        times: dict[str, list[float]] = {form: [] for form in FORMS}
+        for _ in range(8):
+            for form in FORMS:
+                times[form].append(seconds(form, leaves))
+        medians = {form: statistics.median(values[1:]) for form, values in times.items()}
+        memory = {form: fresh(form, rows)["megabytes"] for form in FORMS}
+        print(
+            f"{rows} rows: tiled {medians['tiled'] * 1e3:.1f} ms and {memory['tiled']:.0f} MB above the inputs, "
+            f"dense {medians['dense'] * 1e3:.1f} ms and {memory['dense']:.0f} MB; "
+            f"time ratio tiled / dense {medians['tiled'] / medians['dense']:.2f}"
+        )
+    alone = fresh("tiled", LARGE)
+    print(f"{LARGE} rows: tiled {alone['seconds']:.1f} s and {alone['megabytes']:.0f} MB above the inputs")
