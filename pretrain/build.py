@@ -1,18 +1,30 @@
-"""The model a run starts from: random weights of the configured sizes, or towers of CLIP and RoBERTa folders."""
+"""The model a run starts from: random weights of the configured sizes, towers of published folders, or another model's.
+
+Image towers: CLIP and SigLIP (SigLIP 2 of a fixed resolution too), from a folder of the tower or of the whole dual
+encoder; text towers: any bidirectional encoder of transformers, bare or with its masked-language head.
+"""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, RobertaConfig, RobertaModel
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from data_pipeline.errors import UsageError
 from data_pipeline.text import Tokenizer
 
 from .config import ModelConfig
 from .model import GLSCLConfig, GLSCLModel
+from .model.vision import resize_grid
+
+POSITIONS = "embeddings.position_embedding.weight"
+_BLOCKS = "encoder.layers."
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> GLSCLModel:
@@ -20,61 +32,143 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int)
 
     Raises UsageError for unknown fields, sizes that do not fit together, or a tower that cannot be loaded.
     """
-    for name, kind in (("vision", CLIPVisionConfig), ("text", RobertaConfig), ("fusion", GLSCLConfig)):
-        _refuse_unknown(f"model.{name}", getattr(config, name), kind)
     try:
-        if config.vision_from:
-            vision = CLIPVisionConfig.from_pretrained(config.vision_from, **config.vision)
-        else:
-            vision = CLIPVisionConfig(**config.vision)
-        if config.text_from:
-            text = RobertaConfig.from_pretrained(config.text_from, **config.text)
-        else:
-            of_tokenizer = {
-                "type_vocab_size": 1,
-                "vocab_size": tokenizer.vocab_size,
-                "bos_token_id": tokenizer.cls_id,
-                "pad_token_id": tokenizer.pad_id,
-                "eos_token_id": tokenizer.sep_id,
-            }
-            text = RobertaConfig(**of_tokenizer | config.text)
-        if vision.image_size % vision.patch_size:
-            raise UsageError(f"model.vision: image_size {vision.image_size} is no multiple of {vision.patch_size}")
-        if text.vocab_size < tokenizer.vocab_size:
-            raise UsageError(f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
-        if text.max_position_embeddings < max_text_length + text.pad_token_id + 1:
-            raise UsageError(
-                f"model.text.max_position_embeddings {text.max_position_embeddings} is too small for texts of "
-                f"{max_text_length} tokens: RoBERTa needs {text.pad_token_id + 1} more"
-            )
-        if config.text_from and text.pad_token_id != tokenizer.pad_id:
-            raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
+        vision = _vision_config(config)
+        text = _text_config(config, tokenizer)
+        _check_text(text, config, tokenizer, max_text_length)
+        _refuse_unknown("model.fusion", config.fusion, GLSCLConfig)
         sizes = {**config.fusion, "max_text_length": max_text_length}
         model = GLSCLModel(GLSCLConfig(vision_config=vision, text_config=text, **sizes))
         if config.vision_from:
-            model.vision.load_state_dict(_vision_weights(config.vision_from, vision))
+            _load_vision(model, config.vision_from)
         if config.text_from:
-            model.text.load_state_dict(RobertaModel.from_pretrained(config.text_from, config=text).state_dict())
+            _load_text(model, config.text_from)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None
     return model
 
 
-def _vision_weights(source: str, config: CLIPVisionConfig) -> dict[str, torch.Tensor]:
-    """Weights of a CLIP tower, its positions resized to this picture size, blocks past this depth left out."""
-    tower = CLIPVisionModel.from_pretrained(source)
-    weights = tower.state_dict()
-    if config.image_size != tower.config.image_size:
-        patches = (config.image_size // config.patch_size) ** 2
-        shape = torch.empty(1, patches + 1, config.hidden_size)
-        resized = tower.embeddings.interpolate_pos_encoding(shape, config.image_size, config.image_size)
-        weights["embeddings.position_embedding.weight"] = resized[0]
-    blocks = "encoder.layers."
-    return {
-        name: tensor
-        for name, tensor in weights.items()
-        if not name.startswith(blocks) or int(name.removeprefix(blocks).split(".")[0]) < config.num_hidden_layers
+def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights of a GLSCL model that may have been made for other pictures or clips.
+
+    Positions of another image size are resized as the towers' are, a temporal table of another length is interpolated
+    linearly, its first and last row staying first and last. A table that only one side has is left as it is, or out.
+    Raises UsageError for weights that do not fit otherwise.
+    """
+    weights, own = dict(weights), model.state_dict()
+    name = f"vision.{POSITIONS}"
+    if name in weights:
+        weights[name] = _resized(weights[name], len(own[name]))
+    name = "temporal_embedding"
+    if name not in own:
+        weights.pop(name, None)
+    elif name not in weights:
+        weights[name] = own[name]
+    elif len(weights[name]) != len(own[name]):
+        rows = weights[name].float().T[None]
+        weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[0].T
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"these weights are of another model: {' '.join(str(error).split())}") from None
+
+
+def _vision_config(config: ModelConfig) -> PreTrainedConfig:
+    if not config.vision_from:
+        kind = _config_class("model.vision", config.vision.get("model_type", "clip_vision_model"))
+        _refuse_unknown("model.vision", config.vision, kind)
+        return kind(**_without_type(config.vision))
+    stored = AutoConfig.from_pretrained(config.vision_from)
+    return _overridden("model.vision", getattr(stored, "vision_config", stored), config.vision)
+
+
+def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
+    if config.text_from:
+        return _overridden("model.text", AutoConfig.from_pretrained(config.text_from), config.text)
+    kind = _config_class("model.text", config.text.get("model_type", "roberta"))
+    _refuse_unknown("model.text", config.text, kind)
+    of_tokenizer = {
+        "type_vocab_size": 1,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": tokenizer.cls_id,
+        "cls_token_id": tokenizer.cls_id,
+        "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.sep_id,
+        "sep_token_id": tokenizer.sep_id,
     }
+    known = kind().to_dict().keys()
+    return kind(**{key: value for key, value in of_tokenizer.items() if key in known} | _without_type(config.text))
+
+
+def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> None:
+    if text.vocab_size < tokenizer.vocab_size:
+        raise UsageError(f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+    # RoBERTa counts positions from behind its padding id.
+    extra = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions and positions < max_text_length + extra:
+        raise UsageError(
+            f"model.text.max_position_embeddings {positions} is too small for texts of {max_text_length} tokens"
+            + (f": RoBERTa needs {extra} more" if extra else "")
+        )
+    if config.text_from and text.pad_token_id != tokenizer.pad_id:
+        raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
+
+
+def _load_vision(model: GLSCLModel, source: str) -> None:
+    """Weights of a published tower, its positions resized to this picture size, blocks past this depth left out."""
+    tower = _from_folder(type(model.vision), source)
+    depth: int = model.config.vision_config.num_hidden_layers
+    if depth > tower.config.num_hidden_layers:
+        raise UsageError(f"{source} has {tower.config.num_hidden_layers} blocks, model.vision asks for {depth}")
+    weights = {
+        name: tensor
+        for name, tensor in tower.state_dict().items()
+        if not name.startswith(_BLOCKS) or int(name.removeprefix(_BLOCKS).split(".")[0]) < depth
+    }
+    weights[POSITIONS] = _resized(weights[POSITIONS], len(model.vision.state_dict()[POSITIONS]))
+    model.vision.load_state_dict(weights)
+
+
+def _load_text(model: GLSCLModel, source: str) -> None:
+    tower = _from_folder(type(model.text), source, config=model.config.text_config)
+    model.text.load_state_dict(tower.state_dict())
+
+
+def _from_folder(kind: Any, source: str, **options: Any) -> Any:
+    """Tower of a folder or hub name; only safetensors are read, because other weight files execute what they hold."""
+    tower, found = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+    # Poolers are not used; a masked-language model was saved without one.
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith(("pooler.", "head."))):
+        raise UsageError(f"{source} lacks {len(missing)} weights of a {kind.__name__}, the first is {missing[0]}")
+    return tower
+
+
+def _resized(positions: Tensor, rows: int) -> Tensor:
+    """Position table of a square grid, with or without a row for the class token, resized to `rows`."""
+    side = int(rows**0.5)
+    extra = rows - side**2
+    if len(positions) == rows:
+        return positions
+    return torch.cat([positions[:extra], resize_grid(positions[extra:], side, side)])
+
+
+def _overridden(name: str, stored: PreTrainedConfig, values: dict[str, Any]) -> PreTrainedConfig:
+    if values.get("model_type", stored.model_type) != stored.model_type:
+        raise UsageError(f"{name}.model_type is {values['model_type']}, the folder holds a {stored.model_type}")
+    _refuse_unknown(name, values, type(stored))
+    # A folder of half precision would otherwise make a tower of half precision.
+    return type(stored)(**stored.to_dict() | {"dtype": "float32"} | _without_type(values))
+
+
+def _config_class(name: str, model_type: str) -> type[PreTrainedConfig]:
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(f"{name}.model_type: transformers knows no {model_type!r}")
+    return CONFIG_MAPPING[model_type]
+
+
+def _without_type(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != "model_type"}
 
 
 def _refuse_unknown(name: str, values: dict[str, Any], kind: type[PreTrainedConfig]) -> None:

@@ -82,15 +82,14 @@ class GLSCLConfig(PreTrainedConfig):
             )
         if self.text_config is None:
             self.text_config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+        if (kind := _kind(self.vision_config, "clip_vision_model")) not in VISION_TOWERS:
+            raise ValueError(f"{kind!r} is no image tower that GLSCL can hold: choose {' or '.join(VISION_TOWERS)}")
+        if (kind := _kind(self.text_config, "roberta")) not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ValueError(f"{kind!r} is no bidirectional text encoder such as roberta or modernbert")
         super().__post_init__(**kwargs)
-        self._check()
-
-    def _check(self) -> None:
         vision, text = self.vision_config, self.text_config
-        if vision.model_type not in VISION_TOWERS:
-            raise ValueError(f"no image tower is of type {vision.model_type!r}; known: {', '.join(VISION_TOWERS)}")
-        if text.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or text.is_encoder_decoder:
-            raise ValueError(f"{text.model_type!r} is no bidirectional text encoder such as roberta or modernbert")
+        if text.is_encoder_decoder:
+            raise ValueError(f"{text.model_type!r} is an encoder with a decoder: choose a text encoder such as roberta")
         if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
             raise ValueError("image_size and patch_size of the image tower are one number each; inputs may be oblong")
         if vision.image_size % vision.patch_size:
@@ -114,3 +113,7 @@ class GLSCLConfig(PreTrainedConfig):
     def num_patches(self) -> int:
         """Patches of such a picture."""
         return int(self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+def _kind(tower: Any, default: str) -> str:
+    return tower.get("model_type", default) if isinstance(tower, dict) else tower.model_type
