@@ -85,29 +85,39 @@ def processes() -> PartialState:
 
 
 def load(path: Path | str, precision: str = "fp32") -> LoadedModel:
-    """Load a run folder, checkpoint or model folder for evaluation.
+    """Load a run folder, checkpoint, model folder or authors' checkpoint (its tokenizer beside it) for evaluation.
 
     Raises
     ------
     UsageError
         If ``precision`` is neither `fp32` nor `bf16`, or there is no such model.
     DataError
-        If the model is damaged.
+        If the model is damaged, or there is no tokenizer of its own beside it.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     device = processes().device
     model = load_model(path).to(device)
-    folder = Path(model.name_or_path)
+    source = Path(model.name_or_path)
+    folder = source.parent if source.is_file() else source
     description = {
         "path": str(path),
         "folder": str(folder),
-        "hash": _weights_hash(folder),
+        "hash": _weights_hash(source),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": model.config.image_size,
         "max_text_length": model.config.max_text_length,
     }
-    return LoadedModel(model, Tokenizer.load(folder), device, precision, description)
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except DataError as error:
+        raise DataError(f"{error} (`glscl convert --tokenizer FOLDER` puts one beside a converted model)") from error
+    if tokenizer.vocab_size > model.config.text_config.vocab_size:
+        raise DataError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model knows "
+            f"{model.config.text_config.vocab_size:,}: it is another model's"
+        )
+    return LoadedModel(model, tokenizer, device, precision, description)
 
 
 @torch.inference_mode()
@@ -194,9 +204,9 @@ def share(rows: Any, at_once: int) -> Iterator[Any]:
             yield rows[start : start + at_once]
 
 
-def _weights_hash(folder: Path) -> str:
+def _weights_hash(source: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in [source] if source.is_file() else sorted(source.glob("*.safetensors")):
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -180,6 +180,16 @@ def _export(arguments: argparse.Namespace) -> _Result:
     return {"out": str(out), "checked": arguments.check}, f"{out}: {checked}"
 
 
+def _convert(arguments: argparse.Namespace) -> _Result:
+    from pretrain.export import convert
+
+    model = convert(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
+    full = arguments.out / "full"
+    result = {"out": str(arguments.out), "full": str(full), "tokenizer": arguments.tokenizer is not None}
+    result |= {"parameters": model.num_parameters(), "image_size": model.config.image_size}
+    return result, f"{full}: {result['parameters']:,} parameters, {model.config.image_size} pixels"
+
+
 def _report(arguments: argparse.Namespace) -> _Result:
     from eval.report import write_report
 
@@ -212,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(groups)
     _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_export(groups)
+    _add_convert(groups)
     _add_report(groups)
     return top
 
@@ -308,7 +319,9 @@ def _add_retrieval(commands: Any) -> None:
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
-    retrieval.add_argument("--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder")
+    retrieval.add_argument(
+        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
+    )
     retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
     retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
@@ -331,6 +344,23 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run", metavar="RUN", type=Path, help="run, checkpoint or model folder")
     export.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     export.add_argument("--check", action="store_true", help="load the result without this project and compare")
+
+
+def _add_convert(commands: Any) -> None:
+    convert = _command(
+        commands,
+        "convert",
+        _convert,
+        "turn a pre-training checkpoint of the GLSCL authors into a model folder; nothing stored in it is executed",
+        "glscl convert glscl-100k.ckpt converted --tokenizer roberta-base",
+    )
+    convert.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="what torch.save or PyTorch-Lightning wrote, or safetensors"
+    )
+    convert.add_argument("out", metavar="OUT", type=Path, help="new or empty folder; the model goes into OUT/full")
+    convert.add_argument(
+        "--tokenizer", metavar="FOLDER", type=Path, help="its tokenizer, to be kept beside it (evaluation needs one)"
+    )
 
 
 def _add_report(commands: Any) -> None:

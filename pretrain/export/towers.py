@@ -47,6 +47,8 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     """
     out = Path(out)
     _refuse_other_content(out)
+    if Path(model).is_file():
+        raise UsageError(f"{model} is a file: `glscl convert {model} OUT` makes a folder of it, then export OUT/full")
     loaded = load_model(model)
     folder = Path(loaded.name_or_path)
     beside = out.with_name(f".{out.name}.tmp")

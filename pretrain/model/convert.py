@@ -1,19 +1,36 @@
-"""Tensors under the authors' names -> this model; nothing stored in the file is executed."""
+"""A checkpoint of the authors' release -> this model; nothing stored in the file is executed.
+
+Every tensor of a pre-training checkpoint finds its place, is on the list of dead ones, or is refused by name; names and
+shapes are settled before the first weight is read.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, RobertaConfig
 
 from .configuration import GLSCLConfig
 from .modeling import GLSCLModel
+from .tensor_file import LazyTensor, open_tensors
 
-# Buffers that the authors' state dict holds and the model computes.
-_IGNORED = ("text_transformer.embeddings.position_ids", "text_transformer.embeddings.token_type_ids")
+# What wrappers put before every name: DistributedDataParallel, a LightningModule that holds the model, torch.compile.
+_WRAPPERS = re.compile(r"((module|model|_orig_mod)\.)+")
+# What the authors' checkpoints hold and no computation of theirs uses: buffers that the model computes itself, the MAE
+# decoder (8 blocks, 26 M parameters, which no loss reaches), and the running metrics of each task.
+_DEAD = re.compile(
+    r"text_transformer\.embeddings\.(position_ids|token_type_ids)"
+    r"|vision_transformer\.(mask_token|decoder_(embed|pos_embed|blocks|norm|pred)\b.*)"
+    r"|(train|val|dev|test)_[a-z0-9]+_(accuracy|score|loss|wpa_loss)\..*"
+)
+# Heads that only checkpoints of a fine-tuning have.
+_FINE_TUNED = {"vqa_classifier.": "VQA", "nlvr2_classifier.": "NLVR2", "rank_output.": "retrieval"}
+_TEMPORAL = "vision_transformer.visual.temporal_embed"  # says that it is the video encoder of the release
 _PREFIXES = {
     "cross_modal_text_layers.": "fusion.text_layers.",
     "cross_modal_image_layers.": "fusion.image_layers.",
@@ -52,26 +69,27 @@ _BLOCK_PARTS = {
 
 
 def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLModel:
-    """Build a float32 model from a safetensors file whose tensors carry the names of the authors' release.
+    """Build a float32 model of a checkpoint whose tensors carry the names of the authors' release.
 
-    Without `config` the sizes are read off the tensors, with 64-wide vision heads and 4 heads (12 at width 768)
-    elsewhere. Raises ValueError when a tensor is missing, superfluous or of another shape.
+    Takes what `torch.save` or PyTorch-Lightning wrote (`.ckpt`, `.pt`, `.bin`) and `.safetensors`. Without `config` the
+    sizes are read off the tensors, with 64-wide vision heads and 4 heads (12 at width 768) elsewhere. Raises ValueError
+    when a tensor is missing, superfluous or of another shape, and for a file that is damaged or no checkpoint.
     """
-    tensors = load_file(str(path))
-    model = GLSCLModel(config or _sizes(tensors))
-    expected = model.state_dict()
-    state: dict[str, Tensor] = {}
-    for theirs in tensors.keys() - set(_IGNORED):
-        for name, tensor in our_names(theirs, tensors[theirs].float()).items():
-            if name not in expected or tensor.numel() != expected[name].numel():
-                raise ValueError(f"{path}: {theirs} {tuple(tensors[theirs].shape)} has no place in this model")
-            # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
-            state[name] = tensor.reshape(expected[name].shape)
-    if model.temporal_embedding is not None:  # their video model has no mask token
-        state.setdefault("visual_mask_token", torch.zeros_like(expected["visual_mask_token"]))
-    if missing := sorted(expected.keys() - state.keys()):
-        raise ValueError(f"{path} lacks {len(missing)} tensors, the first is {missing[0]}")
-    model.load_state_dict(state)
+    with open_tensors(path) as stored:
+        try:
+            tensors = _living(stored)
+            shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+            config = config or _read_sizes(shapes, tensors)
+            _refuse_misfits(shapes, config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        model = GLSCLModel(config)
+        state = model.state_dict()
+        with torch.no_grad():
+            state["visual_mask_token"].zero_()  # the authors' video encoder has none
+            for name, tensor in tensors.items():
+                for ours, part in our_names(name, tensor.read()).items():
+                    state[ours].copy_(part.reshape(state[ours].shape))
     return model.eval()
 
 
@@ -80,30 +98,103 @@ def our_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if name in _EXACT:
         return {_EXACT[name]: tensor}
     if name.startswith(_BLOCK):
-        number, part = name.removeprefix(_BLOCK).split(".", 1)
+        number, _, part = name.removeprefix(_BLOCK).partition(".")
         layer = f"vision.encoder.layers.{number}."
-        if part.startswith("attn.in_proj_"):
+        if part.startswith("attn.in_proj_") and tensor.dim() and len(tensor) % 3 == 0:
             kind = part.removeprefix("attn.in_proj_")
             rows = tensor.chunk(3)
             return {f"{layer}self_attn.{p}_proj.{kind}": rows[i] for i, p in enumerate("qkv")}
-        module, kind = part.rsplit(".", 1)
-        return {f"{layer}{_BLOCK_PARTS[module]}.{kind}": tensor}
+        module, _, kind = part.rpartition(".")
+        if module in _BLOCK_PARTS:
+            return {f"{layer}{_BLOCK_PARTS[module]}.{kind}": tensor}
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
             return {ours + name.removeprefix(theirs): tensor}
     return {name: tensor}
 
 
+def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
+    """Tensors that a model needs, without what wrappers put before their names."""
+    named: dict[str, LazyTensor] = {}
+    unusable = []
+    for stored_name, tensor in stored.items():
+        name = stored_name[match.end() :] if (match := _WRAPPERS.match(stored_name)) else stored_name
+        if _DEAD.fullmatch(name):
+            continue
+        if tensor is None or name in named:
+            unusable.append(stored_name)
+        else:
+            named[name] = tensor
+    if unusable:
+        raise ValueError(f"{_some(unusable)}: not ordinary tensors, or there twice")
+    for head, task in _FINE_TUNED.items():
+        if any(name.startswith(head) for name in named):
+            raise ValueError(
+                f"it was fine-tuned for {task} ({head[:-1]}): only pre-training checkpoints can be converted, "
+                "which have all heads of pre-training and no other"
+            )
+    return named
+
+
+def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
+    """Raise ValueError unless the tensors are those of a model with this configuration, which is not built."""
+    try:
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in GLSCLModel(config).state_dict().items()}
+    except (TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"its sizes make no model: {error}") from error
+    unknown, misshapen = [], []
+    found = {"visual_mask_token"} if _TEMPORAL in shapes else set()
+    for name, theirs in shapes.items():
+        for ours, part in our_names(name, theirs).items():
+            found.add(ours)
+            if ours not in expected:
+                unknown.append(name)
+            # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
+            elif [n for n in part.shape if n != 1] != [n for n in expected[ours] if n != 1]:
+                misshapen.append(f"{name} {tuple(part.shape)} (expected {tuple(expected[ours])})")
+    if unknown:
+        raise ValueError(f"{_some(unknown)} unknown: not a pre-training checkpoint of this model")
+    if missing := sorted(expected.keys() - found):
+        raise ValueError(f"it lacks {_some(missing)} (the names that they have in this project)")
+    if misshapen:
+        raise ValueError(f"{_some(misshapen)} of another size than the model")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Count them and name the first ones, as text that no terminal takes for a command."""
+    names = sorted(set(names))
+    shown = ", ".join(ascii(name[:120])[1:-1] for name in names[:3])
+    return f"{len(names):,} tensor{'s' * (len(names) > 1)} ({shown}{', ...' * (len(names) > 3)})"
+
+
+def _read_sizes(shapes: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> GLSCLConfig:
+    values = dict(shapes)
+    try:
+        values["cl_temp"] = tensors["cl_temp"].read().float()
+        return _sizes(values)
+    except KeyError as error:
+        raise ValueError(f"it lacks {error.args[0]}") from None
+    except (IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"sizes cannot be read off its tensors: {error}") from error
+
+
 def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     def layers(prefix: str) -> int:
-        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
+        numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+        if numbers != {str(number) for number in range(len(numbers))} or not numbers:
+            raise ValueError(f"{prefix}N: {len(numbers)} layers, which are not numbered from 0 on")
+        return len(numbers)
 
     conv = tensors["vision_transformer.visual.conv1.weight"]
     words = tensors["text_transformer.embeddings.word_embeddings.weight"]
     positions = tensors["text_transformer.embeddings.position_embeddings.weight"]
     temporal = tensors.get("vision_transformer.visual.temporal_embed")
     fusion = tensors["cross_modal_text_layers.0.intermediate.dense.weight"]
-    grid = int((len(tensors["vision_transformer.visual.positional_embedding"]) - 1) ** 0.5)
+    patches = len(tensors["vision_transformer.visual.positional_embedding"]) - 1
+    grid = math.isqrt(patches)
+    if grid * grid != patches or not patches:
+        raise ValueError(f"{patches} positions of patches are no square")
     heads = 12 if words.shape[1] == 768 else 4
     return GLSCLConfig(
         vision_config=CLIPVisionConfig(
@@ -130,5 +221,6 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
         fusion_heads=heads,
         fusion_intermediate_size=fusion.shape[0],
         projection_dim=len(tensors["language_proj.3.weight"]),
+        max_text_length=min(50, len(positions) - 2),  # RoBERTa's positions begin after that of padding
         initial_temperature=float(tensors["cl_temp"]),
     )

@@ -248,7 +248,7 @@ class GLSCLModel(PreTrainedModel):
 
     @classmethod
     def from_authors(cls, path: str, config: GLSCLConfig | None = None) -> GLSCLModel:
-        """Load weights stored under the authors' names (`.safetensors`); sizes are read off the tensors."""
+        """Load weights under the authors' names (`.ckpt`, `.pt`, `.safetensors`); sizes are read off the tensors."""
         from .convert import from_authors
 
         return from_authors(path, config)

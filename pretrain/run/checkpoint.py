@@ -146,9 +146,11 @@ def check(folder: Path) -> str | None:
 def model_folder(path: str | Path) -> Path:
     """Folder that `from_pretrained` loads, of a run folder, a checkpoint, or such a folder itself.
 
-    Raises UsageError when the path is not there, DataError when it holds no whole model.
+    Raises UsageError when the path is not there or a file, DataError when it holds no whole model.
     """
     path = Path(path)
+    if path.is_file():
+        raise UsageError(f"{path} is a file: `glscl convert {path} OUT` makes a folder of it, then name OUT/full")
     if not path.is_dir():
         raise UsageError(f"no model at {path}: no such folder")
     if (path / "config.json").is_file():
@@ -165,10 +167,13 @@ def model_folder(path: str | Path) -> Path:
 
 
 def load_model(path: str | Path) -> GLSCLModel:
-    """Model of a run folder, a checkpoint or a model folder, in eval mode; its `name_or_path` is the model folder.
+    """Model of a run folder, a checkpoint, a model folder or an authors' checkpoint file, in eval mode.
 
-    Raises UsageError and DataError as `model_folder` does, and DataError for weights that cannot be read or lack some.
+    Its `name_or_path` is the model folder, or that file. Raises UsageError and DataError as `model_folder` does, and
+    DataError for weights that cannot be read or lack some.
     """
+    if Path(path).is_file():
+        return load_authors(Path(path))
     folder = model_folder(path)
     transformers_logging.disable_progress_bar()
     try:
@@ -177,6 +182,21 @@ def load_model(path: str | Path) -> GLSCLModel:
         raise DataError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
     if missing := sorted(found["missing_keys"]):
         raise DataError(f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}")
+    return model
+
+
+def load_authors(file: Path) -> GLSCLModel:
+    """Model of a checkpoint file of the authors' release, in eval mode; its `name_or_path` is the file.
+
+    Raises UsageError when there is no such file, DataError when it is damaged or no such checkpoint.
+    """
+    if not file.is_file():
+        raise UsageError(f"no checkpoint at {file}: no such file")
+    try:
+        model = GLSCLModel.from_authors(str(file))
+    except ValueError as error:
+        raise DataError(" ".join(str(error).split())) from error
+    model.name_or_path = str(file)
     return model
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "pretrain",
     "eval retrieval",
     "export",
+    "convert",
     "report",
 )
 

@@ -1,0 +1,75 @@
+"""The whole model of an authors' checkpoint as a folder that `from_pretrained` loads.
+
+In: a checkpoint file of their release, and the tokenizer it was trained with. Out: one folder, whole or not there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data_pipeline.errors import DataError, IncompleteError, UsageError
+from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
+from pretrain.run.checkpoint import load_authors
+from pretrain.run.files import sync
+
+
+def convert(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | None = None) -> GLSCLModel:
+    """Write `OUT/full`, with tokenizer and image processor where `tokenizer` names a folder; return the model.
+
+    Raises
+    ------
+    UsageError
+        If there is no such checkpoint or tokenizer folder, or `out` is not empty.
+    DataError
+        If the checkpoint is damaged or not one of the authors' pre-training, or the tokenizer is another one than it
+        was trained with.
+    IncompleteError
+        If there is no room; nothing is left behind.
+    """
+    out = Path(out).resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} is not an empty folder: choose another")
+    words = None if tokenizer is None else _load_tokenizer(Path(tokenizer))
+    model = load_authors(Path(checkpoint))
+    processor = None if words is None else _processor(model.config, words, tokenizer)
+    beside = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of a conversion that was killed
+    try:
+        full = beside / "full"
+        full.mkdir(parents=True)
+        model.save_pretrained(full)
+        if processor is not None:
+            processor.save_pretrained(full)
+        for path in [*full.iterdir(), full, beside]:
+            sync(path)
+        beside.rename(out)
+    except SafetensorError as error:  # a full disk, as safetensors reports it
+        raise IncompleteError(f"cannot write {out}: {error}: make room and run the same command again") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return model
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    if not folder.is_dir():  # a name would be looked up on the hub
+        raise UsageError(f"no tokenizer at {folder}: no such folder")
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise DataError(f"no tokenizer at {folder}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _processor(config: GLSCLConfig, tokenizer: PreTrainedTokenizerBase, folder: Path | str | None) -> GLSCLProcessor:
+    ours = {"entries": len(tokenizer), "padding id": tokenizer.pad_token_id}
+    theirs = {"entries": config.text_config.vocab_size, "padding id": config.text_config.pad_token_id}
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise DataError(
+                f"{folder} is not the tokenizer that the checkpoint was trained with: {name} {value} instead of "
+                f"{theirs[name]}"
+            )
+    return GLSCLProcessor.build(config, tokenizer)

@@ -1,0 +1,150 @@
+"""`glscl convert` and what takes its result: a folder, whole or not there, that is evaluated like any other model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from data_pipeline.text import Tokenizer
+from launch.cli import main
+from pretrain.model import GLSCLModel, GLSCLProcessor
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "data" / "golden" / "image_0_weights.safetensors"
+VOCABULARY = "text_transformer.embeddings.word_embeddings.weight", "mlm_score.decoder.weight", "mlm_score.bias"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer, tmp_path_factory) -> Path:
+    """The golden weights as PyTorch-Lightning would save them, with as many words as the tokenizer has."""
+    entries = len(AutoTokenizer.from_pretrained(tokenizer))
+    weights: dict[str, Tensor] = load_file(GOLDEN)
+    for name in VOCABULARY:
+        weights[name] = weights[name][:entries].clone()
+    path = tmp_path_factory.mktemp("authors") / "authors.ckpt"
+    torch.save({"epoch": 1, "state_dict": weights, "callbacks": {Path: 1}}, path)
+    return path
+
+
+@pytest.fixture
+def glscl(capsys) -> Callable[..., str]:
+    def run(*arguments: object, code: int = 0) -> str:
+        """What the command said: the last line of stdout, or its error."""
+        assert main([str(argument) for argument in arguments]) == code
+        said = capsys.readouterr()
+        return (said.err if code else said.out).strip().splitlines()[-1]
+
+    return run
+
+
+def test_convert_writes_a_model_that_loads_and_is_the_authors(tmp_path, checkpoint, tokenizer, glscl):
+    out = tmp_path / "new" / "converted"
+    said = json.loads(glscl("convert", checkpoint, out, "--tokenizer", tokenizer, "--json"))
+    model = GLSCLModel.from_pretrained(out / "full")
+    assert said == {
+        "out": str(out),
+        "full": str(out / "full"),
+        "tokenizer": True,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": 64,
+    }
+    expected = GLSCLModel.from_authors(str(checkpoint)).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    processor = GLSCLProcessor.from_pretrained(out / "full")
+    assert (
+        processor.tokenizer("a red square").input_ids
+        == AutoTokenizer.from_pretrained(tokenizer)("a red square").input_ids
+    )
+    assert processor.image_processor.size == {"height": 64, "width": 64}
+    assert [path.name for path in out.parent.iterdir()] == ["converted"]
+
+
+def test_a_converted_model_and_the_file_itself_are_evaluated_alike(tmp_path, checkpoint, tokenizer, scenes, glscl):
+    glscl("convert", checkpoint, tmp_path / "converted", "--tokenizer", tokenizer)
+    beside = tmp_path / "beside"
+    Tokenizer.load(tokenizer).save(beside)
+    (beside / "authors.ckpt").write_bytes(checkpoint.read_bytes())
+    found = []
+    for name, model in (("a", tmp_path / "converted" / "full"), ("b", beside / "authors.ckpt")):
+        where = ("--model", model, "--data", scenes / "test", "--out", tmp_path / name)
+        found.append(json.loads(glscl("eval", "retrieval", *where, "--limit", 6, "--rerank-k", 3, "--json")))
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert found[0]["model"]["parameters"] == found[1]["model"]["parameters"]
+    assert all(len(result["model"]["hash"]) == len("sha256:") + 64 for result in found)
+    assert found[0]["model"]["hash"] != found[1]["model"]["hash"]  # two files
+
+
+def test_evaluation_without_a_tokenizer_says_what_to_do(tmp_path, checkpoint, scenes, glscl):
+    glscl("convert", checkpoint, tmp_path / "bare")
+    assert not (tmp_path / "bare" / "full" / "tokenizer.json").exists()
+    for model in (tmp_path / "bare" / "full", checkpoint):
+        where = ("--model", model, "--data", scenes / "test", "--out", tmp_path / "result")
+        said = glscl("eval", "retrieval", *where, code=3)
+        assert "no tokenizer" in said and "--tokenizer" in said
+
+
+def test_evaluation_refuses_the_tokenizer_of_another_model(tmp_path, checkpoint, scenes, glscl):
+    (tmp_path / "authors.ckpt").write_bytes(checkpoint.read_bytes())
+    captions = [f"{a} {b} {c}" for a in range(30) for b in ("bird", "boat", "cloud") for c in ("sings", "sinks")]
+    Tokenizer.train([*captions, *(chr(n) * 3 for n in range(160, 700))], 900).save(tmp_path)
+    where = ("--data", scenes / "test", "--out", tmp_path / "result")
+    assert "another model's" in glscl("eval", "retrieval", "--model", tmp_path / "authors.ckpt", *where, code=3)
+
+
+def test_an_export_of_the_file_itself_says_what_to_do(tmp_path, checkpoint, glscl):
+    assert f"glscl convert {checkpoint}" in glscl("export", checkpoint, tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_converted_model_is_exported(tmp_path, checkpoint, tokenizer, glscl):
+    glscl("convert", checkpoint, tmp_path / "converted", "--tokenizer", tokenizer)
+    glscl("export", tmp_path / "converted" / "full", tmp_path / "exported")
+    assert (tmp_path / "exported" / "text" / "tokenizer.json").is_file()
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, checkpoint, glscl):
+    (tmp_path / "out").mkdir()
+    glscl("convert", checkpoint, tmp_path / "out")  # an empty one is taken
+    before = sorted(tmp_path.rglob("*"))
+    assert "not an empty folder" in glscl("convert", checkpoint, tmp_path / "out", code=2)
+    assert "not an empty folder" in glscl("convert", checkpoint, tmp_path / "out" / "full" / "config.json", code=2)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, tokenizer, glscl):
+    out = tmp_path / "out"
+    assert "no such file" in glscl("convert", tmp_path / "nothing.ckpt", out, code=2)
+    assert "no such file" in glscl("convert", tmp_path, out, code=2)
+    assert "no such folder" in glscl("convert", checkpoint, out, "--tokenizer", "roberta-base", code=2)
+    assert "no tokenizer at" in glscl("convert", checkpoint, out, "--tokenizer", tmp_path, code=3)
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:-1000])
+    assert "cut.ckpt is no usable checkpoint" in glscl("convert", tmp_path / "cut.ckpt", out, code=3)
+    torch.save({"vqa_classifier.0.bias": torch.ones(1)}, tmp_path / "vqa.ckpt")
+    assert "fine-tuned for VQA" in glscl("convert", tmp_path / "vqa.ckpt", out, code=3)
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert "lacks" in glscl("convert", tmp_path / "x.safetensors", out, code=3)
+    said = glscl("convert", GOLDEN, out, "--tokenizer", tokenizer, code=3)
+    assert "not the tokenizer that the checkpoint was trained with" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.ckpt", "vqa.ckpt", "x.safetensors"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, checkpoint):
+    limited = f"""
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({checkpoint.stat().st_size // 2}, resource.RLIM_INFINITY))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from launch.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", limited, "convert", str(checkpoint), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("glscl: error: ")
+    assert list(tmp_path.iterdir()) == []
