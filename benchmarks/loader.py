@@ -21,7 +21,7 @@ if __name__ == "__main__":
             generate(data, train=SAMPLES, val=1, test=1, novel=1, size=size, seed=0)
             tokenizer = train_tokenizer([data / "train"], data / "tokenizer", 600)
             store = Store([Manifest.load(data / "train")])
-            pictures = [store.read(0, number).image for number in range(SAMPLES)]
+            pictures = [store.read(0, number).media for number in range(SAMPLES)]
             ratios = []
             for _ in range(ROUNDS):
                 started = time.perf_counter()

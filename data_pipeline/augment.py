@@ -1,6 +1,7 @@
-"""Encoded image -> square uint8 pixels: a random crop for training, the whole image for evaluation.
+"""Encoded image or clip -> square uint8 pixels: a random crop for training, the whole picture for evaluation.
 
 The crop is chosen before decoding, from the header's width and height, by a generator that belongs to the sample alone.
+All frames of a clip have the same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import Pixels, decode, open_image
+from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import UsageError
+from data_pipeline.frames import random_frames, uniform_frames
 
 ATTEMPTS = 10
 # Below this reduction two neighbouring pixels are enough; above it INTER_LINEAR skips pixels and aliases.
@@ -70,16 +73,39 @@ def write_training_view(data: bytes, random: np.random.Generator, config: Augmen
         out[:] = out[:, ::-1].copy()
 
 
+def write_training_clip(data: bytes, random: np.random.Generator, config: AugmentConfig, out: Pixels) -> None:
+    """Write a random crop of an encoded clip into `out`, uint8 (F, size, size, 3): one frame of each of F segments.
+
+    Raises BadSample when the clip is too large or cannot be decoded.
+    """
+    with open_clip(data) as clip:
+        box = random_box(random, clip.width, clip.height, config)
+        mirrored = config.flip and random.random() < 0.5
+        rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+        frames = clip.decode(random_frames(random, clip.frames, len(out)))
+        for view, pixels in zip(out, frames, strict=True):
+            resize_into(pixels[rows, columns], view)
+    if mirrored:
+        out[:] = out[:, :, ::-1].copy()
+
+
 def write_evaluation_view(data: bytes, out: Pixels) -> None:
     """Write the whole image, squashed to `out`, uint8 (size, size, 3), by antialiased bicubic interpolation.
 
     Pillow does it, as in transformers' CLIPImageProcessor, so that exported processors give the same pixels. Raises
     BadSample when the image is too large or cannot be decoded.
     """
-    pixels = decode(open_image(data))
-    if pixels.shape != out.shape:
-        pixels = np.asarray(Image.fromarray(pixels).resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC))
-    out[:] = pixels
+    _squash_into(decode(open_image(data)), out)
+
+
+def write_evaluation_clip(data: bytes, out: Pixels) -> None:
+    """Write F evenly spaced frames, the first and the last among them, to `out`, uint8 (F, size, size, 3), as images.
+
+    Raises BadSample when the clip is too large or cannot be decoded.
+    """
+    with open_clip(data) as clip:
+        for view, pixels in zip(out, clip.decode(uniform_frames(clip.frames, len(out))), strict=True):
+            _squash_into(pixels, view)
 
 
 def random_box(random: np.random.Generator, width: int, height: int, config: AugmentConfig) -> Box:
@@ -118,6 +144,12 @@ def resize_into(pixels: Pixels, out: Pixels) -> None:
         cv2.GaussianBlur(pixels, (taps, taps), _smoothing(wide), dst=smoothed, sigmaY=_smoothing(high))
         pixels = smoothed
     cv2.resize(pixels, (out.shape[1], out.shape[0]), dst=out, interpolation=how)
+
+
+def _squash_into(pixels: Pixels, out: Pixels) -> None:
+    if pixels.shape != out.shape:
+        pixels = np.asarray(Image.fromarray(pixels).resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC))
+    out[:] = pixels
 
 
 def _smoothing(reduction: float) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.augment import AugmentConfig, write_evaluation_view
+from data_pipeline.augment import AugmentConfig, write_evaluation_clip, write_evaluation_view
 from data_pipeline.collate import Batch
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError, UsageError
@@ -28,7 +28,7 @@ from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, Reade
 from data_pipeline.order import default_lanes
 from data_pipeline.positions import Division, check_order_state, keys_of, open_manifests, open_order, order_state
 from data_pipeline.quarantine import Quarantine
-from data_pipeline.sample import BadSample, Sample
+from data_pipeline.sample import BadSample, Kind, Sample
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 from data_pipeline.workers import Workers
@@ -121,6 +121,7 @@ def open_loader(
     global_batch: int,
     tokenizer: str | Path | Tokenizer,
     size: int,
+    frames: int | None = None,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -138,7 +139,7 @@ def open_loader(
     quarantine: str | Path | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Loader:
-    """Open data sets for training.
+    """Open data sets for training: of images, or with `frames` of clips, so many frames of each.
 
     `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
     `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
@@ -155,11 +156,14 @@ def open_loader(
         raise UsageError(f"max_text_length must leave room for a token between two special ones, not {max_text_length}")
     if workers < 0 or start_step < 0:
         raise UsageError(f"workers and start_step cannot be negative, not {workers} and {start_step}")
+    if frames is not None and frames < 1:
+        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
     if local_negatives is not None and local_negatives < 1:
         raise UsageError(f"local_negatives must be at least 1, or left out to use all, not {local_negatives}")
     manifests = tuple(open_manifests(dirs))
-    for manifest in manifests if dataset_negatives else ():
-        if manifest.samples < 2:
+    for manifest in manifests:
+        manifest.check_kind("image" if frames is None else "video")
+        if dataset_negatives and manifest.samples < 2:
             raise DataError(f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it")
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     config = ReaderConfig(
@@ -171,6 +175,7 @@ def open_loader(
         group=_matching_group(division, group),
         tokenizer=loaded.to_str(),
         size=size,
+        frames=frames,
         patch_size=patch_size,
         max_text_length=max_text_length,
         masking=masking,
@@ -212,7 +217,7 @@ class _InProcess:
 
 @dataclass
 class EvaluationBatch:
-    """Samples in the data set's order: indices in the data set, the samples, pixels uint8 (B, size, size, 3)."""
+    """Samples in the data set's order: indices in the data set, the samples, pixels as in `Batch`."""
 
     indices: list[int]
     samples: list[Sample]
@@ -220,23 +225,37 @@ class EvaluationBatch:
 
 
 def evaluation_batches(
-    manifest: Manifest, *, size: int, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None
+    manifest: Manifest,
+    *,
+    size: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    limit: int | None = None,
+    frames: int | None = None,
 ) -> Iterator[EvaluationBatch]:
     """Yield samples rank, rank + world, ... of the first `limit` once each, squashed to size x size, without padding.
 
+    With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the last among them.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
+    if frames is not None and frames < 1:
+        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
+    kind: Kind = "image" if frames is None else "video"
+    manifest.check_kind(kind)
+    shape = (size, size, 3) if frames is None else (frames, size, size, 3)
+    write = write_evaluation_view if frames is None else write_evaluation_clip
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     mine = list(range(rank, total, world))
     with closing(Store([manifest])) as store:
         for start in range(0, len(mine), batch_size):
             indices = mine[start : start + batch_size]
-            pixels = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+            pixels = np.empty((len(indices), *shape), dtype=np.uint8)
             samples = []
             for row, index in enumerate(indices):
                 try:
-                    samples.append(store.read(0, index))
-                    write_evaluation_view(samples[-1].image, pixels[row])
+                    samples.append(store.read(0, index, kind))
+                    write(samples[-1].media, pixels[row])
                 except BadSample as error:
                     raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
             yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))

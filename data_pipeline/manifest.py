@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.sample import EXTENSIONS, Kind
 from data_pipeline.tar_index import Member, ShardIndex, index_shard, write_atomically
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "Member", "Shard", "ShardIndex", "index"]
@@ -129,6 +130,12 @@ class Manifest:
         """Check by stat alone that every shard is there and has its size; raises `DataError` that names the shard."""
         for shard in self.shards:
             self._check_size(shard)
+
+    def check_kind(self, kind: Kind) -> None:
+        """Check by `fields` alone that there are samples of a kind; raises `DataError` that says what there is."""
+        if self.fields.keys().isdisjoint(EXTENSIONS[kind]):
+            found = ", ".join(f"{extension} ({count:,})" for extension, count in self.fields.items())
+            raise DataError(f"{self.root} holds no {kind}s ({'|'.join(EXTENSIONS[kind])}); its fields: {found}")
 
     def _check_size(self, shard: Shard) -> None:
         path = self.root / shard.name

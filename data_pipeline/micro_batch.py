@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.augment import AugmentConfig, write_training_view
+from data_pipeline.augment import AugmentConfig, write_training_clip, write_training_view
 from data_pipeline.collate import Arrays, collate, identities, matching_arrays, positives
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError
@@ -20,7 +20,7 @@ from data_pipeline.masking import MaskingConfig, draw_masks
 from data_pipeline.order import Integers, Words, fold, hash_key
 from data_pipeline.positions import Division, open_order
 from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
-from data_pipeline.sample import BadSample
+from data_pipeline.sample import BadSample, Kind
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 
@@ -39,6 +39,7 @@ class ReaderConfig:
     group: int
     tokenizer: str
     size: int
+    frames: int | None
     patch_size: int
     max_text_length: int
     masking: MaskingConfig
@@ -47,12 +48,17 @@ class ReaderConfig:
     local_negatives: int | None
 
     @property
+    def kind(self) -> Kind:
+        """What is read of the samples."""
+        return "image" if self.frames is None else "video"
+
+    @property
     def pixels_shape(self) -> tuple[int, ...]:
         """Shape of a micro-batch's pixels: its samples, then the negatives of its rows with label 0."""
         rows = self.division.micro_batch
         if self.dataset_negatives:
             rows += rows // self.group * (self.group - positives(self.group))
-        return (rows, self.size, self.size, 3)
+        return (rows, *(() if self.frames is None else (self.frames,)), self.size, self.size, 3)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Reader:
     def __init__(self, config: ReaderConfig) -> None:
         self._config = config
         self._store = Store(config.manifests)
+        self._write_view = write_training_view if config.kind == "image" else write_training_clip
         self._tokenizer = Tokenizer.from_str(config.tokenizer)
         self._order = open_order(
             config.manifests,
@@ -166,9 +173,9 @@ class Reader:
                 words = sample_words(self._keys[[source]], np.array([candidate]), np.array([epoch]))[0]
             random = np.random.Generator(np.random.Philox(key=words))
             try:
-                read = self._store.read(source, candidate)
+                read = self._store.read(source, candidate, self._config.kind)
                 caption = read.captions[int(random.random() * len(read.captions))]
-                write_training_view(read.image, random, self._config.augment, out)
+                self._write_view(read.media, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
                 continue
@@ -191,7 +198,8 @@ class Reader:
             candidate = int(random.random() * others)
             candidate += candidate >= own
             try:
-                write_training_view(self._store.read(source, candidate).image, random, self._config.augment, out)
+                read = self._store.read(source, candidate, self._config.kind)
+                self._write_view(read.media, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
                 continue
@@ -207,7 +215,7 @@ class Reader:
 def sample_words(keys: Words, samples: Integers, epochs: Integers) -> Words:
     """Philox keys (samples, 2) of the generators for everything random about each sample.
 
-    That is, in this order: caption, crop, mirror, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
+    In this order: caption, crop, mirror, frames, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
     Only the method `random` of the generators is used: Philox's raw stream, which no version of numpy has changed.
     """
     return fold(keys[:, None], _SAMPLE, samples[:, None], epochs[:, None], np.arange(2))

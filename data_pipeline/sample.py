@@ -16,8 +16,10 @@ from data_pipeline.errors import DataError
 Kind = Literal["image", "video"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm")
+EXTENSIONS: dict[Kind, tuple[str, ...]] = {"image": IMAGE_EXTENSIONS, "video": VIDEO_EXTENSIONS}
 # Real annotation files are a few kilobytes; what is far larger is a mistake or an attack.
 MAX_TEXT_BYTES = 16 * 2**20
+_ARTICLES: dict[Kind, str] = {"image": "an image", "video": "a video"}
 
 
 class BadSample(DataError):
@@ -37,27 +39,31 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded image with its captions.
+    """An encoded image or clip with its captions.
 
-    `image` holds the file's bytes, `captions` at least one non-empty text, `annotations` the JSON member ({} without).
+    `media` holds the file's bytes, `extension` says its format, `captions` at least one non-empty text, `image_id` what
+    it shows (samples of the same image or clip may share it), `annotations` the JSON member ({} without).
     """
 
     key: str
-    image: bytes
-    image_extension: str
+    media: bytes
+    extension: str
     captions: tuple[str, ...]
     image_id: str
     annotations: dict[str, Any]
 
 
-def parse_sample(key: str, members: Mapping[str, bytes]) -> Sample:
-    """Read the members of `key` (extension -> bytes); raises `BadSample`, whose message names the key."""
-    extension = _image_extension(key, members)
+def parse_sample(key: str, members: Mapping[str, bytes], kind: Kind = "image") -> Sample:
+    """Read the members of `key` (extension -> bytes); raises `BadSample`, whose message names the key.
+
+    `kind` says which of an image and a video is wanted: a sample may hold both.
+    """
+    extension = _extension(key, members, kind)
     annotations = _annotations(key, members)
     return Sample(
         key=key,
-        image=members[extension],
-        image_extension=extension,
+        media=members[extension],
+        extension=extension,
         captions=_captions(key, members, annotations),
         image_id=_image_id(key, annotations),
         annotations=annotations,
@@ -69,16 +75,17 @@ def parse_captions(key: str, members: Mapping[str, bytes]) -> tuple[str, ...]:
     return _captions(key, members, _annotations(key, members))
 
 
-def _image_extension(key: str, members: Mapping[str, bytes]) -> str:
-    for extension in IMAGE_EXTENSIONS:
+def _extension(key: str, members: Mapping[str, bytes], kind: Kind) -> str:
+    for extension in EXTENSIONS[kind]:
         if extension in members:
             if not members[extension]:
                 raise BadSample("undecodable", f"sample {key}: its {extension} member is empty")
             return extension
-    if any(extension in members for extension in VIDEO_EXTENSIONS):
-        raise BadSample("missing-field", f"sample {key} holds a video where an image is needed")
+    for other, extensions in EXTENSIONS.items():
+        if any(extension in members for extension in extensions):
+            raise BadSample("missing-field", f"sample {key} holds {_ARTICLES[other]} where {_ARTICLES[kind]} is needed")
     found = ", ".join(sorted(members)) or "none"
-    raise BadSample("missing-field", f"sample {key} has no image ({'|'.join(IMAGE_EXTENSIONS)}); its members: {found}")
+    raise BadSample("missing-field", f"sample {key} has no {kind} ({'|'.join(EXTENSIONS[kind])}); its members: {found}")
 
 
 def _annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:

@@ -5,15 +5,17 @@ In: the folder of a data set. Out: a line for each thing that is wrong, naming t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from data_pipeline.decode import decode as decode_image
 from data_pipeline.decode import open_image
+from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardIndex, map_shards, sha256_of
-from data_pipeline.sample import BadSample, parse_sample
+from data_pipeline.sample import EXTENSIONS, BadSample, Sample, parse_sample
 from data_pipeline.tar_index import index_shard
 
 
@@ -78,12 +80,20 @@ def _bad_samples(name: str, path: Path, shard_index: ShardIndex) -> Iterator[str
                 tar.seek(member.offset)
                 members[member.extension] = tar.read(member.size)
             key = shard_index.key(i)
-            try:
-                decode_image(open_image(parse_sample(key, members).image))
-            except BadSample as error:
-                text = str(error)
-                yield (
-                    f"shard {name}: {text}"
-                    if text.startswith(f"sample {key}")
-                    else f"shard {name}: sample {key}: {text}"
-                )
+            kinds = [kind for kind, names in EXTENSIONS.items() if not members.keys().isdisjoint(names)]
+            for kind in kinds or EXTENSIONS:
+                try:
+                    _decode(parse_sample(key, members, kind))
+                except BadSample as error:
+                    text = str(error)
+                    named = text if text.startswith(f"sample {key}") else f"sample {key}: {text}"
+                    yield f"shard {name}: {named}"
+                    break
+
+
+def _decode(sample: Sample) -> None:
+    if sample.extension in EXTENSIONS["image"]:
+        decode_image(open_image(sample.media))
+        return
+    with open_clip(sample.media) as clip:
+        deque(clip.decode(range(clip.frames)), maxlen=0)

@@ -51,8 +51,8 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
     nearest = nearest_texts(captions, known_captions)
     chosen, place = np.unique(known_owners[nearest], return_inverse=True)
     with closing(Store([known])) as store:
-        asked = np.stack([colour_histogram(store.read(0, int(number)).image) for number in chosen])
-    shown = np.stack([colour_histogram(sample.image) for sample in samples])
+        asked = np.stack([colour_histogram(store.read(0, int(number)).media) for number in chosen])
+    shown = np.stack([colour_histogram(sample.media) for sample in samples])
     distances = cdist(asked, shown, "cityblock")
     ranked = ranks(-distances[place], owners)
     chance = chance_ranks(owners, len(keys))

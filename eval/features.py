@@ -157,7 +157,7 @@ def encode_images(loaded: LoadedModel, manifest: Manifest, *, batch_size: int = 
         keys=keys,
         captions=[sample.captions for sample in samples],
         annotations=[sample.annotations for sample in samples],
-        row=np.array([first.setdefault(sample.image, i) for i, sample in enumerate(samples)]),
+        row=np.array([first.setdefault(sample.media, i) for i, sample in enumerate(samples)]),
         features=unit_features(torch.stack(every_feature), keys),
         tokens=torch.stack(every_token),
     )

@@ -77,7 +77,7 @@ class Thumbnails:
         return self._store.read(0, self._rows[key]).captions if key in self._rows else ()
 
     def _make(self, key: str) -> str:
-        picture = Image.fromarray(decode(open_image(self._store.read(0, self._rows[key]).image)))
+        picture = Image.fromarray(decode(open_image(self._store.read(0, self._rows[key]).media)))
         picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=82)

@@ -1,4 +1,4 @@
-"""Small data sets of random pictures with captions, and a tokenizer for them."""
+"""Small data sets of random pictures, and of clips, with captions, and a tokenizer for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +46,43 @@ def picture_members(number: int) -> dict[str, bytes]:
     random = np.random.default_rng(1000 + number)
     caption = " ".join(random.choice(WORDS, size=random.integers(4, 14)))
     return {"jpg": encoded_picture(number), "txt": f"{caption} {number}".encode()}
+
+
+def encoded_clip(
+    number: int, *, frames: int = 12, size: tuple[int, int] = (64, 48), kind: str = "mp4", codec: str = "libx264"
+) -> bytes:
+    """Frames of one colour each: its red tells the frame, its green the number (see `frame_of`, `number_of`)."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in range(frames):
+            colour = np.array([30 + 16 * (frame % 12), 30 + 16 * (number % 12), 128], np.uint8)
+            pixels = np.tile(colour, (size[1], size[0], 1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def frame_of(pixels: np.ndarray) -> int:
+    """Frame (modulo 12) that the pixels of an `encoded_clip` are."""
+    return round((float(pixels[..., 0].mean()) - 30) / 16)
+
+
+def number_of(pixels: np.ndarray) -> int:
+    """Number (modulo 12) of the `encoded_clip` that the pixels come from."""
+    return round((float(pixels[..., 1].mean()) - 30) / 16)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """50 good clips in three shards."""
+    records = [
+        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": picture_members(number)["txt"]}) for number in range(50)
+    ]
+    return write_shards(tmp_path_factory.mktemp("clips"), records, samples_per_shard=20, source={"name": "clips"})
 
 
 @pytest.fixture(scope="session")

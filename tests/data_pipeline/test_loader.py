@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,66 +19,21 @@ from PIL import Image
 
 from data_pipeline.augment import write_evaluation_view
 from data_pipeline.errors import DataError, IncompleteError, UsageError
-from data_pipeline.loader import Batch, Loader, evaluation_batches, open_loader
+from data_pipeline.loader import Loader, evaluation_batches, open_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.positions import planned_keys
 from data_pipeline.text import Tokenizer
 from data_pipeline.write import write_shards
+from tests.data_pipeline.batches import BATCH, OPTIONS, START, Row, read, rows
+from tests.data_pipeline.conftest import encoded_picture
 
-from .conftest import encoded_picture
-
-BATCH, START = 48, 5
-OPTIONS = {"seed": 1, "global_batch": BATCH, "size": 32, "patch_size": 8, "group": 2}
 SWITCHES = {
     "dataset_negatives": True,
     "local_negatives": 3,
     "masking": MaskingConfig(replacement=True, mlm_unit="token"),
     "group": 3,
 }
-Row = dict[str, object]
-
-
-def rows(batch: Batch) -> Iterator[Row]:
-    """What a batch says of each of its samples, without the padding."""
-    patches = (batch.pixels.shape[-2] // 8) ** 2
-    width = batch.text_ids.shape[1]
-    of_negatives = iter(() if batch.negative_pixels is None else batch.negative_pixels)
-    for row, key in enumerate(batch.keys):
-        length = int(batch.text_mask[row].sum())
-        masked = batch.masked_tokens[batch.masked_tokens // width == row] - row * width
-        mlm_here = batch.mlm_positions // width == row
-        yield {
-            "key": key,
-            "pixels": batch.pixels[row].numpy().tobytes(),
-            "text": batch.text_ids[row, :length].tolist(),
-            "masked_text": batch.masked_text_ids[row, :length].tolist(),
-            "masked_tokens": masked.tolist(),
-            "mlm": batch.mlm_ids[row, :length].tolist(),
-            "mlm_positions": (batch.mlm_positions[mlm_here] - row * width).tolist(),
-            "mlm_labels": batch.mlm_labels[mlm_here].tolist(),
-            "keep": batch.keep_patches[row].tolist(),
-            "masked_patches": (batch.masked_patches[batch.masked_patches // patches == row] - row * patches).tolist(),
-            "matching": int(batch.itm_labels[row]),
-            "identity": batch.identity[row].tolist(),
-            "negative": b"" if batch.itm_labels[row] else next(of_negatives, torch.empty(0)).numpy().tobytes(),
-            "negative_patches": chosen(batch.negative_patches, batch.masked_patches, row, patches),
-            "negative_tokens": chosen(batch.negative_tokens, batch.masked_tokens, row, width),
-            "noise": batch.itm_noise[row].tolist(),
-        }
-
-
-def chosen(rows_chosen: torch.Tensor | None, flat: torch.Tensor, row: int, width: int) -> list[int]:
-    """Positions in a sample that the rows of a flat list name."""
-    positions = flat[[] if rows_chosen is None else rows_chosen]
-    return (positions[positions // width == row] - row * width).tolist()
-
-
-def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) -> list[Row]:
-    """What one rank reads in `steps` steps from step START."""
-    count = steps * options.get("micro_batches", 1)
-    with open_loader([root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}) as loader:
-        return [row for _ in range(count) for row in rows(next(loader))]
 
 
 @pytest.fixture(scope="module")
@@ -471,7 +425,7 @@ def test_an_evaluation_reads_every_sample_once_in_order(pictures, world, limit):
 def test_an_evaluation_squashes_pictures_and_skips_none(pictures, write_pictures, tmp_path):
     batch = next(evaluation_batches(pictures, size=32, batch_size=3))
     expected = np.empty((32, 32, 3), dtype=np.uint8)
-    write_evaluation_view(batch.samples[2].image, expected)
+    write_evaluation_view(batch.samples[2].media, expected)
     assert (batch.pixels[2].numpy() == expected).all()
     broken = write_pictures(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
     with pytest.raises(DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"):

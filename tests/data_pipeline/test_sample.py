@@ -37,7 +37,7 @@ def test_a_null_caption_falls_back_to_the_text():
 
 def test_text_alone_is_enough_and_the_key_is_the_image_id():
     sample = parse_sample("7", {"png": b"pixels", "txt": "ein Fuß".encode(), "cls": b"3"})
-    assert (sample.image_extension, sample.captions, sample.image_id, sample.annotations) == (
+    assert (sample.extension, sample.captions, sample.image_id, sample.annotations) == (
         "png",
         ("ein Fuß",),
         "7",
@@ -96,4 +96,4 @@ def test_any_bytes_give_a_sample_or_a_bad_sample(given_members):
         sample = parse_sample("7", given_members)
     except BadSample:
         return
-    assert sample.image and all(caption.strip() == caption != "" for caption in sample.captions)
+    assert sample.media and all(caption.strip() == caption != "" for caption in sample.captions)

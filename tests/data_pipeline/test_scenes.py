@@ -260,7 +260,7 @@ def test_relations_hold_in_pixels_too(annotations):
 def test_the_colour_of_an_object_is_seen_where_its_silhouette_is(samples):
     for one in samples["train"][:40]:
         scene = one.annotations["scene"]
-        pixels = np.asarray(Image.open(io.BytesIO(one.image)).convert("RGB"), np.float32)
+        pixels = np.asarray(Image.open(io.BytesIO(one.media)).convert("RGB"), np.float32)
         for o in scene["objects"]:
             window, alpha, dark = silhouette(o, scene["size"])
             inside = pixels[window][(alpha == 1) & (dark == 0)]
@@ -274,7 +274,7 @@ def test_the_picture_can_be_drawn_again_from_the_json(samples):
     for one in samples["novel"][:10]:
         drawn = draw(json.loads(json.dumps(one.annotations["scene"])))
         assert drawn.shape == (96, 96, 3) and drawn.dtype == np.uint8
-        stored = np.asarray(Image.open(io.BytesIO(one.image)), np.float32)
+        stored = np.asarray(Image.open(io.BytesIO(one.media)), np.float32)
         assert np.abs(stored - drawn).mean() < 8  # JPEG is all that lies between
 
 

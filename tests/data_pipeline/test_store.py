@@ -27,7 +27,7 @@ def test_every_sample_is_found_by_its_number(pictures, write_pictures, tmp_path)
     assert store.read(0, 199).key == "pictures/shard-000001.tar/00199"
     assert store.read(0, 259).captions[0].endswith(" 259")
     assert store.read(1, 4).key == "other/shard-000000.tar/00004"
-    assert store.read(1, 4).image[:2] == b"\xff\xd8"
+    assert store.read(1, 4).media[:2] == b"\xff\xd8"
 
 
 def test_captions_are_read_without_the_image(copied):

@@ -35,7 +35,7 @@ def test_plain_webdataset_reads_the_same_samples(tmp_path):
 
     ours = list(samples_of(manifest))
     assert [sample["__key__"] for sample in read] == [sample.key for sample in ours]
-    assert [sample["jpg"] for sample in read] == [sample.image for sample in ours]
+    assert [sample["jpg"] for sample in read] == [sample.media for sample in ours]
     assert [json.loads(sample["json"]) for sample in read] == [sample.annotations for sample in ours]
 
 
