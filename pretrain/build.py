@@ -25,20 +25,37 @@ from .model.vision import resize_grid
 
 POSITIONS = "embeddings.position_embedding.weight"
 _BLOCKS = "encoder.layers."
+FEWEST_FRAMES = 8  # rows of the temporal table of a run with clips, as published
 
 
-def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> GLSCLModel:
-    """Build the model of a run; random weights come from torch's global generator.
+def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLConfig:
+    """Sizes of the model of a run; `frames` is the length of its clips, 0 where it has none.
 
-    Raises UsageError for unknown fields, sizes that do not fit together, or a tower that cannot be loaded.
+    Raises UsageError for unknown fields and sizes that do not fit together.
     """
     try:
         vision = _vision_config(config)
         text = _text_config(config, tokenizer)
         _check_text(text, config, tokenizer, max_text_length)
         _refuse_unknown("model.fusion", config.fusion, GLSCLConfig)
-        sizes = {**config.fusion, "max_text_length": max_text_length}
-        model = GLSCLModel(GLSCLConfig(vision_config=vision, text_config=text, **sizes))
+        longest = max(frames, FEWEST_FRAMES) if frames else 0
+        sizes = {"max_frames": longest, **config.fusion, "max_text_length": max_text_length}
+        found = GLSCLConfig(vision_config=vision, text_config=text, **sizes)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise UsageError(f"model: {' '.join(str(error).split())}") from None
+    if found.max_frames < frames:
+        raise UsageError(f"model.fusion.max_frames {found.max_frames} is too small for clips of {frames} frames")
+    return found
+
+
+def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLModel:
+    """Build the model of a run; random weights come from torch's global generator.
+
+    Raises UsageError as `model_config` does, and for a tower that cannot be loaded.
+    """
+    sizes = model_config(config, tokenizer, max_text_length, frames)
+    try:
+        model = GLSCLModel(sizes)
         if config.vision_from:
             _load_vision(model, config.vision_from)
         if config.text_from:

@@ -20,11 +20,11 @@ from data_pipeline.text import Tokenizer
 
 from .config import ObjectiveConfig, ValidationConfig
 from .model import GLSCLConfig, GLSCLModel
-from .objectives.completion import completion_loss
+from .objectives.completion import completion_loss, sampled_completion_loss
+from .objectives.contrastive import contrastive_loss
 from .objectives.masked_language import masked_language_loss
 from .objectives.matching import matching_loss
-from .objectives.nce import nce
-from .objectives.tcl import global_local_loss
+from .objectives.tcl import global_local_loss, intra_modal_loss
 from .parallel.gather import gather_counts, gather_rows, rank, world_size
 from .ranking import ranks_of_features
 from .views import Completion, PretrainFeatures, pretrain_features
@@ -61,6 +61,8 @@ class TokenCounts:
 
     patches: RowCounts
     tokens: RowCounts
+    words: list[int]
+    """Places for words, padding included, of each rank."""
     masked_language_tokens: float
     """Mean over the ranks and over the step's micro-batches of this kind."""
 
@@ -122,13 +124,14 @@ class PretrainTask:
         gathered = iter(gather_counts(own))
         rows = [[next(gathered) for _ in _row_counts(batch)] for batch in batches]
         found = []
-        for batch, (patches, chosen_patches, tokens, chosen_tokens, _) in zip(batches, rows, strict=True):
-            words = [sum(of[-1]) for other, of in zip(batches, rows, strict=True) if other.kind == batch.kind]
+        for batch, (patches, chosen_patches, tokens, chosen_tokens, places, _) in zip(batches, rows, strict=True):
+            targets = [sum(of[-1]) for other, of in zip(batches, rows, strict=True) if other.kind == batch.kind]
             found.append(
                 TokenCounts(
                     RowCounts(patches, chosen_patches),
                     RowCounts(tokens, chosen_tokens),
-                    sum(words) / (world_size() * len(words)),
+                    places,
+                    sum(targets) / (world_size() * len(targets)),
                 )
             )
         return found
@@ -200,7 +203,9 @@ class PretrainTask:
         tokens = counts.masked_language_tokens if counts else len(f.masked_language_labels)
         patches_of, tokens_of = (counts.patches, counts.tokens) if counts else (None, None)
         parts = {
-            "contrastive": self._contrast(f.contrastive_text, f.contrastive_image, features),
+            "contrastive": contrastive_loss(
+                f.contrastive_text, f.contrastive_image, f.temperature, ids=ids, gradients=config.gradients
+            ),
             "matching": matching_loss(f.matching_logits, f.matching_labels),
             "masked_language": masked_language_loss(f.masked_language_logits, f.masked_language_labels, tokens),
             "global_image": self._completion(f.global_image, config.global_image_negatives, ids),
@@ -213,20 +218,19 @@ class PretrainTask:
             ),
         }
         if f.views and config.intra_modal:
-            image = self._contrast(f.contrastive_image, f.views.dropped_image, features)
-            parts["intra_modal"] = 0.5 * (image + self._contrast(f.contrastive_text, f.views.masked_text, features))
+            image = intra_modal_loss(f.contrastive_image, f.views.dropped_image, f.temperature, ids)
+            text = intra_modal_loss(f.contrastive_text, f.views.masked_text, f.temperature, ids)
+            parts["intra_modal"] = 0.5 * (image + text)
         if f.views and config.global_local:
-            patch_mask = torch.ones_like(f.views.patches[..., 0])
-            image = global_local_loss(f.contrastive_image, f.views.patches, patch_mask, f.temperature)
-            text = global_local_loss(f.contrastive_text, f.views.words, f.views.word_mask, f.temperature)
+            everywhere = torch.ones_like(f.views.patches[..., 0])
+            image = global_local_loss(f.contrastive_image, f.views.patches, everywhere, f.temperature, ids=ids)
+            words = counts.words if counts else None
+            text = global_local_loss(
+                f.contrastive_text, f.views.words, f.views.word_mask, f.temperature, words, ids=ids
+            )
             parts["global_local"] = 0.5 * (image + text)
         weighted = [getattr(config, name) * value.reshape(()) for name, value in parts.items()]
         return Losses(**parts, total=torch.stack(weighted).sum())
-
-    def _contrast(self, p: Tensor, q: Tensor, features: PretrainFeatures) -> Tensor:
-        """Mean of both directions with the learnt temperature."""
-        ids = features.identity if self.config.duplicates == "ignored" else None
-        return 0.5 * nce(p, q, features.temperature, ids=ids, gradients=self.config.gradients)
 
     def _completion(
         self,
@@ -237,18 +241,31 @@ class PretrainTask:
         chosen: Tensor | None = None,
     ) -> Tensor:
         config = self.config
+        rows, chosen_rows = (counts.rows, counts.chosen) if counts else (None, None)
+        if negatives == "sample":
+            if chosen is None:
+                raise ValueError("the batch names no sample of negatives: open the loader with local_negatives")
+            return sampled_completion_loss(
+                states.recovered,
+                states.target,
+                config.completion_temperature,
+                chosen,
+                rows,
+                chosen_rows,
+                ids=ids,
+                directions=config.directions,
+            )
+        frames = states.recovered.ndim == 3 and states.recovered.shape[1] > 1
         return completion_loss(
             states.recovered,
             states.target,
             config.completion_temperature,
-            counts.rows if counts else None,
+            rows,
             ids=ids,
             negatives=negatives,
-            chosen=chosen,
-            chosen_counts=counts.chosen if counts else None,
             gradients=config.gradients,
             directions=config.directions,
-            normalization=config.video_normalization,
+            normalization=config.video_normalization if frames else "channels",
         )
 
     def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
@@ -299,7 +316,7 @@ class PretrainTask:
 
 
 def _row_counts(batch: Batch) -> list[int]:
-    """Masked patches of all frames and those that are negatives, the same of tokens, and tokens to predict."""
+    """Masked patches of all frames and those that are negatives, the same of tokens, words, tokens to predict."""
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     chosen_patches = 0 if batch.negative_patches is None else len(batch.negative_patches)
     chosen_tokens = 0 if batch.negative_tokens is None else len(batch.negative_tokens)
@@ -308,6 +325,7 @@ def _row_counts(batch: Batch) -> list[int]:
         chosen_patches * frames,
         len(batch.masked_tokens),
         chosen_tokens,
+        batch.text_mask[:, 1:].numel(),
         len(batch.mlm_positions),
     ]
 
