@@ -31,7 +31,7 @@ SHORTEST, LONGEST = 10, 20  # tokens of a caption here, special tokens included:
 
 
 def sizes(tiny: bool) -> GLSCLConfig:
-    """The published sizes, or small ones to try the script."""
+    """Give the published sizes, or small ones to try the script."""
     if not tiny:
         return GLSCLConfig(max_frames=0)
     tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}

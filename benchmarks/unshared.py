@@ -18,7 +18,7 @@ from pretrain.views import Completion, PretrainFeatures, part_identity, similari
 
 
 def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int) -> PretrainFeatures:
-    """What `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
+    """Compute what `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
 
     Pictures only, with targets of the crossed passes.
     """
@@ -68,6 +68,7 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
     def tokens_at(states: Tensor) -> Tensor:
         return states.flatten(0, 1)[moved(batch.masked_tokens)]
 
+    patches = batch.masked_patches
     return PretrainFeatures(
         identity=batch.identity,
         contrastive_text=contrastive_text,
@@ -81,7 +82,7 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
         global_text=Completion(b.text[:, 0], a.text[:, 0]),
         local_image=Completion(patches_at(c.image), patches_at(b.image)),
         local_text=Completion(tokens_at(b.text), tokens_at(a.text)),
-        patch_identity=part_identity(batch.identity[batch.masked_patches // count, 0], batch.masked_patches % count + 1),
+        patch_identity=part_identity(batch.identity[patches // count, 0], patches % count + 1),
         token_identity=part_identity(batch.identity[batch.masked_tokens // width, 1], batch.masked_tokens % width),
         negative_patches=batch.negative_patches,
         negative_tokens=batch.negative_tokens,

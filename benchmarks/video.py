@@ -42,7 +42,12 @@ def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
     """Median seconds of forward and backward, and peak memory above what stood before in MB."""
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=11, num_attention_heads=12, patch_size=16, image_size=SIDE
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=11,
+        num_attention_heads=12,
+        patch_size=16,
+        image_size=SIDE,
     )
     model = GLSCLModel(GLSCLConfig(vision_config=tower))
     pixels = torch.randn(batch, FRAMES, 3, SIDE, SIDE)

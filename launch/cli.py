@@ -118,7 +118,7 @@ def _order(arguments: argparse.Namespace) -> None:
 
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
-    """What the order of each kind of a run depends on, pictures before clips."""
+    """List what the order of each kind of a run depends on, pictures before clips."""
     from pretrain.config import load_config
 
     config = load_config(path)

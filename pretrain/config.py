@@ -191,6 +191,8 @@ class ValidationConfig:
     every: int = 1000
     limit: int | None = None
     batch_size: int = 64
+    frames: int | None = None
+    """Frames of each clip, where the split holds clips; None: it holds pictures."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values with which nothing would be validated."""

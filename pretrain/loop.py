@@ -47,7 +47,6 @@ from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
 from .task import PretrainTask, Task, TaskModel
 
-
 _PLURAL = {"image": "images", "video": "clips"}
 
 
@@ -177,7 +176,7 @@ class _Training:
                         "epoch": self.position.samples / samples,
                         "samples_per_second": counted * config.batch.total / elapsed,
                         "data_wait_fraction": waited / elapsed,
-                        "keys": _hash_keys([key for l in self.loaders.values() for key in l.step_keys(step)]),
+                        "keys": _hash_keys([key for loader in self.loaders.values() for key in loader.step_keys(step)]),
                     } | metrics
                     self._log({"step": done} | row, bar)
                     since, waited, counted = time.monotonic(), 0.0, 0

@@ -1,7 +1,7 @@
 """What a run will cost, without training: parameters, operations by view and pass, memory of a rank, what is read.
 
-The model is built and run on fake tensors (no memory, no arithmetic) under torch's FLOP counter, so the counts are those
-of the code that trains, not of formulas beside it.
+The model is built and run on fake tensors (no memory, no arithmetic) under torch's FLOP counter, so the counts are
+those of the code that trains, not of formulas beside it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _captions(sources: Sequence[SourceConfig]) -> tuple[list[str], int | None, list[str]]:
-    """Some captions, the samples of an epoch, and a line per data set; of data that are elsewhere, only the line."""
+    """Read some captions, the samples of an epoch, and a line per data set (only this of data that are elsewhere)."""
     captions: list[str] = []
     samples, lines, here = 0, [], True
     for source in sources:
@@ -242,7 +242,7 @@ def _fake_batch(config: RunConfig, sizes: GLSCLConfig, kind: str, rows: int, wid
 
 
 def step_parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> dict[str, Callable[[], Any]]:
-    """Forward work of every view, pass and head of a step alone; a view includes the first self-attention that its pairs share."""
+    """List the forward work of every view, pass and head; a view includes the self-attention that its pairs share."""
     size, mask = len(batch.pixels), batch.text_mask
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     patches = model.embed_patches(batch.pixels)

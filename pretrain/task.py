@@ -136,62 +136,6 @@ class PretrainTask:
             )
         return found
 
-    def features(self, model: GLSCLModel, batch: Batch) -> Any:
-        """Everything the losses read; runs inside the wrapped model's forward."""
-
-    def losses(self, features: Any, counts: TokenCounts | None = None) -> Losses:
-        """Losses of one micro-batch."""
-
-    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Metrics on the validation split, the same on every rank."""
-
-
-class TaskModel(nn.Module):
-    """The model with its task, so that every use of the weights goes through one forward that engines can wrap."""
-
-    def __init__(self, task: Task, model: GLSCLModel):
-        super().__init__()
-        self.task = task
-        self.model = model
-
-    def forward(self, function: str, *inputs: Any) -> Any:
-        """Call `task.function(model, *inputs)`."""
-        return getattr(self.task, function)(self.model, *inputs)
-
-
-class PretrainTask:
-    """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
-
-    def __init__(
-        self,
-        config: ObjectiveConfig | None = None,
-        validation: ValidationConfig | None = None,
-        tokenizer: Tokenizer | None = None,
-    ):
-        self.config = config or ObjectiveConfig()
-        self.validation = validation
-        self.tokenizer = tokenizer
-        optional = ("intra_modal", "global_local")
-        names = [field.name for field in fields(Losses) if field.name != "total"]
-        self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
-
-    def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
-        """Losses of one batch on one process: `losses(features(model, batch))`."""
-        return self.losses(self.features(model, batch))
-
-    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
-        """Gather how many positions each rank masks, in one collective for all micro-batches of a step."""
-        gathered = gather_counts([count for batch in batches for count in _counts(batch)])
-        rows = [gathered[i : i + _COUNTS] for i in range(0, len(gathered), _COUNTS)]
-        kinds = [batch.kind for batch in batches]
-        words = {
-            kind: sum(sum(row[-1]) for row, of in zip(rows, kinds, strict=True) if of == kind) for kind in set(kinds)
-        }
-        return [
-            TokenCounts(*row[:-1], words[kind] / (world_size() * kinds.count(kind)))
-            for row, kind in zip(rows, kinds, strict=True)
-        ]
-
     def features(self, model: GLSCLModel, batch: Batch) -> PretrainFeatures:
         """Encode three views of each side and fuse five pairs."""
         return pretrain_features(model, batch, self.config)
@@ -201,6 +145,7 @@ class PretrainTask:
         config, f = self.config, features
         ids = f.identity if config.duplicates == "ignored" else None
         tokens = counts.masked_language_tokens if counts else len(f.masked_language_labels)
+        patch_ids, token_ids = (None, None) if ids is None else (f.patch_identity, f.token_identity)
         patches_of, tokens_of = (counts.patches, counts.tokens) if counts else (None, None)
         parts = {
             "contrastive": contrastive_loss(
@@ -211,10 +156,10 @@ class PretrainTask:
             "global_image": self._completion(f.global_image, config.global_image_negatives, ids),
             "global_text": self._completion(f.global_text, config.global_text_negatives, ids),
             "local_image": self._completion(
-                f.local_image, config.local_image_negatives, f.patch_identity, patches_of, f.negative_patches
+                f.local_image, config.local_image_negatives, patch_ids, patches_of, f.negative_patches
             ),
             "local_text": self._completion(
-                f.local_text, config.local_text_negatives, f.token_identity, tokens_of, f.negative_tokens
+                f.local_text, config.local_text_negatives, token_ids, tokens_of, f.negative_tokens
             ),
         }
         if f.views and config.intra_modal:
@@ -290,6 +235,7 @@ class PretrainTask:
             rank=rank(),
             world=world_size(),
             limit=config.limit,
+            frames=config.frames,
         ):
             images.append(model("encode_images", batch.pixels.to(device)).float())
             positions += batch.indices

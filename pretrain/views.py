@@ -187,9 +187,7 @@ def _unused(model: GLSCLModel, batch: Batch) -> Tensor | float:
     return 0.0 * model.temporal_embedding.sum()
 
 
-def _views(
-    model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mask: Tensor, frames: int
-) -> Views:
+def _views(model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mask: Tensor, frames: int) -> Views:
     size = len(image)
     return Views(
         dropped_image=model.contrastive_image(dropped, frames),

@@ -68,3 +68,11 @@ def settings(scenes, tokenizer, tmp_path) -> dict:
 def config(settings) -> RunConfig:
     """The settings as a configuration."""
     return parse_config(RunConfig, settings, "settings")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """24 training and 6 validation clips of moving objects, 48 pixels, as shards."""
+    out = tmp_path_factory.mktemp("clips")
+    generate(out, train=24, val=6, test=0, novel=0, size=48, seed=3, workers=1, video=True)
+    return out

@@ -14,9 +14,7 @@ from pretrain.config import ObjectiveConfig
 from pretrain.objectives.completion import completion_loss
 from pretrain.task import PretrainTask
 
-LOSSES = (
-    *("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),
-)
+LOSSES = (*("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),)
 
 
 def model_of(config, frames=0):
@@ -115,7 +113,8 @@ def test_optional_terms_are_off_and_add_to_the_total(config, scenes):
     usual = PretrainTask().forward(model, batch)
     assert usual.intra_modal is None and usual.global_local is None
     more = PretrainTask(ObjectiveConfig(intra_modal=0.5, global_local=2.0)).forward(model, batch)
-    assert more.total == pytest.approx((usual.total + 0.5 * more.intra_modal + 2 * more.global_local).item(), rel=1e-6)
+    expected = usual.total + 0.5 * more.intra_modal + 2 * more.global_local
+    assert more.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -168,7 +167,7 @@ def _rows(features):
 
 def test_completion_learns_a_batch_by_heart(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
-    reached, chance = train_completion(model, batch, 80, shuffle=False)
+    reached, chance = train_completion(model, batch, 150, shuffle=False)
     assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
 
 
