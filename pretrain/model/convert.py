@@ -79,17 +79,19 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
         try:
             tensors = _living(stored)
             shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
-            config = config or _read_sizes(shapes, tensors)
-            _refuse_misfits(shapes, config)
+            sizes = config or _read_sizes(shapes)
+            _refuse_misfits(shapes, sizes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        model = GLSCLModel(config)
+        model = GLSCLModel(sizes)
         state = model.state_dict()
         with torch.no_grad():
             state["visual_mask_token"].zero_()  # the authors' video encoder has none
             for name, tensor in tensors.items():
                 for ours, part in our_names(name, tensor.read()).items():
                     state[ours].copy_(part.reshape(state[ours].shape))
+    if config is None:
+        model.config.initial_temperature = model.temperature.item()
     return model.eval()
 
 
@@ -144,18 +146,20 @@ def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
     except (TypeError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"its sizes make no model: {error}") from error
     unknown, misshapen = [], []
-    found = {"visual_mask_token"} if _TEMPORAL in shapes else set()
+    placed: set[str] = set()
     for name, theirs in shapes.items():
         for ours, part in our_names(name, theirs).items():
-            found.add(ours)
-            if ours not in expected:
+            if ours not in expected or ours in placed:
                 unknown.append(name)
             # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
             elif [n for n in part.shape if n != 1] != [n for n in expected[ours] if n != 1]:
                 misshapen.append(f"{name} {tuple(part.shape)} (expected {tuple(expected[ours])})")
+            placed.add(ours)
+    if _TEMPORAL in shapes:
+        placed.add("visual_mask_token")
     if unknown:
         raise ValueError(f"{_some(unknown)} unknown: not a pre-training checkpoint of this model")
-    if missing := sorted(expected.keys() - found):
+    if missing := sorted(expected.keys() - placed):
         raise ValueError(f"it lacks {_some(missing)} (the names that they have in this project)")
     if misshapen:
         raise ValueError(f"{_some(misshapen)} of another size than the model")
@@ -168,11 +172,9 @@ def _some(names: Iterable[str]) -> str:
     return f"{len(names):,} tensor{'s' * (len(names) > 1)} ({shown}{', ...' * (len(names) > 3)})"
 
 
-def _read_sizes(shapes: Mapping[str, Tensor], tensors: Mapping[str, LazyTensor]) -> GLSCLConfig:
-    values = dict(shapes)
+def _read_sizes(shapes: Mapping[str, Tensor]) -> GLSCLConfig:
     try:
-        values["cl_temp"] = tensors["cl_temp"].read().float()
-        return _sizes(values)
+        return _sizes(dict(shapes))
     except KeyError as error:
         raise ValueError(f"it lacks {error.args[0]}") from None
     except (IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
@@ -222,5 +224,4 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
         fusion_intermediate_size=fusion.shape[0],
         projection_dim=len(tensors["language_proj.3.weight"]),
         max_text_length=min(50, len(positions) - 2),  # RoBERTa's positions begin after that of padding
-        initial_temperature=float(tensors["cl_temp"]),
     )

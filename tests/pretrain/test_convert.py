@@ -80,6 +80,7 @@ def test_golden_weights_in_lightnings_layout_give_the_same_model(tmp_path, weigh
     torch.save(lightning(weights), tmp_path / "authors.ckpt", **options)
     converted = GLSCLModel.from_authors(str(tmp_path / "authors.ckpt"))
     assert not converted.training
+    assert converted.config.initial_temperature == weights["cl_temp"].item()
     assert_same(converted.state_dict(), reference)
 
 
@@ -165,7 +166,7 @@ MISFITS = {
     "fine-tuned": (lambda w: w | {"vqa_classifier.0.weight": torch.ones(2)}, "fine-tuned for VQA .*only pre-training"),
     "fine-tuned for retrieval": (lambda w: w | {"rank_output.bias": torch.ones(1)}, "fine-tuned for retrieval"),
     "missing": (lambda w: without(w, "itm_score.fc.bias", "mlm_score.bias"), "lacks 2 tensors .*matching_head.bias"),
-    "missing, of which the sizes": (lambda w: without(w, "cl_temp"), "lacks cl_temp"),
+    "missing, of which the sizes": (lambda w: without(w, "cl_temp"), "lacks 1 tensor .temperature."),
     "transposed": (lambda w: w | {"language_proj.3.weight": text_head(w).T.contiguous()}, "of another size"),
     "layers with a gap": (
         lambda w: {name.replace("resblocks.1.", "resblocks.1000000000."): tensor for name, tensor in w.items()},
@@ -176,6 +177,14 @@ MISFITS = {
         "6 positions of patches are no square",
     ),
     "no tower": (lambda w: w | {"vision_transformer.visual.conv1.weight": torch.ones(4, 3, 16, 16)}, "sizes"),
+    "no mask token, though not of the video encoder": (
+        lambda w: without(w, "vision_transformer.visual.visual_mask_token"),
+        r"lacks 1 tensor \(visual_mask_token\)",
+    ),
+    "there under this project's name too": (
+        lambda w: w | {"temperature": torch.tensor(1.0)},
+        r"1 tensor \(temperature\) unknown",
+    ),
     "there twice": (lambda w: w | {"module.cl_temp": torch.tensor(1.0)}, r"1 tensor \(module.cl_temp\).* there twice"),
     "no tensor": (lambda w: w | {"cl_temp": 0.07}, r"1 tensor \(cl_temp\): not ordinary"),
     "another model": (lambda w: nn.Linear(2, 2).state_dict(), "lacks"),
