@@ -53,7 +53,8 @@ def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> 
     image, token_masked = images[first], images[second]
 
     similarity = _cosine(contrastive_text, contrastive_image) / model.temperature if hard_negatives else None
-    matched = image[choose_images(batch.itm_labels, batch.itm_noise, similarity)]
+    chosen, matching_labels = choose_images(batch.itm_labels, batch.itm_noise, similarity)
+    matched = image[chosen]
 
     # Five pairs; the last layer computes only what a loss reads.
     a_text, a_image = model.fuse_sides(text, mask, dropped, image_need="first")
@@ -73,7 +74,7 @@ def pretrain_features(model: GLSCLModel, batch: Batch, hard_negatives: bool) -> 
         contrastive_image=contrastive_image,
         temperature=model.temperature,
         matching_logits=model.match(model.pool(matched_text, matched_image)),
-        matching_labels=batch.itm_labels,
+        matching_labels=matching_labels,
         masked_language_logits=model.masked_language_head(tokens_at(mlm_states, batch.mlm_positions)),
         masked_language_labels=batch.mlm_labels,
         global_image=(a_image[:, 0], b_image[:, 0]),
