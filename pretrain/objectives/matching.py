@@ -13,8 +13,10 @@ from .tiles import at_least_float32
 
 
 @torch.no_grad()
-def choose_images(labels: Tensor, noise: Tensor, similarity: Tensor | None = None) -> Tensor:
-    """Row of the image that each text is paired with: (batch,), its own where `labels` is 1.
+def choose_images(
+    labels: Tensor, noise: Tensor, similarity: Tensor | None = None, identity: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Row of the image that each text is paired with, its own where `labels` is 1, and the labels that result.
 
     Parameters
     ----------
@@ -25,17 +27,25 @@ def choose_images(labels: Tensor, noise: Tensor, similarity: Tensor | None = Non
     similarity : Tensor, optional
         (batch, batch) text-to-image logits: negatives are drawn from their softmax within the group (hard negatives).
         Without it every other image of the group is equally likely.
+    identity : Tensor, optional
+        int64 (batch, k): samples that agree in any column are never each other's negative.
+
+    Returns
+    -------
+    rows, labels : Tensor
+        (batch,) each. A text whose group holds nothing but duplicates of it keeps its image and becomes a positive.
     """
     batch, group = noise.shape
     rows = torch.arange(batch, device=noise.device)
     first = rows - rows % group
-    scores = noise
-    if similarity is not None:
-        members = first[:, None] + torch.arange(group, device=noise.device)
-        scores = noise + similarity.float().gather(1, members)
-    own = F.one_hot(rows % group, group).bool()
-    negative = first + scores.masked_fill(own, -torch.inf).argmax(dim=1)
-    return torch.where(labels.bool(), rows, negative)
+    members = first[:, None] + torch.arange(group, device=noise.device)
+    scores = noise if similarity is None else noise + similarity.float().gather(1, members)
+    excluded = members == rows[:, None]
+    if identity is not None:
+        excluded |= (identity[members] == identity[:, None]).any(2)
+    negative = first + scores.masked_fill(excluded, -torch.inf).argmax(dim=1)
+    stays = labels.bool() | excluded.all(dim=1)
+    return torch.where(stays, rows, negative), stays.to(labels.dtype)
 
 
 def matching_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,16 +4,89 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pretrain.objectives.completion import completion_loss
+from pretrain.objectives.completion import completion_loss, sampled_completion_loss
+from pretrain.objectives.contrastive import contrastive_loss
 from pretrain.objectives.masked_language import masked_language_loss
 from pretrain.objectives.matching import choose_images
+from pretrain.objectives.nce import nce
+from pretrain.objectives.sampled import sampled_nce
+from pretrain.objectives.tcl import global_local_loss
 
 
 def test_completion_sends_no_gradient_into_its_target():
     recovered, target = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
     completion_loss(recovered, target, 0.03).backward()
     assert recovered.grad.abs().sum() > 0 and target.grad is None
+
+
+def test_sampled_completion_sends_no_gradient_into_its_target():
+    recovered, target = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    sampled_completion_loss(recovered, target, 0.03, torch.tensor([1, 3])).backward()
+    assert recovered.grad.abs().sum() > 0 and target.grad is None
+
+
+def test_completion_of_clips_contrasts_frame_with_frame():
+    recovered, target = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+    expected = sum(nce(recovered[:, frame], target[:, frame], 0.03) for frame in range(3)) / 3
+    torch.testing.assert_close(completion_loss(recovered, target, 0.03), expected)
+
+
+def test_completion_of_one_frame_is_that_of_an_image():
+    recovered, target = torch.randn(4, 8), torch.randn(4, 8)
+    one = completion_loss(recovered[:, None], target[:, None], 0.03)
+    torch.testing.assert_close(one, completion_loss(recovered, target, 0.03))
+
+
+def test_published_normalisation_divides_by_the_norm_over_frames_only():
+    recovered, target = torch.randn(4, 3, 8), torch.randn(4, 3, 8)
+    divided = [side / side.pow(2).sum(1, keepdim=True).sqrt() for side in (recovered, target)]
+    expected = 0.0
+    for p, q in zip(*(side.unbind(1) for side in divided), strict=True):
+        similarity = p @ q.T / 0.03
+        expected -= similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()
+    published = completion_loss(recovered, target, 0.03, normalization="frames")
+    torch.testing.assert_close(published, expected / 3)
+    assert (published - completion_loss(recovered, target, 0.03)).abs() > 0.1
+
+
+def test_normalisation_over_frames_is_refused_for_images():
+    with pytest.raises(ValueError, match="needs clips"):
+        completion_loss(torch.randn(4, 8), torch.randn(4, 8), 0.03, normalization="frames")
+
+
+def test_mean_of_directions_is_half_their_sum():
+    recovered, target = torch.randn(4, 8), torch.randn(4, 8)
+    total, mean = (completion_loss(recovered, target, 0.03, directions=name) for name in ("sum", "mean"))
+    torch.testing.assert_close(2 * mean, total)
+    chosen = torch.tensor([0, 2])
+    total, mean = (
+        sampled_completion_loss(recovered, target, 0.03, chosen, directions=name) for name in ("sum", "mean")
+    )
+    torch.testing.assert_close(2 * mean, total)
+
+
+@pytest.mark.parametrize("loss", [completion_loss, contrastive_loss])
+def test_duplicates_are_no_negatives(loss):
+    torch.manual_seed(0)
+    p, q = torch.randn(4, 8), torch.randn(4, 8)
+    p[1], q[1] = p[0], q[0]
+    twice, apart = torch.tensor([[7], [7], [1], [2]]), torch.arange(4)[:, None]
+    assert loss(p, q, torch.tensor(0.1), ids=twice) < loss(p, q, torch.tensor(0.1), ids=apart) - 0.1
+
+
+def test_completion_falls_to_zero_on_a_batch_that_can_be_memorised():
+    torch.manual_seed(0)
+    target = torch.randn(16, 32)
+    recovered = torch.randn(16, 32, requires_grad=True)
+    optimizer = torch.optim.Adam([recovered], lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = completion_loss(recovered, target, 0.03)
+        loss.backward()
+        optimizer.step()
+    assert loss < 1e-3
 
 
 def test_masked_language_loss_of_no_token_is_zero():
@@ -29,8 +102,9 @@ def test_matching_negatives_are_other_images_of_the_same_group(groups, size, har
     labels = torch.cat([torch.arange(size) < size // 2] * groups).long()
     noise = torch.randn(groups * size, size, generator=generator)
     similarity = torch.randn(groups * size, groups * size, generator=generator) if hard else None
-    chosen = choose_images(labels, noise, similarity)
+    chosen, kept = choose_images(labels, noise, similarity)
     rows = torch.arange(groups * size)
+    assert torch.equal(kept, labels)
     assert torch.equal(chosen[labels == 1], rows[labels == 1])
     assert (chosen[labels == 0] != rows[labels == 0]).all()
     assert torch.equal(chosen // size, rows // size)
@@ -39,12 +113,66 @@ def test_matching_negatives_are_other_images_of_the_same_group(groups, size, har
 def test_hard_negatives_follow_the_similarity():
     labels, noise = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 4)
     similarity = torch.tensor([[9.0, 1, 5, 2], [1, 9, 2, 5], [5, 1, 9, 2], [1, 2, 5, 9]])
-    assert choose_images(labels, noise, similarity).tolist() == [2, 3, 0, 2]
+    assert choose_images(labels, noise, similarity)[0].tolist() == [2, 3, 0, 2]
 
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_matching_choice_of_a_group_does_not_depend_on_the_batch_around_it(hard):
     labels, noise, similarity = torch.tensor([1, 0] * 4), torch.randn(8, 4), torch.randn(8, 8)
-    whole = choose_images(labels, noise, similarity if hard else None)
-    second = choose_images(labels[4:], noise[4:], similarity[4:, 4:] if hard else None)
+    whole, _ = choose_images(labels, noise, similarity if hard else None)
+    second, _ = choose_images(labels[4:], noise[4:], similarity[4:, 4:] if hard else None)
     assert torch.equal(whole[4:] - 4, second)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([2, 4, 8]), st.integers(1, 8), st.booleans(), st.integers(0, 2**31))
+def test_matching_negatives_are_never_duplicates(size, pictures, hard, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (2 * size,), generator=generator)
+    noise = torch.randn(2 * size, size, generator=generator)
+    identity = torch.randint(pictures, (2 * size, 2), generator=generator)
+    similarity = torch.randn(2 * size, 2 * size, generator=generator) if hard else None
+    chosen, kept = choose_images(labels, noise, similarity, identity)
+    rows = torch.arange(2 * size)
+    duplicate = (identity[chosen] == identity).any(1)
+    assert torch.equal(chosen[kept == 1], rows[kept == 1])
+    assert not duplicate[kept == 0].any()
+    for row in rows[(kept == 1) & (labels == 0)].tolist():  # only where nobody else was left
+        group = slice(row - row % size, row - row % size + size)
+        assert (identity[group] == identity[row]).any(1).all()
+
+
+def test_a_duplicate_loses_to_the_next_hardest_image():
+    labels, noise = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 4)
+    similarity = torch.tensor([[9.0, 1, 5, 2], [1, 9, 2, 5], [5, 1, 9, 2], [1, 2, 5, 9]])
+    same_picture = torch.tensor([[0, 0], [1, 1], [0, 2], [3, 3]])
+    same_caption = same_picture.flip(1)
+    for identity in (same_picture, same_caption):
+        chosen, kept = choose_images(labels, noise, similarity, identity)
+        assert chosen.tolist() == [3, 3, 3, 2] and kept.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_group_of_duplicates_keeps_its_images_and_matches(hard):
+    labels, noise = torch.tensor([1, 0, 0, 1]), torch.randn(4, 2)
+    identity = torch.tensor([[5, 0], [5, 1], [6, 2], [7, 3]])
+    chosen, kept = choose_images(labels, noise, torch.randn(4, 4) if hard else None, identity)
+    assert chosen.tolist() == [0, 1, 3, 3] and kept.tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["nce", "nce with ids", "sampled", "global_local", "matching"])
+def test_losses_never_read_a_value_on_the_host(name):
+    with FakeTensorMode():  # tensors without values: a read of one raises
+        p, q, local = torch.randn(6, 8).requires_grad_(), torch.randn(6, 8).requires_grad_(), torch.randn(6, 5, 8)
+        ids, temperature = torch.zeros(6, 2, dtype=torch.int64), torch.tensor(0.1).requires_grad_()
+        loss = {
+            "nce": lambda: nce(p, q, temperature),
+            "nce with ids": lambda: nce(p, q, temperature, ids=ids),
+            "sampled": lambda: sampled_nce(p, q, temperature, ids[:2, 0], ids=ids),
+            "global_local": lambda: global_local_loss(p, local, torch.ones(6, 5), temperature, ids=ids),
+            "matching": lambda: p[choose_images(ids[:, 0], torch.randn(6, 3), p @ q.T, ids)[0]].sum(),
+        }[name]()
+        loss.backward()
+        assert p.grad.shape == (6, 8)
+        with pytest.raises(RuntimeError):
+            loss.item()
