@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.model import GLSCLModel
 from pretrain.model.vision import Patches
@@ -78,6 +79,25 @@ def test_towers_and_fusion_never_read_a_value_on_the_host(kind, text):
             given[1].max().item()
         with pytest.raises(DynamicOutputShapeException):
             given[1][given[2] == 1]
+
+
+class HostReads(TorchDispatchMode):
+    """Refuses operations for which the host has to wait for a value."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if mask or func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            raise RuntimeError(f"{func} reads a value on the host")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_no_operation_of_towers_and_fusion_waits_for_a_value(kind):
+    model, given = tiny_model().float().train(), inputs(kind)
+    with HostReads():
+        views(model, *given)[0].sum().backward()
+        with pytest.raises(RuntimeError, match="on the host"):  # why texts come with a mask of four axes
+            model.text(input_ids=given[1], attention_mask=given[2])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
