@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pretrain.model import GLSCLConfig
+from pretrain.model import GLSCLModel
 
 _CARD = """---
 library_name: transformers
@@ -25,7 +25,7 @@ learning (GLSCL). Both are stock `transformers` classes: nothing else has to be 
 | folder | class | input | width |
 |---|---|---|---|
 | `vision/` | `CLIPVisionModel` | {size} x {size} pixels, whole picture squashed, no crop | {vision_width} |
-| `text/` | `RobertaModel` | up to {length} tokens | {text_width} |
+| `text/` | `{text_class}` | up to {length} tokens | {text_width} |
 
 ## Use
 
@@ -52,18 +52,21 @@ with torch.inference_mode():
 - **Post layer norm on all tokens.** GLSCL applies the last layer norm to every image token; the stock class applies it
   to the pooled one only. `pooler_output` is what GLSCL uses; for patch tokens apply `post_layernorm` to
   `last_hidden_state` as above.
-- **The text tower's own pooler is untrained.** GLSCL does not use it: take `last_hidden_state[:, 0]`, not
-  `pooler_output`. It is kept so that the folder loads without a warning.
-- The contrastive heads and the fusion encoder are not part of these folders.
+{pooler}- The contrastive heads and the fusion encoder are not part of these folders.
 
 ## Training
 
 {training}
 """
 
+_POOLER = """- **The text tower's own pooler is untrained.** GLSCL does not use it: take `last_hidden_state[:, 0]`, not
+  `pooler_output`. It is kept so that the folder loads without a warning.
+"""
 
-def model_card(config: GLSCLConfig, folder: Path) -> str:
-    """Text of the card for the model in ``folder``; what its checkpoint and run folder do not say is left out."""
+
+def model_card(model: GLSCLModel, folder: Path) -> str:
+    """Text of the card for the model of ``folder``; what its checkpoint and run folder do not say is left out."""
+    config = model.config
     vision: Any = config.vision_config
     text: Any = config.text_config
     return _CARD.format(
@@ -71,6 +74,8 @@ def model_card(config: GLSCLConfig, folder: Path) -> str:
         length=config.max_text_length,
         vision_width=vision.hidden_size,
         text_width=text.hidden_size,
+        text_class=type(model.text).__name__,
+        pooler=_POOLER if hasattr(model.text, "pooler") else "",
         training=_training(folder),
     )
 

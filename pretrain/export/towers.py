@@ -1,4 +1,4 @@
-"""The two encoders as stock classes: `vision/` a CLIPVisionModel, `text/` a RobertaModel, each with its preprocessing.
+"""The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` mostly a RobertaModel.
 
 In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a model card.
 """
@@ -39,7 +39,8 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     Raises
     ------
     UsageError
-        If ``model`` does not exist, or ``out`` holds anything but an earlier export.
+        If ``model`` does not exist or has an image tower that no stock class computes, or ``out`` holds anything but an
+        earlier export.
     DataError
         If the model is damaged.
     NumericsError
@@ -50,13 +51,18 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     if Path(model).is_file():
         raise UsageError(f"{model} is a file: `glscl convert {model} OUT` makes a folder of it, then export OUT/full")
     loaded = load_model(model)
+    if loaded.class_token is not None:
+        raise UsageError(
+            f"the image tower of {model} is a {type(loaded.vision).__name__} with a class token, for which that class "
+            "has no place: only CLIP towers can be exported"
+        )
     folder = Path(loaded.name_or_path)
     beside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
     try:
         beside.mkdir(parents=True)
         _write(loaded, folder, beside)
-        (beside / "README.md").write_text(model_card(loaded.config, folder), encoding="utf-8")
+        (beside / "README.md").write_text(model_card(loaded, folder), encoding="utf-8")
         if check:
             check_export(loaded, beside)
         write_json(

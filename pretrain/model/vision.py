@@ -70,7 +70,9 @@ def resize_grid(grid: Tensor, rows: int, columns: int) -> Tensor:
     side = round(len(grid) ** 0.5)
     if (rows, columns) == (side, side):
         return grid
-    square = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    square = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if grid.dtype in (torch.bfloat16, torch.float16):
+        square = square.float()
     resized = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(grid.dtype)
 

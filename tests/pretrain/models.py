@@ -12,11 +12,16 @@ TEXT = RobertaConfig(vocab_size=60, max_position_embeddings=20, type_vocab_size=
 FUSION = {"hidden_size": WIDTH, "fusion_layers": 2, "fusion_heads": 2, "fusion_intermediate_size": 48}
 
 
+def tiny_config(**fields) -> GLSCLConfig:
+    """Sizes of a model that runs in milliseconds."""
+    towers = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict()}
+    return GLSCLConfig(**towers | FUSION | {"projection_dim": 16, "max_text_length": 12} | fields)
+
+
 def tiny_model(seed: int = 0, **fields) -> GLSCLModel:
     """A float64 model without dropout (in eval mode) whose norms and biases are random too."""
     torch.manual_seed(seed)
-    towers = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict()}
-    model = GLSCLModel(GLSCLConfig(**towers | FUSION | {"projection_dim": 16, "max_text_length": 12} | fields))
+    model = GLSCLModel(tiny_config(**fields))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

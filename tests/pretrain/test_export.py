@@ -1,6 +1,7 @@
 """Exported encoders load as stock classes in a process without this project, and compute the same numbers."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, CLIPVisionConfig, RobertaConfig
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    CLIPVisionConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    SiglipVisionConfig,
+    XLMRobertaConfig,
+)
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.text import Tokenizer
@@ -123,11 +132,46 @@ def test_towers_compute_the_same_in_a_process_without_this_project(model_folder:
     torch.testing.assert_close(projected, model.encode_text(given["ids"], given["mask"]), atol=1e-5, rtol=0)
 
 
+def exportable(model_folder: Path, out: Path, **towers) -> tuple[Path, GLSCLModel]:
+    """Save the model again with other towers."""
+    old = GLSCLModel.from_pretrained(model_folder).config
+    config = GLSCLConfig(**old.to_dict() | towers)
+    model = GLSCLModel(config)
+    shutil.copytree(model_folder, out)
+    model.save_pretrained(out)
+    return out, model
+
+
+@pytest.mark.parametrize("kind", [BertConfig, ModernBertConfig, XLMRobertaConfig])
+def test_other_text_towers_are_exported_as_their_own_stock_class(kind, model_folder: Path, tmp_path: Path) -> None:
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    words = json.loads((model_folder / "config.json").read_text())["text_config"]["vocab_size"]
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    text = kind(vocab_size=words, max_position_embeddings=40, **tower, **tokens)
+    folder, model = exportable(model_folder, tmp_path / "model", text_config=text.to_dict())
+    out = export(folder, tmp_path / "out", check=True)
+    config = json.loads((out / "text" / "config.json").read_text())
+    assert config["architectures"] == [type(model.text).__name__]
+    card = (out / "README.md").read_text()
+    assert f"`{type(model.text).__name__}`" in card
+    assert ("own pooler is untrained" in card) == hasattr(model.text, "pooler")
+
+
+def test_an_image_tower_that_no_stock_class_computes_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    vision = SiglipVisionConfig(patch_size=16, image_size=64, **tower).to_dict()
+    folder, _ = exportable(model_folder, tmp_path / "model", vision_config=vision)
+    with pytest.raises(UsageError, match="SiglipVisionModel with a class token"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_carry_the_prefix_that_transformers_4_reads(exported: Path) -> None:
     """E2."""
     assert all(name.startswith("vision_model.") for name in load_file(exported / "vision" / "model.safetensors"))
     assert json.loads((exported / "vision" / "config.json").read_text())["architectures"] == ["CLIPVisionModel"]
     assert json.loads((exported / "text" / "config.json").read_text())["architectures"] == ["RobertaModel"]
+    assert "glscl" not in (exported / "vision" / "config.json").read_text()  # the name of its attention function
     assert "GLSCL" not in (exported / "text" / "tokenizer_config.json").read_text()
 
 
