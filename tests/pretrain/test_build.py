@@ -173,7 +173,7 @@ def test_other_text_encoders_load_through_the_same_seam(config, kind, base, word
 def test_towers_of_other_kinds_start_from_random_weights_by_their_model_type(tokenizer, words):
     vision = SMALL_VISION | {"model_type": "siglip_vision_model"}
     text = SMALL_TEXT | {"model_type": "modernbert"}
-    model = build(tokenizer, vision=vision, text=text)
+    model = build(tokenizer, vision=vision, text=text, fusion={"max_frames": 2})
     assert (model.vision.config.model_type, model.text.config.model_type) == ("siglip_vision_model", "modernbert")
     assert model.text.config.vocab_size == words
     assert model.encode_image(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2 + 2 * 16, 32)

@@ -72,7 +72,7 @@ def test_only_changes_of_the_mathematics_count_as_differences(settings):
     ("key", "value", "message"),
     [
         ("vision.hiden_size", 8, "did you mean model.vision.hidden_size?"),
-        ("vision.image_size", 50, "image_size 50 is no multiple of 16"),
+        ("vision.image_size", 50, "image_size 50 is no multiple of patch_size 16"),
         ("text.vocab_size", 10, "knows 10 tokens"),
         ("text.max_position_embeddings", 20, "too small for texts of 32 tokens"),
         ("fusion.fusion_heads", 5, "not a multiple of the number of attention heads"),
