@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.manifest import Manifest
-from data_pipeline.store import SAMPLE_MEMBERS, Store
+from data_pipeline.store import MEMBERS, Store
 from data_pipeline.write import write_shards
 from eval.features import encode_images, encode_texts, load
 from eval.matching import match_margins
@@ -42,7 +42,7 @@ def changed(model: Path, tokenizer: Path, out: Path, change) -> Path:
 def rewritten(gallery: Path, out: Path, change) -> Path:
     """Write the gallery again with other members: change(list of {extension: bytes})."""
     store = Store([Manifest.load(gallery)])
-    members = [store.members(0, i, SAMPLE_MEMBERS) for i in range(PICTURES)]
+    members = [store.members(0, i, MEMBERS["image"]) for i in range(PICTURES)]
     write_shards(out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "rewritten"})
     return out
 

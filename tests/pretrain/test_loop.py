@@ -122,7 +122,7 @@ def test_world_that_was_not_launched_is_refused_with_the_command_that_would_do_i
 def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(config, monkeypatch):
     train(config, StopAfter(2))
     monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
-    with pytest.raises(NumericsError, match="step 3: matching, total not finite"):
+    with pytest.raises(NumericsError, match="step 3: loss/matching, loss not finite"):
         train(config, StopAfter())
     assert status(config.run)["state"] == "failed"
     assert model_folder(config.run).parent.name == "step-00000002"
