@@ -70,7 +70,14 @@ def _scenes(arguments: argparse.Namespace) -> _Result:
     from data_pipeline.scenes.generate import generate
 
     counts = {split: getattr(arguments, split) for split in ("train", "val", "test", "novel")}
-    manifests = generate(arguments.out, **counts, size=arguments.size, seed=arguments.seed, workers=arguments.workers)
+    manifests = generate(
+        arguments.out,
+        **counts,
+        size=arguments.size,
+        seed=arguments.seed,
+        video=arguments.video,
+        workers=arguments.workers,
+    )
     samples = {split: manifest.samples for split, manifest in manifests.items()}
     line = f"{arguments.out}: " + ", ".join(f"{count:,} {split}" for split, count in samples.items())
     return {"out": str(arguments.out), "samples": samples}, line
@@ -239,6 +246,7 @@ def _add_data(commands: Any) -> None:
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
         scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
     scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
+    scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
     scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
     _add_workers(scenes)
 

@@ -1,17 +1,22 @@
-"""Five captions of a scene, each as a structured statement and as the text that says it.
+"""Five captions of a scene or clip, each as a structured statement and as the text that says it.
 
 In: a scene and a generator. Out: statements; `render(statement)` is the caption. A statement names every object of the
 scene, and its form says what else it tells: `names`, `full` or `counted`; `sizes`; `fills`; `places`; and `relation`
-(for a single object `whole`). Together the five tell everything but pixels.
+(for a single object `whole`). Together the five of a picture tell everything but pixels.
+
+Statements about a clip are true of all of it. They may tell each object's motion besides; the form `travels` tells
+where it comes from, too.
 """
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.scenes.graph import MAX_OBJECTS
+from data_pipeline.scenes.motion import STILL, moments
 
 MAX_WORDS = 22
 CAPTIONS = 5
@@ -32,6 +37,7 @@ _TOLD = {
     "places": ("colour", "shape", "column", "row"),
     "relation": ("colour", "shape"),
     "whole": ("size", "fill", "colour", "shape", "column", "row"),
+    "travels": ("colour", "shape", "motion", "from"),
 }
 _SYNONYMS = {"small": "little", "large": "big", "solid": "filled", "hollow": "outlined", "middle": "center"}
 _OPENINGS = ("there is", "a picture of", "an image of", "a photo of", "this shows", "we see", "only", "just")
@@ -42,6 +48,9 @@ _PLACES = (
 )
 _PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}
 _NUMBERS = ("", "one", "two", "three", "four")
+_MOVING = ("moving", "going")
+_STAYING = ("standing still", "not moving")
+_RESTING = ("staying", "resting")  # before a place
 _RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 _RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of", "above": "over", "below": "under"}
 
@@ -49,18 +58,57 @@ _RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of"
 def statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Five statements that fit the scene, in random order, with random wording."""
     several = len(scene["objects"]) > 1
-    kind = float(rng.random())
-    plain = "names" if kind < 0.5 else "full" if kind < 0.8 else "counted"
-    forms = [plain, "sizes", "fills", "places", "relation" if several else "whole"]
+    forms = [_plain(rng), "sizes", "fills", "places", "relation" if several else "whole"]
     return [_statement(scene["objects"], forms[k], rng) for k in rng.permutation(CAPTIONS).tolist()]
 
 
-def _statement(objects: list[dict[str, Any]], form: str, rng: np.random.Generator) -> dict[str, Any]:
+def clip_statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Five statements that fit all of a clip, in random order, with random wording; `names` always tells the motion."""
+    objects = scene["objects"]
+    related = [
+        [one, other]
+        for one, other in permutations(range(len(objects)), 2)
+        if relations_of(objects[one], objects[other])
+    ]
+    travels = len(objects) == 1 or (len(objects) == 2 and rng.random() < 0.5)
+    last = "travels" if travels or not related else "relation"
+    forms = [_plain(rng), "sizes", "fills", "names", last]
+    moving = [False, *([len(objects) < 3] * 2), True, False]
+    statements = []
+    for k in rng.permutation(CAPTIONS).tolist():
+        order = None
+        if forms[k] == "relation":
+            pair = related[int(rng.integers(len(related)))]
+            order = pair + [n for n in rng.permutation(len(objects)).tolist() if n not in pair]
+        statements.append(_statement(objects, forms[k], rng, order=order, moving=moving[k]))
+    return statements
+
+
+def relations_of(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Relations of one object to another that hold, in a clip from its start to its end."""
+    pairs = list(zip(moments(one), moments(other), strict=True))
+    return [name for name, holds in RELATION_TESTS.items() if all(holds(first, second) for first, second in pairs)]
+
+
+def _plain(rng: np.random.Generator) -> str:
+    kind = float(rng.random())
+    return "names" if kind < 0.5 else "full" if kind < 0.8 else "counted"
+
+
+def _statement(
+    objects: list[dict[str, Any]],
+    form: str,
+    rng: np.random.Generator,
+    *,
+    order: list[int] | None = None,
+    moving: bool = False,
+) -> dict[str, Any]:
     count = len(objects)
-    order = rng.permutation(count).tolist()
+    order = rng.permutation(count).tolist() if order is None else order
+    told_of_each = _TOLD[form] + (("motion",) if moving else ())
     statement: dict[str, Any] = {
         "form": form,
-        "objects": [{name: objects[k][name] for name in _TOLD[form]} for k in order],
+        "objects": [{name: objects[k][name] for name in told_of_each} for k in order],
         "relations": [],
         "opening": _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.7 else "",
         "synonyms": [word for word in _SYNONYMS if rng.random() < 0.3],
@@ -70,8 +118,11 @@ def _statement(objects: list[dict[str, Any]], form: str, rng: np.random.Generato
         statement["objects"].sort(key=lambda named: [objects[k]["shape"] for k in order].index(named["shape"]))
     if form == "relation":
         told = [(0, 1), (0, 2)] if count > 2 and rng.random() < 0.5 else [(0, 1)]
+        # Those of a picture's objects hold, because their cells differ; a clip's second one may not.
         statement["relations"] = [
-            [one, _relation(objects[order[one]], objects[order[other]], rng), other] for one, other in told
+            [one, relations[int(rng.integers(len(relations)))], other]
+            for one, other in told
+            if (relations := relations_of(objects[order[one]], objects[order[other]]))
         ]
     if _opens_itself(statement) or len(render(statement).split()) > MAX_WORDS:
         statement["opening"] = ""
@@ -81,12 +132,6 @@ def _statement(objects: list[dict[str, Any]], form: str, rng: np.random.Generato
 def _opens_itself(statement: dict[str, Any]) -> bool:
     """Whether no opening can stand before the text: it begins with a place, or has no articles."""
     return statement["form"] == "places" and (statement["variant"] == 1 or len(statement["objects"]) == MAX_OBJECTS)
-
-
-def _relation(one: dict[str, Any], other: dict[str, Any], rng: np.random.Generator) -> str:
-    """One of the relations that hold; cells differ, so one always does."""
-    holding = [name for name in RELATION_TESTS if RELATION_TESTS[name](one, other)]
-    return holding[int(rng.integers(len(holding)))]
 
 
 def render(statement: dict[str, Any]) -> str:
@@ -108,7 +153,17 @@ def render(statement: dict[str, Any]) -> str:
 def _named(statement: dict[str, Any], k: int, article: bool = True) -> str:
     told = statement["objects"][k]
     words = " ".join(_word(statement, told[name]) for name in ("size", "fill", "colour", "shape") if name in told)
-    return _with_article(words) if article else words
+    words = _with_article(words) if article else words
+    return f"{words} {_motion(statement, k)}" if "motion" in told else words
+
+
+def _motion(statement: dict[str, Any], k: int) -> str:
+    told, variant = statement["objects"][k], statement["variant"]
+    still, going = told["motion"] == STILL, f"{_MOVING[variant]} {told['motion']}"
+    if "from" not in told:
+        return _STAYING[variant] if still else going
+    place = _at(statement, *told["from"])
+    return f"{_RESTING[variant]} {place}" if still else f"{going} from {place.split(maxsplit=1)[1]}"
 
 
 def _word(statement: dict[str, Any], word: str) -> str:
@@ -146,7 +201,11 @@ def _places(statement: dict[str, Any]) -> str:
 
 def _place(statement: dict[str, Any], k: int, article: bool = True) -> str:
     told = statement["objects"][k]
-    cell = _word(statement, _PLACES[told["row"]][told["column"]])
+    return _at(statement, told["column"], told["row"], article)
+
+
+def _at(statement: dict[str, Any], column: int, row: int, article: bool = True) -> str:
+    cell = _word(statement, _PLACES[row][column])
     preposition = _PREPOSITIONS.get(cell, "in")
     return f"{preposition} the {cell}" if article else f"{preposition} {cell}"
 

@@ -13,14 +13,32 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_pipeline.scenes.motion import still_at
+
 _FINE = 4  # subpixels per pixel side in an object's mask
 
 
 def draw(scene: dict[str, Any]) -> np.ndarray:
     """Pixels of a scene, uint8 (size, size, 3), RGB."""
-    size = scene["size"]
+    return _exposed(scene, *_surroundings(scene))
+
+
+def draw_clip(scene: dict[str, Any]) -> np.ndarray:
+    """Pixels of a clip's frames, uint8 (frames, size, size, 3), RGB; background, light and noise stay as they are."""
+    surroundings = _surroundings(scene)
+    return np.stack([_exposed(still_at(scene, frame), *surroundings) for frame in range(scene["frames"])])
+
+
+def _surroundings(scene: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Background and sensor noise, all that is drawn at random, float32 (size, size, 3)."""
     rng = np.random.Generator(np.random.Philox(scene["background"]["seed"]))
-    pixels = _background(rng, scene["background"], size)
+    background = _background(rng, scene["background"], scene["size"])
+    return background, scene["camera"]["noise"] * rng.standard_normal(background.shape, dtype=np.float32)
+
+
+def _exposed(scene: dict[str, Any], background: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    size = scene["size"]
+    pixels = background.copy()
     silhouettes = [(item, *silhouette(item, size)) for item in scene["objects"]]
     _cast_shadows(pixels, silhouettes, scene["light"])
     for item, window, alpha, dark in silhouettes:
@@ -28,8 +46,7 @@ def draw(scene: dict[str, Any]) -> np.ndarray:
         paint = rgb * (1 - 0.7 * dark[..., None])
         pixels[window] += alpha[..., None] * (paint - pixels[window])
     pixels *= (1 + 0.08 * _ramp(size, scene["light"]["angle"]))[..., None]
-    pixels = cv2.GaussianBlur(pixels, (0, 0), scene["camera"]["blur"])
-    pixels += scene["camera"]["noise"] * rng.standard_normal(pixels.shape, dtype=np.float32)
+    pixels = cv2.GaussianBlur(pixels, (0, 0), scene["camera"]["blur"]) + noise
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 In: how many samples each split shall have. Out: shards and a manifest per split; a split that is already there with the
 same parameters is kept. Sample i of a split depends on (seed, split, i, size) alone, never on workers or other samples.
+As clips, the same scenes are set in motion: picture i is what clip i begins with.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import simplejpeg
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest
-from data_pipeline.scenes.captions import render, statements_of
-from data_pipeline.scenes.draw import draw
+from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
+from data_pipeline.scenes.draw import draw, draw_clip
+from data_pipeline.scenes.encode import encode_clip
 from data_pipeline.scenes.graph import SPLITS, scene_at
+from data_pipeline.scenes.motion import FRAMES, FRAMES_PER_SECOND, set_in_motion
 from data_pipeline.write import Record, write_shards
 
-VERSION = 1  # of the pictures and captions; a data set of another version is not reused
+# Of the pictures or clips and their captions; a data set of another version is not reused.
+VERSION = 1
+CLIPS_VERSION = 1
 SAMPLES_PER_SHARD = 1000
 MIN_SIZE = 48
 _CHUNK = 50
@@ -43,20 +48,21 @@ def generate(
     novel: int = 500,
     size: int = 96,
     seed: int = 0,
+    video: bool = False,
     workers: int | None = None,
 ) -> dict[str, Manifest]:
-    """Write the splits that have samples, as pictures of `size` x `size` pixels; returns their manifests by name.
+    """Write the splits that have samples, as pictures of `size` x `size` pixels, or with `video` as clips.
 
-    Raises `UsageError` for counts or sizes that make no sense and where a split with other parameters is in the way.
+    Returns the manifests by split. Raises `UsageError` for counts or sizes that make no sense and where a split with
+    other parameters is in the way.
     """
     counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
     if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
         raise UsageError(f"scenes need a size of at least {MIN_SIZE}, a seed of 0 or more, and at least one sample")
+    if video and size % 2:
+        raise UsageError(f"clips need a size that is even, not {size}")
     sources = {
-        split: {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
-        | {"size": size, "seed": seed}
-        for split, count in counts.items()
-        if count
+        split: _source(split, count, video) | {"size": size, "seed": seed} for split, count in counts.items() if count
     }
     finished = {split: _finished(Path(out) / split, source) for split, source in sources.items()}
     manifests = {split: manifest for split, manifest in finished.items() if manifest is not None}
@@ -66,7 +72,7 @@ def generate(
     # Spawned, because a caller with threads (torch) must not be forked.
     with nullcontext() if inline else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool:
         for split in missing:
-            records = _records(pool, seed, split, counts[split], size)
+            records = _records(pool, seed, split, counts[split], size, video)
             manifests[split] = write_shards(
                 Path(out) / split,
                 records,
@@ -77,20 +83,37 @@ def generate(
     return {split: manifests[split] for split in sources}
 
 
-def sample_at(seed: int, split: str, i: int, size: int) -> Record:
-    """Sample i of a split as it stands in a shard: its key, and its `jpg` and `json` members."""
+def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> Record:
+    """Sample i of a split as it stands in a shard: its key, and its `jpg` or `mp4` and its `json` member."""
     scene = scene_at(seed, split, i, size)
+    if video:
+        scene = set_in_motion(scene, _stream(seed, split, i, 2))
     # Another stream than the scene's own, so that new wordings would leave the pictures as they are.
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, 1])))
-    statements = statements_of(scene, rng)
+    statements = (clip_statements_of if video else statements_of)(scene, _stream(seed, split, i, 3 if video else 1))
     annotations = {
         "captions": [render(statement) for statement in statements],
         "image_id": f"{split}-{seed}-{i:09d}",
         "scene": scene,
         "statements": statements,
     }
-    jpeg = simplejpeg.encode_jpeg(draw(scene), quality=scene["camera"]["jpeg_quality"], colorsubsampling="420")
-    return f"{i:09d}", {"jpg": jpeg, "json": json.dumps(annotations, separators=(",", ":")).encode()}
+    quality = scene["camera"]["jpeg_quality"]
+    if video:
+        crf = 19 + (95 - quality) // 3  # 19 is hardly seen, 24 is
+        media = {"mp4": encode_clip(draw_clip(scene), frames_per_second=FRAMES_PER_SECOND, crf=crf)}
+    else:
+        media = {"jpg": simplejpeg.encode_jpeg(draw(scene), quality=quality, colorsubsampling="420")}
+    return f"{i:09d}", media | {"json": json.dumps(annotations, separators=(",", ":")).encode()}
+
+
+def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, purpose])))
+
+
+def _source(split: str, count: int, video: bool) -> dict[str, Any]:
+    if not video:
+        return {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
+    source = {"name": f"scene-clips-{split}", "kind": "scene-clips", "version": CLIPS_VERSION, "split": split}
+    return source | {"samples": count, "frames": FRAMES, "frames_per_second": FRAMES_PER_SECOND}
 
 
 def _finished(folder: Path, source: dict[str, Any]) -> Manifest | None:
@@ -118,15 +141,15 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
 
 
-def _records(pool: Pool | None, seed: int, split: str, count: int, size: int) -> Iterator[Record]:
+def _records(pool: Pool | None, seed: int, split: str, count: int, size: int, video: bool) -> Iterator[Record]:
     if pool is None:
         for i in range(count):
-            yield sample_at(seed, split, i, size)
+            yield sample_at(seed, split, i, size, video)
         return
     starts = range(0, count, _CHUNK)
-    for chunk in pool.imap(partial(_chunk, seed, split, count, size), starts):
+    for chunk in pool.imap(partial(_chunk, seed, split, count, size, video), starts):
         yield from chunk
 
 
-def _chunk(seed: int, split: str, count: int, size: int, start: int) -> list[Record]:
-    return [sample_at(seed, split, i, size) for i in range(start, min(start + _CHUNK, count))]
+def _chunk(seed: int, split: str, count: int, size: int, video: bool, start: int) -> list[Record]:
+    return [sample_at(seed, split, i, size, video) for i in range(start, min(start + _CHUNK, count))]

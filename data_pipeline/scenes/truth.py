@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from data_pipeline.scenes.captions import RELATION_TESTS, render
+from data_pipeline.scenes.captions import relations_of, render
 from data_pipeline.scenes.graph import HELD_OUT
+from data_pipeline.scenes.motion import moments
 
-_EXCHANGED_TOGETHER = (("colour",), ("shape",), ("size",), ("fill",), ("column", "row"))
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+_EXCHANGED_TOGETHER = (("colour",), ("shape",), ("size",), ("fill",), ("column", "row"), ("motion", "from"))
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "up": "down", "down": "up"}
 
 
 def is_scene(annotation: dict[str, Any]) -> bool:
@@ -23,7 +24,7 @@ def is_scene(annotation: dict[str, Any]) -> bool:
 
 
 def fits(statement: dict[str, Any], scene: dict[str, Any]) -> bool:
-    """Whether a caption's statement is true of a scene.
+    """Whether a caption's statement is true of a scene, or of all of a clip's.
 
     A caption names every object of its picture, so it fits no scene with more objects than it names.
     """
@@ -36,11 +37,11 @@ def _assignable(
 ) -> bool:
     """Whether the named objects after `chosen` can be found among the scene's objects, each another one."""
     if len(chosen) == len(named):
-        return all(RELATION_TESTS[name](objects[chosen[one]], objects[chosen[other]]) for one, name, other in relations)
+        return all(name in relations_of(objects[chosen[one]], objects[chosen[other]]) for one, name, other in relations)
     wanted = named[len(chosen)].items()
     return any(
         k not in chosen
-        and all(item[name] == value for name, value in wanted)
+        and all(at.get(name) == value for at in moments(item) for name, value in wanted)
         and _assignable(named, relations, objects, [*chosen, k])
         for k, item in enumerate(objects)
     )
@@ -61,10 +62,10 @@ def ceiling(annotations: Sequence[dict[str, Any]]) -> float:
 
 
 def swapped(annotation: dict[str, Any], caption_number: int) -> str | None:
-    """Return caption `caption_number` with an attribute exchanged between two objects, or one relation reversed.
+    """Return caption `caption_number` with an attribute exchanged between two objects, or a relation or motion turned.
 
     The text does not fit the scene, and names no held-out pair of colour and shape that the scene does not hold. Always
-    the same one for the same sample; None where there is none (a single object).
+    the same one for the same sample; None where there is none (a single object whose motion is not told).
     """
     scene, statement = annotation["scene"], annotation["statements"][caption_number]
     shown = {(item["colour"], item["shape"]) for item in scene["objects"]}
@@ -93,9 +94,14 @@ def _one_change_away(statement: dict[str, Any]) -> Iterator[tuple[str, dict[str,
             objects = [dict(told) for told in statement["objects"]]
             if names[0] not in objects[one]:
                 continue
-            for name in names:
+            for name in names if names[-1] in objects[one] else names[:1]:
                 objects[one][name], objects[other][name] = objects[other][name], objects[one][name]
             yield names[0], {**statement, "objects": objects}
+    for number, told in enumerate(statement["objects"]):
+        if told.get("motion") in _OPPOSITE and "from" not in told:  # there may be no way in that direction
+            objects = [dict(item) for item in statement["objects"]]
+            objects[number]["motion"] = _OPPOSITE[told["motion"]]
+            yield "direction", {**statement, "objects": objects}
     for number, (one, name, other) in enumerate(statement["relations"]):
         relations = list(statement["relations"])
         relations[number] = [one, _OPPOSITE[name], other]

@@ -53,6 +53,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_scenes_may_be_clips(tmp_path: Path) -> None:
+    counts = [word for split in ("val", "test", "novel") for word in (f"--{split}", 0)]
+    done = _glscl("data", "scenes", tmp_path, "--video", "--train", 2, *counts, "--size", 48, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "train" / "dataset.json").read_text())["fields"] == {"json": 2, "mp4": 2}
+    assert _glscl("data", "verify", tmp_path / "train", "--decode").returncode == 0
+
+
 @pytest.fixture
 def copy(data: Path, tmp_path: Path) -> Path:
     """The training split, to be damaged."""
