@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -31,34 +32,43 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
 
 
 def gradients(values: dict, limits: list[int], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut)."""
     config: RunConfig = parse_config(RunConfig, values, "settings")
     tokenizer = Tokenizer.load(config.data.tokenizer)
     torch.manual_seed(0)
-    model = build_model(config.model, tokenizer, config.data.max_text_length)
+    video = config.data.video
+    model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames if video else 0)
     rank, world = accelerator.process_index, accelerator.num_processes
-    loader = open_loader(
-        [source.path for source in config.data.train],
-        seed=1,
-        global_batch=config.batch.image,
-        rank=rank,
-        world=world,
-        tokenizer=tokenizer,
-        size=48,
-        group=4,
-        max_text_length=config.data.max_text_length,
-    )
-    with loader:
-        batch = keep_targets(next(loader), config.batch.image // len(limits), limits, rank * len(limits) // world)
-    task = PretrainTask(config.objectives)
+    objectives = config.objectives
+    shared = {"seed": 1, "rank": rank, "world": world, "tokenizer": tokenizer, "size": 48, "group": 4}
+    shared |= {"max_text_length": config.data.max_text_length}
+    shared |= {"dataset_negatives": objectives.matching_negatives == "dataset"}
+    shared |= {"local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None}
+    batches = []
+    if config.batch.image:
+        folders = [source.path for source in config.data.train]
+        with open_loader(folders, global_batch=config.batch.image, **shared) as loader:
+            batches.append(next(loader))
+        if limits:
+            first = rank * len(limits) // world
+            batches[0] = keep_targets(batches[0], config.batch.image // len(limits), limits, first)
+    if video:
+        folders = [source.path for source in video.train]
+        with open_loader(folders, global_batch=config.batch.video, frames=video.frames, **shared) as loader:
+            batches.append(next(loader))
+    task = PretrainTask(objectives)
     # float64: what is left is the mathematics, not the rounding of terms that cancel.
     wrapped = accelerator.prepare(TaskModel(task, model.double()))
     # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
     wrapped.eval()
-    losses = task.losses(wrapped("features", batch), task.counts([batch])[0])
-    accelerator.backward(losses.total)
-    total = accelerator.reduce(losses.total.detach(), "mean")
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch, count in zip(batches, task.counts(batches), strict=True):
+        with accelerator.no_sync(wrapped) if batch is not batches[-1] else nullcontext():
+            losses = task.losses(wrapped("features", batch), count)
+            accelerator.backward(losses.total)
+        total += losses.total.detach()
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    return found | {"loss": total.reshape(1)}
+    return found | {"loss": accelerator.reduce(total, "mean")}
 
 
 if __name__ == "__main__":

@@ -176,3 +176,33 @@ def test_a_wrong_validation_set_is_found_before_the_first_step(config):
     with pytest.raises(DataError, match="/no/such"):
         train(dataclasses.replace(config, validation=ValidationConfig("/no/such", every=3)), StopAfter())
     assert not (Path(config.run) / "metrics.jsonl").exists()
+
+
+def test_a_run_on_pictures_and_clips_resumes_bitwise(settings, clips, tmp_path):
+    settings |= {"steps": 4, "batch": {"image": 8, "video": 4}}
+    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2}
+    settings["validation"] = {"path": str(clips / "val"), "every": 2, "frames": 2}
+    whole = parse_config(RunConfig, settings | {"run": str(tmp_path / "whole")}, "whole")
+    parts = parse_config(RunConfig, settings | {"run": str(tmp_path / "parts")}, "parts")
+    assert train(whole, StopAfter()) == 0
+    assert train(parts, StopAfter(2)) == 75 and train(parts, StopAfter()) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert all(row["samples"] == 12 * row["step"] for row in rows(tmp_path / "whole"))
+
+
+def test_a_run_on_clips_alone_is_not_resumed_with_pictures(settings, clips):
+    pictures = settings["data"].pop("train")
+    settings |= {"steps": 3, "batch": {"image": 0, "video": 4}}
+    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2}
+    assert train(parse_config(RunConfig, settings, "clips"), StopAfter(2)) == 75
+    settings["batch"], settings["data"]["train"] = {"image": 4, "video": 4}, pictures
+    both = parse_config(RunConfig, settings, "both")
+    with pytest.raises(UsageError, match="trained on video, this run on image and video"):
+        train(both, StopAfter(), allow_change=("batch.image", "data.train"))
+
+
+def test_pictures_given_as_clips_are_refused_before_a_step(settings, scenes):
+    settings |= {"batch": {"image": 0, "video": 4}}
+    settings["data"]["video"] = {"train": [{"path": str(scenes / "train")}], "frames": 2}
+    with pytest.raises(DataError, match="holds no videos"):
+        train(parse_config(RunConfig, settings, "pictures"), StopAfter())

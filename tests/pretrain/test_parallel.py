@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -52,9 +54,8 @@ def run(command: list[str], settings: dict, folder: Path, *more: str) -> subproc
     )
 
 
-@pytest.mark.parametrize("limits", [[1000, 1000], [17, 3], [17, 0], [0, 17]], ids=str)
-def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
-    out = tmp_path / "gradients.safetensors"
+def of_two_ranks(settings: dict, limits: list[int], folder: Path) -> dict:
+    out = folder / "gradients.safetensors"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     finished = subprocess.run(
         [*torchrun, str(SCRIPT), json.dumps(settings), json.dumps(limits), str(out)],
@@ -64,14 +65,69 @@ def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
         timeout=240,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    expected = gradients(settings, limits, start("fp32", (), ".", None))
-    ours = load_file(out)
+    return load_file(out)
+
+
+def assert_same_gradients(ours: dict, expected: dict) -> None:
     assert ours.keys() == expected.keys() and "temperature" in ours
     for name, reference in expected.items():
         scale = reference.abs().max()
         if name.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
             scale = expected[name.replace(".bias", ".weight")].abs().max()
         assert (ours[name] - reference).abs().max() <= 1e-9 * scale, name
+
+
+@pytest.mark.parametrize("limits", [[1000, 1000], [17, 3], [17, 0], [0, 17]], ids=str)
+def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
+    ours = of_two_ranks(settings, limits, tmp_path)
+    assert_same_gradients(ours, gradients(settings, limits, start("fp32", (), ".", None)))
+
+
+SWITCHES = {
+    "pictures and clips": {},
+    "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
+    "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
+    "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_two_ranks_give_the_gradient_of_one_process_with(name, settings, tmp_path, clips):
+    settings["objectives"] = SWITCHES[name]
+    settings["batch"] = {"image": 16, "video": 8}
+    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
+    ours = of_two_ranks(settings, [], tmp_path)
+    assert ours["temporal_embedding"].abs().max() > 0
+    assert_same_gradients(ours, gradients(settings, [], start("fp32", (), ".", None)))
+
+
+def test_published_gradients_of_contrast_are_divided_by_the_ranks(settings, tmp_path):
+    silent = dict.fromkeys(("matching", "masked_language", "global_image", "global_text", "local_image"), 0.0)
+    settings["objectives"] = silent | {"local_text": 0.0, "gradients": "published"}
+    ours = of_two_ranks(settings, [], tmp_path)
+    alone = gradients(settings, [], start("fp32", (), ".", None))
+    towers = [name for name in alone if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))]
+    for name in towers:
+        assert torch.allclose(2 * ours[name], alone[name], rtol=1e-7, atol=1e-12), name
+    assert torch.allclose(ours["temperature"], alone["temperature"], rtol=1e-7)
+
+
+@pytest.mark.slow
+def test_pictures_and_clips_train_together_on_two_ranks_for_50_steps(settings, tmp_path, clips):
+    settings |= {"steps": 50, "batch": {"image": 8, "video": 4}, "micro_batches": 1, "world": 2}
+    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2}
+    finished = run(several(2), settings, tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "8 images and 4 clips a step" in finished.stderr
+    logged = rows(Path(settings["run"]))
+    assert [row["step"] for row in logged] == list(range(1, 51))
+    for row in logged:
+        for name in ("contrastive", "matching", "global_image", "local_image"):
+            weighed = (8 * row[f"loss/image/{name}"] + 4 * row[f"loss/video/{name}"]) / 12
+            assert row[f"loss/{name}"] == pytest.approx(weighed, rel=1e-5)
+    early, late = logged[:10], logged[-10:]
+    for kind in ("image", "video"):
+        assert mean(row[f"loss/{kind}/total"] for row in late) < mean(row[f"loss/{kind}/total"] for row in early)
 
 
 def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
