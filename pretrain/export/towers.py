@@ -1,4 +1,4 @@
-"""The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` mostly a RobertaModel.
+"""The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` a RobertaModel.
 
 In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a model card.
 """
