@@ -1,4 +1,4 @@
-"""The two encoders as stock classes with their preprocessing: `vision/` CLIPVisionModel, `text/` mostly RobertaModel.
+"""The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` a RobertaModel.
 
 In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a model card.
 """
@@ -48,8 +48,6 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     """
     out = Path(out)
     _refuse_other_content(out)
-    if Path(model).is_file():
-        raise UsageError(f"{model} is a file: `glscl convert {model} OUT` makes a folder of it, then export OUT/full")
     loaded = load_model(model)
     if loaded.class_token is not None:
         raise UsageError(

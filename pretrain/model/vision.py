@@ -104,7 +104,7 @@ def encode_patches(
     if patches.frames == 1:
         hidden = hidden[:, 0]  # both rules of attention then are plain attention, in one call
     if hidden.ndim == 4 and tower.config._attn_implementation != FRAME_ATTENTION:
-        raise ValueError(f"clips need sdpa attention, this model was loaded with {tower.config._attn_implementation}")
+        raise ValueError(f"clips need sdpa attention as the model sets it up, {tower.config._attn_implementation!r}")
     hidden = _encode(tower, hidden, need)
     if hidden.ndim == 3:
         return hidden
