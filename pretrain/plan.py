@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from data_pipeline.collate import PAD_TO, Batch
 from data_pipeline.errors import DataError
@@ -80,9 +80,9 @@ class Plan:
         """Everything as text for a person."""
         lines = [
             f"{self.parameters / 1e6:.1f} million trained parameters",
-            f"memory of a rank, at least: {self.memory / 1e9:.1f} GB ({self.parameter_bytes / 1e9:.1f} GB weights, "
+            f"memory of a rank, at least: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB weights, "
             "gradients and moments; the rest what one micro-batch keeps for the backward pass)",
-            f"{self.steps:,} steps of {self.step_flops / 1e12:,.1f} TFLOP on {self.world} rank(s)",
+            f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s)",
         ]
         for name, kind in self.kinds.items():
             samples = kind.batch * self.steps
@@ -92,9 +92,9 @@ class Plan:
                 f"{name}: {kind.batch:,} a step, {kind.micro_batch} at once on a rank; {samples:,} samples{epochs}, "
                 f"about {samples * kind.mean_tokens:,.0f} tokens of text, padded to {kind.text_tokens:.1f} on average",
                 f"  {'GFLOP per sample':44}{'forward':>10}",
-                *(f"  {part:44}{flops / 1e9:10.2f}" for part, flops in kind.forward.items()),
-                f"  {'forward':44}{sum(kind.forward.values()) / 1e9:10.2f}",
-                f"  {'forward and backward':44}{kind.step / 1e9:10.2f}",
+                *(f"  {part:44}{flops / 1e9:10.4g}" for part, flops in kind.forward.items()),
+                f"  {'forward':44}{sum(kind.forward.values()) / 1e9:10.4g}",
+                f"  {'forward and backward':44}{kind.step / 1e9:10.4g}",
             ]
         return "\n".join([*lines, "", "reads:", *(f"  {line}" for line in self.read)])
 
@@ -121,9 +121,18 @@ def plan(config: RunConfig, world: int = 1) -> Plan:
 def flop_counter() -> FlopCounterMode:
     """Make a counter of torch that also knows the attention of the CPU, which torch's own table leaves out."""
     aten = torch.ops.aten
+
+    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(
+        gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+    ) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
     attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     return FlopCounterMode(display=False, custom_mapping=attention)
 
@@ -178,7 +187,6 @@ def _cost(
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
         forward = {name: _count(part) / rows for name, part in step_parts(model, batch, config.objectives).items()}
-        forward["losses"] = _count(lambda: task.forward(model, batch)) / rows - sum(forward.values())
         kept: dict[int, int] = {}
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
 
@@ -188,10 +196,11 @@ def _cost(
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             total = task.forward(model, batch).total
-        del total
-        step = _count(lambda: task.forward(model, batch).total.backward()) / rows
+        whole = counter.get_total_flops() / rows
+        forward["losses"] = whole - sum(forward.values())
+        step = whole + _count(total.backward) / rows
     return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
 
 
