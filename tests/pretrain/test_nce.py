@@ -201,7 +201,7 @@ def test_sides_that_do_not_match_are_refused(q, ids):
     "rows, width, megabytes",
     [
         # The whole matrix would take 1 GB, and dense training some six times that.
-        pytest.param(16384, 32, 150, id="a process that could not hold the matrix"),
+        pytest.param(16384, 32, 100, id="a process that could not hold the matrix"),
         pytest.param(32768, 512, 400, id="32768 x 512", marks=pytest.mark.slow),
     ],
 )
