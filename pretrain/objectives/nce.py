@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.parallel.gather import gather_rows, rank, world_size
 
-from .tiles import RunningSum, at_least_float32, same, spans, unit
+from .tiles import Blocks, RunningSum, at_least_float32, same, spans, unit
 
 Negatives = Literal["global", "rank"]
 Gradients = Literal["exact", "published"]
@@ -100,6 +100,7 @@ class _Tile(NamedTuple):
     left: Tensor  # (rows, width) normalised and divided by the temperature
     right: Tensor  # (columns, width) normalised
     block: Tensor  # (rows, columns) similarities
+    spare: Tensor  # (rows, columns) to write into
     diagonal: int  # offset of the own pairs in `block`
 
 
@@ -111,17 +112,18 @@ def _tiles(
     column_ids: Tensor | None,
     pairs: _Pairs,
 ) -> Iterator[_Tile]:
+    blocks = Blocks(p, q)
     for rows in spans(len(p), p.device):
         left = unit(p[rows], pairs.normalize) / temperature
         for columns in spans(len(q), q.device):
             right = unit(q[columns], pairs.normalize)
-            block = left @ right.T
+            block, spare = blocks.multiply(left, right)
             diagonal = pairs.first + rows.start - columns.start
             if row_ids is not None and column_ids is not None:
                 excluded = same(row_ids[rows], column_ids[columns])
                 excluded.diagonal(diagonal).fill_(False)
                 block.masked_fill_(excluded, -torch.inf)
-            yield _Tile(rows, columns, left, right, block, diagonal)
+            yield _Tile(rows, columns, left, right, block, spare, diagonal)
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -143,8 +145,8 @@ class _InfoNCE(torch.autograd.Function):
             matched = tile.block.diagonal(tile.diagonal)
             start = tile.rows.start + max(0, -tile.diagonal)
             own[start : start + len(matched)] = matched
-            over_columns.add(tile.rows, tile.block, 1)
-            over_rows.add(tile.columns, tile.block, 0)
+            over_columns.add(tile.rows, tile.block, 1, tile.spare)
+            over_rows.add(tile.columns, tile.block, 0, tile.spare)
         if pairs.together:
             complete = over_rows.maximum.clone()
             dist.all_reduce(complete, dist.ReduceOp.MAX)
@@ -174,7 +176,8 @@ class _InfoNCE(torch.autograd.Function):
         slope = None
         with torch.autocast(p.device.type, enabled=False):
             for tile in _tiles(p, q, temperature, row_ids, column_ids, pairs):
-                pull = (tile.block - row_maximum[tile.rows, None]).exp_().mul_(row_weight[tile.rows, None])
+                pull = torch.sub(tile.block, row_maximum[tile.rows, None], out=tile.spare).exp_()
+                pull.mul_(row_weight[tile.rows, None])
                 down = tile.block.sub_(column_maximum[tile.columns]).exp_()
                 pull.addcmul_(down, column_weight[tile.columns].expand_as(down))
                 pull.diagonal(tile.diagonal).sub_(2)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.parallel.gather import rank
 
-from .tiles import RunningSum, same, spans
+from .tiles import Blocks, RunningSum, same, spans
 
 
 def log_sum(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) -> Tensor:
@@ -47,19 +47,22 @@ def row_numbers(rows: Tensor) -> Tensor:
     return torch.arange(len(rows), device=rows.device)[:, None] + (rank() << 32)
 
 
-def _tiles(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _tiles(
+    rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    blocks = Blocks(rows, columns)
     for right in spans(len(columns), columns.device):
         for left in spans(len(rows), rows.device):
-            block = rows[left] @ columns[right].T
-            yield left, right, block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf)
+            block, spare = blocks.multiply(rows[left], columns[right])
+            yield left, right, block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf), spare
 
 
 class _LogSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) -> Tensor:
         sums = RunningSum(len(rows), rows)
-        for left, _, block in _tiles(rows, columns, row_ids, column_ids):
-            sums.add(left, block, 1)
+        for left, _, block, spare in _tiles(rows, columns, row_ids, column_ids):
+            sums.add(left, block, 1, spare)
         ctx.save_for_backward(rows, columns, row_ids, column_ids, sums.maximum, sums.total)
         return sums.maximum + sums.total.log()
 
@@ -72,7 +75,7 @@ class _LogSum(torch.autograd.Function):
         # A sum of nothing has the gradient 0, not 0 / 0.
         weight = torch.where(total > 0, gradient / total, 0)
         with torch.autocast(rows.device.type, enabled=False):
-            for left, right, block in _tiles(rows, columns, row_ids, column_ids):
+            for left, right, block, _ in _tiles(rows, columns, row_ids, column_ids):
                 pull = block.sub_(maximum[left, None]).exp_().mul_(weight[left, None])
                 if toward_rows is not None:
                     toward_rows[left].addmm_(pull, columns[right])

@@ -17,10 +17,34 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def tile_side(device: torch.device) -> int:
+    """Rows and columns of a tile: 16 MB in float32 on a CPU, 64 MB on an accelerator.
+
+    Half of it is as fast on idle cores, but twice as slow on shared ones: threads meet at the end of every call.
+    """
+    return 2048 if device.type == "cpu" else 4096
+
+
 def spans(rows: int, device: torch.device) -> Iterator[slice]:
-    """Cut rows into the sides of square tiles: 4 MB in float32 for a CPU's caches, larger calls for an accelerator."""
-    side = 1024 if device.type == "cpu" else 4096
+    """Cut rows into the sides of tiles."""
+    side = tile_side(device)
     return (slice(start, min(start + side, rows)) for start in range(0, rows, side))
+
+
+class Blocks:
+    """Room for a block of similarities and a spare one, which all tiles of a matrix use in turn."""
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        side = tile_side(rows.device)
+        size = min(len(rows), side) * min(len(columns), side)
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        self.room = torch.empty(2, size, dtype=dtype, device=rows.device)
+
+    def multiply(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarities (left, right) of two sides of a tile, and a spare block; the block before is overwritten."""
+        shape = (len(left), len(right))
+        block, spare = self.room[:, : shape[0] * shape[1]].view(2, *shape)
+        return torch.mm(left, right.T, out=block), spare
 
 
 def unit(rows: Tensor, normalize: bool = True) -> Tensor:
@@ -46,9 +70,9 @@ class RunningSum:
         self.maximum = torch.full((count,), torch.finfo(dtype).min, dtype=dtype, device=like.device)
         self.total = torch.zeros(count, dtype=dtype, device=like.device)
 
-    def add(self, span: slice, block: Tensor, dim: int) -> None:
-        """Add the exponentials of a block, summed over `dim`, to the entries of `span`."""
+    def add(self, span: slice, block: Tensor, dim: int, spare: Tensor) -> None:
+        """Add the exponentials of a block, summed over `dim`, to the entries of `span`; writes into `spare`."""
         maximum, total = self.maximum[span], self.total[span]
         higher = torch.maximum(maximum, block.amax(dim))
-        total.mul_((maximum - higher).exp_()).add_((block - higher.unsqueeze(dim)).exp_().sum(dim))
+        total.mul_((maximum - higher).exp_()).add_(torch.sub(block, higher.unsqueeze(dim), out=spare).exp_().sum(dim))
         maximum.copy_(higher)
