@@ -30,6 +30,7 @@ from .model.fusion import Need
 from .model.modeling import Side
 from .model.vision import Patches
 from .task import PretrainTask
+from .views import similarity
 
 SAMPLED = 1024  # samples whose captions say how long texts are
 
@@ -182,7 +183,7 @@ def _cost(
 ) -> KindPlan:
     rows = division.micro_batch
     task = PretrainTask(config.objectives)
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+    with FakeTensorMode():
         model = GLSCLModel(sizes)
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
@@ -196,7 +197,8 @@ def _cost(
                 kept[storage._cdata] = storage.nbytes()
             return tensor
 
-        with flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
+        with half, flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             total = task.forward(model, batch).total
         whole = counter.get_total_flops() / rows
         forward["losses"] = whole - sum(forward.values())
@@ -271,6 +273,12 @@ def step_parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> 
     def fuse(other: Side, text_need: Need, image_need: Need) -> None:
         model.fuse_pairs(text, mask, other, [(text_need, image_need)])
 
+    def heads() -> None:
+        features = model.contrastive_text(text_tokens), model.contrastive_image(image_tokens, frames)
+        if objectives.matching_negatives == "hard":
+            similarity(*features, model.temperature)
+        model.match(model.pool(text_tokens, image_tokens[:, :frames]))
+
     parts: dict[str, Callable[[], Any]] = {
         "view: image": encode,
         "view: token-masked image": partial(encode, embedded=patches),
@@ -284,11 +292,7 @@ def step_parts(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig) -> 
         "pass: image, MLM text": partial(fuse, image, "all", "none"),
         "pass: matched image, text": partial(fuse, image, classes[:, :1], classes),
         "head: masked language": lambda: model.masked_language_head(words),
-        "heads: contrast, matching": lambda: [
-            model.contrastive_image(image_tokens, frames),
-            model.contrastive_text(text_tokens),
-            model.match(model.pool(text_tokens, image_tokens[:, :frames])),
-        ],
+        "heads: contrast, matching": heads,
     }
     if not crossed:
         parts["pass: image, text"] = partial(fuse, image, "all", completed)

@@ -84,7 +84,8 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
     texts, images = model.text_side(text_tokens, mask.repeat(3, 1)), model.image_side(image_tokens)
     text, masked_text, mlm_text = texts[first], texts[second], texts[third]
     image, token_masked = images[first], images[second]
-    logits = similarity(contrastive_text, contrastive_image, model.temperature)
+    hard = config.matching_negatives == "hard"
+    logits = similarity(contrastive_text, contrastive_image, model.temperature) if hard else None
     rows, labels = _matched(batch, logits, config)
     matched = images[rows]
 
@@ -164,13 +165,12 @@ def part_identity(identity: Tensor, position: Tensor) -> Tensor:
     return (identity * 1_000_003 + position).reshape(-1, 1)
 
 
-def _matched(batch: Batch, logits: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
+def _matched(batch: Batch, logits: Tensor | None, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """Which of the encoded images each text is paired with, and whether it is its own."""
     labels = batch.itm_labels
     if batch.negative_pixels is None:
         identity = batch.identity if config.duplicates == "ignored" else None
-        hard = config.matching_negatives == "hard"
-        return choose_images(labels, batch.itm_noise, logits if hard else None, identity)
+        return choose_images(labels, batch.itm_noise, logits, identity)
     own = torch.arange(len(labels), device=labels.device)
     # After the images and the masked images stand the negatives, in the order of the texts that get one.
     other = 2 * len(labels) + (1 - labels).cumsum(0) - 1

@@ -7,6 +7,7 @@ loss, and a data-parallel wrapper that averages gradients, that is exact (the au
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,11 +62,16 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def gather_counts(values: Sequence[int]) -> list[list[int]]:
-    """Collect a few integers of every rank: result[i] lists value i of each rank."""
+    """Collect a few integers of every rank: result[i] lists value i of each rank. Does not wait for the device."""
     if world_size() == 1:
         return [[value] for value in values]
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    own = torch.tensor(values, dtype=torch.int64, device=device)
+    own = torch.tensor(values, dtype=torch.int64)
     parts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(parts, own)
+    dist.all_gather(parts, own, group=_cpu_group())
     return torch.stack(parts, dim=1).tolist()
+
+
+@cache
+def _cpu_group() -> dist.ProcessGroup | None:
+    """Group over gloo for what never leaves the CPU; None where all ranks speak gloo anyway."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -54,6 +54,43 @@ def test_files_that_are_no_configuration(tmp_path, content, message):
         load_config(path)
 
 
+def test_a_preset_fills_in_what_is_not_given(settings, tmp_path):
+    settings |= {"preset": "published", "objectives": {"matching_negatives": "random"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    config = load_config(tmp_path / "c.yaml")
+    assert config.objectives.gradients == "published" and config.objectives.global_text_negatives == "rank"
+    assert config.data.masking.mlm_unit == "token" and config.data.augment.flip
+    assert config.objectives.matching_negatives == "random"
+    assert config.model.vision["num_hidden_layers"] == 1  # of the file, not the preset's 11
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+    assert load_config(tmp_path / "c.yaml", ["--model.vision", "{}"]).model.vision == {"num_hidden_layers": 11}
+
+
+def test_an_unknown_preset_is_named(settings, tmp_path):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UsageError, match="unknown preset 'publishd'; there is published"):
+        load_config(tmp_path / "c.yaml", ["--preset", "publishd"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("batch.video", 4, "batch.video is 4 but data.video is missing"),
+        ("batch.image", 0, "batch.image and batch.video are both 0"),
+        ("batch.image", 1, "must be 0 or at least 2"),
+        ("data.video", {"train": []}, "data.video.train names no data set"),
+        ("data.video", {"train": [{"path": "x"}], "frames": 0}, "data.video.frames must be at least 1"),
+        ("objectives.temperature_bounds", [0.5, 0.1], "must rise and be positive"),
+        ("objectives.sampled_negatives", 0, "must be at least 1"),
+    ],
+)
+def test_impossible_kinds_and_switches_are_named(settings, key, value, message):
+    apply_overrides(settings, [f"--{key}", str(value)])
+    with pytest.raises(UsageError, match=message):
+        parse_config(RunConfig, settings, "run.yaml")
+
+
 def test_override_without_a_value_is_an_error(settings):
     with pytest.raises(UsageError, match="--steps needs a value"):
         apply_overrides(settings, ["--steps"])
