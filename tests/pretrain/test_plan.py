@@ -52,7 +52,8 @@ def test_planned_operations_are_those_of_a_real_step(settings, clips, kind):
     assert sum(parts.values()) == pytest.approx(counter.get_total_flops() / len(batch.keys), rel=1e-9)
     with flop_counter() as counter:
         PretrainTask().losses(features)
-    assert planned.forward["losses"] == pytest.approx(counter.get_total_flops() / len(batch.keys), rel=0.2)
+    # Grows with the square of the masked tokens, of which the plan knows the mean.
+    assert planned.forward["losses"] == pytest.approx(counter.get_total_flops() / len(batch.keys), rel=0.5)
 
 
 def test_plan_counts_parameters_samples_and_memory(config):
