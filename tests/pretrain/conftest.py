@@ -8,8 +8,7 @@ from data_pipeline.scenes.generate import generate
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 from pretrain.config import RunConfig, parse_config
-
-WIDTH = 32
+from tests.pretrain.runs import tiny_settings
 
 
 @pytest.fixture(scope="session")
@@ -34,34 +33,7 @@ def tokenizer(scenes, tmp_path_factory) -> Path:
 @pytest.fixture
 def settings(scenes, tokenizer, tmp_path) -> dict:
     """Nested configuration values of a run of a tiny model; tests change what they are about."""
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return {
-        "run": str(tmp_path / "run"),
-        "steps": 6,
-        "precision": "fp32",
-        "batch": {"image": 16},
-        "data": {
-            "train": [{"path": str(scenes / "train")}],
-            "tokenizer": str(tokenizer),
-            "max_text_length": 32,
-            "workers": 0,
-            "group": 4,
-        },
-        "model": {
-            "vision": tower | {"patch_size": 16, "image_size": 48},
-            "text": tower | {"max_position_embeddings": 40},
-            "fusion": {
-                "hidden_size": WIDTH,
-                "fusion_layers": 1,
-                "fusion_heads": 2,
-                "fusion_intermediate_size": 64,
-                "projection_dim": 16,
-            },
-        },
-        "optimizer": {"lr": 1e-3, "warmup": 0.2},
-        "checkpoint": {"every": 2, "keep": 2},
-        "log": {"every": 1},
-    }
+    return tiny_settings(scenes, tokenizer, tmp_path / "run")
 
 
 @pytest.fixture

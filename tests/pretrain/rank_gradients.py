@@ -1,8 +1,9 @@
-"""Run by test_parallel under torchrun: gradients of one global batch, computed by however many ranks there are."""
+"""Run by test_rank_gradients under torchrun: gradients of global batches, computed by however many ranks there are."""
 
 import json
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -72,9 +73,10 @@ def gradients(values: dict, limits: list[int], accelerator: Accelerator) -> dict
 
 
 if __name__ == "__main__":
-    settings, wanted, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     joined = start("fp32", (), ".", None)
-    result = gradients(settings, wanted, joined)
-    if joined.is_main_process:
-        save_file(result, out)
+    for number, (settings, wanted) in enumerate(cases):
+        result = gradients(settings, wanted, joined)
+        if joined.is_main_process:
+            save_file(result, folder / f"{number}.safetensors")
     joined.end_training()

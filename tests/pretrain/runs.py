@@ -1,4 +1,4 @@
-"""What tests read of a run folder."""
+"""A tiny run, and what tests read of its folder."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,40 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.run.checkpoint import model_folder
+
+WIDTH = 32
+
+
+def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
+    """Nested configuration values of a run of a tiny model on the embedded scenes."""
+    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "run": str(run),
+        "steps": 6,
+        "precision": "fp32",
+        "batch": {"image": 16},
+        "data": {
+            "train": [{"path": str(scenes / "train")}],
+            "tokenizer": str(tokenizer),
+            "max_text_length": 32,
+            "workers": 0,
+            "group": 4,
+        },
+        "model": {
+            "vision": tower | {"patch_size": 16, "image_size": 48},
+            "text": tower | {"max_position_embeddings": 40},
+            "fusion": {
+                "hidden_size": WIDTH,
+                "fusion_layers": 1,
+                "fusion_heads": 2,
+                "fusion_intermediate_size": 64,
+                "projection_dim": 16,
+            },
+        },
+        "optimizer": {"lr": 1e-3, "warmup": 0.2},
+        "checkpoint": {"every": 2, "keep": 2},
+        "log": {"every": 1},
+    }
 
 
 class StopAfter:

@@ -1,6 +1,5 @@
 """Several real processes over gloo: the same gradients, the same samples, the same weights after any interruption."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,17 +9,13 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 from data_pipeline.errors import UsageError
 from pretrain.parallel.selfcheck import start
-from tests.pretrain.rank_gradients import gradients
 from tests.pretrain.runs import assert_same_run, rows, status, weights
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("rank_gradients.py")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
@@ -52,64 +47,6 @@ def run(command: list[str], settings: dict, folder: Path, *more: str) -> subproc
         text=True,
         timeout=240,
     )
-
-
-def of_two_ranks(settings: dict, limits: list[int], folder: Path) -> dict:
-    out = folder / "gradients.safetensors"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    finished = subprocess.run(
-        [*torchrun, str(SCRIPT), json.dumps(settings), json.dumps(limits), str(out)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    return load_file(out)
-
-
-def assert_same_gradients(ours: dict, expected: dict) -> None:
-    assert ours.keys() == expected.keys() and "temperature" in ours
-    for name, reference in expected.items():
-        scale = reference.abs().max()
-        if name.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
-            scale = expected[name.replace(".bias", ".weight")].abs().max()
-        assert (ours[name] - reference).abs().max() <= 1e-9 * scale, name
-
-
-@pytest.mark.parametrize("limits", [[1000, 1000], [17, 3], [17, 0], [0, 17]], ids=str)
-def test_two_ranks_give_the_gradient_of_one_process(settings, tmp_path, limits):
-    ours = of_two_ranks(settings, limits, tmp_path)
-    assert_same_gradients(ours, gradients(settings, limits, start("fp32", (), ".", None)))
-
-
-SWITCHES = {
-    "pictures and clips": {},
-    "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
-    "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
-    "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
-}
-
-
-@pytest.mark.parametrize("name", SWITCHES)
-def test_two_ranks_give_the_gradient_of_one_process_with(name, settings, tmp_path, clips):
-    settings["objectives"] = SWITCHES[name]
-    settings["batch"] = {"image": 16, "video": 8}
-    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
-    ours = of_two_ranks(settings, [], tmp_path)
-    assert ours["temporal_embedding"].abs().max() > 0
-    assert_same_gradients(ours, gradients(settings, [], start("fp32", (), ".", None)))
-
-
-def test_published_gradients_of_contrast_are_divided_by_the_ranks(settings, tmp_path):
-    silent = dict.fromkeys(("matching", "masked_language", "global_image", "global_text", "local_image"), 0.0)
-    settings["objectives"] = silent | {"local_text": 0.0, "gradients": "published"}
-    ours = of_two_ranks(settings, [], tmp_path)
-    alone = gradients(settings, [], start("fp32", (), ".", None))
-    towers = [name for name in alone if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))]
-    for name in towers:
-        assert torch.allclose(2 * ours[name], alone[name], rtol=1e-7, atol=1e-12), name
-    assert torch.allclose(ours["temperature"], alone["temperature"], rtol=1e-7)
 
 
 @pytest.mark.slow

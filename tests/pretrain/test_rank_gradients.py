@@ -1,0 +1,84 @@
+"""Two real processes over gloo give the gradient of one, whatever is switched on; all cases run in one launch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain.parallel.selfcheck import start
+from tests.pretrain.rank_gradients import gradients
+from tests.pretrain.runs import tiny_settings
+
+ROOT = Path(__file__).parents[2]
+SILENT = dict.fromkeys(("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0)
+# How many text targets each half of the batch keeps, or which objectives a run on pictures and clips has.
+CASES: dict[str, list[int] | dict] = {
+    "as many targets on each rank": [1000, 1000],
+    "17 targets and 3": [17, 3],
+    "17 targets and none": [17, 0],
+    "no target and 17": [0, 17],
+    "pictures and clips": {},
+    "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
+    "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
+    "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
+    "published": SILENT | {"gradients": "published"},
+}
+
+
+@pytest.fixture(scope="module")
+def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
+    found = {}
+    for name, case in CASES.items():
+        settings = tiny_settings(scenes, tokenizer, Path("unused"))
+        if isinstance(case, dict):
+            settings["objectives"] = case
+            settings["batch"] = {"image": 16, "video": 8}
+            settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
+        found[name] = settings, case if isinstance(case, list) else []
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "cases.json").write_text(json.dumps(list(cases.values())))
+    script = Path(__file__).with_name("rank_gradients.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    finished = subprocess.run(
+        [*torchrun, str(script), str(folder / "cases.json"), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return {name: load_file(folder / f"{number}.safetensors") for number, name in enumerate(cases)}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "published"])
+def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
+    ours, expected = of_two_ranks[name], gradients(*cases[name], start("fp32", (), ".", None))
+    assert ours.keys() == expected.keys() and "temperature" in ours
+    for key, reference in expected.items():
+        scale = reference.abs().max()
+        if key.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
+            scale = expected[key.replace(".bias", ".weight")].abs().max()
+        assert (ours[key] - reference).abs().max() <= 1e-9 * scale, key
+
+
+def test_clips_reach_the_temporal_table(of_two_ranks):
+    assert of_two_ranks["pictures and clips"]["temporal_embedding"].abs().max() > 0
+
+
+def test_published_gradients_of_contrast_are_divided_by_the_ranks(cases, of_two_ranks):
+    ours, alone = of_two_ranks["published"], gradients(*cases["published"], start("fp32", (), ".", None))
+    towers = [name for name in alone if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))]
+    assert len(towers) > 20
+    for name in towers:
+        assert torch.allclose(2 * ours[name], alone[name], rtol=1e-7, atol=1e-12), name
+    assert torch.allclose(ours["temperature"], alone["temperature"], rtol=1e-7)
