@@ -1,11 +1,15 @@
 """Configuration: YAML and command line make one object, and what is wrong is named."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from data_pipeline.errors import UsageError
 from pretrain.build import build_model
 from pretrain.config import RunConfig, apply_overrides, differences, load_config, parse_config, to_yaml
+
+RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 
 
 def test_a_written_configuration_reads_back_the_same(config, tmp_path):
@@ -65,6 +69,13 @@ def test_a_preset_fills_in_what_is_not_given(settings, tmp_path):
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml") == config
     assert load_config(tmp_path / "c.yaml", ["--model.vision", "{}"]).model.vision == {"num_hidden_layers": 11}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_configurations_and_read_back_the_same(recipe, tmp_path):
+    config = load_config(recipe)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_an_unknown_preset_is_named(settings, tmp_path):
