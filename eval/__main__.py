@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError, validate_call
 
 from data_pipeline.errors import UsageError, UserError
-from pretrain.config import apply_overrides
+from pretrain.config_file import apply_overrides
 
 STAGES = {
     "retrieval": "eval.stages.retrieval",

@@ -126,7 +126,7 @@ def _order(arguments: argparse.Namespace) -> None:
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
     """List what the order of each kind of a run depends on, pictures before clips."""
-    from pretrain.config import load_config
+    from pretrain.config_file import load_config
 
     config = load_config(path)
     kinds = []
@@ -157,7 +157,7 @@ def _tokenizer(arguments: argparse.Namespace) -> _Result:
 def _plan(arguments: argparse.Namespace) -> _Result:
     from dataclasses import asdict
 
-    from pretrain.config import load_config
+    from pretrain.config_file import load_config
     from pretrain.plan import plan
 
     result = plan(load_config(arguments.config), arguments.world)

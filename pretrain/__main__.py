@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides += ["--init_from", known.init_from]
     stop = StopFlag()
     try:
-        from .config import load_config
+        from .config_file import load_config
 
         config = load_config(known.config, overrides)
         from .loop import train

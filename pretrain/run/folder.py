@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from data_pipeline.errors import UsageError
-from pretrain.config import RunConfig, differences, parse_config, to_yaml
+from pretrain.config import RunConfig
+from pretrain.config_file import differences, parse_config, to_yaml
 
 from .files import write_json, write_whole
 

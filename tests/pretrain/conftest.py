@@ -7,7 +7,8 @@ import pytest
 from data_pipeline.scenes.generate import generate
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
-from pretrain.config import RunConfig, parse_config
+from pretrain.config import RunConfig
+from pretrain.config_file import parse_config
 from tests.pretrain.runs import tiny_settings
 
 

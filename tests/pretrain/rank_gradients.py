@@ -13,7 +13,8 @@ from data_pipeline.collate import Batch
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
-from pretrain.config import RunConfig, parse_config
+from pretrain.config import RunConfig
+from pretrain.config_file import parse_config
 from pretrain.parallel.selfcheck import start
 from pretrain.task import PretrainTask, TaskModel
 

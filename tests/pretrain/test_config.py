@@ -7,7 +7,8 @@ import yaml
 
 from data_pipeline.errors import UsageError
 from pretrain.build import build_model
-from pretrain.config import RunConfig, apply_overrides, differences, load_config, parse_config, to_yaml
+from pretrain.config import RunConfig
+from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
-from pretrain.config import RunConfig, ValidationConfig, apply_overrides, parse_config
+from pretrain.config import RunConfig, ValidationConfig
+from pretrain.config_file import apply_overrides, parse_config
 from pretrain.loop import train
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.run.checkpoint import model_folder

@@ -6,7 +6,8 @@ import torch
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
-from pretrain.config import RunConfig, parse_config
+from pretrain.config import RunConfig
+from pretrain.config_file import parse_config
 from pretrain.plan import flop_counter, plan, step_parts
 from pretrain.task import PretrainTask
 
