@@ -41,7 +41,7 @@ def test_overrides_win_over_the_file(settings, tmp_path):
     ],
 )
 def test_what_is_wrong_is_named(settings, key, value, message):
-    with pytest.raises(UsageError, match="") as raised:
+    with pytest.raises(UsageError) as raised:
         apply_overrides(settings, [f"--{key}", str(value)])
         parse_config(RunConfig, settings, "run.yaml")
     assert message in str(raised.value)
@@ -133,6 +133,6 @@ def test_impossible_models_are_refused(settings, tokenizer, key, value, message)
 
     apply_overrides(settings, [f"--model.{key}", str(value)])
     config = parse_config(RunConfig, settings, "run.yaml")
-    with pytest.raises(UsageError, match="") as raised:
+    with pytest.raises(UsageError) as raised:
         build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
     assert message in str(raised.value)
