@@ -39,8 +39,8 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     Raises
     ------
     UsageError
-        If ``model`` does not exist or has an image tower that no stock class computes, or ``out`` holds anything but an
-        earlier export.
+        If ``model`` does not exist, is the authors' checkpoint or has an image tower that no stock class computes, or
+        ``out`` holds anything but an earlier export.
     DataError
         If the model is damaged.
     NumericsError
@@ -55,6 +55,8 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
             "has no place: only CLIP towers can be exported"
         )
     folder = Path(loaded.name_or_path)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file without a tokenizer: `glscl convert {folder} OUT --tokenizer ...` first")
     beside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
     try:
