@@ -33,13 +33,12 @@ SHORTEST, LONGEST = 10, 20  # tokens of a caption here, special tokens included:
 def sizes(tiny: bool) -> GLSCLConfig:
     """Give the published sizes, or small ones to try the script."""
     if not tiny:
-        return GLSCLConfig(max_frames=0)
+        return GLSCLConfig()
     tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
     return GLSCLConfig(
         vision_config=CLIPVisionConfig(**tower, patch_size=16, image_size=96),
         text_config=RobertaConfig(**tower, vocab_size=1000, max_position_embeddings=64, type_vocab_size=1),
         **{"hidden_size": 128, "fusion_layers": 2, "fusion_heads": 4, "fusion_intermediate_size": 512},
-        max_frames=0,
     )
 
 

@@ -49,7 +49,7 @@ def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
         patch_size=16,
         image_size=SIDE,
     )
-    model = GLSCLModel(GLSCLConfig(vision_config=tower))
+    model = GLSCLModel(GLSCLConfig(vision_config=tower, max_frames=FRAMES))
     pixels = torch.randn(batch, FRAMES, 3, SIDE, SIDE)
 
     def work() -> None:

@@ -132,10 +132,20 @@ class Manifest:
             self._check_size(shard)
 
     def check_kind(self, kind: Kind) -> None:
-        """Check by `fields` alone that there are samples of a kind; raises `DataError` that says what there is."""
-        if self.fields.keys().isdisjoint(EXTENSIONS[kind]):
-            found = ", ".join(f"{extension} ({count:,})" for extension, count in self.fields.items())
+        """Check by `fields` alone that samples are of a kind.
+
+        A few may be of the other one, as bad samples that are met and counted. Raises `DataError` that says what there
+        is where none is of the kind, or at least as many are of the other kind alone.
+        """
+        count = sum(self.fields.get(extension, 0) for extension in EXTENSIONS[kind])
+        found = ", ".join(f"{extension} ({count:,})" for extension, count in self.fields.items())
+        if not count:
             raise DataError(f"{self.root} holds no {kind}s ({'|'.join(EXTENSIONS[kind])}); its fields: {found}")
+        if count <= self.samples / 2:
+            raise DataError(
+                f"only {count:,} of the {self.samples:,} samples of {self.root} hold {kind}s (its fields: {found}): "
+                "make one data set of the pictures and one of the clips"
+            )
 
     def _check_size(self, shard: Shard) -> None:
         path = self.root / shard.name

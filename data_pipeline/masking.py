@@ -7,6 +7,7 @@ For a clip the patches are those of one frame: the same are hidden in all (tubes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,9 @@ from data_pipeline.errors import UsageError
 from data_pipeline.text import Encoding, Tokenizer
 
 Integers = NDArray[np.int64]
+
+
+LONGEST_WORD = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,17 @@ def choose_tokens(random: np.random.Generator, tokens: int, config: MaskingConfi
 
 
 def choose_words(random: np.random.Generator, words: Sequence[int | None], rate: float) -> Integers:
-    """Positions of all tokens of the chosen words: `rate` of the words, rounded, and at least one."""
-    numbers = sorted({word for word in words if word is not None})
-    count = max(1, round(len(numbers) * rate))
-    chosen = {numbers[n] for n in choose(random, len(numbers), count)}
-    return np.array([position for position, word in enumerate(words) if word in chosen], dtype=np.int64)
+    """Positions of all tokens of the chosen words: `rate` of the words, rounded, and at least one.
+
+    Of a "word" of more than 16 tokens each token counts as one: scripts without spaces make one of a whole sentence.
+    """
+    length = Counter(words)
+    units = [(word, n if length[word] > LONGEST_WORD else 0) for n, word in enumerate(words) if word is not None]
+    places = [n for n, word in enumerate(words) if word is not None]
+    distinct = sorted(set(units))
+    count = max(1, round(len(distinct) * rate))
+    chosen = {distinct[n] for n in choose(random, len(distinct), count)}
+    return np.array([place for place, unit in zip(places, units, strict=True) if unit in chosen], dtype=np.int64)
 
 
 def choose_of_all_positions(

@@ -39,10 +39,12 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
     Raises
     ------
     DataError
-        If either data set is missing or broken.
+        If either data set is missing or broken, or holds clips.
     """
     started = time.perf_counter()
     known, gallery = Manifest.load(train), Manifest.load(data)
+    for manifest in (known, gallery):
+        manifest.check_kind("image")
     known_captions, known_owners = _captions(known, None)
     captions, owners = _captions(gallery, limit)
     with closing(Store([gallery])) as store:

@@ -25,7 +25,6 @@ from .model.vision import resize_grid
 
 POSITIONS = "embeddings.position_embedding.weight"
 _BLOCKS = "encoder.layers."
-FEWEST_FRAMES = 8  # rows of the temporal table of a run with clips, as published
 
 
 def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLConfig:
@@ -38,8 +37,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int
         text = _text_config(config, tokenizer)
         _check_text(text, config, tokenizer, max_text_length)
         _refuse_unknown("model.fusion", config.fusion, GLSCLConfig)
-        longest = max(frames, FEWEST_FRAMES) if frames else 0
-        sizes = {"max_frames": longest, **config.fusion, "max_text_length": max_text_length}
+        sizes = {"max_frames": frames, **config.fusion, "max_text_length": max_text_length}
         found = GLSCLConfig(vision_config=vision, text_config=text, **sizes)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None

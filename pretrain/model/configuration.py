@@ -59,7 +59,7 @@ class GLSCLConfig(PreTrainedConfig):
 
     vision_config: Any = None
     text_config: Any = None
-    max_frames: int = 8
+    max_frames: int = 0
     hidden_size: int = 768
     fusion_layers: int = 6
     fusion_heads: int = 12

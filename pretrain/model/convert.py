@@ -31,6 +31,7 @@ _DEAD = re.compile(
 # Heads that only checkpoints of a fine-tuning have.
 _FINE_TUNED = {"vqa_classifier.": "VQA", "nlvr2_classifier.": "NLVR2", "rank_output.": "retrieval"}
 _TEMPORAL = "vision_transformer.visual.temporal_embed"  # says that it is the video encoder of the release
+_MOST_LAYERS = 128  # or names alone would make a model of any size
 _PREFIXES = {
     "cross_modal_text_layers.": "fusion.text_layers.",
     "cross_modal_image_layers.": "fusion.image_layers.",
@@ -54,7 +55,7 @@ _EXACT = {
     "cl_temp": "temperature",
     "mlm_score.bias": "masked_language_head.decoder.bias",
     "vision_transformer.visual.visual_mask_token": "visual_mask_token",
-    "vision_transformer.visual.temporal_embed": "temporal_embedding",
+    _TEMPORAL: "temporal_embedding",
     "vision_transformer.visual.class_embedding": "vision.embeddings.class_embedding",
     "vision_transformer.visual.positional_embedding": "vision.embeddings.position_embedding.weight",
 }
@@ -72,7 +73,7 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
     """Build a float32 model of a checkpoint whose tensors carry the names of the authors' release.
 
     Takes what `torch.save` or PyTorch-Lightning wrote (`.ckpt`, `.pt`, `.bin`) and `.safetensors`. Without `config` the
-    sizes are read off the tensors, with 64-wide vision heads and 4 heads (12 at width 768) elsewhere. Raises ValueError
+    sizes are read off the tensors, with 64-wide heads (4 heads in text and fusion below width 512). Raises ValueError
     when a tensor is missing, superfluous or of another shape, and for a file that is damaged or no checkpoint.
     """
     with open_tensors(path) as stored:
@@ -96,7 +97,10 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
 
 
 def our_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One of the authors' tensors under this model's names (three of them for a joint query-key-value projection)."""
+    """One of the authors' tensors under this model's names: three for a joint query-key-value projection.
+
+    None for a name that the authors do not use.
+    """
     if name in _EXACT:
         return {_EXACT[name]: tensor}
     if name.startswith(_BLOCK):
@@ -112,7 +116,7 @@ def our_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
             return {ours + name.removeprefix(theirs): tensor}
-    return {name: tensor}
+    return {}
 
 
 def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
@@ -123,12 +127,12 @@ def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
         name = stored_name[match.end() :] if (match := _WRAPPERS.match(stored_name)) else stored_name
         if _DEAD.fullmatch(name):
             continue
-        if tensor is None or name in named:
+        if tensor is None or name in named or not tensor.dtype.is_floating_point:
             unusable.append(stored_name)
         else:
             named[name] = tensor
     if unusable:
-        raise ValueError(f"{_some(unusable)}: not ordinary tensors, or there twice")
+        raise ValueError(f"{_some(unusable)}: not ordinary tensors of floating-point numbers, or there twice")
     for head, task in _FINE_TUNED.items():
         if any(name.startswith(head) for name in named):
             raise ValueError(
@@ -148,7 +152,10 @@ def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
     unknown, misshapen = [], []
     placed: set[str] = set()
     for name, theirs in shapes.items():
-        for ours, part in our_names(name, theirs).items():
+        places = our_names(name, theirs)
+        if not places:
+            unknown.append(name)
+        for ours, part in places.items():
             if ours not in expected or ours in placed:
                 unknown.append(name)
             # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
@@ -184,6 +191,8 @@ def _read_sizes(shapes: Mapping[str, Tensor]) -> GLSCLConfig:
 def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     def layers(prefix: str) -> int:
         numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+        if len(numbers) > _MOST_LAYERS:
+            raise ValueError(f"{prefix}N: {len(numbers):,} layers are more than any tower has")
         if numbers != {str(number) for number in range(len(numbers))} or not numbers:
             raise ValueError(f"{prefix}N: {len(numbers)} layers, which are not numbered from 0 on")
         return len(numbers)
@@ -191,13 +200,13 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     conv = tensors["vision_transformer.visual.conv1.weight"]
     words = tensors["text_transformer.embeddings.word_embeddings.weight"]
     positions = tensors["text_transformer.embeddings.position_embeddings.weight"]
-    temporal = tensors.get("vision_transformer.visual.temporal_embed")
+    temporal = tensors.get(_TEMPORAL)
     fusion = tensors["cross_modal_text_layers.0.intermediate.dense.weight"]
     patches = len(tensors["vision_transformer.visual.positional_embedding"]) - 1
     grid = math.isqrt(patches)
     if grid * grid != patches or not patches:
         raise ValueError(f"{patches} positions of patches are no square")
-    heads = 12 if words.shape[1] == 768 else 4
+    heads = words.shape[1] // 64 if words.shape[1] >= 512 else 4
     return GLSCLConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=conv.shape[0],

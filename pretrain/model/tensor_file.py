@@ -22,6 +22,7 @@ from torch import Tensor
 from .unpickle import Inert, Storage, StoredTensor, unpickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch before 1.6 wrote
+_SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STATE = ("state_dict", "model")  # where training programs keep the tensors, beside other things
 
 
@@ -30,6 +31,7 @@ class LazyTensor:
     """A tensor that is still in its file; `read` gives it as it is stored, to be copied and not changed."""
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[], Tensor]
 
 
@@ -73,7 +75,8 @@ def _of_safetensors(file: Any, path: Path) -> dict[str, LazyTensor | None]:
             with _naming(path):
                 return file.get_tensor(name)
 
-        return LazyTensor(tuple(file.get_slice(name).get_shape()), read)
+        stored = file.get_slice(name)
+        return LazyTensor(tuple(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype(), torch.uint8), read)
 
     return {name: lazy(name) for name in file.keys()}  # noqa: SIM118
 
@@ -159,6 +162,6 @@ def _tensors(root: Any, path: Path, content: Callable[[Storage], bytes]) -> dict
             with _naming(path):
                 return elements(tensor.storage).as_strided(tensor.shape, tensor.strides, tensor.offset)
 
-        return LazyTensor(tensor.shape, read)
+        return LazyTensor(tensor.shape, tensor.storage.dtype, read)
 
     return {name: lazy(stored[name]) if name in stored else None for name in state}

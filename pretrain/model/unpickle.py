@@ -232,6 +232,8 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
     (offset,), shape, strides = _whole((offset,)), _whole(shape), _whole(strides)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = math.prod(shape)
+    if math.prod(size or 1 for size in shape) >= 2**63:
+        raise ValueError(f"a tensor of shape {shape} is larger than any memory")
     # More elements than the storage has would be a tiny file that asks for any amount of memory.
     if elements > storage.count or (elements and last >= storage.count):
         raise ValueError(f"a tensor of shape {shape} does not fit its storage of {storage.count:,} elements")

@@ -169,5 +169,13 @@ def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, pictures, t
         open_loader([clips.root], tokenizer=tokenizer, frames=0, **OPTIONS)
 
 
+def test_pictures_and_clips_in_one_data_set_are_refused(tokenizer, tmp_path):
+    samples = [(f"p{n}", {"jpg": encoded_picture(n), "txt": b"a picture"}) for n in range(4)]
+    samples += [(f"v{n}", {"mp4": encoded_clip(n), "txt": b"a clip"}) for n in range(4)]
+    mixed = write_shards(tmp_path / "mixed", samples, source={"name": "mixed"})
+    with pytest.raises(DataError, match=r"only 4 of the 8 samples of .* hold images .*one data set of the pictures"):
+        open_loader([mixed.root], tokenizer=tokenizer, **OPTIONS)
+
+
 def test_an_index_counts_clips(clips):
     assert index(clips.root).fields == {"mp4": 50, "txt": 50}

@@ -72,6 +72,12 @@ def test_words_are_chosen_evenly():
     assert abs(counts[1:11] / 2000 - 0.2).max() < 0.05
 
 
+def test_a_text_without_spaces_is_not_one_word():
+    positions = choose_words(generator(), [None, *[0] * 24, None], 0.25)
+    assert len(positions) == 6
+    assert choose_words(generator(), [None, *[0] * 9, None], 0.25).tolist() == list(range(1, 10))
+
+
 def test_chosen_tokens_are_mostly_masked_sometimes_random_sometimes_kept(tokenizer):
     ids = [int(tokenizer.ordinary_ids[5])] * 20_000
     shown = replace_tokens(generator(), ids, np.arange(20_000), tokenizer)

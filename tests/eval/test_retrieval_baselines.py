@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.errors import DataError
+from data_pipeline.scenes.generate import generate
 from eval.baselines import colour_histogram, evaluate, nearest_texts
 from eval.schema import read_records
 
@@ -43,6 +45,14 @@ def test_a_colour_histogram_holds_the_share_of_each_colour() -> None:
     assert histogram.shape == (512,)
     assert histogram[0] == pytest.approx(0.75)
     assert histogram[7 * 64] == pytest.approx(0.25)
+
+
+def test_the_baseline_of_clips_is_refused_before_anything_is_computed(scenes: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "clips", train=2, val=0, test=2, novel=0, size=48, seed=5, workers=1, video=True)
+    for pair in ((scenes / "train", tmp_path / "clips" / "test"), (tmp_path / "clips" / "train", scenes / "test")):
+        with pytest.raises(DataError, match="holds no images"):
+            evaluate(*pair, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_baseline_knows_what_it_has_seen_and_little_else(scenes: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ FUSION = {"hidden_size": WIDTH, "fusion_layers": 2, "fusion_heads": 2, "fusion_i
 def tiny_config(**fields) -> GLSCLConfig:
     """Sizes of a model that runs in milliseconds."""
     towers = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict()}
-    return GLSCLConfig(**towers | FUSION | {"projection_dim": 16, "max_text_length": 12} | fields)
+    return GLSCLConfig(**towers | FUSION | {"projection_dim": 16, "max_text_length": 12, "max_frames": 8} | fields)
 
 
 def tiny_model(seed: int = 0, **fields) -> GLSCLModel:

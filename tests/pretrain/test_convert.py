@@ -185,6 +185,18 @@ MISFITS = {
         lambda w: w | {"temperature": torch.tensor(1.0)},
         r"1 tensor \(temperature\) unknown",
     ),
+    "under this project's name alone": (
+        lambda w: without(w, "itm_score.fc.bias") | {"matching_head.bias": w["itm_score.fc.bias"]},
+        r"1 tensor \(matching_head.bias\) unknown",
+    ),
+    "quantised": (
+        lambda w: w | {"itm_score.fc.weight": (100 * w["itm_score.fc.weight"]).to(torch.int8)},
+        r"1 tensor \(itm_score.fc.weight\): not ordinary",
+    ),
+    "thousands of layers": (
+        lambda w: w | {f"cross_modal_text_layers.{n}.x": torch.ones(0) for n in range(2, 200)},
+        "200 layers are more than any tower has",
+    ),
     "there twice": (lambda w: w | {"module.cl_temp": torch.tensor(1.0)}, r"1 tensor \(module.cl_temp\).* there twice"),
     "no tensor": (lambda w: w | {"cl_temp": 0.07}, r"1 tensor \(cl_temp\): not ordinary"),
     "another model": (lambda w: nn.Linear(2, 2).state_dict(), "lacks"),

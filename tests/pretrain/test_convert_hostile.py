@@ -109,6 +109,7 @@ SIZES = {
     "huge": (0, tuple_of(2**62), tuple_of(1)),
     "huge by a stride of nothing": (0, tuple_of(10**12), tuple_of(0)),
     "huge product": (0, tuple_of(2**31, 2**31, 2**31), tuple_of(0, 0, 0)),
+    "huge and empty": (0, tuple_of(0, 2**62, 2**62), tuple_of(1, 1, 1)),
     "larger than any size": (0, tuple_of(10**30), tuple_of(1)),
     "past the end": (1, tuple_of(4), tuple_of(1)),
     "stride past the end": (0, tuple_of(2), tuple_of(4)),

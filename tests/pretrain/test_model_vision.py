@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPVisionModel
 
+from pretrain.model import GLSCLModel
 from pretrain.model.attention import frame_attention
 from pretrain.model.vision import Patches
 from tests.pretrain.models import VISION, WIDTH, tiny_model
@@ -150,6 +151,14 @@ def test_positions_of_other_and_oblong_sizes_are_interpolated_as_clip_does():
 def test_inputs_that_do_not_fit_are_refused_with_advice(shape, fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_model(**fields).encode_image(torch.randn(shape).double())
+
+
+def test_a_model_saved_without_a_temporal_table_loads_without_one(tmp_path):
+    tiny_model(max_frames=0).float().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("max_frames")  # as version 0.1 wrote it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert GLSCLModel.from_pretrained(tmp_path).temporal_embedding is None
 
 
 def test_clips_are_refused_where_another_attention_was_asked_for(tmp_path):
