@@ -1,6 +1,6 @@
 """A whole training step beside the same mathematics executed as the authors' release executes it, samples per second.
 
-    python benchmarks/step.py [--batch 4] [--rounds 3] [--precision fp32|bf16] [--negatives hard|dataset] [--tiny]
+    python -m benchmarks.step [--batch 4] [--rounds 3] [--precision fp32|bf16] [--negatives hard|dataset] [--tiny]
 
 CLIP ViT-B/16 (11 blocks) at 288 pixels, RoBERTa base, 6 fusion layers, dropout on, AdamW; ours trims texts to the
 longest of the batch, theirs pads to 50 and computes every state. Rounds alternate; medians and their ratio are printed
@@ -8,6 +8,7 @@ beside the ratio of counted operations. On a GPU theirs runs eager attention in 
 """
 
 import argparse
+import copy
 import platform
 import statistics
 import time
@@ -98,8 +99,8 @@ def measure(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     ours = GLSCLModel(config).to(device).train()
     theirs = ours
-    if device == "cuda":
-        theirs = GLSCLModel._from_config(config, attn_implementation="eager").to(device).train()
+    if device == "cuda":  # a copy: transformers writes the choice of attention into the configuration
+        theirs = GLSCLModel._from_config(copy.deepcopy(config), attn_implementation="eager").to(device).train()
     half = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
     sides: dict[str, tuple[GLSCLModel, torch.dtype | None, Callable[[GLSCLModel], PretrainFeatures]]] = {
         "this step": (ours, half, lambda model: task.features(model, batch)),
@@ -164,7 +165,8 @@ def report(options, device, batch, sides, operations, times) -> None:
     print(f"ratio of operations {counted:.2f}, of times {timed:.2f}: {100 * timed / counted:.0f} % of the former")
     if device == "cuda":
         achieved = operations["this step"] * options.batch / statistics.median(times["this step"])
-        print(f"{achieved / 1e12:.1f} TFLOP/s")
+        share = f", MFU {achieved / 1e10 / options.peak:.0f} %" if options.peak else ""
+        print(f"{achieved / 1e12:.1f} TFLOP/s{share}")
 
 
 def by_part(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig, device: str, half) -> None:
@@ -183,8 +185,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of this step")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of this step; default: fp32, on a GPU bf16")
     parser.add_argument("--same-precision", action="store_true", help="on a CPU, the other side in --precision too")
+    parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in that precision, to print MFU")
     parser.add_argument("--negatives", choices=("hard", "dataset"), default="hard")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try this script")
-    measure(parser.parse_args())
+    given = parser.parse_args()
+    given.precision = given.precision or ("bf16" if torch.cuda.is_available() else "fp32")
+    measure(given)

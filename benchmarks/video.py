@@ -1,6 +1,6 @@
 """Attention of clips: two calls on shared projections beside one call with a mask, time and memory.
 
-    python benchmarks/video.py [--batch 2] [--rounds 5]
+    python -m benchmarks.video [--batch 2] [--rounds 5]
 
 CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each side in a process of its own, so
 that its peak memory is its own.
@@ -35,7 +35,7 @@ def masked_form(model: GLSCLModel, patches: Patches) -> torch.Tensor:
     hidden = tower.pre_layrnorm(hidden)
     for layer in tower.encoder.layers:
         hidden = layer(hidden, allowed[None, None])
-    return tower.post_layernorm(hidden)
+    return model.image_projection(tower.post_layernorm(hidden))
 
 
 def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:

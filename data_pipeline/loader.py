@@ -172,7 +172,7 @@ def open_loader(
         seed=seed,
         lanes=default_lanes(global_batch) if lanes is None else lanes,
         division=division,
-        group=_matching_group(division, group),
+        group=matching_group(division, group),
         tokenizer=loaded.to_str(),
         size=size,
         frames=frames,
@@ -187,7 +187,11 @@ def open_loader(
     return Loader(config, start_step=start_step, workers=workers, quarantine=path, max_bad_fraction=max_bad_fraction)
 
 
-def _matching_group(division: Division, group: int | None) -> int:
+def matching_group(division: Division, group: int | None) -> int:
+    """Size of the matching groups: `group`, or the smallest number above 1 that divides the global batch.
+
+    Raises UsageError where groups would not fill a micro-batch.
+    """
     # The default must not depend on ranks and micro-batches: who is matched with whom is part of the run.
     total = division.global_batch
     size = next((n for n in range(2, total) if total % n == 0), total) if group is None else group

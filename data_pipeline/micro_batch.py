@@ -153,7 +153,7 @@ class Reader:
         if config.dataset_negatives:
             unmatched = np.flatnonzero(arrays["itm_labels"] == 0).tolist()
             for out, row in zip(pixels[len(chosen) :], unmatched, strict=True):
-                self._read_negative(int(draws.source[row]), chosen[row].sample, step, where.start + row, out, bad)
+                self._read_negative(int(draws.source[row]), chosen[row], step, where.start + row, out, bad)
         return MicroBatch([one.key for one in chosen], arrays, bad)
 
     def close(self) -> None:
@@ -184,11 +184,11 @@ class Reader:
         raise NothingReadable(failed)
 
     def _read_negative(
-        self, source: int, own: int, step: int, position: int, out: Pixels, bad: list[BadRecord]
+        self, source: int, own: _Chosen, step: int, position: int, out: Pixels, bad: list[BadRecord]
     ) -> None:
-        """Write a view of another sample of the source, every one as likely as the others, to `out`.
+        """Write a view of a sample of the source with another `image_id`, each as likely as the others, to `out`.
 
-        Depends on (seed, step, position in the global batch) alone, and on `own`, the sample it must not be.
+        Depends on (seed, step, position in the global batch) alone, and on `own`, whose negative it is.
         """
         others = self._store.manifests[source].samples - 1
         failed: list[BadRecord] = []
@@ -196,16 +196,20 @@ class Reader:
             words = fold(self._negatives_key, step, position, attempt, np.arange(2))
             random = np.random.Generator(np.random.Philox(key=words))
             candidate = int(random.random() * others)
-            candidate += candidate >= own
+            candidate += candidate >= own.sample
             try:
                 read = self._store.read(source, candidate, self._config.kind)
+                if read.image_id == own.image_id:
+                    continue
                 self._write_view(read.media, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
                 continue
             bad.extend(failed)
             return
-        raise NothingReadable(failed)
+        if failed:
+            raise NothingReadable(failed)
+        raise DataError(f"{own.key}: no negative in {ATTEMPTS} samples drawn, all have its image_id {own.image_id!r}")
 
     def _record(self, source: int, sample: int, error: BadSample) -> BadRecord:
         name, shard, key = self._store.name_parts(source, sample)

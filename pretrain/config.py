@@ -95,8 +95,8 @@ class ModelConfig:
 class ObjectiveConfig:
     """Weights of the losses and what they contrast against (glscl paper, section 3.3).
 
-    The defaults make every loss a function of the global batch alone. Where the authors' release does something else,
-    `preset: published` does it too.
+    With one micro-batch the defaults make every loss a function of the global batch alone. Where the authors' release
+    does something else, `preset: published` does it too.
     """
 
     contrastive: float = 1.0
@@ -135,6 +135,15 @@ class ObjectiveConfig:
     """frames: features of clips are normalised over the frames, as published (a mistake), in the global image loss."""
     temperature_bounds: tuple[float, float] | None = (0.01, 0.5)
     """Within which the learnt temperature stays."""
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether a loss or its gradient depends on how the global batch is divided over ranks."""
+        negatives = (
+            *(self.global_image_negatives, self.global_text_negatives),
+            *(self.local_image_negatives, self.local_text_negatives),
+        )
+        return "rank" in negatives or self.gradients == "published"
 
     @property
     def samples_negatives(self) -> bool:
@@ -191,6 +200,8 @@ class ValidationConfig:
         """Raise UsageError for values with which nothing would be validated."""
         if min(self.every, self.batch_size, 1 if self.limit is None else self.limit) < 1:
             raise UsageError("validation.every, validation.batch_size and validation.limit must be at least 1")
+        if self.frames is not None and self.frames < 1:
+            raise UsageError("validation.frames must be at least 1, or left out to validate on pictures")
 
 
 @dataclass(frozen=True)
@@ -280,11 +291,11 @@ PRESETS: dict[str, dict[str, Any]] = {
             "video_normalization": "frames",
             "temperature_bounds": None,
         },
-        "optimizer": {"decay": "published"},
+        "optimizer": {"decay": "published", "max_grad_norm": None},
     }
 }
 
-# May differ between the runs that share a folder; every other difference changes what is computed.
+# May differ between the runs that share a folder; every other difference always changes what is computed.
 FREE_ON_RESUME = (
     *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
     "model.checkpoint_activations",

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from data_pipeline.order import hash_key
 from data_pipeline.text import Tokenizer
 
 from .build import build_model, load_weights
-from .config import RunConfig, SourceConfig
+from .config import RunConfig, SourceConfig, ValidationConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.selfcheck import start
 from .run.checkpoint import (
@@ -113,7 +114,9 @@ class _Training:
         if run:
             run.check_config(allow_change)
         tokenizer = Tokenizer.load(config.data.tokenizer)
-        self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer)
+        clips = config.validation is not None and config.validation.frames is not None
+        size = config.data.video.image_size if clips and config.data.video else None
+        self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer, size)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, tokenizer, config.data.max_text_length, _frames(config))
         self.model.checkpoint_activations(config.model.checkpoint_activations)
@@ -121,18 +124,19 @@ class _Training:
         if config.init_from and checkpoint is None:
             self._load_initial(config.init_from)
         if config.validation:
-            Manifest.load(config.validation.path)
+            _check_validation(config.validation, self.model.config.max_frames)
         wrapped, optimizer = accelerator.prepare(
             TaskModel(self.task, self.model), build_optimizer(self.model, config.optimizer)
         )
         self.wrapped, self.optimizer = wrapped, optimizer
-        self.position = Position(0, 0, {})
+        self.position = Position(0, 0, {}, accelerator.num_processes)
         if checkpoint:
             self.position = load_checkpoint(checkpoint, self.model, optimizer.optimizer)
         self.loaders = self._open_loaders(tokenizer)
         if checkpoint:
             self._check_position(checkpoint)
             self._say(f"resumed at step {self.position.step} from {checkpoint}")
+            self._warn_of_other_ranks(accelerator.num_processes)
 
     def train(self) -> int:
         """Take the remaining steps."""
@@ -165,7 +169,7 @@ class _Training:
                 row, stopped = self._step(step, batches)
                 counted += 1
                 done = step + 1
-                self.position = Position(done, done * config.batch.total, {})
+                self.position = Position(done, done * config.batch.total, {}, self.accelerator.num_processes)
                 last = done == config.steps or stopped
                 validated = config.validation and (done % config.validation.every == 0 or done == config.steps)
                 metrics = {f"validation/{name}": value for name, value in self._validate().items()} if validated else {}
@@ -226,7 +230,7 @@ class _Training:
             broken = [name for name, value in row.items() if not math.isfinite(value)] or ["gradient norm"]
             raise NumericsError(
                 f"step {step + 1}: {', '.join(broken)} not finite; the samples of this rank were "
-                f"{', '.join(batches[0].keys[:4])}, ...; the last checkpoint is whole"
+                f"{', '.join(key for batch in batches for key in batch.keys[:2])}, ...; the last checkpoint is whole"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -265,7 +269,7 @@ class _Training:
 
     def _save(self) -> None:
         state = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
-        self.position = Position(self.position.step, self.position.samples, state)
+        self.position = replace(self.position, data=state)
         if self.run:
             keep = self.config.checkpoint.keep
             optimizer = self.optimizer.optimizer
@@ -311,6 +315,17 @@ class _Training:
             loader.check_state(self.position.data[kind])
         if self.position.samples != self.position.step * self.config.batch.total:
             raise UsageError(f"{checkpoint} was written with another batch, which cannot change on resume")
+
+    def _warn_of_other_ranks(self, world: int) -> None:
+        """Say so where the number of ranks, which may change, is part of what is computed."""
+        objectives, before = self.config.objectives, self.position.world
+        if before == world:
+            return
+        if self.config.micro_batches > 1 or objectives.depends_on_ranks:
+            self._say(
+                f"warning: {world} ranks instead of {before}: with micro-batches, negatives of the rank or published "
+                "gradients, the losses from here on are not those that the same samples would have given before"
+            )
 
     def _load_initial(self, source: str) -> None:
         try:
@@ -361,6 +376,14 @@ class _Training:
     def _say(self, message: str) -> None:
         if self.run:
             _say(message)
+
+
+def _check_validation(config: ValidationConfig, longest: int) -> None:
+    """Raise what would otherwise stop the run at its first validation: DataError, UsageError."""
+    Manifest.load(config.path).check_kind("image" if config.frames is None else "video")
+    if config.frames and config.frames > longest:
+        has = f"has {longest} temporal embeddings" if longest else "takes pictures only"
+        raise UsageError(f"validation.frames is {config.frames}, but the model {has}")
 
 
 def _open(sources: Sequence[SourceConfig], global_batch: int, options: dict[str, Any]) -> Loader:

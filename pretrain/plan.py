@@ -17,9 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from data_pipeline.collate import PAD_TO, Batch
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.loader import matching_group
 from data_pipeline.manifest import Manifest
+from data_pipeline.order import check_lanes, default_lanes
 from data_pipeline.positions import Division
+from data_pipeline.sample import Kind
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 
@@ -101,16 +104,24 @@ class Plan:
 
 
 def plan(config: RunConfig, world: int = 1) -> Plan:
-    """Plan a run on `world` ranks. Raises UsageError for a configuration that cannot run, or an impossible division."""
+    """Plan a run on `world` ranks.
+
+    Raises UsageError for sizes that do not fit together and impossible divisions, DataError for data of another kind;
+    data sets that are not here are only named.
+    """
     tokenizer = Tokenizer.load(config.data.tokenizer)
     frames = config.data.video.frames if config.batch.video and config.data.video else 0
     sizes = model_config(config.model, tokenizer, config.data.max_text_length, frames)
     kinds, read = {}, [f"tokenizer {config.data.tokenizer}"]
-    for kind in ("image", "video"):
+    of_run: tuple[Kind, Kind] = ("image", "video")
+    for kind in of_run:
         if batch := getattr(config.batch, kind):
             sources = config.data.train if kind == "image" or not config.data.video else config.data.video.train
             division = Division(batch, world, 0, config.micro_batches)
-            captions, samples, lines = _captions(sources)
+            of_kind = config.data if kind == "image" or not config.data.video else config.data.video
+            matching_group(division, of_kind.group)
+            check_lanes(default_lanes(batch) if of_kind.lanes is None else of_kind.lanes, batch)
+            captions, samples, lines = _captions(sources, kind)
             read += lines
             length, tokens = _text_length(captions, tokenizer, config.data.max_text_length, division.micro_batch)
             kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
@@ -138,7 +149,7 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=attention)
 
 
-def _captions(sources: Sequence[SourceConfig]) -> tuple[list[str], int | None, list[str]]:
+def _captions(sources: Sequence[SourceConfig], kind: Kind) -> tuple[list[str], int | None, list[str]]:
     """Read some captions, the samples of an epoch, and a line per data set (only this of data that are elsewhere)."""
     captions: list[str] = []
     samples, lines, here = 0, [], True
@@ -149,6 +160,7 @@ def _captions(sources: Sequence[SourceConfig]) -> tuple[list[str], int | None, l
             lines.append(f"{source.path}: not read here ({error})")
             here = False
             continue
+        manifest.check_kind(kind)
         samples += manifest.samples
         size = sum(shard.bytes for shard in manifest.shards)
         lines.append(
@@ -219,7 +231,10 @@ def _fake_batch(config: RunConfig, sizes: GLSCLConfig, kind: str, rows: int, wid
     frames: tuple[int, ...] = ()
     if kind == "video" and video:
         side, frames = video.image_size or side, (video.frames,)
-    count = (side // sizes.vision_config.patch_size) ** 2
+    patch = sizes.vision_config.patch_size
+    if side % patch:
+        raise UsageError(f"patches of {patch} pixels do not fill an image of {side} pixels")
+    count = (side // patch) ** 2
     group = (video.group if kind == "video" and video else config.data.group) or 2
     hidden = int((tokens - 2) * masking.text) + 1
     predicted = max(1, round((tokens - 2) * masking.mlm))

@@ -106,9 +106,11 @@ class PretrainTask:
         config: ObjectiveConfig | None = None,
         validation: ValidationConfig | None = None,
         tokenizer: Tokenizer | None = None,
+        validation_size: int | None = None,
     ):
+        """`validation_size` is the side of validated pictures or frames; None: the model's."""
         self.config = config or ObjectiveConfig()
-        self.validation = validation
+        self.validation, self.validation_size = validation, validation_size
         self.tokenizer = tokenizer
         optional = ("intra_modal", "global_local")
         names = [field.name for field in fields(Losses) if field.name != "total"]
@@ -230,7 +232,7 @@ class PretrainTask:
         images, texts, positions, owners = [], [], [], []
         for batch in evaluation_batches(
             Manifest.load(config.path),
-            size=model_config(model).image_size,
+            size=self.validation_size or model_config(model).image_size,
             batch_size=config.batch_size,
             rank=rank(),
             world=world_size(),

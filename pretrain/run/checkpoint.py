@@ -6,6 +6,7 @@ optimiser's state, `trainer.json` (step and data position) and `COMMITTED.json` 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -32,11 +33,12 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: updates made, samples consumed, and the order's state."""
+    """Where a run stands: updates made, samples consumed, the order's state, and the ranks that came this far."""
 
     step: int
     samples: int
     data: dict[str, Any]
+    world: int
 
 
 def save_checkpoint(
@@ -59,7 +61,7 @@ def save_checkpoint(
         model.save_pretrained(beside / "model")
         GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
         save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
-        write_json(beside / "trainer.json", {"step": position.step, "samples": position.samples, "data": position.data})
+        write_json(beside / "trainer.json", dataclasses.asdict(position))
         files = sorted(path for path in beside.rglob("*") if path.is_file())
         for path in [*files, beside / "model", beside]:
             sync(path)
@@ -93,7 +95,7 @@ def load_checkpoint(folder: Path, model: GLSCLModel, optimizer: torch.optim.Opti
                 for key, value in state.items()
             }
     stored = json.loads((folder / "trainer.json").read_text())
-    return Position(stored["step"], stored["samples"], stored["data"])
+    return Position(**stored)
 
 
 def set_aside(checkpoints: Path, step: int) -> None:

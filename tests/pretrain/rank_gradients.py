@@ -33,14 +33,19 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
     return batch
 
 
-def gradients(values: dict, limits: list[int], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut)."""
+def gradients(
+    values: dict, limits: list[int], accelerator: Accelerator, part: tuple[int, int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut).
+
+    With `part` (rank, world) one process takes only the samples that this rank of so many would have.
+    """
     config: RunConfig = parse_config(RunConfig, values, "settings")
     tokenizer = Tokenizer.load(config.data.tokenizer)
     torch.manual_seed(0)
     video = config.data.video
     model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames if video else 0)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world = part or (accelerator.process_index, accelerator.num_processes)
     objectives = config.objectives
     shared = {"seed": 1, "rank": rank, "world": world, "tokenizer": tokenizer, "size": 48, "group": 4}
     shared |= {"max_text_length": config.data.max_text_length}

@@ -36,7 +36,7 @@ def trained(config, tokenizer):
 
 def save(folder: Path, trained, step: int) -> Path:
     model, tokenizer, optimizer = trained
-    return save_checkpoint(folder, model, tokenizer, optimizer, Position(step, step * 8, {"draw": step}), keep=2)
+    return save_checkpoint(folder, model, tokenizer, optimizer, Position(step, step * 8, {"draw": step}, 1), keep=2)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer):
@@ -45,7 +45,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer)
     torch.manual_seed(9)
     other = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
     other_optimizer = build_optimizer(other, config.optimizer)
-    assert load_checkpoint(folder, other, other_optimizer) == Position(3, 24, {"draw": 3})
+    assert load_checkpoint(folder, other, other_optimizer) == Position(3, 24, {"draw": 3}, 1)
     for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
         for key, value in optimizer.state[ours].items():

@@ -12,7 +12,9 @@ from pretrain.config import RunConfig, ValidationConfig
 from pretrain.config_file import apply_overrides, parse_config
 from pretrain.loop import train
 from pretrain.model import GLSCLModel, GLSCLProcessor
-from pretrain.run.checkpoint import model_folder
+from pretrain.run.checkpoint import COMMITTED, model_folder
+from pretrain.run.files import sha256
+from pretrain.task import PretrainTask
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status, weights
 
 
@@ -177,6 +179,56 @@ def test_a_wrong_validation_set_is_found_before_the_first_step(config):
     with pytest.raises(DataError, match="/no/such"):
         train(dataclasses.replace(config, validation=ValidationConfig("/no/such", every=3)), StopAfter())
     assert not (Path(config.run) / "metrics.jsonl").exists()
+
+
+def test_a_validation_that_does_not_fit_the_run_is_found_before_the_first_step(config, clips, scenes):
+    for validation, message in (
+        (ValidationConfig(str(clips / "val")), "holds no images"),
+        (ValidationConfig(str(scenes / "val"), frames=2), "holds no videos"),
+        (ValidationConfig(str(clips / "val"), frames=2), "takes pictures only"),
+    ):
+        with pytest.raises((DataError, UsageError), match=message):
+            train(dataclasses.replace(config, validation=validation), StopAfter())
+    with pytest.raises(UsageError, match="validation.frames must be at least 1"):
+        ValidationConfig(str(clips / "val"), frames=0)
+
+
+def test_clips_are_validated_at_the_size_that_they_are_trained_at(settings, clips, monkeypatch):
+    settings |= {"steps": 1, "batch": {"image": 8, "video": 4}}
+    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2, "image_size": 32}
+    settings["validation"] = {"path": str(clips / "val"), "frames": 2}
+    seen = []
+    encode = PretrainTask.encode_images
+    monkeypatch.setattr(PretrainTask, "encode_images", lambda *inputs: seen.append(inputs[2].shape) or encode(*inputs))
+    assert train(parse_config(RunConfig, settings, "clips"), StopAfter()) == 0
+    assert {tuple(shape[1:]) for shape in seen} == {(2, 32, 32, 3)}
+
+
+@pytest.mark.parametrize(("bounds", "expected"), [((0.2, 0.5), 0.2), (None, 0.07)])
+def test_the_temperature_stays_within_its_bounds(config, bounds, expected):
+    objectives = dataclasses.replace(config.objectives, temperature_bounds=bounds)
+    train(dataclasses.replace(config, steps=2, objectives=objectives), StopAfter())
+    assert weights(config.run)["temperature"].item() == pytest.approx(expected, abs=0.01)
+
+
+def test_other_ranks_are_warned_of_where_they_change_the_losses(config, capsys):
+    objectives = dataclasses.replace(config.objectives, global_text_negatives="rank")
+    changed = dataclasses.replace(config, objectives=objectives)
+    train(changed, StopAfter(1))
+    train(changed, StopAfter(1))
+    assert "ranks instead of" not in capsys.readouterr().err
+    pretend_ranks(model_folder(config.run).parent, 2)
+    train(changed, StopAfter(1))
+    assert "warning: 1 ranks instead of 2" in capsys.readouterr().err
+
+
+def pretend_ranks(checkpoint: Path, world: int) -> None:
+    """Make a checkpoint look as if so many ranks had written it."""
+    path = checkpoint / "trainer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"world": world}))
+    listed = json.loads((checkpoint / COMMITTED).read_text())
+    listed["trainer.json"] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (checkpoint / COMMITTED).write_text(json.dumps(listed))
 
 
 def test_a_run_on_pictures_and_clips_resumes_bitwise(settings, clips, tmp_path):

@@ -26,6 +26,8 @@ CASES: dict[str, list[int] | dict] = {
     "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
     "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
     "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
+    "negatives of the rank": dict.fromkeys(("contrastive", "matching", "masked_language", "local_text"), 0.0)
+    | dict.fromkeys(("global_image_negatives", "global_text_negatives", "local_image_negatives"), "rank"),
     "published": SILENT | {"gradients": "published"},
 }
 
@@ -60,7 +62,7 @@ def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     return {name: load_file(folder / f"{number}.safetensors") for number, name in enumerate(cases)}
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "published"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("published", "negatives of the rank")])
 def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
     ours, expected = of_two_ranks[name], gradients(*cases[name], start("fp32", (), ".", None))
     assert ours.keys() == expected.keys() and "temperature" in ours
@@ -73,6 +75,19 @@ def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
 
 def test_clips_reach_the_temporal_table(of_two_ranks):
     assert of_two_ranks["pictures and clips"]["temporal_embedding"].abs().max() > 0
+
+
+def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alone(cases, of_two_ranks):
+    together, case = of_two_ranks["negatives of the rank"], cases["negatives of the rank"]
+    alone, halves = start("fp32", (), ".", None), []
+    for rank in range(2):
+        halves.append(gradients(*case, alone, (rank, 2)))
+    assert together["loss"].item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-9)
+    name = "fusion.image_layers.0.output.dense.weight"
+    mean = (halves[0][name] + halves[1][name]) / 2
+    assert (together[name] - mean).abs().max() <= 1e-9 * mean.abs().max()
+    whole = gradients(*case, alone)
+    assert (together[name] - whole[name]).abs().max() > 1e-2 * mean.abs().max()
 
 
 def test_published_gradients_of_contrast_are_divided_by_the_ranks(cases, of_two_ranks):
