@@ -112,7 +112,8 @@ def plan(config: RunConfig, world: int = 1) -> Plan:
     tokenizer = Tokenizer.load(config.data.tokenizer)
     frames = config.data.video.frames if config.batch.video and config.data.video else 0
     sizes = model_config(config.model, tokenizer, config.data.max_text_length, frames)
-    kinds, read = {}, [f"tokenizer {config.data.tokenizer}"]
+    kinds: dict[str, KindPlan] = {}
+    read = [f"tokenizer {config.data.tokenizer}"]
     of_run: tuple[Kind, Kind] = ("image", "video")
     for kind in of_run:
         if batch := getattr(config.batch, kind):

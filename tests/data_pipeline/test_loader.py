@@ -100,15 +100,33 @@ def test_negatives_and_their_choice_change_nothing_else(pictures, tokenizer):
     ]
 
 
-def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = ()) -> Manifest:
-    """Pictures of one grey each, which tells their number; some are unreadable."""
+def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int = 1) -> Manifest:
+    """Pictures of one grey each, which tells their number; some are unreadable, `same` in a row have one image_id."""
     records = []
     for number in range(count):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (4 * number,) * 3).save(buffer, "PNG")
         picture = b"no picture" if number in bad else buffer.getvalue()
-        records.append((f"{number:05d}", {"png": picture, "txt": f"number {number}".encode()}))
+        members = {"png": picture, "json": json.dumps({"image_id": number // same}).encode()}
+        records.append((f"{number:05d}", members | {"txt": f"number {number}".encode()}))
     return write_shards(root, records, source={"name": "flat"})
+
+
+def test_a_dataset_negative_never_shows_the_own_picture_under_another_key(tokenizer, tmp_path):
+    options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
+    with open_loader([flat_pictures(tmp_path / "flat", 6, same=3).root], tokenizer=tokenizer, **options) as loader:
+        for _ in range(10):
+            batch = next(loader)
+            own = [int(key[-5:]) for key, label in zip(batch.keys, batch.itm_labels, strict=True) if label == 0]
+            assert all(
+                a // 3 != b // 4 // 3 for a, b in zip(own, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
+            )
+    alike = flat_pictures(tmp_path / "one", 6, same=6).root
+    with (
+        open_loader([alike], tokenizer=tokenizer, **options) as loader,
+        pytest.raises(DataError, match="no negative in .* have its image_id '0'"),
+    ):
+        next(loader)
 
 
 @pytest.mark.parametrize("count", [2, 10])

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.config import RunConfig
-from pretrain.config_file import parse_config
+from pretrain.config_file import apply_overrides, parse_config
 from pretrain.plan import flop_counter, plan, step_parts
 from pretrain.task import PretrainTask
 
@@ -66,6 +67,23 @@ def test_plan_counts_parameters_samples_and_memory(config):
     assert (image.batch, image.micro_batch, image.epoch_samples) == (16, 8, 96)
     assert found.memory == found.parameter_bytes + image.activations > found.parameter_bytes
     assert "96 samples in 1 shards" in found.read[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.group": "5"}, "matching groups of 5 samples"),
+        ({"data.lanes": "7"}, "7"),
+        ({"data.train.0.path": "{clips}"}, "holds no images"),
+        ({"model.vision.image_size": "40"}, "no multiple of patch_size"),
+    ],
+    ids=str,
+)
+def test_a_plan_refuses_what_training_would_refuse(settings, clips, change, message):
+    words = [word for key, value in change.items() for word in (f"--{key}", value.format(clips=clips / "train"))]
+    apply_overrides(settings, words)
+    with pytest.raises((UsageError, DataError), match=message):
+        plan(parse_config(RunConfig, settings, "settings"))
 
 
 def test_a_plan_does_not_need_the_data(settings):
