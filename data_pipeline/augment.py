@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import Pixels, decode, open_image
-from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import UsageError
 from data_pipeline.frames import random_frames, uniform_frames
 
@@ -78,6 +77,8 @@ def write_training_clip(data: bytes, random: np.random.Generator, config: Augmen
 
     Raises BadSample when the clip is too large or cannot be decoded.
     """
+    from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
+
     with open_clip(data) as clip:
         box = random_box(random, clip.width, clip.height, config)
         mirrored = config.flip and random.random() < 0.5
@@ -103,6 +104,8 @@ def write_evaluation_clip(data: bytes, out: Pixels) -> None:
 
     Raises BadSample when the clip is too large or cannot be decoded.
     """
+    from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
+
     with open_clip(data) as clip:
         for view, pixels in zip(out, clip.decode(uniform_frames(clip.frames, len(out))), strict=True):
             _squash_into(pixels, view)

@@ -92,7 +92,9 @@ class Order:
         """
         check_lanes(self.lanes, global_batch)
         # Steps are computed some thousands of draws at a time: numpy's cost per call would dominate small batches.
-        together = max(1, 8192 // global_batch)
+        # Of tiny sources fewer, because each of their epochs costs such calls.
+        samples = min(line.samples for line in self._lines)
+        together = max(1, min(8192, 64 * samples) // global_batch)
         draws = self._steps(step // together, together, global_batch)
         first = step % together * global_batch
         return draws[first : first + global_batch]

@@ -32,7 +32,10 @@ class Division:
         """Check that the parts are equal."""
         parts = self.world * self.micro_batches
         if min(self.global_batch, self.world, self.micro_batches) < 1 or not 0 <= self.rank < self.world:
-            raise UsageError(f"impossible division of a batch: {self}")
+            raise UsageError(
+                f"a global batch of {self.global_batch} on rank {self.rank} of {self.world} ranks, "
+                f"{self.micro_batches} micro-batches each: all must be at least 1, and ranks are counted from 0"
+            )
         if self.global_batch % parts:
             raise UsageError(
                 f"a global batch of {self.global_batch} cannot be divided over {self.world} ranks x "

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from data_pipeline.decode import decode as decode_image
 from data_pipeline.decode import open_image
-from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardIndex, map_shards, sha256_of
 from data_pipeline.sample import EXTENSIONS, BadSample, Sample, parse_sample
@@ -95,5 +94,7 @@ def _decode(sample: Sample) -> None:
     if sample.extension in EXTENSIONS["image"]:
         decode_image(open_image(sample.media))
         return
+    from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
+
     with open_clip(sample.media) as clip:
         deque(clip.decode(range(clip.frames)), maxlen=0)

@@ -55,7 +55,8 @@ def _fail_on_system(error: OSError) -> int:
         return 141
     where = f"{error.filename}: " if error.filename is not None else ""
     kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
-    return _fail(f"{where}{error.strerror}", kind.exit_code)
+    advice = ": make room and run the same command again" if kind is IncompleteError else ""
+    return _fail(f"{where}{error.strerror}{advice}", kind.exit_code)
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -25,6 +26,8 @@ from .model.vision import resize_grid
 
 POSITIONS = "embeddings.position_embedding.weight"
 _BLOCKS = "encoder.layers."
+# What transformers raises for fields and folders that make no model.
+_UNFIT = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, StrictDataclassError)
 
 
 def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLConfig:
@@ -39,7 +42,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int
         _refuse_unknown("model.fusion", config.fusion, GLSCLConfig)
         sizes = {"max_frames": frames, **config.fusion, "max_text_length": max_text_length}
         found = GLSCLConfig(vision_config=vision, text_config=text, **sizes)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except _UNFIT as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None
     if found.max_frames < frames:
         raise UsageError(f"model.fusion.max_frames {found.max_frames} is too small for clips of {frames} frames")
@@ -58,7 +61,7 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int,
             _load_vision(model, config.vision_from)
         if config.text_from:
             _load_text(model, config.text_from)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except _UNFIT as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None
     return model
 
@@ -82,10 +85,18 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
     elif len(weights[name]) != len(own[name]):
         rows = weights[name].float().T[None]
         weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[0].T
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UsageError(f"these weights are of another model: {' '.join(str(error).split())}") from None
+    misfits = sorted(name for name in own.keys() | weights.keys() if _shape(weights, name) != _shape(own, name))
+    if misfits:
+        first = misfits[0]
+        raise UsageError(
+            f"these weights are of another model: {len(misfits)} tensors do not fit, the first is {first} "
+            f"({_shape(weights, first)} instead of {_shape(own, first)})"
+        )
+    model.load_state_dict(weights)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
 
 
 def _vision_config(config: ModelConfig) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,6 +52,8 @@ class VideoConfig:
         """Raise UsageError for clips without frames or data."""
         if self.frames < 1:
             raise UsageError(f"data.video.frames must be at least 1, not {self.frames}")
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"data.video.image_size must be at least 1, not {self.image_size}")
         _check_mixture("data.video.train", self.train)
 
 
@@ -89,6 +92,12 @@ class ModelConfig:
     """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, max_frames, ..."""
     checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
     """Towers whose activations are computed again in the backward pass: less memory, a third more work."""
+
+
+_LOSSES = (
+    *("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),
+    *("intra_modal", "global_local"),
+)
 
 
 @dataclass(frozen=True)
@@ -154,9 +163,13 @@ class ObjectiveConfig:
         """Raise UsageError for values with which nothing could be contrasted."""
         if self.sampled_negatives < 1:
             raise UsageError("objectives.sampled_negatives must be at least 1")
-        if self.completion_temperature <= 0:
+        for name in _LOSSES:
+            _check_finite(f"objectives.{name}", getattr(self, name))
+        if not any(getattr(self, name) for name in _LOSSES):
+            raise UsageError("objectives: every loss has weight 0, so that nothing would be learnt")
+        if not 0 < self.completion_temperature < math.inf:
             raise UsageError("objectives.completion_temperature must be positive")
-        if self.temperature_bounds and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1]:
+        if self.temperature_bounds and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1] < math.inf:
             raise UsageError(f"objectives.temperature_bounds must rise and be positive, not {self.temperature_bounds}")
 
 
@@ -180,9 +193,15 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a warm-up that is no share."""
+        """Raise UsageError for values with which AdamW would not descend."""
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"optimizer.warmup is a share of the steps, between 0 and 1, not {self.warmup}")
+        for name in ("lr", "fusion_multiplier", "head_multiplier", "weight_decay"):
+            _check_finite(f"optimizer.{name}", getattr(self, name))
+        if not (self.eps > 0 and all(0 <= beta < 1 for beta in self.betas)):
+            raise UsageError("optimizer.eps must be positive, optimizer.betas at least 0 and below 1")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise UsageError(f"optimizer.max_grad_norm must be positive, or null for none, not {self.max_grad_norm}")
 
 
 @dataclass(frozen=True)
@@ -260,6 +279,10 @@ class RunConfig:
         """Raise UsageError for a run that cannot take a step."""
         if self.steps < 1 or self.micro_batches < 1:
             raise UsageError("steps and micro_batches must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed must be at least 0 and below 2^63, not {self.seed}")
+        if self.world is not None and self.world < 1:
+            raise UsageError(f"world must be at least 1, not {self.world}")
         if 1 in (self.batch.image, self.batch.video) or min(self.batch.image, self.batch.video) < 0:
             raise UsageError("batch.image and batch.video must be 0 or at least 2: a sample needs negatives")
         if not self.batch.total:
@@ -275,6 +298,14 @@ def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
         raise UsageError(f"{name} names no data set")
     if len({source.weight is None for source in sources}) > 1:
         raise UsageError(f"{name}: give every data set a weight, or none")
+    for source in sources:
+        if sum(other.path == source.path for other in sources) > 1:
+            raise UsageError(f"{name}: {source.path} is there twice; give it a larger weight instead")
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{name} must be a number of 0 or more, not {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

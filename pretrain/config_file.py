@@ -29,6 +29,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = Path(path).read_text()
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not YAML: it is no text") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -37,7 +39,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UsageError(f"{path} must hold a mapping of keys to values")
     apply_overrides(values, overrides)
     if values.get("preset") is not None:
-        if values["preset"] not in PRESETS:
+        if values["preset"] not in list(PRESETS):
             raise UsageError(f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}")
         values = _merge(PRESETS[values["preset"]], values)
     return parse_config(RunConfig, values, str(path))
@@ -77,6 +79,8 @@ def parse_config(kind: type, values: dict[str, Any], name: str) -> Any:
     _refuse_unknown(kind, values, name, "")
     try:
         return TypeAdapter(kind).validate_python(values)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -88,6 +92,11 @@ def parse_config(kind: type, values: dict[str, Any], name: str) -> Any:
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def keys(config: RunConfig) -> set[str]:
+    """Dotted keys of a configuration."""
+    return set(_flatten(dataclasses.asdict(config)))
 
 
 def differences(config: RunConfig, saved: RunConfig) -> list[str]:

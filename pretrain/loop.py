@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -330,8 +331,8 @@ class _Training:
     def _load_initial(self, source: str) -> None:
         try:
             load_weights(self.model, load_file(model_folder(source) / "model.safetensors"))
-        except (RuntimeError, ValueError) as error:
-            raise UsageError(f"--init-from {source}: {' '.join(str(error).split())}") from None
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"--init-from {source}: {error}") from None
 
     def _open_loaders(self, tokenizer: Tokenizer) -> dict[str, Loader]:
         """Loaders of the kinds that the run takes."""

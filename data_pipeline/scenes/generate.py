@@ -25,7 +25,6 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
 from data_pipeline.scenes.draw import draw, draw_clip
-from data_pipeline.scenes.encode import encode_clip
 from data_pipeline.scenes.graph import SPLITS, scene_at
 from data_pipeline.scenes.motion import FRAMES, FRAMES_PER_SECOND, set_in_motion
 from data_pipeline.write import Record, write_shards
@@ -99,6 +98,8 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
     quality = scene["camera"]["jpeg_quality"]
     if video:
         crf = 19 + (95 - quality) // 3  # 19 is hardly seen, 24 is
+        from data_pipeline.scenes.encode import encode_clip  # loads FFmpeg, which pictures do without
+
         media = {"mp4": encode_clip(draw_clip(scene), frames_per_second=FRAMES_PER_SECOND, crf=crf)}
     else:
         media = {"jpg": simplejpeg.encode_jpeg(draw(scene), quality=quality, colorsubsampling="420")}

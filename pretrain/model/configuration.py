@@ -92,10 +92,17 @@ class GLSCLConfig(PreTrainedConfig):
             raise ValueError(f"{text.model_type!r} is an encoder with a decoder: choose a text encoder such as roberta")
         if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
             raise ValueError("image_size and patch_size of the image tower are one number each; inputs may be oblong")
+        if vision.patch_size < 1 or vision.image_size < 1:
+            raise ValueError("image_size and patch_size of the image tower must be at least 1")
         if vision.image_size % vision.patch_size:
             raise ValueError(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}")
-        if self.max_frames < 0:
-            raise ValueError(f"max_frames must not be negative, it is {self.max_frames}")
+        if not isinstance(self.max_frames, int) or self.max_frames < 0:
+            raise ValueError(f"max_frames must be a whole number of 0 or more, it is {self.max_frames!r}")
+        if not isinstance(self.tie_masked_language_head, bool):
+            raise ValueError(f"tie_masked_language_head must be true or false, it is {self.tie_masked_language_head!r}")
+        for name, tower in (("image", vision), ("text", text)):
+            if tower.num_hidden_layers < 1:
+                raise ValueError(f"num_hidden_layers of the {name} tower must be at least 1")
         if self.contrastive_head not in ("mlp", "linear"):
             raise ValueError(f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}")
         if self.tie_masked_language_head and text.hidden_size != self.hidden_size:

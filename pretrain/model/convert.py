@@ -89,7 +89,10 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
         with torch.no_grad():
             state["visual_mask_token"].zero_()  # the authors' video encoder has none
             for name, tensor in tensors.items():
-                for ours, part in our_names(name, tensor.read()).items():
+                values = tensor.read()
+                if not values.isfinite().all():
+                    raise ValueError(f"{path}: {name} holds numbers that are not finite: the training had failed")
+                for ours, part in our_names(name, values).items():
                     state[ours].copy_(part.reshape(state[ours].shape))
     if config is None:
         model.config.initial_temperature = model.temperature.item()

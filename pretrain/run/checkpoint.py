@@ -164,7 +164,8 @@ def model_folder(path: str | Path) -> Path:
         return path / "model"
     found = find_checkpoint(path / "checkpoints", lambda message: print(message, file=sys.stderr))
     if found is None:
-        raise DataError(f"{path} holds neither a model nor a checkpoint")
+        inside = f": name {path / 'full'}" if (path / "full" / "config.json").is_file() else ""
+        raise DataError(f"{path} holds neither a model nor a checkpoint{inside}")
     return found / "model"
 
 
@@ -193,7 +194,7 @@ def load_authors(file: Path) -> GLSCLModel:
     Raises UsageError when there is no such file, DataError when it is damaged or no such checkpoint.
     """
     if not file.is_file():
-        raise UsageError(f"no checkpoint at {file}: no such file")
+        raise UsageError(f"no checkpoint at {file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
     try:
         model = GLSCLModel.from_authors(str(file))
     except ValueError as error:

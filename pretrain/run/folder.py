@@ -20,7 +20,7 @@ import yaml
 
 from data_pipeline.errors import UsageError
 from pretrain.config import RunConfig
-from pretrain.config_file import differences, parse_config, to_yaml
+from pretrain.config_file import differences, keys, parse_config, to_yaml
 
 from .files import write_json, write_whole
 
@@ -67,11 +67,13 @@ class RunFolder:
     def check_config(self, allow_change: tuple[str, ...]) -> None:
         """Refuse a change that would make what stands here another run.
 
-        Raises UsageError that names the changed keys.
+        Raises UsageError that names the changed keys, or a key in `allow_change` that does not exist.
         """
         file = self.path / "config.yaml"
         if self.used and file.is_file():
             saved = parse_config(RunConfig, yaml.safe_load(file.read_text()), str(file))
+            if unknown := set(allow_change) - keys(self.config) - keys(saved):
+                raise UsageError(f"--allow-change {sorted(unknown)[0]}: the configuration has no such key")
             changed = [key for key in differences(self.config, saved) if key not in allow_change]
             if changed:
                 raise UsageError(

@@ -10,6 +10,7 @@ from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
 
+LOSSES = ("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text")
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 
 
@@ -49,12 +50,18 @@ def test_what_is_wrong_is_named(settings, key, value, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read the configuration"), ("[1, 2]", "must hold a mapping"), ("a: [", "is not YAML")],
+    [
+        (None, "cannot read the configuration"),
+        (b"[1, 2]", "must hold a mapping"),
+        (b"a: [", "is not YAML"),
+        (b"\xff\xfe", "it is no text"),
+        (b"preset: [published]", "unknown preset"),
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path, content, message):
     path = tmp_path / "c.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
         load_config(path)
 
@@ -95,12 +102,23 @@ def test_an_unknown_preset_is_named(settings, tmp_path):
         ("data.video", {"train": [{"path": "x"}], "frames": 0}, "data.video.frames must be at least 1"),
         ("objectives.temperature_bounds", [0.5, 0.1], "must rise and be positive"),
         ("objectives.sampled_negatives", 0, "must be at least 1"),
+        ("objectives.contrastive", -1, "objectives.contrastive must be a number of 0 or more"),
+        ("objectives.local_text", ".nan", "objectives.local_text must be a number of 0 or more"),
+        ("objectives", dict.fromkeys(LOSSES, 0), "every loss has weight 0"),
+        ("objectives.completion_temperature", ".inf", "completion_temperature must be positive"),
+        ("optimizer.lr", -1, "settings: optimizer.lr must be a number of 0 or more"),
+        ("optimizer.betas", [1, 1], "optimizer.betas at least 0 and below 1"),
+        ("optimizer.max_grad_norm", 0, "optimizer.max_grad_norm must be positive, or null"),
+        ("data.video", {"train": [{"path": "x"}], "image_size": -32}, "data.video.image_size must be at least 1"),
+        ("data.train", [{"path": "x"}, {"path": "x"}], "x is there twice"),
+        ("seed", -1, "seed must be at least 0"),
+        ("world", 0, "world must be at least 1"),
     ],
 )
 def test_impossible_kinds_and_switches_are_named(settings, key, value, message):
     apply_overrides(settings, [f"--{key}", str(value)])
     with pytest.raises(UsageError, match=message):
-        parse_config(RunConfig, settings, "run.yaml")
+        parse_config(RunConfig, settings, "settings")
 
 
 def test_override_without_a_value_is_an_error(settings):
@@ -122,6 +140,11 @@ def test_only_changes_of_the_mathematics_count_as_differences(settings):
     [
         ("vision.hiden_size", 8, "did you mean model.vision.hidden_size?"),
         ("vision.image_size", 50, "image_size 50 is no multiple of patch_size 16"),
+        ("vision.patch_size", 0, "patch_size of the image tower must be at least 1"),
+        ("vision.num_hidden_layers", -1, "num_hidden_layers of the image tower must be at least 1"),
+        ("vision.num_hidden_layers", "foo", "num_hidden_layers"),
+        ("fusion.max_frames", "x", "max_frames must be a whole number"),
+        ("fusion.tie_masked_language_head", "foo", "must be true or false"),
         ("text.vocab_size", 10, "knows 10 tokens"),
         ("text.max_position_embeddings", 20, "too small for texts of 32 tokens"),
         ("fusion.fusion_heads", 5, "not a multiple of the number of attention heads"),

@@ -189,6 +189,10 @@ MISFITS = {
         lambda w: without(w, "itm_score.fc.bias") | {"matching_head.bias": w["itm_score.fc.bias"]},
         r"1 tensor \(matching_head.bias\) unknown",
     ),
+    "of a failed training": (
+        lambda w: w | {"itm_score.fc.bias": torch.full((2,), float("nan"))},
+        "itm_score.fc.bias holds numbers that are not finite",
+    ),
     "quantised": (
         lambda w: w | {"itm_score.fc.weight": (100 * w["itm_score.fc.weight"]).to(torch.int8)},
         r"1 tensor \(itm_score.fc.weight\): not ordinary",

@@ -91,6 +91,8 @@ def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(settin
         train(changed, StopAfter())
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(settings["run"]).items())
     assert status(settings["run"]) == stood
+    with pytest.raises(UsageError, match="--allow-change optimizer.l: the configuration has no such key"):
+        train(changed, StopAfter(), allow_change=("optimizer.lr", "optimizer.l"))
     assert train(changed, StopAfter(), allow_change=("optimizer.lr",)) == 0
 
 
