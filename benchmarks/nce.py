@@ -73,7 +73,9 @@ def status(field: str) -> float:
 
 def fresh(form: str, rows: int) -> dict[str, float]:
     """Memory and seconds of one call, in a process of its own."""
-    finished = subprocess.run([sys.executable, "-m", "benchmarks.nce", form, str(rows)], check=True, capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.nce", form, str(rows)], check=True, capture_output=True, text=True
+    )
     return json.loads(finished.stdout)
 
 

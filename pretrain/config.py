@@ -12,6 +12,11 @@ from data_pipeline.errors import UsageError
 from data_pipeline.masking import MaskingConfig
 
 
+def _check_finite(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise UsageError(f"{name} must be a number of 0 or more, not {value}")
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """One data set of the mixture: its folder and its share of the draws."""
@@ -301,11 +306,6 @@ def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
     for source in sources:
         if sum(other.path == source.path for other in sources) > 1:
             raise UsageError(f"{name}: {source.path} is there twice; give it a larger weight instead")
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise UsageError(f"{name} must be a number of 0 or more, not {value}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

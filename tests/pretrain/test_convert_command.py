@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, checkpoi
 def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, tokenizer, glscl):
     out = tmp_path / "out"
     assert "no such file" in glscl("convert", tmp_path / "nothing.ckpt", out, code=2)
-    assert "no such file" in glscl("convert", tmp_path, out, code=2)
+    assert "a folder, not a file" in glscl("convert", tmp_path, out, code=2)
     assert "no such folder" in glscl("convert", checkpoint, out, "--tokenizer", "roberta-base", code=2)
     assert "no tokenizer at" in glscl("convert", checkpoint, out, "--tokenizer", tmp_path, code=3)
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:-1000])
