@@ -60,7 +60,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"no tokenizer at {folder}: {'a file, name its folder' if folder.exists() else 'no such folder'}"
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
-        raise UsageError(f"no tokenizer at {folder}: it holds no tokenizer.json")
+        raise DataError(f"no tokenizer at {folder}: it holds no tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
