@@ -296,7 +296,7 @@ def test_two_data_sets_of_one_name_are_refused(pictures, write_pictures, tokeniz
     [
         ({"world": 5}, "cannot be divided over 5 ranks x 1 micro-batches: choose a multiple of 5"),
         ({"world": 4, "micro_batches": 5}, "choose a multiple of 20"),
-        ({"rank": 1}, "impossible division"),
+        ({"rank": 1}, "on rank 1 of 1 ranks"),
         ({"lanes": 0}, "lanes must be at least 1, not 0"),
         ({"group": 0}, "groups of 0 samples"),
         ({"group": None, "global_batch": 20, "world": 4}, "groups of 2 .* set another group"),

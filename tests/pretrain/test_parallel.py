@@ -97,7 +97,7 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
 
 @pytest.mark.slow
 def test_resume_on_three_ranks_is_bitwise(settings, tmp_path):
-    settings |= {"batch": {"image": 24}, "steps": 40}
+    settings |= {"batch": {"image": 24}, "steps": 16}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -114,11 +114,11 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(settings, tmp_
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    settings |= {"steps": 40, "checkpoint": {"every": 3, "keep": 2}}
+    settings |= {"steps": 25, "checkpoint": {"every": 3, "keep": 2}}
     assert run(one(), settings | {"run": str(whole / "run")}, whole).returncode == 0
     start_and_stop(one(), settings | {"run": str(parts / "run")}, parts, number, 5)
     assert status(parts / "run")["state"] == ("preempted" if number == signal.SIGTERM else "running")
-    assert status(parts / "run")["step"] < 40
+    assert status(parts / "run")["step"] < 25
     again = run(one(), settings | {"run": str(parts / "run")}, parts)
     assert again.returncode == 0, again.stderr[-2000:]
     assert_same_run(whole / "run", parts / "run")
