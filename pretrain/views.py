@@ -7,7 +7,7 @@ pairs, and the last layer computes only what a loss reads. Everything random sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +22,14 @@ from pretrain.model.vision import Patches
 from pretrain.objectives.matching import choose_images
 
 
-@dataclass
-class Completion:
+class Completion(NamedTuple):
     """States of one modality: recovered from the other one, and complete; one row per state."""
 
     recovered: Tensor
     target: Tensor
 
 
-@dataclass
-class Views:
+class Views(NamedTuple):
     """Contrastive features of masked views, and of the parts of a sample."""
 
     dropped_image: Tensor  # (batch, projection)
@@ -41,8 +39,7 @@ class Views:
     word_mask: Tensor  # (batch, tokens - 1)
 
 
-@dataclass
-class PretrainFeatures:
+class PretrainFeatures(NamedTuple):
     """What the objectives read: one row per sample, or per masked position of this micro-batch."""
 
     identity: Tensor  # (batch, 2), see Batch
@@ -118,7 +115,7 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
         identity=batch.identity,
         contrastive_text=contrastive_text,
         contrastive_image=contrastive_image + _unused(model, batch),
-        temperature=model.temperature,
+        temperature=model.temperature.clone(),
         matching_logits=model.match(model.pool(matched_text, matched_image)),
         matching_labels=labels,
         masked_language_logits=model.masked_language_head(mlm_states.flatten(0, 1)[batch.mlm_positions]),
