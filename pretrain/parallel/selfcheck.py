@@ -8,34 +8,29 @@ from __future__ import annotations
 import os
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
-from accelerate.utils import GradientAccumulationPlugin
 
 from data_pipeline.errors import UsageError
+
+from .engines import Engine, join
 
 WORKING = "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes {world} -m pretrain CONFIG"
 
 
-def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | None) -> Accelerator:
+_ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED")
+
+
+def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | None) -> Engine:
     """Join the other ranks; on a machine without CUDA, on the CPU over gloo.
 
     Raises UsageError when the launcher started more processes than see each other, or when `world` says another number.
     """
-    if not torch.cuda.is_available():
-        # Without this, a plain multi-process configuration gives two processes that each believe to be alone.
-        os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
-        accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            log_with=list(trackers) or None,
-            project_dir=folder,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # or an environment variable decides
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
+        engine = join(precision, trackers, folder)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the other processes: {' '.join(str(error).split())}") from None
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-        raise UsageError(f"{accelerator.distributed_type.value} is not supported yet: use {WORKING.format(world='N')}")
+    accelerator = engine.accelerator
+    if accelerator.distributed_type.value not in _ENGINES:
+        raise UsageError(f"{accelerator.distributed_type.value} is not supported: use {WORKING.format(world='N')}")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
@@ -51,4 +46,4 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             f"the configuration says world: {world}, but {accelerator.num_processes} train. "
             f"Launch with: {WORKING.format(world=world)}"
         )
-    return accelerator
+    return engine
