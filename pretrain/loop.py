@@ -11,13 +11,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -35,6 +34,7 @@ from data_pipeline.text import Tokenizer
 from .build import build_model, load_weights
 from .config import RunConfig, SourceConfig, ValidationConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
+from .parallel.engines import Engine
 from .parallel.selfcheck import start
 from .run.checkpoint import (
     Position,
@@ -49,6 +49,7 @@ from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
 from .task import PretrainTask, Task, TaskModel
 
+MOST_SKIPPED = 20  # updates in a row without a finite gradient, after which a run stops
 _PLURAL = {"image": "images", "video": "clips"}
 
 
@@ -80,13 +81,15 @@ def train(config: RunConfig, stop: Stop, *, resume: str = "auto", allow_change: 
         0 when complete, 75 when stopped by a signal after saving.
     """
     transformers_logging.disable_progress_bar()
-    accelerator = start(config.precision, config.log.trackers, config.run, config.world)
+    engine = start(config.precision, config.log.trackers, config.run, config.world)
+    accelerator = engine.accelerator
     if accelerator.is_main_process:
         count = accelerator.num_processes
-        _say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}, {config.precision}")
+        by = f", {engine.name}" if count > 1 else ""
+        _say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}{by}, {config.precision}")
     run = RunFolder(config) if accelerator.is_main_process else None
     try:
-        return _Training(config, accelerator, run, stop, resume, allow_change).train()
+        return _Training(config, engine, run, stop, resume, allow_change).train()
     except UsageError:
         raise  # refused: the folder stays as it was
     except BaseException as error:
@@ -104,13 +107,14 @@ class _Training:
     def __init__(
         self,
         config: RunConfig,
-        accelerator: Accelerator,
+        engine: Engine,
         run: RunFolder | None,
         stop: Stop,
         resume: str,
         allow_change: tuple[str, ...],
     ):
-        self.config, self.accelerator, self.run, self.stop = config, accelerator, run, stop
+        self.config, self.engine, self.run, self.stop = config, engine, run, stop
+        self.accelerator = accelerator = engine.accelerator
         checkpoint = self._choose_checkpoint(resume)
         if run:
             run.check_config(allow_change)
@@ -126,13 +130,15 @@ class _Training:
             self._load_initial(config.init_from)
         if config.validation:
             _check_validation(config.validation, self.model.config.max_frames)
-        wrapped, optimizer = accelerator.prepare(
-            TaskModel(self.task, self.model), build_optimizer(self.model, config.optimizer)
-        )
-        self.wrapped, self.optimizer = wrapped, optimizer
-        self.position = Position(0, 0, {}, accelerator.num_processes)
+        micro_batch = config.batch.total // (accelerator.num_processes * config.micro_batches)
+        optimizer = build_optimizer(self.model, config.optimizer)
+        max_grad_norm = config.optimizer.max_grad_norm
+        engine.prepare(TaskModel(self.task, self.model), self.model, optimizer, max(1, micro_batch), max_grad_norm)
+        self.wrapped = engine.wrapped
+        self.skipped_in_a_row = 0
+        self.position = Position(0, 0, {}, accelerator.num_processes, engine.name)
         if checkpoint:
-            self.position = load_checkpoint(checkpoint, self.model, optimizer.optimizer)
+            self.position = load_checkpoint(checkpoint, engine)
         self.loaders = self._open_loaders(tokenizer)
         if checkpoint:
             self._check_position(checkpoint)
@@ -165,16 +171,16 @@ class _Training:
                 before = time.monotonic()
                 batches = self._next_batches()
                 waited += time.monotonic() - before
-                if step == first:
+                if step == first and self.engine.warms_up:
                     self._warm_up(batches)
                 row, stopped = self._step(step, batches)
                 counted += 1
                 done = step + 1
-                self.position = Position(done, done * config.batch.total, {}, self.accelerator.num_processes)
+                self.position = replace(self.position, step=done, samples=done * config.batch.total)
                 last = done == config.steps or stopped
                 validated = config.validation and (done % config.validation.every == 0 or done == config.steps)
                 metrics = {f"validation/{name}": value for name, value in self._validate().items()} if validated else {}
-                if done % config.log.every == 0 or done == config.steps or metrics:
+                if done % config.log.every == 0 or done == config.steps or metrics or row["skipped"]:
                     elapsed = time.monotonic() - since
                     row |= {
                         "samples": self.position.samples,
@@ -205,9 +211,9 @@ class _Training:
 
     def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, Any], bool]:
         """One optimiser update; returns what is logged of it and whether any rank was asked to stop."""
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, engine = self.config, self.accelerator, self.engine
         rate = learning_rate(step, config.steps, config.optimizer)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(engine.optimizer, rate)
         self.wrapped.train()
         counts = self.task.counts(batches)
         names = (*self.task.loss_names, "total")
@@ -215,29 +221,32 @@ class _Training:
         for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             torch.manual_seed(hash_key(config.seed, "dropout", step, micro, accelerator.process_index))
             last = micro == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                losses = self.task.losses(self.wrapped("features", batch), count)
-                accelerator.backward(losses.total * (self._share(batch.kind) / config.micro_batches))
+            with engine.micro_step(last):
+                features = self.wrapped("features", batch)
+                losses = self.task.losses(features, count)
+                engine.backward(losses.total * (self._share(batch.kind) / config.micro_batches))
             values = [getattr(losses, name).detach().float().reshape(()) for name in names]
             summed[batch.kind] += torch.stack(values) / config.micro_batches
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.max_grad_norm or math.inf)
+        temperature = features.temperature.detach().float()
         # The step's one collective beside the gradients: losses, and whether any rank was asked to stop.
         asked = torch.tensor([float(self.stop.reason is not None)], device=accelerator.device)
-        own = torch.cat([*summed.values(), norm.reshape(1), self.model.temperature.detach().float(), asked])
+        own = torch.cat([*summed.values(), engine.gradient_norm(), temperature, asked])
         *flat, norm, temperature, asked_share = accelerator.reduce(own, "mean").tolist()
         means = {kind: dict(zip(names, flat[i * len(names) :], strict=False)) for i, kind in enumerate(summed)}
-        row = self._losses_row(means)
-        if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
-            broken = [name for name, value in row.items() if not math.isfinite(value)] or ["gradient norm"]
+        row = self._losses_row(means) | {"lr": rate, "grad_norm": norm, "temperature": temperature}
+        skipped = engine.update(math.isfinite(row["loss"]) and math.isfinite(norm))
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row > MOST_SKIPPED:
+            broken = [name for name, value in row.items() if not math.isfinite(value)] or ["the gradient"]
             raise NumericsError(
-                f"step {step + 1}: {', '.join(broken)} not finite; the samples of this rank were "
-                f"{', '.join(key for batch in batches for key in batch.keys[:2])}, ...; the last checkpoint is whole"
+                f"step {step + 1}: {', '.join(broken)} not finite, for the {self.skipped_in_a_row}th step in a row; "
+                f"the samples of this rank were {', '.join(key for b in batches for key in b.keys[:2])}, ..."
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if config.objectives.temperature_bounds:
-            self.model.temperature.data.clamp_(*config.objectives.temperature_bounds)
-        return row | {"lr": rate, "grad_norm": norm, "temperature": temperature}, asked_share > 0
+        if config.objectives.temperature_bounds and not skipped:
+            engine.clamp(self.model.temperature, config.objectives.temperature_bounds)
+        # JSON knows no NaN.
+        row = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        return row | {"skipped": int(skipped)}, asked_share > 0
 
     def _share(self, kind: str) -> float:
         """Share of the step's samples that are of this kind, which weighs its losses."""
@@ -261,8 +270,8 @@ class _Training:
         """
         self.wrapped.train()
         losses = self.task.losses(self.wrapped("features", batches[-1]), self.task.counts(batches)[-1])
-        self.accelerator.backward(losses.total * 0)
-        self.optimizer.zero_grad()
+        self.engine.backward(losses.total * 0)
+        self.engine.optimizer.zero_grad()
 
     def _validate(self) -> dict[str, float]:
         self.wrapped.eval()
@@ -270,11 +279,11 @@ class _Training:
 
     def _save(self) -> None:
         state = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
-        self.position = replace(self.position, data=state)
+        world = self.accelerator.num_processes
+        self.position = replace(self.position, data=state, world=world, engine=self.engine.name)
+        checkpoints, keep = Path(self.config.run) / "checkpoints", self.config.checkpoint.keep
+        save_checkpoint(checkpoints, self.engine, self.saved_tokenizer, self.position, keep)
         if self.run:
-            keep = self.config.checkpoint.keep
-            optimizer = self.optimizer.optimizer
-            save_checkpoint(self.run.checkpoints, self.model, self.saved_tokenizer, optimizer, self.position, keep)
             self.run.write_status("running", self.position.step)
         self.accelerator.wait_for_everyone()
 

@@ -5,6 +5,7 @@ The loop knows tasks only through `Task`; pre-training is one, each fine-tuning 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
@@ -218,11 +219,12 @@ class PretrainTask:
     def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
         """Contrastive features (batch, projection) of images or clips."""
         frames = pixels.shape[1] if pixels.ndim == 5 else 1
-        return model.contrastive_image(model.encode_image(pixels, need="first"), frames)
+        # All states, though the first would do: an engine gathers a layer's weights only for the layer's own forward.
+        return model.contrastive_image(model.encode_image(pixels), frames)
 
     def encode_texts(self, model: GLSCLModel, ids: Tensor, mask: Tensor) -> Tensor:
         """Contrastive text features (batch, projection)."""
-        return model.contrastive_text(model.encode_text(ids, mask, need="first"))
+        return model.contrastive_text(model.encode_text(ids, mask))
 
     @torch.no_grad()
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -230,9 +232,12 @@ class PretrainTask:
         config = self.validation
         assert config is not None and self.tokenizer is not None
         images, texts, positions, owners = [], [], [], []
+        manifest, size = Manifest.load(config.path), self.validation_size or model_config(model).image_size
+        total = manifest.samples if config.limit is None else min(config.limit, manifest.samples)
+        calls = math.ceil(math.ceil(total / world_size()) / config.batch_size)
         for batch in evaluation_batches(
-            Manifest.load(config.path),
-            size=self.validation_size or model_config(model).image_size,
+            manifest,
+            size=size,
             batch_size=config.batch_size,
             rank=rank(),
             world=world_size(),
@@ -248,6 +253,12 @@ class PretrainTask:
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
             padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
             texts.append(model("encode_texts", padded, mask).float())
+            calls -= 1
+        if calls:  # a sharded engine waits in every forward for all ranks, and another one has a batch more
+            frames = () if config.frames is None else (config.frames,)
+            model("encode_images", torch.zeros(1, *frames, size, size, 3, dtype=torch.uint8, device=device))
+            ids = torch.full((1, 3), self.tokenizer.cls_id, device=device)
+            model("encode_texts", ids, torch.ones_like(ids))
         image_rows, image_ids = _gather(images, positions, model, device)
         text_rows, text_ids = _gather(texts, owners, model, device)
         place = {index: row for row, index in enumerate(image_ids)}

@@ -24,78 +24,100 @@ from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, IncompleteError, UsageError
 from pretrain.model import GLSCLModel, GLSCLProcessor
+from pretrain.parallel.engines import Engine
 
 from .files import sha256, sync, write_json, write_whole
 
 COMMITTED = "COMMITTED.json"
+OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: updates made, samples consumed, the order's state, and the ranks that came this far."""
+    """Where a run stands: steps made, samples consumed, the order's state, and the ranks and engine that saved it."""
 
     step: int
     samples: int
     data: dict[str, Any]
     world: int
+    engine: str
 
 
 def save_checkpoint(
-    checkpoints: Path,
-    model: GLSCLModel,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    keep: int,
-) -> Path:
-    """Write one checkpoint, then delete all but the newest `keep`; called on one rank.
+    checkpoints: Path, engine: Engine, tokenizer: PreTrainedTokenizerBase, position: Position, keep: int
+) -> None:
+    """Write one checkpoint, then delete all but the newest `keep`; called on all ranks, rank 0 commits.
 
     An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
     """
+    main, wait = engine.accelerator.is_main_process, engine.accelerator.wait_for_everyone
     final = checkpoints / f"step-{position.step:08d}"
     beside = checkpoints / f".{final.name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        model.save_pretrained(beside / "model")
-        GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
-        save_file(_optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
-        write_json(beside / "trainer.json", dataclasses.asdict(position))
-        files = sorted(path for path in beside.rglob("*") if path.is_file())
-        for path in [*files, beside / "model", beside]:
-            sync(path)
-        listed = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        write_json(beside / COMMITTED, listed)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
-    except BaseException as error:
+    if main:
         shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    wait()
+    try:
+        weights, optimizer = engine.weights(), engine.save_optimizer(beside)
+        wait()  # until every rank has written its part
+        if main:
+            _commit(beside, final, engine.model, weights, tokenizer, optimizer, position)
+    except BaseException as error:
+        if main:
+            shutil.rmtree(beside, ignore_errors=True)
         if isinstance(error, SafetensorError):  # a full disk, as safetensors reports it
             raise IncompleteError(f"cannot write {final}: {error}: make room and run the same command again") from None
         raise
-    sync(checkpoints)
-    write_whole(checkpoints / "latest", final.name + "\n")
-    for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+    if main:
+        sync(checkpoints)
+        write_whole(checkpoints / "latest", final.name + "\n")
+        for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, model: GLSCLModel, optimizer: torch.optim.Optimizer) -> Position:
-    """Put weights and optimiser state back, bit for bit, and say where the run stood."""
-    model.load_state_dict(load_file(folder / "model" / "model.safetensors"))
-    tensors = load_file(folder / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        prefix = f"{name}/"
-        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if state:
-            # AdamW keeps its step count on the CPU unless fused.
-            optimizer.state[parameter] = {
-                key: value if key == "step" and not optimizer.defaults.get("fused") else value.to(parameter.device)
-                for key, value in state.items()
-            }
-    stored = json.loads((folder / "trainer.json").read_text())
-    return Position(**stored)
+def _commit(
+    beside: Path,
+    final: Path,
+    model: GLSCLModel,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: dict[str, torch.Tensor],
+    position: Position,
+) -> None:
+    """Complete the folder, hash everything in it, and give it its name."""
+    model.save_pretrained(beside / "model", state_dict=weights)
+    GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
+    if optimizer:
+        save_file(optimizer, beside / OPTIMIZER)
+    write_json(beside / "trainer.json", dataclasses.asdict(position))
+    found = sorted(beside.rglob("*"))
+    for path in [*found, beside]:
+        sync(path)
+    files = [path for path in found if path.is_file()]
+    listed = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    write_json(beside / COMMITTED, listed)
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+
+
+def load_checkpoint(folder: Path, engine: Engine) -> Position:
+    """Put weights and optimiser state back, bit for bit, and say where the run stood.
+
+    Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of ranks would have to
+    read.
+    """
+    position = Position(**json.loads((folder / "trainer.json").read_text()))
+    here = engine.name, engine.accelerator.num_processes
+    portable = (folder / OPTIMIZER).is_file()
+    if portable != engine.portable or (not portable and (position.engine, position.world) != here):
+        raise UsageError(
+            f"{folder} was written by {position.engine} on {position.world} ranks and cannot be resumed by {here[0]} "
+            f"on {here[1]}: launch as then, or take its weights alone with --init-from into another run folder"
+        )
+    weights = load_file(folder / "model" / "model.safetensors")
+    engine.load(weights, load_file(folder / OPTIMIZER) if portable else {}, folder)
+    return position
 
 
 def set_aside(checkpoints: Path, step: int) -> None:
@@ -212,11 +234,3 @@ def _steps(checkpoints: Path) -> list[Path]:
     if not checkpoints.is_dir():
         return []
     return sorted((p for p in checkpoints.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
-
-
-def _optimizer_tensors(model: GLSCLModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
