@@ -109,7 +109,7 @@ _LOSSES = (
 class ObjectiveConfig:
     """Weights of the losses and what they contrast against (glscl paper, section 3.3).
 
-    With one micro-batch the defaults make every loss a function of the global batch alone. Where the authors' release
+    The defaults make every loss a function of the global batch alone. Where the authors' release
     does something else, `preset: published` does it too.
     """
 
@@ -269,8 +269,11 @@ class RunConfig:
     """Processes that must train; anything else is refused at start. None: as many as were launched."""
     batch: BatchConfig = BatchConfig()
     micro_batches: int = 1
-    """Micro-batches a step on each rank; similarity losses contrast within one micro-batch of all ranks."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    """Micro-batches a step on each rank: more of them take less memory."""
+    accumulation: Literal["exact", "plain"] = "exact"
+    """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch; plain: those of one
+    micro-batch of all ranks."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     model: ModelConfig = ModelConfig()
     preset: Literal["published"] | None = None
     """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""

@@ -103,7 +103,9 @@ def differences(config: RunConfig, saved: RunConfig) -> list[str]:
     """Dotted keys whose change on resume would change what the run computes."""
     now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
     keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
-    return [key for key in keys if not any(key == free or key.startswith(free + ".") for free in FREE_ON_RESUME)]
+    exact = config.accumulation == saved.accumulation == "exact"
+    free = (*FREE_ON_RESUME, "micro_batches") if exact else FREE_ON_RESUME
+    return [key for key in keys if not any(key == name or key.startswith(name + ".") for name in free)]
 
 
 def _merge(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from data_pipeline.text import Tokenizer
 from .build import build_model, load_weights
 from .config import RunConfig, SourceConfig, ValidationConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
+from .parallel.accumulate import accumulate_exactly
 from .parallel.engines import Engine
 from .parallel.selfcheck import start
 from .run.checkpoint import (
@@ -47,7 +48,7 @@ from .run.checkpoint import (
 )
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
-from .task import PretrainTask, Task, TaskModel
+from .task import PretrainTask, TaskModel, TokenCounts
 
 MOST_SKIPPED = 20  # updates in a row without a finite gradient, after which a run stops
 _PLURAL = {"image": "images", "video": "clips"}
@@ -121,7 +122,7 @@ class _Training:
         tokenizer = Tokenizer.load(config.data.tokenizer)
         clips = config.validation is not None and config.validation.frames is not None
         size = config.data.video.image_size if clips and config.data.video else None
-        self.task: Task = PretrainTask(config.objectives, config.validation, tokenizer, size)
+        self.task = PretrainTask(config.objectives, config.validation, tokenizer, size)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, tokenizer, config.data.max_text_length, _frames(config))
         self.model.checkpoint_activations(config.model.checkpoint_activations)
@@ -218,16 +219,18 @@ class _Training:
         counts = self.task.counts(batches)
         names = (*self.task.loss_names, "total")
         summed = {kind: torch.zeros(len(names), device=accelerator.device) for kind in self.loaders}
-        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            torch.manual_seed(hash_key(config.seed, "dropout", step, micro, accelerator.process_index))
-            last = micro == len(batches) - 1
-            with engine.micro_step(last):
-                features = self.wrapped("features", batch)
-                losses = self.task.losses(features, count)
-                engine.backward(losses.total * (self._share(batch.kind) / config.micro_batches))
-            values = [getattr(losses, name).detach().float().reshape(()) for name in names]
+        if config.accumulation == "exact" and config.micro_batches > 1:
+            shares = [self._share(batch.kind) for batch in batches]
+            found, temperature = accumulate_exactly(
+                self.task, engine, batches, counts, shares, lambda micro: self._seed_dropout(step, micro)
+            )
+        else:
+            found, temperature = self._accumulate_plainly(step, batches, counts)
+        for batch, losses in zip(batches, found, strict=True):
+            losses["total"] = self.task.weighted(losses)
+            values = [losses[name].float().reshape(()) for name in names]
             summed[batch.kind] += torch.stack(values) / config.micro_batches
-        temperature = features.temperature.detach().float()
+        temperature = temperature.float()
         # The step's one collective beside the gradients: losses, and whether any rank was asked to stop.
         asked = torch.tensor([float(self.stop.reason is not None)], device=accelerator.device)
         own = torch.cat([*summed.values(), engine.gradient_norm(), temperature, asked])
@@ -247,6 +250,23 @@ class _Training:
         # JSON knows no NaN.
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
         return row | {"skipped": int(skipped)}, asked_share > 0
+
+    def _accumulate_plainly(
+        self, step: int, batches: list[Batch], counts: list[TokenCounts]
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """Backward passes of a step whose losses contrast within one micro-batch; losses of each, and temperature."""
+        found = []
+        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+            self._seed_dropout(step, micro)
+            with self.engine.micro_step(micro == len(batches) - 1):
+                features = self.wrapped("features", batch)
+                losses = self.task.similarity_losses(features, count) | self.task.pair_losses(features, count)
+                self.engine.backward(self.task.weighted(losses) * (self._share(batch.kind) / self.config.micro_batches))
+            found.append({name: value.detach() for name, value in losses.items()})
+        return found, features.temperature.detach()
+
+    def _seed_dropout(self, step: int, micro: int) -> None:
+        torch.manual_seed(hash_key(self.config.seed, "dropout", step, micro, self.accelerator.process_index))
 
     def _share(self, kind: str) -> float:
         """Share of the step's samples that are of this kind, which weighs its losses."""
@@ -331,10 +351,11 @@ class _Training:
         objectives, before = self.config.objectives, self.position.world
         if before == world:
             return
-        if self.config.micro_batches > 1 or objectives.depends_on_ranks:
+        plain = self.config.micro_batches > 1 and self.config.accumulation == "plain"
+        if plain or objectives.depends_on_ranks:
             self._say(
-                f"warning: {world} ranks instead of {before}: with micro-batches, negatives of the rank or published "
-                "gradients, the losses from here on are not those that the same samples would have given before"
+                f"warning: {world} ranks instead of {before}: with plain accumulation, negatives of the rank or "
+                "published gradients, the losses from here on are not those that the same samples would have given before"
             )
 
     def _load_initial(self, source: str) -> None:

@@ -6,6 +6,7 @@ The loop knows tasks only through `Task`; pre-training is one, each fine-tuning 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
@@ -66,6 +67,17 @@ class TokenCounts:
     """Places for words, padding included, of each rank."""
     masked_language_tokens: float
     """Mean over the ranks and over the step's micro-batches of this kind."""
+
+    @staticmethod
+    def join(parts: Sequence[TokenCounts]) -> TokenCounts:
+        """Count several micro-batches of one kind as if they were one."""
+
+        def rows(of: list[RowCounts]) -> RowCounts:
+            return RowCounts(_sums([one.rows for one in of]), _sums([one.chosen for one in of]))
+
+        longest = [len(parts) * max(places) for places in zip(*(part.words for part in parts), strict=True)]
+        patches, tokens = rows([part.patches for part in parts]), rows([part.tokens for part in parts])
+        return TokenCounts(patches, tokens, longest, parts[0].masked_language_tokens)
 
 
 class Task(Protocol):
@@ -145,17 +157,33 @@ class PretrainTask:
 
     def losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> Losses:
         """All losses; without `counts` every rank holds as many masked positions as this one."""
+        parts = self.similarity_losses(features, counts) | self.pair_losses(features, counts)
+        return Losses(**parts, total=self.weighted(parts))
+
+    def weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        """Sum of losses by name, each with its weight."""
+        return torch.stack([getattr(self.config, name) * value.reshape(()) for name, value in parts.items()]).sum()
+
+    def pair_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
+        """Losses of single pairs: matching and masked language."""
+        tokens = counts.masked_language_tokens if counts else len(features.masked_language_labels)
+        return {
+            "matching": matching_loss(features.matching_logits, features.matching_labels),
+            "masked_language": masked_language_loss(
+                features.masked_language_logits, features.masked_language_labels, tokens
+            ),
+        }
+
+    def similarity_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
+        """Losses that contrast a row with all others."""
         config, f = self.config, features
         ids = f.identity if config.duplicates == "ignored" else None
-        tokens = counts.masked_language_tokens if counts else len(f.masked_language_labels)
         patch_ids, token_ids = (None, None) if ids is None else (f.patch_identity, f.token_identity)
         patches_of, tokens_of = (counts.patches, counts.tokens) if counts else (None, None)
         parts = {
             "contrastive": contrastive_loss(
                 f.contrastive_text, f.contrastive_image, f.temperature, ids=ids, gradients=config.gradients
             ),
-            "matching": matching_loss(f.matching_logits, f.matching_labels),
-            "masked_language": masked_language_loss(f.masked_language_logits, f.masked_language_labels, tokens),
             "global_image": self._completion(f.global_image, config.global_image_negatives, ids),
             "global_text": self._completion(f.global_text, config.global_text_negatives, ids),
             "local_image": self._completion(
@@ -177,8 +205,7 @@ class PretrainTask:
                 f.contrastive_text, f.views.words, f.views.word_mask, f.temperature, words, ids=ids
             )
             parts["global_local"] = 0.5 * (image + text)
-        weighted = [getattr(config, name) * value.reshape(()) for name, value in parts.items()]
-        return Losses(**parts, total=torch.stack(weighted).sum())
+        return parts
 
     def _completion(
         self,
@@ -272,6 +299,11 @@ class PretrainTask:
             for direction, ranked in (("text_to_image", to_image), ("image_to_text", to_text))
             for k in (1, 5, 10)
         }
+
+
+def _sums(of_parts: Sequence[list[int]]) -> list[int]:
+    """Sum over the parts, for each rank."""
+    return [sum(values) for values in zip(*of_parts, strict=True)]
 
 
 def _row_counts(batch: Batch) -> list[int]:

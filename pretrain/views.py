@@ -7,6 +7,7 @@ pairs, and the last layer computes only what a loss reads. Everything random sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -131,6 +132,67 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
         views=_views(model, image_tokens[first], dropped_tokens, text_tokens, mask, frames)
         if config.intra_modal or config.global_local
         else None,
+    )
+
+
+def contrasted(features: PretrainFeatures) -> list[Tensor]:
+    """List what the losses over all rows of a step send gradients to."""
+    f = features
+    found = [f.contrastive_text, f.contrastive_image, f.temperature]
+    found += [side.recovered for side in (f.global_image, f.global_text, f.local_image, f.local_text)]
+    return found if f.views is None else [*found, f.views.dropped_image, f.views.masked_text]
+
+
+def with_contrasted(features: PretrainFeatures, values: Sequence[Tensor]) -> PretrainFeatures:
+    """Put other tensors in the places that `contrasted` lists."""
+    text, image, temperature, *recovered = values[:7]
+    names = ("global_image", "global_text", "local_image", "local_text")
+    sides = {
+        name: getattr(features, name)._replace(recovered=value) for name, value in zip(names, recovered, strict=True)
+    }
+    views = features.views
+    if views is not None:
+        views = views._replace(dropped_image=values[7], masked_text=values[8])
+    return features._replace(
+        contrastive_text=text, contrastive_image=image, temperature=temperature, views=views, **sides
+    )
+
+
+def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
+    """Features of several micro-batches of one kind as if they were one; logits and labels are those of the first."""
+    first = parts[0]
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    def completion(name: str) -> Completion:
+        sides = [getattr(part, name) for part in parts]
+        return Completion(torch.cat([s.recovered for s in sides]), torch.cat([s.target for s in sides]))
+
+    def chosen(name: str, rows: str) -> Tensor | None:
+        if getattr(first, name) is None:
+            return None
+        ends = torch.tensor([len(getattr(part, rows).recovered) for part in parts]).cumsum(0).tolist()
+        return torch.cat([getattr(part, name) + start for part, start in zip(parts, [0, *ends], strict=False)])
+
+    views = None
+    if first.views is not None:
+        all_views = [part.views for part in parts if part.views is not None]
+        longest = max(view.words.shape[1] for view in all_views)
+        views = Views(
+            dropped_image=torch.cat([view.dropped_image for view in all_views]),
+            masked_text=torch.cat([view.masked_text for view in all_views]),
+            patches=torch.cat([view.patches for view in all_views]),
+            words=torch.cat([F.pad(view.words, (0, 0, 0, longest - view.words.shape[1])) for view in all_views]),
+            word_mask=torch.cat([F.pad(view.word_mask, (0, longest - view.words.shape[1])) for view in all_views]),
+        )
+    names = ("identity", "contrastive_text", "contrastive_image", "patch_identity", "token_identity")
+    return first._replace(
+        **{name: joined(name) for name in names},
+        **{name: completion(name) for name in ("global_image", "global_text", "local_image", "local_text")},
+        negative_patches=chosen("negative_patches", "local_image"),
+        negative_tokens=chosen("negative_tokens", "local_text"),
+        views=views,
     )
 
 

@@ -249,7 +249,7 @@ class ZeRO(Engine):
 
     @staticmethod
     def _gather_what_is_read_outside_its_module(module: nn.Module, model: GLSCLModel) -> None:
-        """Tell ZeRO-3 what the task's forward reads: it gathers a module's parameters for that module's forward only."""
+        """Tell ZeRO-3, which gathers a module's parameters for that module's forward, what the task's own reads."""
         from deepspeed import zero
 
         embeddings = model.vision.embeddings

@@ -1,0 +1,77 @@
+"""Exact accumulation: the similarity losses of a step see all its micro-batches, in the memory of one.
+
+The features of every micro-batch are computed without a graph, the losses over all of them give each feature its
+gradient, and each micro-batch is then computed again, with the same dropout, and sends those gradients back (GradCache,
+arXiv 2101.06983). Matching and masked-language losses, which need no other micro-batch, share that second backward.
+Features and their gradients are float32, so that an fp16 scaler, which multiplies the second backward's loss, loses
+nothing in the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from data_pipeline.collate import Batch
+from pretrain.task import PretrainTask, TokenCounts
+from pretrain.views import PretrainFeatures, contrasted, join_features, with_contrasted
+
+from .engines import Engine
+
+
+def accumulate_exactly(
+    task: PretrainTask,
+    engine: Engine,
+    batches: Sequence[Batch],
+    counts: Sequence[TokenCounts],
+    shares: Sequence[float],
+    seed: Callable[[int], None],
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Backward passes of one step; only the last micro-batch exchanges gradients.
+
+    Parameters
+    ----------
+    task, engine
+        The task, and the engine that wraps its model.
+    batches, counts
+        Micro-batches of the step on this rank, all of a kind in a row, and what `task.counts` said of each.
+    shares : sequence of float
+        Share of the step's samples that are of the kind of each micro-batch.
+    seed : callable
+        Seeds dropout for micro-batch n; called before each of its two forward passes.
+
+    Returns
+    -------
+    tuple
+        The losses by name that each micro-batch stands for, whose mean over those of a kind is the loss of the kind,
+        and the temperature.
+    """
+    cached: list[PretrainFeatures] = []
+    for number, batch in enumerate(batches):
+        seed(number)
+        with torch.no_grad():
+            features = engine.wrapped("features", batch)
+        leaves = [value.detach().requires_grad_() for value in contrasted(features)]
+        cached.append(with_contrasted(features, leaves))
+    found: list[dict[str, Tensor]] = []
+    for kind in dict.fromkeys(batch.kind for batch in batches):
+        members = [n for n, batch in enumerate(batches) if batch.kind == kind]
+        joined = join_features([cached[n] for n in members])
+        losses = task.similarity_losses(joined, TokenCounts.join([counts[n] for n in members]))
+        (task.weighted(losses) * shares[members[0]]).backward()
+        found += [{name: value.detach() for name, value in losses.items()} for _ in members]
+    for number, batch in enumerate(batches):
+        seed(number)
+        alike = sum(other.kind == batch.kind for other in batches)
+        with engine.micro_step(number == len(batches) - 1):
+            features = engine.wrapped("features", batch)
+            losses = task.pair_losses(features, counts[number])
+            total = task.weighted(losses) * (shares[number] / alike)
+            for value, leaf in zip(contrasted(features), contrasted(cached[number]), strict=True):
+                # Every feature stays in the graph, so that no rank lacks a gradient that another one waits for.
+                total = total + (value * (0.0 if leaf.grad is None else leaf.grad)).sum()
+            engine.backward(total)
+        found[number] |= {name: value.detach() for name, value in losses.items()}
+    return found, cached[0].temperature.detach()
