@@ -355,7 +355,7 @@ class _Training:
         if plain or objectives.depends_on_ranks:
             self._say(
                 f"warning: {world} ranks instead of {before}: with plain accumulation, negatives of the rank or "
-                "published gradients, the losses from here on are not those that the same samples would have given before"
+                "published gradients, the losses from here on are not what the same samples would have given before"
             )
 
     def _load_initial(self, source: str) -> None:

@@ -46,7 +46,7 @@ class Position:
 
 def save_checkpoint(
     checkpoints: Path, engine: Engine, tokenizer: PreTrainedTokenizerBase, position: Position, keep: int
-) -> None:
+) -> Path:
     """Write one checkpoint, then delete all but the newest `keep`; called on all ranks, rank 0 commits.
 
     An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
@@ -74,6 +74,7 @@ def save_checkpoint(
         write_whole(checkpoints / "latest", final.name + "\n")
         for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
+    return final
 
 
 def _commit(

@@ -2,11 +2,9 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from data_pipeline.collate import Batch
@@ -15,6 +13,8 @@ from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
+from pretrain.parallel.accumulate import accumulate_exactly
+from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
 from pretrain.task import PretrainTask, TaskModel
 
@@ -34,7 +34,7 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
 
 
 def gradients(
-    values: dict, limits: list[int], accelerator: Accelerator, part: tuple[int, int] | None = None
+    values: dict, limits: list[int], engine: Engine, part: tuple[int, int] | None = None
 ) -> dict[str, torch.Tensor]:
     """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut).
 
@@ -45,37 +45,43 @@ def gradients(
     torch.manual_seed(0)
     video = config.data.video
     model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames if video else 0)
+    accelerator, objectives = engine.accelerator, config.objectives
     rank, world = part or (accelerator.process_index, accelerator.num_processes)
-    objectives = config.objectives
     shared = {"seed": 1, "rank": rank, "world": world, "tokenizer": tokenizer, "size": 48, "group": 4}
-    shared |= {"max_text_length": config.data.max_text_length}
+    shared |= {"max_text_length": config.data.max_text_length, "micro_batches": config.micro_batches}
     shared |= {"dataset_negatives": objectives.matching_negatives == "dataset"}
     shared |= {"local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None}
     batches = []
     if config.batch.image:
         folders = [source.path for source in config.data.train]
         with open_loader(folders, global_batch=config.batch.image, **shared) as loader:
-            batches.append(next(loader))
+            batches += [next(loader) for _ in range(config.micro_batches)]
         if limits:
             first = rank * len(limits) // world
             batches[0] = keep_targets(batches[0], config.batch.image // len(limits), limits, first)
     if video:
         folders = [source.path for source in video.train]
         with open_loader(folders, global_batch=config.batch.video, frames=video.frames, **shared) as loader:
-            batches.append(next(loader))
+            batches += [next(loader) for _ in range(config.micro_batches)]
     task = PretrainTask(objectives)
     # float64: what is left is the mathematics, not the rounding of terms that cancel.
-    wrapped = accelerator.prepare(TaskModel(task, model.double()))
+    engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
     # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
-    wrapped.eval()
-    total = torch.zeros(1, dtype=torch.float64)
-    for batch, count in zip(batches, task.counts(batches), strict=True):
-        with accelerator.no_sync(wrapped) if batch is not batches[-1] else nullcontext():
-            losses = task.losses(wrapped("features", batch), count)
-            accelerator.backward(losses.total)
-        total += losses.total.detach()
-    found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    return found | {"loss": accelerator.reduce(total, "mean")}
+    engine.wrapped.eval()
+    counts, shares = task.counts(batches), [1.0] * len(batches)
+    if config.micro_batches > 1:
+        found, _ = accumulate_exactly(task, engine, batches, counts, shares, torch.manual_seed)
+    else:
+        found = []
+        for batch, count in zip(batches, counts, strict=True):
+            with engine.micro_step(batch is batches[-1]):
+                features = engine.wrapped("features", batch)
+                losses = task.similarity_losses(features, count) | task.pair_losses(features, count)
+                engine.backward(task.weighted(losses))
+            found.append(losses)
+    total = sum(task.weighted(losses).detach() for losses in found) / config.micro_batches
+    gradient = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return gradient | {"loss": accelerator.reduce(total.reshape(1), "mean")}
 
 
 if __name__ == "__main__":
@@ -83,6 +89,6 @@ if __name__ == "__main__":
     joined = start("fp32", (), ".", None)
     for number, (settings, wanted) in enumerate(cases):
         result = gradients(settings, wanted, joined)
-        if joined.is_main_process:
+        if joined.accelerator.is_main_process:
             save_file(result, folder / f"{number}.safetensors")
-    joined.end_training()
+    joined.accelerator.end_training()

@@ -13,6 +13,8 @@ from data_pipeline.errors import DataError, IncompleteError, UsageError
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.optim import build_optimizer
+from pretrain.parallel.engines import Engine
+from pretrain.parallel.selfcheck import start
 from pretrain.run import checkpoint
 from pretrain.run.checkpoint import (
     Position,
@@ -22,34 +24,51 @@ from pretrain.run.checkpoint import (
     model_folder,
     save_checkpoint,
 )
+from pretrain.task import PretrainTask, TaskModel
+
+
+def engine_of(config, tokenizer) -> Engine:
+    model = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
+    engine = start("fp32", (), ".", None)
+    engine.prepare(TaskModel(PretrainTask(), model), model, build_optimizer(model, config.optimizer), 1, None)
+    return engine
 
 
 @pytest.fixture
 def trained(config, tokenizer):
-    model = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
-    optimizer = build_optimizer(model, config.optimizer)
-    for parameter in model.parameters():
+    engine = engine_of(config, tokenizer)
+    for parameter in engine.model.parameters():
         parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
-    optimizer.step()
-    return model, AutoTokenizer.from_pretrained(tokenizer), optimizer
+    assert not engine.update(finite=True)
+    return engine, AutoTokenizer.from_pretrained(tokenizer)
+
+
+def position(step: int) -> Position:
+    return Position(step, step * 8, {"draw": step}, 1, "ddp")
 
 
 def save(folder: Path, trained, step: int) -> Path:
-    model, tokenizer, optimizer = trained
-    return save_checkpoint(folder, model, tokenizer, optimizer, Position(step, step * 8, {"draw": step}, 1), keep=2)
+    engine, tokenizer = trained
+    return save_checkpoint(folder, engine, tokenizer, position(step), keep=2)
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer):
-    model, _, optimizer = trained
+    engine, _ = trained
     folder = save(tmp_path, trained, 3)
     torch.manual_seed(9)
-    other = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
-    other_optimizer = build_optimizer(other, config.optimizer)
-    assert load_checkpoint(folder, other, other_optimizer) == Position(3, 24, {"draw": 3}, 1)
-    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+    other = engine_of(config, tokenizer)
+    assert load_checkpoint(folder, other) == position(3)
+    for (name, ours), theirs in zip(engine.model.named_parameters(), other.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
-        for key, value in optimizer.state[ours].items():
-            assert torch.equal(value, other_optimizer.state[theirs][key]), (name, key)
+        for key, value in engine.optimizer.optimizer.state[ours].items():
+            assert torch.equal(value, other.optimizer.optimizer.state[theirs][key]), (name, key)
+
+
+def test_files_of_another_engine_are_refused_with_what_to_do(tmp_path, trained):
+    folder = save(tmp_path, trained, 1)
+    (folder / "optimizer.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"written by ddp on 1 ranks .* resumed by ddp on 1: .*--init-from"):
+        load_checkpoint(folder, trained[0])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,7 @@ def test_a_model_is_loaded_from_any_folder_of_a_run_and_knows_where_it_lies(tmp_
     for path in (tmp_path, folder, folder / "model"):
         loaded = load_model(path)
         assert Path(loaded.name_or_path) == folder / "model" and not loaded.training
-    for ours, theirs in zip(trained[0].parameters(), loaded.parameters(), strict=True):
+    for ours, theirs in zip(trained[0].model.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -26,6 +26,14 @@ CASES: dict[str, list[int] | dict] = {
     "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
     "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
     "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
+    "exact accumulation": {"micro_batches": 2},
+    "exact accumulation of every term": {
+        "micro_batches": 2,
+        "intra_modal": 1.0,
+        "global_local": 1.0,
+        "local_image_negatives": "sample",
+        "local_text_negatives": "sample",
+    },
     "negatives of the rank": dict.fromkeys(("contrastive", "matching", "masked_language", "local_text"), 0.0)
     | dict.fromkeys(("global_image_negatives", "global_text_negatives", "local_image_negatives"), "rank"),
     "published": SILENT | {"gradients": "published"},
@@ -38,9 +46,10 @@ def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
     for name, case in CASES.items():
         settings = tiny_settings(scenes, tokenizer, Path("unused"))
         if isinstance(case, dict):
-            settings["objectives"] = case
             settings["batch"] = {"image": 16, "video": 8}
             settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
+            settings["micro_batches"] = case.get("micro_batches", 1)
+            settings["objectives"] = {key: value for key, value in case.items() if key != "micro_batches"}
         found[name] = settings, case if isinstance(case, list) else []
     return found
 
@@ -64,13 +73,31 @@ def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("published", "negatives of the rank")])
 def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
-    ours, expected = of_two_ranks[name], gradients(*cases[name], start("fp32", (), ".", None))
+    settings, limits = cases[name]
+    ours, expected = (
+        of_two_ranks[name],
+        gradients(settings | {"micro_batches": 1}, limits, start("fp32", (), ".", None)),
+    )
     assert ours.keys() == expected.keys() and "temperature" in ours
     for key, reference in expected.items():
         scale = reference.abs().max()
         if key.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
             scale = expected[key.replace(".bias", ".weight")].abs().max()
         assert (ours[key] - reference).abs().max() <= 1e-9 * scale, key
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_exact_accumulation_gives_the_gradient_of_one_batch(cases, count):
+    settings, limits = cases["pictures and clips"]
+    settings = settings | {"batch": {"image": 16, "video": 16}}
+    whole, parts = (
+        gradients(settings | {"micro_batches": k}, limits, start("fp32", (), ".", None)) for k in (1, count)
+    )
+    for key, expected in whole.items():
+        scale = expected.abs().max()
+        if key.endswith(("key.bias", "k_proj.bias")):
+            scale = whole[key.replace(".bias", ".weight")].abs().max()
+        assert (parts[key] - expected).abs().max() <= 1e-9 * scale, key
 
 
 def test_clips_reach_the_temporal_table(of_two_ranks):
