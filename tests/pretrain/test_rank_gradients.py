@@ -46,7 +46,7 @@ def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
     for name, case in CASES.items():
         settings = tiny_settings(scenes, tokenizer, Path("unused"))
         if isinstance(case, dict):
-            settings["batch"] = {"image": 16, "video": 8}
+            settings["batch"] = {"image": 16, "video": 16 if "micro_batches" in case else 8}
             settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
             settings["micro_batches"] = case.get("micro_batches", 1)
             settings["objectives"] = {key: value for key, value in case.items() if key != "micro_batches"}

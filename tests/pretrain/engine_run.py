@@ -1,0 +1,85 @@
+"""Run by test_engines under accelerate launch: one engine, everything that must be the same on all of them."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline.errors import UserError
+from data_pipeline.loader import open_loader
+from data_pipeline.text import Tokenizer
+from pretrain.build import build_model
+from pretrain.config import RunConfig
+from pretrain.config_file import parse_config
+from pretrain.loop import train
+from pretrain.parallel.accumulate import accumulate_exactly
+from pretrain.parallel.engines import Engine
+from pretrain.parallel.selfcheck import start
+from pretrain.task import PretrainTask, TaskModel
+from tests.pretrain.runs import StopAfter
+
+
+def updated(config: RunConfig, engine: Engine) -> dict[str, torch.Tensor]:
+    """Weights after one step of plain gradient descent on the first batch of pictures and clips, dropout off."""
+    tokenizer, video = Tokenizer.load(config.data.tokenizer), config.data.video
+    torch.manual_seed(0)
+    model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames)
+    accelerator, task = engine.accelerator, PretrainTask(config.objectives)
+    shared = {"seed": 1, "rank": accelerator.process_index, "world": accelerator.num_processes, "group": 2, "size": 48}
+    shared |= {"tokenizer": tokenizer, "max_text_length": config.data.max_text_length}
+    shared |= {"micro_batches": config.micro_batches, "global_batch": config.batch.image}
+    batches = []
+    for sources, frames in ((config.data.train, None), (video.train, video.frames)):
+        with open_loader([source.path for source in sources], frames=frames, **shared) as loader:
+            batches += [next(loader) for _ in range(config.micro_batches)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    engine.prepare(TaskModel(task, model), model, optimizer, 4, None)
+    engine.wrapped.eval()
+    counts = task.counts(batches)
+    accumulate_exactly(task, engine, batches, counts, [0.5] * len(batches), torch.manual_seed)
+    norm = engine.gradient_norm()
+    assert not engine.update(bool(torch.isfinite(norm)))
+    return {name: value.detach().float().clone() for name, value in engine.weights().items()} | {"norm": norm}
+
+
+def main() -> None:
+    """Case 1: one update. Case 2: a run, the same run in two parts, and one whose every gradient is broken."""
+    values, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    engine = start("fp32", (), ".", None)
+    config: RunConfig = parse_config(RunConfig, values, "settings")
+    for micro_batches in (1, 2):
+        result = updated(dataclasses.replace(config, micro_batches=micro_batches), engine)
+        if engine.accelerator.is_main_process:
+            save_file(result, folder / f"update{micro_batches}.safetensors")
+    whole, parts = (dataclasses.replace(config, run=str(folder / name)) for name in ("whole", "parts"))
+    assert train(whole, StopAfter()) == 0
+    assert train(parts, StopAfter(3)) == 75
+    assert train(parts, StopAfter()) == 0
+    broken = dataclasses.replace(config, run=str(folder / "broken"), steps=3)
+    forward = TaskModel.forward
+    calls = []
+
+    def spoilt(self, function, *inputs):
+        features = forward(self, function, *inputs)
+        calls.append(function)
+        # The second step of rank 1 alone; the first call of a start may be the warm-up.
+        first = 1 + engine.warms_up
+        if function == "features" and engine.accelerator.process_index == 1 and len(calls) - first in (2, 3):
+            features = features._replace(matching_logits=features.matching_logits * float("nan"))
+        return features
+
+    TaskModel.forward = spoilt
+    said = ""
+    try:
+        train(dataclasses.replace(broken, validation=None), StopAfter())
+    except UserError as error:
+        said = str(error)
+    (folder / f"said{engine.accelerator.process_index}").write_text(said)
+    engine.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
