@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.accumulate import accumulate_exactly
 from .parallel.engines import Engine
 from .parallel.selfcheck import start
+from .plan import flop_counter
 from .run.checkpoint import (
     Position,
     check,
@@ -49,6 +50,7 @@ from .run.checkpoint import (
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
 from .task import PretrainTask, TaskModel, TokenCounts
+from .utilization import peak
 
 MOST_SKIPPED = 20  # updates in a row without a finite gradient, after which a run stops
 _PLURAL = {"image": "images", "video": "clips"}
@@ -164,7 +166,8 @@ class _Training:
         samples = sum(manifest.samples for manifest in manifests)
         first = self.position.step
         bar = tqdm(total=config.steps, initial=first, unit="step", disable=not (run and sys.stderr.isatty()))
-        since, waited, counted = time.monotonic(), 0.0, 0
+        since, waited, counted, operations = time.monotonic(), 0.0, 0, 0
+        peak_flops = peak(self.accelerator.device, config.precision)
         with ExitStack() as opened:
             for loader in self.loaders.values():
                 opened.enter_context(loader)
@@ -174,7 +177,9 @@ class _Training:
                 waited += time.monotonic() - before
                 if step == first and self.engine.warms_up:
                     self._warm_up(batches)
-                row, stopped = self._step(step, batches)
+                with flop_counter() if step == first else nullcontext() as counter:
+                    row, stopped = self._step(step, batches)
+                operations = counter.get_total_flops() if counter else operations
                 counted += 1
                 done = step + 1
                 self.position = replace(self.position, step=done, samples=done * config.batch.total)
@@ -188,8 +193,11 @@ class _Training:
                         "epoch": self.position.samples / samples,
                         "samples_per_second": counted * config.batch.total / elapsed,
                         "data_wait_fraction": waited / elapsed,
+                        "flops_per_second": operations * counted / elapsed,
                         "keys": _hash_keys([key for loader in self.loaders.values() for key in loader.step_keys(step)]),
                     } | metrics
+                    if peak_flops:
+                        row["mfu"] = row["flops_per_second"] / peak_flops
                     self._log({"step": done} | row, bar)
                     since, waited, counted = time.monotonic(), 0.0, 0
                 bar.update()
