@@ -69,7 +69,7 @@ def alone(*words: str) -> dict[str, float]:
 
 
 def under(engine: str, world: int, folder: Path, steps: int) -> float:
-    """Samples a second of a run under an engine, without its first steps."""
+    """Measure samples a second of a run under an engine, without its first steps."""
     tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = {
         "run": str(folder / f"{engine}{world}"),

@@ -161,9 +161,13 @@ def _plan(arguments: argparse.Namespace) -> _Result:
     from pretrain.config_file import load_config
     from pretrain.plan import plan
 
-    result = plan(load_config(arguments.config), arguments.world)
-    totals = {"memory": result.memory, "step_flops": result.step_flops}
-    return asdict(result) | totals, result.table()
+    if not 0 < arguments.mfu <= 100 or arguments.peak <= 0:
+        raise UsageError("--mfu is a percentage above 0, --peak a positive number of TFLOP/s")
+    result = plan(load_config(arguments.config), arguments.world, arguments.engine)
+    hours = result.device_hours(arguments.peak * 1e12, arguments.mfu / 100)
+    totals = {"memory": result.memory, "step_flops": result.step_flops, "device_hours": hours}
+    spent = f"{hours:,.3g} device hours at {arguments.mfu:g} % of {arguments.peak:g} TFLOP/s"
+    return asdict(result) | totals, f"{result.table()}\n\n{spent}"
 
 
 def _retrieval(arguments: argparse.Namespace) -> _Result:
@@ -318,6 +322,10 @@ def _add_plan(commands: Any) -> None:
     )
     plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")
     plan.add_argument("--world", metavar="W", type=_count, default=1, help="number of ranks (default %(default)s)")
+    engines = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+    plan.add_argument("--engine", choices=engines, default="ddp", help="what divides the memory (default %(default)s)")
+    plan.add_argument("--peak", metavar="TFLOPS", type=float, default=989.0, help="of a device (default: H100, bf16)")
+    plan.add_argument("--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached")
 
 
 def _add_retrieval(commands: Any) -> None:

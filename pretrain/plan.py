@@ -35,6 +35,9 @@ from .model.vision import Patches
 from .task import PretrainTask
 from .views import similarity
 
+# Bytes that a float32 parameter takes of every rank, and those that the ranks divide: weight, gradient, AdamW's two
+# moments, and under DeepSpeed a second copy of the weight that the optimiser updates.
+ENGINES = {"ddp": (16, 0), "fsdp2": (0, 16), "zero1": (8, 12), "zero2": (4, 16), "zero3": (0, 20)}
 SAMPLED = 1024  # samples whose captions say how long texts are
 
 
@@ -63,10 +66,11 @@ class Plan:
     """Costs of a run on `world` ranks."""
 
     world: int
+    engine: str
     steps: int
     parameters: int
     parameter_bytes: int
-    """Of a rank: weights, gradients and both moments of AdamW, all float32."""
+    """Of a rank: its share of weights, gradients and both moments of AdamW, all float32."""
     kinds: dict[str, KindPlan]
     read: list[str]
 
@@ -80,13 +84,18 @@ class Plan:
         """Floating-point operations of one step on all ranks."""
         return sum(kind.step * kind.batch for kind in self.kinds.values())
 
+    def device_hours(self, peak: float, mfu: float) -> float:
+        """Hours of all devices together, where each does `mfu` (0 to 1) of `peak` operations a second."""
+        return self.step_flops * self.steps / (peak * mfu) / 3600
+
     def table(self) -> str:
         """Everything as text for a person."""
         lines = [
             f"{self.parameters / 1e6:.1f} million trained parameters",
             f"memory of a rank, at least: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB weights, "
             "gradients and moments; the rest what one micro-batch keeps for the backward pass)",
-            f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s)",
+            f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s), {self.engine}: "
+            f"{self.step_flops * self.steps:.2g} FLOP",
         ]
         for name, kind in self.kinds.items():
             samples = kind.batch * self.steps
@@ -103,10 +112,11 @@ class Plan:
         return "\n".join([*lines, "", "reads:", *(f"  {line}" for line in self.read)])
 
 
-def plan(config: RunConfig, world: int = 1) -> Plan:
-    """Plan a run on `world` ranks.
+def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
+    """Plan a run on `world` ranks of an engine (a key of `ENGINES`).
 
-    Raises UsageError for sizes that do not fit together and impossible divisions, DataError for data of another kind;
+    With exact accumulation over several micro-batches, a step's operations hold the second forward pass. Raises
+    UsageError for sizes that do not fit together and impossible divisions, DataError for data of another kind;
     data sets that are not here are only named.
     """
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -128,7 +138,8 @@ def plan(config: RunConfig, world: int = 1) -> Plan:
             kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
     with FakeTensorMode():
         parameters = sum(p.numel() for p in GLSCLModel(sizes).parameters() if p.requires_grad)
-    return Plan(world, config.steps, parameters, 16 * parameters, kinds, read)
+    whole, divided = ENGINES[engine]
+    return Plan(world, engine, config.steps, parameters, round(parameters * (whole + divided / world)), kinds, read)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -216,6 +227,8 @@ def _cost(
         whole = counter.get_total_flops() / rows
         forward["losses"] = whole - sum(forward.values())
         step = whole + _count(total.backward) / rows
+        if config.accumulation == "exact" and config.micro_batches > 1:
+            step += whole
     return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
 
 
