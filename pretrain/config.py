@@ -196,6 +196,8 @@ class OptimizerConfig:
     warmup: float = 0.1
     """Share of the steps."""
     max_grad_norm: float | None = 1.0
+    ema: float | None = None
+    """Decay of a moving average of the weights, saved as `ema/` beside `model/`; None: none is kept."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values with which AdamW would not descend."""
@@ -205,6 +207,8 @@ class OptimizerConfig:
             _check_finite(f"optimizer.{name}", getattr(self, name))
         if not (self.eps > 0 and all(0 <= beta < 1 for beta in self.betas)):
             raise UsageError("optimizer.eps must be positive, optimizer.betas at least 0 and below 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"optimizer.ema must lie between 0 and 1, not {self.ema}")
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
             raise UsageError(f"optimizer.max_grad_norm must be positive, or null for none, not {self.max_grad_norm}")
 

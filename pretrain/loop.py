@@ -255,6 +255,8 @@ class _Training:
             )
         if config.objectives.temperature_bounds and not skipped:
             engine.clamp(self.model.temperature, config.objectives.temperature_bounds)
+        if config.optimizer.ema and not skipped:
+            engine.average(config.optimizer.ema)
         # JSON knows no NaN.
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
         return row | {"skipped": int(skipped)}, asked_share > 0

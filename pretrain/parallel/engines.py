@@ -37,6 +37,8 @@ class Engine:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
+        self.averaged: dict[str, Tensor] = {}
+        """Moving average of each trained weight, divided as the weights are; empty until `average` is called."""
 
     def prepare(
         self,
@@ -74,6 +76,26 @@ class Engine:
     def clamp(self, parameter: nn.Parameter, bounds: tuple[float, float]) -> None:
         """Keep a parameter within bounds after an update."""
         parameter.clamp_(*bounds)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Move the average of the weights by 1 - `decay` towards them; it starts at the first weights it sees."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                if name in self.averaged:
+                    self.averaged[name].lerp_(parameter, 1 - decay)
+                else:
+                    self.averaged[name] = parameter.detach().clone()
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """Whole averages by name, on rank 0."""
+        found = {name: self._whole(value).cpu() for name, value in self.averaged.items()}
+        return found if self.accelerator.is_main_process else {}
+
+    def load_average(self, weights: dict[str, Tensor]) -> None:
+        """Put back what `averaged_weights` gave."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.averaged = {name: self._like(weights[name], parameter) for name, parameter in trained.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights by name, as `GLSCLModel.state_dict` names them; on ranks other than 0 perhaps none."""
@@ -219,6 +241,12 @@ class ZeRO(Engine):
         safe_set_full_fp32_param(parameter, value)
         with self._gathered(parameter, 0):
             parameter.copy_(value)
+
+    def average(self, decay: float) -> None:
+        """Refuse where the weights are not in one piece."""
+        if self.stage == 3:
+            raise UsageError("optimizer.ema does not work under ZeRO-3: choose zero2 or fsdp2")
+        super().average(decay)
 
     def weights(self) -> dict[str, Tensor]:
         """Gather one tensor after the other where they are sharded."""

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
 
-A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), the
-optimiser's state, `trainer.json` (step and data position) and `COMMITTED.json` (size and hash of every other file).
+A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), `ema/`
+(the same of the averaged weights, where there are some), the optimiser's state, `trainer.json` (step and data position) and `COMMITTED.json` (size and hash of every other file).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
@@ -60,9 +59,15 @@ def save_checkpoint(
     wait()
     try:
         weights, optimizer = engine.weights(), engine.save_optimizer(beside)
+        models = {"model": weights, "ema": weights | engine.averaged_weights()}
         wait()  # until every rank has written its part
         if main:
-            _commit(beside, final, engine.model, weights, tokenizer, optimizer, position)
+            for name in models if engine.averaged else ("model",):
+                engine.model.save_pretrained(beside / name, state_dict=models[name])
+                GLSCLProcessor.build(engine.model.config, tokenizer).save_pretrained(beside / name)
+            if optimizer:
+                save_file(optimizer, beside / OPTIMIZER)
+            _commit(beside, final, position)
     except BaseException as error:
         if main:
             shutil.rmtree(beside, ignore_errors=True)
@@ -77,20 +82,8 @@ def save_checkpoint(
     return final
 
 
-def _commit(
-    beside: Path,
-    final: Path,
-    model: GLSCLModel,
-    weights: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: dict[str, torch.Tensor],
-    position: Position,
-) -> None:
+def _commit(beside: Path, final: Path, position: Position) -> None:
     """Complete the folder, hash everything in it, and give it its name."""
-    model.save_pretrained(beside / "model", state_dict=weights)
-    GLSCLProcessor.build(model.config, tokenizer).save_pretrained(beside / "model")
-    if optimizer:
-        save_file(optimizer, beside / OPTIMIZER)
     write_json(beside / "trainer.json", dataclasses.asdict(position))
     found = sorted(beside.rglob("*"))
     for path in [*found, beside]:
@@ -118,6 +111,8 @@ def load_checkpoint(folder: Path, engine: Engine) -> Position:
         )
     weights = load_file(folder / "model" / "model.safetensors")
     engine.load(weights, load_file(folder / OPTIMIZER) if portable else {}, folder)
+    if (folder / "ema").is_dir():
+        engine.load_average(load_file(folder / "ema" / "model.safetensors"))
     return position
 
 

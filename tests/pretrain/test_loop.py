@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from pretrain.config import RunConfig, ValidationConfig
 from pretrain.config_file import apply_overrides, parse_config
 from pretrain.loop import train
 from pretrain.model import GLSCLModel, GLSCLProcessor
-from pretrain.run.checkpoint import COMMITTED, model_folder
+from pretrain.run.checkpoint import COMMITTED, load_model, model_folder
 from pretrain.run.files import sha256
 from pretrain.task import PretrainTask
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status, weights
@@ -211,6 +212,19 @@ def test_the_temperature_stays_within_its_bounds(config, bounds, expected):
     objectives = dataclasses.replace(config.objectives, temperature_bounds=bounds)
     train(dataclasses.replace(config, steps=2, objectives=objectives), StopAfter())
     assert weights(config.run)["temperature"].item() == pytest.approx(expected, abs=0.01)
+
+
+def test_the_average_of_the_weights_is_saved_and_resumed(config, tmp_path):
+    averaged = dataclasses.replace(config, steps=4, optimizer=dataclasses.replace(config.optimizer, ema=0.5))
+    seen = []
+    for run, stops in (("whole", (None,)), ("parts", (2, None))):
+        for stop in stops:
+            train(dataclasses.replace(averaged, run=str(tmp_path / run)), StopAfter(stop))
+        seen.append(load_file(tmp_path / run / "checkpoints" / "step-00000004" / "ema" / "model.safetensors"))
+    assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
+    last = weights(tmp_path / "whole")
+    assert not torch.equal(seen[0]["temperature"], last["temperature"])
+    load_model(tmp_path / "whole" / "checkpoints" / "step-00000004" / "ema")
 
 
 def test_other_ranks_are_warned_of_where_they_change_the_losses(config, capsys):
