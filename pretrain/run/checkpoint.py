@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
 
 A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), `ema/`
-(the same of the averaged weights, where there are some), the optimiser's state, `trainer.json` (step and data position) and `COMMITTED.json` (size and hash of every other file).
+(the same of the averaged weights, where there are some), the optimiser's state, `trainer.json` (step, data position,
+ranks and engine) and `COMMITTED.json` (size and hash of every other file).
 """
 
 from __future__ import annotations
