@@ -408,7 +408,8 @@ class _Training:
         if self.config.log.trackers:
             self.accelerator.log({k: v for k, v in row.items() if isinstance(v, float | int)}, step=row["step"])
         validated = [f"{name} {value:.1f}" for name, value in row.items() if name.startswith("validation/")]
-        text = f"step {row['step']}  loss {row['loss']:.3f}  {row['samples_per_second']:.0f} samples/s"
+        loss = "skipped, not finite" if row["skipped"] else f"loss {row['loss']:.3f}"
+        text = f"step {row['step']}  {loss}  {row['samples_per_second']:.0f} samples/s"
         if bar.disable or validated:
             self._say("  ".join([text, *validated]))
         else:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipeline.errors import UsageError
 from pretrain.model import GLSCLModel
@@ -49,7 +50,8 @@ class Engine:
         max_grad_norm: float | None,
     ) -> None:
         """Wrap `module`, whose weights are those of `model` inside it; then `wrapped` and `optimizer` are there."""
-        self.model, self.max_grad_norm = model, max_grad_norm
+        self.accelerator.free_memory()  # of an earlier run in this process
+        self.model, self.max_grad_norm, self.averaged = model, max_grad_norm, {}
         self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
@@ -152,7 +154,8 @@ class FSDP2(Engine):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise UsageError("FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does")
-        plugin.transformer_cls_names_to_wrap = sorted(model._no_split_modules)
+        layers = {type(part).__name__ for part in model.modules() if isinstance(part, GradientCheckpointingLayer)}
+        plugin.transformer_cls_names_to_wrap = sorted(layers)
         super().prepare(module, model, optimizer, micro_batch, max_grad_norm)
 
     def weights(self) -> dict[str, Tensor]:
@@ -197,6 +200,7 @@ class ZeRO(Engine):
         self.stage = plugin.zero_stage
         plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": micro_batch,
+            "train_batch_size": micro_batch * self.accelerator.num_processes,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm or 0.0,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled at start, for minutes

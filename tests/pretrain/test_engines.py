@@ -71,7 +71,9 @@ def test_two_ranks_make_the_update_of_one_process(finished, run_settings, micro_
     assert ours.keys() == expected.keys()
     assert ours.pop("norm").item() == pytest.approx(expected.pop("norm").item(), rel=1e-5)
     for name, value in expected.items():
-        step = (value - before[name]).abs().max()
+        # The gradient of a key's bias is zero (softmax does not see it): only rounding, as large as its weight's.
+        moved = name.replace(".bias", ".weight") if name.endswith(("key.bias", "k_proj.bias")) else name
+        step = (expected[moved] - before[moved]).abs().max()
         assert (ours[name] - value).abs().max() <= 1e-5 * step + 1e-7 * value.abs().max(), name
     assert (expected["temperature"] - before["temperature"]).abs() > 1e-2
 
