@@ -9,7 +9,6 @@ above the model), then one recipe under every engine named. Small towers, so tha
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from benchmarks.nce import status
 from benchmarks.step import random_batch, sizes
 from pretrain.config import ObjectiveConfig, OptimizerConfig
 from pretrain.model import GLSCLModel
@@ -51,14 +51,13 @@ def accumulate(micro_batches: int, exact: bool, rounds: int) -> dict[str, float]
         engine.gradient_norm()
         engine.update(finite=True)
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = status("VmRSS")
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": statistics.median(times[1:]), "memory": peak / 1024}
+    return {"seconds": statistics.median(times[1:]), "memory": status("VmHWM") - before}
 
 
 def alone(*words: str) -> dict[str, float]:

@@ -239,12 +239,16 @@ class ZeRO(Engine):
     @torch.no_grad()
     def clamp(self, parameter: nn.Parameter, bounds: tuple[float, float]) -> None:
         """Change the float32 copy that the optimiser owns, and what the forward pass reads."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+        import deepspeed.utils as access
 
-        value = safe_get_full_fp32_param(parameter).clamp(*bounds)
-        safe_set_full_fp32_param(parameter, value)
+        if self.stage == 3:  # part by part: DeepSpeed cannot set a whole one that the ranks do not divide evenly
+            own = access.safe_get_local_fp32_param(parameter)
+            access.safe_set_local_fp32_param(parameter, own.clamp(*bounds))
+        else:
+            access.safe_set_full_fp32_param(parameter, access.safe_get_full_fp32_param(parameter).clamp(*bounds))
         with self._gathered(parameter, 0):
-            parameter.copy_(value)
+            if self.stage < 3 or self.accelerator.is_main_process:
+                parameter.clamp_(*bounds)
 
     def average(self, decay: float) -> None:
         """Refuse where the weights are not in one piece."""
