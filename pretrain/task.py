@@ -284,8 +284,8 @@ class PretrainTask:
         if calls:  # a sharded engine waits in every forward for all ranks, and another one has a batch more
             frames = () if config.frames is None else (config.frames,)
             model("encode_images", torch.zeros(1, *frames, size, size, 3, dtype=torch.uint8, device=device))
-            ids = torch.full((1, 3), self.tokenizer.cls_id, device=device)
-            model("encode_texts", ids, torch.ones_like(ids))
+            filler = torch.full((1, 3), self.tokenizer.cls_id, device=device)
+            model("encode_texts", filler, torch.ones_like(filler))
         image_rows, image_ids = _gather(images, positions, model, device)
         text_rows, text_ids = _gather(texts, owners, model, device)
         place = {index: row for row, index in enumerate(image_ids)}

@@ -186,10 +186,16 @@ def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
             words=torch.cat([F.pad(view.words, (0, 0, 0, longest - view.words.shape[1])) for view in all_views]),
             word_mask=torch.cat([F.pad(view.word_mask, (0, longest - view.words.shape[1])) for view in all_views]),
         )
-    names = ("identity", "contrastive_text", "contrastive_image", "patch_identity", "token_identity")
     return first._replace(
-        **{name: joined(name) for name in names},
-        **{name: completion(name) for name in ("global_image", "global_text", "local_image", "local_text")},
+        identity=joined("identity"),
+        contrastive_text=joined("contrastive_text"),
+        contrastive_image=joined("contrastive_image"),
+        global_image=completion("global_image"),
+        global_text=completion("global_text"),
+        local_image=completion("local_image"),
+        local_text=completion("local_text"),
+        patch_identity=joined("patch_identity"),
+        token_identity=joined("token_identity"),
         negative_patches=chosen("negative_patches", "local_image"),
         negative_tokens=chosen("negative_tokens", "local_text"),
         views=views,
