@@ -142,6 +142,7 @@ def exportable(model_folder: Path, out: Path, **towers) -> tuple[Path, GLSCLMode
     return out, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [BertConfig, ModernBertConfig, XLMRobertaConfig])
 def test_other_text_towers_are_exported_as_their_own_stock_class(kind, model_folder: Path, tmp_path: Path) -> None:
     tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
