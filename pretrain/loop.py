@@ -52,7 +52,8 @@ from .run.signals import STOPPED
 from .task import PretrainTask, TaskModel, TokenCounts
 from .utilization import peak
 
-MOST_SKIPPED = 20  # updates in a row without a finite gradient, after which a run stops
+# Updates in a row without a finite gradient that a run survives; fp16 needs some to find its scale.
+MOST_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 20}
 _PLURAL = {"image": "images", "video": "clips"}
 
 
@@ -247,11 +248,11 @@ class _Training:
         row = self._losses_row(means) | {"lr": rate, "grad_norm": norm, "temperature": temperature}
         skipped = engine.update(math.isfinite(row["loss"]) and math.isfinite(norm))
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row > MOST_SKIPPED:
+        if self.skipped_in_a_row > MOST_SKIPPED[config.precision] or (skipped and step + 1 == config.steps):
             broken = [name for name, value in row.items() if not math.isfinite(value)] or ["the gradient"]
             raise NumericsError(
-                f"step {step + 1}: {', '.join(broken)} not finite, for the {self.skipped_in_a_row}th step in a row; "
-                f"the samples of this rank were {', '.join(key for b in batches for key in b.keys[:2])}, ..."
+                f"step {step + 1}: {', '.join(broken)} not finite, {self.skipped_in_a_row} skipped in a row; the "
+                f"samples of this rank were {', '.join(key for b in batches for key in b.keys[:2])}, ..."
             )
         if config.objectives.temperature_bounds and not skipped:
             engine.clamp(self.model.temperature, config.objectives.temperature_bounds)

@@ -35,7 +35,7 @@ def test_overrides_win_over_the_file(settings, tmp_path):
         ("data.masking.dorp", 0.5, "did you mean data.masking.drop?"),
         ("validation.evry", 3, "did you mean validation.every?"),
         ("steps", "many", "steps: Input should be a valid integer"),
-        ("precision", "fp8", "precision: Input should be 'fp32' or 'bf16'"),
+        ("precision", "fp8", "precision: Input should be 'fp32', 'bf16' or 'fp16'"),
         ("checkpoint.keep", 0, "checkpoint.keep must be at least 1"),
         ("data.masking.drop", 1.5, "masking.drop must be at least 0 and below 1"),
         ("steps", 0, "steps and micro_batches must be at least 1"),

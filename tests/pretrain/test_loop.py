@@ -125,13 +125,25 @@ def test_world_that_was_not_launched_is_refused_with_the_command_that_would_do_i
         train(dataclasses.replace(config, world=2), StopAfter())
 
 
-def test_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint(config, monkeypatch):
+def test_losses_that_stay_non_finite_stop_the_run_and_leave_the_last_good_weights(config, monkeypatch):
     train(config, StopAfter(2))
+    before = weights(config.run)
     monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
-    with pytest.raises(NumericsError, match="step 3: loss/matching, loss not finite"):
-        train(config, StopAfter())
+    with pytest.raises(
+        NumericsError, match="step 6: loss/matching, loss.* not finite, 4 skipped in a row; the samples"
+    ):
+        train(dataclasses.replace(config, steps=6), StopAfter())
     assert status(config.run)["state"] == "failed"
-    assert model_folder(config.run).parent.name == "step-00000002"
+    assert [row["skipped"] for row in rows(config.run)] == [0, 0, 1, 1, 1]
+    assert model_folder(config.run).parent.name == "step-00000004"
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(config.run).items())
+
+
+def test_a_run_whose_last_update_was_skipped_is_not_complete(config, monkeypatch):
+    train(config, StopAfter(5))
+    monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
+    with pytest.raises(NumericsError, match="step 6: .*, 1 skipped in a row"):
+        train(config, StopAfter())
 
 
 def test_a_run_that_goes_back_forgets_the_branch_it_left(config, tmp_path):
