@@ -36,7 +36,8 @@ from .config import RunConfig, SourceConfig, ValidationConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.accumulate import accumulate_exactly
 from .parallel.engines import Engine
-from .parallel.selfcheck import start
+from .parallel.gather import gather_counts
+from .parallel.selfcheck import check_samples, start
 from .plan import flop_counter
 from .run.checkpoint import (
     Position,
@@ -173,13 +174,15 @@ class _Training:
             for loader in self.loaders.values():
                 opened.enter_context(loader)
             for step in range(first, config.steps):
-                before = time.monotonic()
+                before = time.perf_counter()
                 batches = self._next_batches()
-                waited += time.monotonic() - before
-                if step == first and self.engine.warms_up:
-                    self._warm_up(batches)
+                waited += time.perf_counter() - before
+                if step == first:
+                    self._check_samples(batches)
+                    if self.engine.warms_up:
+                        self._warm_up(batches)
                 with flop_counter() if step == first else nullcontext() as counter:
-                    row, stopped = self._step(step, batches)
+                    row, stopped = self._step(step, batches, before)
                 operations = counter.get_total_flops() if counter else operations
                 counted += 1
                 done = step + 1
@@ -219,8 +222,11 @@ class _Training:
         device, count = self.accelerator.device, self.config.micro_batches
         return [next(loader).to(device, True) for loader in self.loaders.values() for _ in range(count)]
 
-    def _step(self, step: int, batches: list[Batch]) -> tuple[dict[str, Any], bool]:
-        """One optimiser update; returns what is logged of it and whether any rank was asked to stop."""
+    def _step(self, step: int, batches: list[Batch], started: float) -> tuple[dict[str, Any], bool]:
+        """One optimiser update; returns what is logged of it and whether any rank was asked to stop.
+
+        `started` is when the step began to wait for its data.
+        """
         config, accelerator, engine = self.config, self.accelerator, self.engine
         rate = learning_rate(step, config.steps, config.optimizer)
         set_learning_rate(engine.optimizer, rate)
@@ -240,10 +246,17 @@ class _Training:
             values = [losses[name].float().reshape(()) for name in names]
             summed[batch.kind] += torch.stack(values) / config.micro_batches
         temperature = temperature.float()
-        # The step's one collective beside the gradients: losses, and whether any rank was asked to stop.
-        asked = torch.tensor([float(self.stop.reason is not None)], device=accelerator.device)
-        own = torch.cat([*summed.values(), engine.gradient_norm(), temperature, asked])
-        *flat, norm, temperature, asked_share = accelerator.reduce(own, "mean").tolist()
+        # The step's one collective beside the gradients: losses, whether any rank was asked to stop, and how long each
+        # took for its data and its forward passes, before it had to wait for the others.
+        flags = [float(self.stop.reason is not None), engine.ready - started]
+        own = torch.cat(
+            [*summed.values(), engine.gradient_norm(), temperature, torch.tensor(flags, device=accelerator.device)]
+        )
+        of_ranks = accelerator.gather(own[None])
+        seconds = of_ranks[:, -1]
+        slowest = [seconds.argmax()[None].float(), seconds.max()[None], seconds.min()[None]]
+        found_of_all = torch.cat([of_ranks.mean(0), *slowest]).tolist()
+        *flat, norm, temperature, asked_share, _, slowest_rank, longest, shortest = found_of_all
         means = {kind: dict(zip(names, flat[i * len(names) :], strict=False)) for i, kind in enumerate(summed)}
         row = self._losses_row(means) | {"lr": rate, "grad_norm": norm, "temperature": temperature}
         skipped = engine.update(math.isfinite(row["loss"]) and math.isfinite(norm))
@@ -260,7 +273,8 @@ class _Training:
             engine.average(config.optimizer.ema)
         # JSON knows no NaN.
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        return row | {"skipped": int(skipped)}, asked_share > 0
+        ranks = {"slowest_rank": int(slowest_rank), "rank_seconds_max": longest, "rank_seconds_min": shortest}
+        return row | ranks | {"skipped": int(skipped)}, asked_share > 0
 
     def _accumulate_plainly(
         self, step: int, batches: list[Batch], counts: list[TokenCounts]
@@ -292,6 +306,17 @@ class _Training:
         if len(means) > 1:
             row |= {f"loss/{kind}/{name}": value for kind, of in means.items() for name, value in of.items()}
         return row
+
+    def _check_samples(self, batches: list[Batch]) -> None:
+        """Compare what the ranks have read, where there are enough samples for all to differ."""
+        enough = all(
+            sum(Manifest.load(source.path).samples for source in _sources(self.config, kind))
+            >= getattr(self.config.batch, kind)
+            for kind in self.loaders
+        )
+        [hashes] = gather_counts([hash_key([batch.keys for batch in batches]) >> 1])
+        if enough:
+            check_samples(hashes)
 
     def _warm_up(self, batches: list[Batch]) -> None:
         """Run one zero-weight backward of the step's last micro-batch before the first step of every start.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,7 +22,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import matching_group
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import check_lanes, default_lanes
-from data_pipeline.positions import Division
+from data_pipeline.positions import Division, open_order
 from data_pipeline.sample import Kind
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
@@ -38,6 +39,7 @@ from .views import similarity
 # Bytes that a float32 parameter takes of every rank, and those that the ranks divide: weight, gradient, AdamW's two
 # moments, and under DeepSpeed a second copy of the weight that the optimiser updates.
 ENGINES = {"ddp": (16, 0), "fsdp2": (0, 16), "zero1": (8, 12), "zero2": (4, 16), "zero3": (0, 20)}
+SIMULATED = 100  # steps
 SAMPLED = 1024  # samples whose captions say how long texts are
 
 
@@ -134,6 +136,8 @@ def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
             check_lanes(default_lanes(batch) if of_kind.lanes is None else of_kind.lanes, batch)
             captions, samples, lines = _captions(sources, kind)
             read += lines
+            if samples is not None:
+                read.append(_simulate(config, sources, of_kind.lanes, division))
             length, tokens = _text_length(captions, tokenizer, config.data.max_text_length, division.micro_batch)
             kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
     with FakeTensorMode():
@@ -184,6 +188,29 @@ def _captions(sources: Sequence[SourceConfig], kind: Kind) -> tuple[list[str], i
         captions += [caption for i in spread for caption in store.captions(0, i)[:1]]
         store.close()
     return captions, samples if here else None, lines
+
+
+def _simulate(config: RunConfig, sources: Sequence[SourceConfig], lanes: int | None, division: Division) -> str:
+    """Walk through the order of the first steps on every rank and say how far a rank's reads are spread."""
+    manifests = [Manifest.load(source.path) for source in sources]
+    weights = [source.weight for source in sources if source.weight is not None]
+    batch = division.global_batch
+    order = open_order(manifests, seed=config.seed, global_batch=batch, lanes=lanes, weights=weights or None)
+    ends = [np.cumsum([shard.samples for shard in manifest.shards]) for manifest in manifests]
+    first = np.cumsum([0, *(len(of_source) for of_source in ends)])
+    shards, steps = [], min(config.steps, SIMULATED)
+    for step in range(steps):
+        draws = order.step(step, batch)
+        shard = np.empty(batch, dtype=np.int64)
+        for number, of_source in enumerate(ends):
+            here = draws.source == number
+            shard[here] = first[number] + np.searchsorted(of_source, draws.sample[here], side="right")
+        shards.append(shard.reshape(division.world, -1))
+    counts = [len(np.unique(of_rank)) for of_rank in np.concatenate(shards, axis=1)]
+    return (
+        f"order of {steps} steps on {division.world:,} rank(s): a rank reads {batch // division.world} samples a step, "
+        f"from {sum(counts) / len(counts):.1f} (at most {max(counts)}) of {first[-1]:,} shards"
+    )
 
 
 def _text_length(captions: list[str], tokenizer: Tokenizer, longest: int, rows: int) -> tuple[float, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -59,7 +60,8 @@ class Engine:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a micro-batch's share of the loss."""
+        """Backward pass of a micro-batch's share of the loss; `ready` is when the last one began."""
+        self.ready = time.perf_counter()
         self.accelerator.backward(loss)
 
     def gradient_norm(self) -> Tensor:

@@ -6,12 +6,16 @@ Several obvious launch commands silently start one process, or several that do n
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Sequence
 
 import torch
 
 from data_pipeline.errors import UsageError
+from data_pipeline.order import hash_key
 
 from .engines import Engine, join
+from .gather import gather_counts
 
 WORKING = "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes {world} -m pretrain CONFIG"
 
@@ -41,9 +45,28 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
         seen = accelerator.gather(torch.tensor([accelerator.process_index], device=accelerator.device)).tolist()
         if sorted(seen) != list(range(accelerator.num_processes)):
             raise UsageError(f"of {accelerator.num_processes} ranks these answered: {seen}")
+    if accelerator.device.type == "cuda":
+        node, index = hash_key(platform.node()) >> 1, accelerator.device.index
+        check_devices(list(zip(*gather_counts([node, index]), strict=True)))
     if world is not None and world != accelerator.num_processes:
         raise UsageError(
             f"the configuration says world: {world}, but {accelerator.num_processes} train. "
             f"Launch with: {WORKING.format(world=world)}"
         )
     return engine
+
+
+def check_devices(devices: Sequence[tuple[int, int]]) -> None:
+    """Raise UsageError where two ranks have the same (node, GPU)."""
+    for rank, device in enumerate(devices):
+        first = devices.index(device)
+        if first < rank:
+            raise UsageError(f"ranks {first} and {rank} share GPU {device[1]}: start one process per GPU")
+
+
+def check_samples(hashes: Sequence[int]) -> None:
+    """Raise UsageError where two ranks have read the same samples; `hashes` are of what each has read."""
+    for rank, value in enumerate(hashes):
+        first = hashes.index(value)
+        if first < rank:
+            raise UsageError(f"ranks {first} and {rank} read the same samples: {WORKING.format(world=len(hashes))}")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UsageError
-from pretrain.parallel.selfcheck import start
+from pretrain.parallel.selfcheck import check_devices, check_samples, start
 from tests.pretrain.runs import assert_same_run, rows, status, weights
 
 ROOT = Path(__file__).parents[2]
@@ -96,15 +96,15 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
 
 
 @pytest.mark.slow
-def test_resume_on_three_ranks_is_bitwise(settings, tmp_path):
-    settings |= {"batch": {"image": 24}, "steps": 16}
+def test_resume_on_four_ranks_is_bitwise(settings, tmp_path):
+    settings |= {"batch": {"image": 32}, "steps": 16}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    assert run(several(3), settings | {"run": str(whole / "run")}, whole).returncode == 0
-    start_and_stop(several(3), settings | {"run": str(parts / "run")}, parts, signal.SIGKILL, 3)
+    assert run(several(4), settings | {"run": str(whole / "run")}, whole).returncode == 0
+    start_and_stop(several(4), settings | {"run": str(parts / "run")}, parts, signal.SIGKILL, 3)
     assert status(parts / "run")["state"] == "running"
-    assert run(several(3), settings | {"run": str(parts / "run")}, parts).returncode == 0
+    assert run(several(4), settings | {"run": str(parts / "run")}, parts).returncode == 0
     assert_same_run(whole / "run", parts / "run")
 
 
@@ -219,6 +219,15 @@ def test_a_plain_multi_process_configuration_gives_real_ranks_without_cuda(setti
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "2 processes on cpu" in finished.stderr
+
+
+def test_ranks_that_share_a_device_or_their_samples_are_named():
+    check_devices([(1, 0), (1, 1), (2, 0)])
+    check_samples([5, 6, 7])
+    with pytest.raises(UsageError, match="ranks 0 and 2 share GPU 0: start one process per GPU"):
+        check_devices([(1, 0), (1, 1), (1, 0)])
+    with pytest.raises(UsageError, match="ranks 1 and 2 read the same samples: accelerate launch"):
+        check_samples([5, 6, 6])
 
 
 def test_ranks_that_do_not_see_each_other_refuse_to_train(monkeypatch):

@@ -1,5 +1,7 @@
 """The plan of a run: its counts are those of the step that trains."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
-from pretrain.config import RunConfig
+from pretrain.config import BatchConfig, RunConfig
 from pretrain.config_file import apply_overrides, parse_config
 from pretrain.plan import flop_counter, plan, step_parts
 from pretrain.task import PretrainTask
@@ -67,6 +69,21 @@ def test_plan_counts_parameters_samples_and_memory(config):
     assert (image.batch, image.micro_batch, image.epoch_samples) == (16, 8, 96)
     assert found.memory == found.parameter_bytes + image.activations > found.parameter_bytes
     assert "96 samples in 1 shards" in found.read[1]
+    assert found.read[2].endswith("a rank reads 8 samples a step, from 1.0 (at most 1) of 1 shards")
+
+
+def test_a_plan_divides_what_the_engine_divides_over_thousands_of_ranks(config):
+    large = dataclasses.replace(
+        config, batch=BatchConfig(image=8192), data=dataclasses.replace(config.data, group=2), micro_batches=1
+    )
+    found = {engine: plan(large, world=4096, engine=engine) for engine in ("ddp", "fsdp2", "zero2")}
+    bytes_of = {engine: one.parameter_bytes / one.parameters for engine, one in found.items()}
+    assert bytes_of["ddp"] == 16 and 0 < bytes_of["fsdp2"] < 0.01 and 4 < bytes_of["zero2"] < 4.01
+    assert "order of 6 steps on 4,096 rank(s): a rank reads 2 samples a step" in found["ddp"].read[2]
+    exact = plan(dataclasses.replace(config, micro_batches=2)).kinds["image"].step
+    plain = plan(dataclasses.replace(config, micro_batches=2, accumulation="plain")).kinds["image"].step
+    assert 1.2 < exact / plain < 1.4
+    assert found["ddp"].device_hours(1e12, 0.5) == pytest.approx(found["ddp"].step_flops * 6 / 0.5e12 / 3600)
 
 
 @pytest.mark.parametrize(
