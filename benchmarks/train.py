@@ -2,8 +2,9 @@
 
     python -m benchmarks.train [--rounds 3] [--engines ddp fsdp2 zero2] [--world 2]
 
-First the same 64 samples in k micro-batches, exact and plain, each in a process of its own (seconds and peak memory
-above the model), then one recipe under every engine named. Small towers, so that a CPU can do it; dropout on, AdamW.
+First k micro-batches of a size, plain and exact in turn, each in a process of its own: seconds a step, and peak memory
+beside the estimate of `glscl plan`. Then one recipe under every engine named. Small towers, so that a CPU can do it;
+dropout on, AdamW.
 """
 
 import argparse
@@ -26,19 +27,21 @@ from pretrain.model import GLSCLModel
 from pretrain.optim import build_optimizer
 from pretrain.parallel.accumulate import accumulate_exactly
 from pretrain.parallel.selfcheck import start
+from pretrain.plan import kept_for_backward
 from pretrain.task import PretrainTask, TaskModel
 
 BATCH = 64
 
 
-def accumulate(micro_batches: int, exact: bool, rounds: int) -> dict[str, float]:
-    """Median seconds of a step and its peak memory above model and batch in MB, in this process."""
+def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step, its peak memory in MB, model included, and what `glscl plan` would say of that."""
     engine, task = start("fp32", (), ".", None), PretrainTask(ObjectiveConfig())
+    before = status("VmRSS")
     torch.manual_seed(0)
     config = sizes(tiny=True)
     model = GLSCLModel(config).train()
-    engine.prepare(TaskModel(task, model), model, build_optimizer(model, OptimizerConfig(lr=1e-6)), BATCH, 1.0)
-    batches = [random_batch(config, BATCH // micro_batches, False, seed=n) for n in range(micro_batches)]
+    engine.prepare(TaskModel(task, model), model, build_optimizer(model, OptimizerConfig(lr=1e-6)), size, 1.0)
+    batches = [random_batch(config, size, False, seed=n) for n in range(micro_batches)]
     counts = task.counts(batches)
 
     def step() -> None:
@@ -51,13 +54,17 @@ def accumulate(micro_batches: int, exact: bool, rounds: int) -> dict[str, float]
         engine.gradient_norm()
         engine.update(finite=True)
 
-    before = status("VmRSS")
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(times[1:]), "memory": status("VmHWM") - before}
+    memory = status("VmHWM") - before
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    with kept_for_backward(model) as kept:
+        task.features(model, batches[0])
+    estimate = (16 * parameters + sum(kept.values())) / 1e6
+    return {"seconds": statistics.median(times[1:]), "memory": memory, "estimate": estimate}
 
 
 def alone(*words: str) -> dict[str, float]:
@@ -104,20 +111,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="*", default=["ddp", "fsdp2", "zero1", "zero2", "zero3"])
     parser.add_argument("--worlds", nargs="*", type=int, default=[1, 2, 4], help="ranks under DDP")
-    parser.add_argument("--accumulate", nargs=2, metavar=("K", "HOW"), help=argparse.SUPPRESS)
+    parser.add_argument("--accumulate", nargs=3, metavar=("K", "HOW", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.accumulate:
-        count, how = options.accumulate
-        print(json.dumps(accumulate(int(count), how == "exact", options.rounds)))
+        count, how, size = options.accumulate
+        print(json.dumps(accumulate(int(count), how == "exact", int(size), options.rounds)))
         return
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"{BATCH} samples a step\n{'micro-batches':>14}{'':8}{'s/step':>9}{'of one batch':>14}{'memory MB':>11}")
-    rounds = ("--rounds", str(options.rounds))
-    whole = alone("--accumulate", "1", "plain", *rounds)
-    for count, how in ((1, "plain"), (2, "plain"), (2, "exact"), (4, "plain"), (4, "exact"), (8, "exact")):
-        found = whole if count == 1 else alone("--accumulate", str(count), how, *rounds)
-        ratio = found["seconds"] / whole["seconds"]
-        print(f"{count:>14} {how:7}{found['seconds']:9.2f}{ratio:14.2f}{found['memory']:11.0f}")
+    print(f"{'micro-batches':>14}{'of':>4}   {'plain s/step':>13}{'exact':>7}{'ratio':>7}", end="")
+    print(f"{'memory MB':>11}{'exact':>7}{'planned':>9}")
+    for count, size in ((2, 32), (4, 16), (8, 16), (16, 16)):
+        found = {
+            how: alone("--accumulate", str(count), how, str(size), "--rounds", str(options.rounds))
+            for how in ("plain", "exact")
+        }
+        plain, exact = found["plain"], found["exact"]
+        print(f"{count:>14}{size:>4}   {plain['seconds']:13.2f}{exact['seconds']:7.2f}", end="")
+        print(f"{exact['seconds'] / plain['seconds']:7.2f}{plain['memory']:11.0f}{exact['memory']:7.0f}", end="")
+        print(f"{plain['estimate']:9.0f}", flush=True)
     from data_pipeline.manifest import Manifest
     from data_pipeline.scenes.generate import generate
     from data_pipeline.store import Store

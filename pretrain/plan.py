@@ -6,14 +6,15 @@ those of the code that trains, not of formulas beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -239,17 +240,8 @@ def _cost(
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
         forward = {name: _count(part) / rows for name, part in step_parts(model, batch, config.objectives).items()}
-        kept: dict[int, int] = {}
-        weights = {p.untyped_storage()._cdata for p in model.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                kept[storage._cdata] = storage.nbytes()
-            return tensor
-
         half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
-        with half, flop_counter() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with half, flop_counter() as counter, kept_for_backward(model) as kept:
             total = task.forward(model, batch).total
         whole = counter.get_total_flops() / rows
         forward["losses"] = whole - sum(forward.values())
@@ -257,6 +249,22 @@ def _cost(
         if config.accumulation == "exact" and config.micro_batches > 1:
             step += whole
     return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
+
+
+@contextmanager
+def kept_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Collect the bytes of every storage, beside the weights, that forward passes in this context keep."""
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 def _count(part: Callable[[], Any]) -> float:
