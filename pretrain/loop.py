@@ -131,6 +131,8 @@ class _Training:
         self.model = build_model(config.model, tokenizer, config.data.max_text_length, _frames(config))
         self.model.checkpoint_activations(config.model.checkpoint_activations)
         self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
+        if config.optimizer.ema and engine.name == "zero3":
+            raise UsageError("optimizer.ema does not work under ZeRO-3: choose zero2 or fsdp2")
         if config.init_from and checkpoint is None:
             self._load_initial(config.init_from)
         if config.validation:
@@ -143,7 +145,7 @@ class _Training:
         self.skipped_in_a_row = 0
         self.position = Position(0, 0, {}, accelerator.num_processes, engine.name)
         if checkpoint:
-            self.position = load_checkpoint(checkpoint, engine)
+            self.position = load_checkpoint(checkpoint, engine, averaged=config.optimizer.ema is not None)
         self.loaders = self._open_loaders(tokenizer)
         if checkpoint:
             self._check_position(checkpoint)
@@ -176,14 +178,18 @@ class _Training:
             for step in range(first, config.steps):
                 before = time.perf_counter()
                 batches = self._next_batches()
-                waited += time.perf_counter() - before
+                wait = time.perf_counter() - before
+                waited += wait
                 if step == first:
                     self._check_samples(batches)
                     if self.engine.warms_up:
                         self._warm_up(batches)
                 with flop_counter() if step == first else nullcontext() as counter:
-                    row, stopped = self._step(step, batches, before)
-                operations = counter.get_total_flops() if counter else operations
+                    row, stopped = self._step(step, batches, wait)
+                if counter:
+                    operations = counter.get_total_flops()
+                    if config.accumulation == "exact" and config.micro_batches > 1:
+                        operations = 3 * operations // 4  # without the second forward pass, as MFU is defined
                 counted += 1
                 done = step + 1
                 self.position = replace(self.position, step=done, samples=done * config.batch.total)
@@ -222,10 +228,10 @@ class _Training:
         device, count = self.accelerator.device, self.config.micro_batches
         return [next(loader).to(device, True) for loader in self.loaders.values() for _ in range(count)]
 
-    def _step(self, step: int, batches: list[Batch], started: float) -> tuple[dict[str, Any], bool]:
+    def _step(self, step: int, batches: list[Batch], waited: float) -> tuple[dict[str, Any], bool]:
         """One optimiser update; returns what is logged of it and whether any rank was asked to stop.
 
-        `started` is when the step began to wait for its data.
+        `waited` are the seconds that this rank waited for its data.
         """
         config, accelerator, engine = self.config, self.accelerator, self.engine
         rate = learning_rate(step, config.steps, config.optimizer)
@@ -246,9 +252,8 @@ class _Training:
             values = [losses[name].float().reshape(()) for name in names]
             summed[batch.kind] += torch.stack(values) / config.micro_batches
         temperature = temperature.float()
-        # The step's one collective beside the gradients: losses, whether any rank was asked to stop, and how long each
-        # took for its data and its forward passes, before it had to wait for the others.
-        flags = [float(self.stop.reason is not None), engine.ready - started]
+        # One collective for what a step says: losses, whether a rank was asked to stop, how long each waited for data.
+        flags = [float(self.stop.reason is not None), waited]
         own = torch.cat(
             [*summed.values(), engine.gradient_norm(), temperature, torch.tensor(flags, device=accelerator.device)]
         )
@@ -259,9 +264,10 @@ class _Training:
         *flat, norm, temperature, asked_share, _, slowest_rank, longest, shortest = found_of_all
         means = {kind: dict(zip(names, flat[i * len(names) :], strict=False)) for i, kind in enumerate(summed)}
         row = self._losses_row(means) | {"lr": rate, "grad_norm": norm, "temperature": temperature}
-        skipped = engine.update(math.isfinite(row["loss"]) and math.isfinite(norm))
+        skipped = engine.update(math.isfinite(norm))
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row > MOST_SKIPPED[config.precision] or (skipped and step + 1 == config.steps):
+        ends_skipped = skipped and step + 1 == config.steps and config.precision != "fp16"
+        if self.skipped_in_a_row > MOST_SKIPPED[config.precision] or ends_skipped:
             broken = [name for name, value in row.items() if not math.isfinite(value)] or ["the gradient"]
             raise NumericsError(
                 f"step {step + 1}: {', '.join(broken)} not finite, {self.skipped_in_a_row} skipped in a row; the "
@@ -273,7 +279,7 @@ class _Training:
             engine.average(config.optimizer.ema)
         # JSON knows no NaN.
         row = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        ranks = {"slowest_rank": int(slowest_rank), "rank_seconds_max": longest, "rank_seconds_min": shortest}
+        ranks = {"slowest_rank": int(slowest_rank), "data_wait_max": longest, "data_wait_min": shortest}
         return row | ranks | {"skipped": int(skipped)}, asked_share > 0
 
     def _accumulate_plainly(
@@ -336,7 +342,9 @@ class _Training:
     def _save(self) -> None:
         state = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
         world = self.accelerator.num_processes
-        self.position = replace(self.position, data=state, world=world, engine=self.engine.name)
+        self.position = replace(
+            self.position, data=state, world=world, engine=self.engine.name, scaler=self.engine.scaler
+        )
         checkpoints, keep = Path(self.config.run) / "checkpoints", self.config.checkpoint.keep
         save_checkpoint(checkpoints, self.engine, self.saved_tokenizer, self.position, keep)
         if self.run:
@@ -434,7 +442,8 @@ class _Training:
         if self.config.log.trackers:
             self.accelerator.log({k: v for k, v in row.items() if isinstance(v, float | int)}, step=row["step"])
         validated = [f"{name} {value:.1f}" for name, value in row.items() if name.startswith("validation/")]
-        loss = "skipped, not finite" if row["skipped"] else f"loss {row['loss']:.3f}"
+        loss = "loss not finite" if row["loss"] is None else f"loss {row['loss']:.3f}"
+        loss += ", skipped" * row["skipped"]
         text = f"step {row['step']}  {loss}  {row['samples_per_second']:.0f} samples/s"
         if bar.disable or validated:
             self._say("  ".join([text, *validated]))

@@ -144,6 +144,8 @@ def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
     with FakeTensorMode():
         parameters = sum(p.numel() for p in GLSCLModel(sizes).parameters() if p.requires_grad)
     whole, divided = ENGINES[engine]
+    if config.optimizer.ema:
+        whole, divided = (whole, divided + 4) if engine == "fsdp2" else (whole + 4, divided)
     return Plan(world, engine, config.steps, parameters, round(parameters * (whole + divided / world)), kinds, read)
 
 
@@ -240,7 +242,7 @@ def _cost(
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
         forward = {name: _count(part) / rows for name, part in step_parts(model, batch, config.objectives).items()}
-        half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
+        half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32")
         with half, flop_counter() as counter, kept_for_backward(model) as kept:
             total = task.forward(model, batch).total
         whole = counter.get_total_flops() / rows

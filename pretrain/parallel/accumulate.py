@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.collate import Batch
+from pretrain.objectives.tiles import at_least_float32
 from pretrain.task import PretrainTask, TokenCounts
 from pretrain.views import PretrainFeatures, contrasted, join_features, with_contrasted
 
@@ -53,8 +54,9 @@ def accumulate_exactly(
         seed(number)
         with torch.no_grad():
             features = engine.wrapped("features", batch)
-        leaves = [value.detach().requires_grad_() for value in contrasted(features)]
-        cached.append(with_contrasted(features, leaves))
+        leaves = [at_least_float32(value.detach()).requires_grad_() for value in contrasted(features)]
+        nothing = features.masked_language_logits[:0]  # a row of the vocabulary for each masked token is not kept
+        cached.append(with_contrasted(features, leaves)._replace(masked_language_logits=nothing))
     found: list[dict[str, Tensor]] = []
     for kind in dict.fromkeys(batch.kind for batch in batches):
         members = [n for n, batch in enumerate(batches) if batch.kind == kind]
@@ -62,6 +64,10 @@ def accumulate_exactly(
         losses = task.similarity_losses(joined, TokenCounts.join([counts[n] for n in members]))
         (task.weighted(losses) * shares[members[0]]).backward()
         found += [{name: value.detach() for name, value in losses.items()} for _ in members]
+    temperature = cached[0].temperature.detach()
+    # Gradients alone stay; what the losses contrasted is free before the second forward passes.
+    gradients = [[leaf.grad for leaf in contrasted(features)] for features in cached]
+    del cached, joined, features, leaves
     for number, batch in enumerate(batches):
         seed(number)
         alike = sum(other.kind == batch.kind for other in batches)
@@ -69,9 +75,9 @@ def accumulate_exactly(
             features = engine.wrapped("features", batch)
             losses = task.pair_losses(features, counts[number])
             total = task.weighted(losses) * (shares[number] / alike)
-            for value, leaf in zip(contrasted(features), contrasted(cached[number]), strict=True):
+            for value, gradient in zip(contrasted(features), gradients[number], strict=True):
                 # Every feature stays in the graph, so that no rank lacks a gradient that another one waits for.
-                total = total + (value * (0.0 if leaf.grad is None else leaf.grad)).sum()
+                total = total + (at_least_float32(value) * (0.0 if gradient is None else gradient)).sum()
             engine.backward(total)
         found[number] |= {name: value.detach() for name, value in losses.items()}
-    return found, cached[0].temperature.detach()
+    return found, temperature

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,9 +17,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import IncompleteError, UsageError
 from pretrain.model import GLSCLModel
 
 
@@ -60,14 +60,18 @@ class Engine:
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a micro-batch's share of the loss; `ready` is when the last one began."""
-        self.ready = time.perf_counter()
+        """Backward pass of a micro-batch's share of the loss."""
         self.accelerator.backward(loss)
 
     def gradient_norm(self) -> Tensor:
         """Norm of the step's gradient, (1,), the same on every rank; the gradient is clipped afterwards."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf)
         return self._whole(norm).detach().reshape(1)
+
+    @property
+    def scaler(self) -> dict[str, Any] | None:
+        """State of fp16's scaler, which is part of a checkpoint; None in other precisions."""
+        return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
 
     def update(self, finite: bool) -> bool:
         """Update the weights, unless the gradient is not finite; returns whether the update was skipped."""
@@ -158,6 +162,8 @@ class FSDP2(Engine):
             raise UsageError("FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does")
         layers = {type(part).__name__ for part in model.modules() if isinstance(part, GradientCheckpointingLayer)}
         plugin.transformer_cls_names_to_wrap = sorted(layers)
+        # Weights stay float32 and gradients are exchanged in it, as under the other engines; autocast does the rest.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
         super().prepare(module, model, optimizer, micro_batch, max_grad_norm)
 
     def weights(self) -> dict[str, Tensor]:
@@ -252,12 +258,6 @@ class ZeRO(Engine):
             if self.stage < 3 or self.accelerator.is_main_process:
                 parameter.clamp_(*bounds)
 
-    def average(self, decay: float) -> None:
-        """Refuse where the weights are not in one piece."""
-        if self.stage == 3:
-            raise UsageError("optimizer.ema does not work under ZeRO-3: choose zero2 or fsdp2")
-        super().average(decay)
-
     def weights(self) -> dict[str, Tensor]:
         """Gather one tensor after the other where they are sharded."""
         if self.stage < 3:
@@ -271,8 +271,13 @@ class ZeRO(Engine):
         return found
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
-        """Write DeepSpeed's own files, one per rank."""
-        self.wrapped.save_checkpoint(str(folder), tag=self.name)
+        """Write DeepSpeed's own files, one per rank; IncompleteError for a full disk."""
+        try:
+            self.wrapped.save_checkpoint(str(folder), tag=self.name)
+        except RuntimeError as error:  # what torch.save makes of it
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise IncompleteError(f"cannot write {folder}: make room and run the same command again") from error
         return {}
 
     def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:
@@ -306,13 +311,16 @@ class ZeRO(Engine):
 def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
     """Join the other ranks with the engine that the launcher's configuration names; on a CPU over gloo.
 
-    Raises UsageError for a precision that the machine does not have.
+    Raises UsageError for a precision that the machine or the engine does not have, and where another engine would train
+    than the one that the file names.
     """
     cuda = torch.cuda.is_available()
     sharded, zero = (_asked_for(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
     if precision == "fp16" and not cuda:
         raise UsageError("precision fp16 needs a GPU: choose bf16 or fp32")
+    if precision == "fp16" and zero:  # DeepSpeed would clip the gradient before it takes the scale out of it
+        raise UsageError("precision fp16 does not work under DeepSpeed with float32 weights: choose bf16, DDP or FSDP2")
     if zero and not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         handlers = [InitProcessGroupKwargs(backend="gloo")]  # without it every rank believes to be alone
@@ -330,7 +338,11 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # or an environment variable decides
         kwargs_handlers=handlers,
     )
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+    found = accelerator.distributed_type
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and ((sharded and found != DistributedType.FSDP) or (zero and found != DistributedType.DEEPSPEED)):
+        raise UsageError(f"the configuration of accelerate names another engine, but {found.value} would train")
+    if found == DistributedType.DEEPSPEED:
         from transformers.integrations import unset_hf_deepspeed_config
 
         # Under ZeRO-3 transformers would build towers already sharded, which their initialisation does not expect.
@@ -339,7 +351,7 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
         engine.name = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
         engine.precision = precision
         return engine
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if found == DistributedType.FSDP:
         return FSDP2(accelerator)
     return Engine(accelerator)
 

@@ -6,7 +6,6 @@ Several obvious launch commands silently start one process, or several that do n
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +45,8 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
         if sorted(seen) != list(range(accelerator.num_processes)):
             raise UsageError(f"of {accelerator.num_processes} ranks these answered: {seen}")
     if accelerator.device.type == "cuda":
-        node, index = hash_key(platform.node()) >> 1, accelerator.device.index
-        check_devices(list(zip(*gather_counts([node, index]), strict=True)))
+        device = str(torch.cuda.get_device_properties(accelerator.device).uuid)
+        check_devices(gather_counts([hash_key(device) >> 1])[0])
     if world is not None and world != accelerator.num_processes:
         raise UsageError(
             f"the configuration says world: {world}, but {accelerator.num_processes} train. "
@@ -56,12 +55,12 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
     return engine
 
 
-def check_devices(devices: Sequence[tuple[int, int]]) -> None:
-    """Raise UsageError where two ranks have the same (node, GPU)."""
+def check_devices(devices: Sequence[int]) -> None:
+    """Raise UsageError where two ranks have the same GPU; `devices` are hashes of what identifies it."""
     for rank, device in enumerate(devices):
         first = devices.index(device)
         if first < rank:
-            raise UsageError(f"ranks {first} and {rank} share GPU {device[1]}: start one process per GPU")
+            raise UsageError(f"ranks {first} and {rank} share a GPU: start one process per GPU")
 
 
 def check_samples(hashes: Sequence[int]) -> None:

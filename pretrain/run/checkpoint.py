@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from data_pipeline.errors import DataError, IncompleteError, UsageError
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.parallel.engines import Engine
+from pretrain.parallel.gather import gather_counts
 
 from .files import sha256, sync, write_json, write_whole
 
@@ -42,6 +43,8 @@ class Position:
     data: dict[str, Any]
     world: int
     engine: str
+    scaler: dict[str, Any] | None = None
+    """State of fp16's loss scaler."""
 
 
 def save_checkpoint(
@@ -51,36 +54,56 @@ def save_checkpoint(
 
     An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
     """
-    main, wait = engine.accelerator.is_main_process, engine.accelerator.wait_for_everyone
+    main = engine.accelerator.is_main_process
     final = checkpoints / f"step-{position.step:08d}"
     beside = checkpoints / f".{final.name}.tmp"
-    if main:
+
+    def prepare() -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    wait()
-    try:
-        weights, optimizer = engine.weights(), engine.save_optimizer(beside)
-        models = {"model": weights, "ema": weights | engine.averaged_weights()}
-        wait()  # until every rank has written its part
-        if main:
-            for name in models if engine.averaged else ("model",):
-                engine.model.save_pretrained(beside / name, state_dict=models[name])
-                GLSCLProcessor.build(engine.model.config, tokenizer).save_pretrained(beside / name)
-            if optimizer:
-                save_file(optimizer, beside / OPTIMIZER)
-            _commit(beside, final, position)
-    except BaseException as error:
-        if main:
-            shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # a full disk, as safetensors reports it
-            raise IncompleteError(f"cannot write {final}: {error}: make room and run the same command again") from None
-        raise
-    if main:
+
+    def commit() -> None:
+        for name in models if engine.averaged else ("model",):
+            engine.model.save_pretrained(beside / name, state_dict=models[name])
+            GLSCLProcessor.build(engine.model.config, tokenizer).save_pretrained(beside / name)
+        if engine.portable:  # empty where every update so far was skipped
+            save_file(optimizer, beside / OPTIMIZER)
+        _commit(beside, final, position)
         sync(checkpoints)
         write_whole(checkpoints / "latest", final.name + "\n")
+
+    try:
+        _on_all_ranks(prepare if main else None)
+        optimizer: dict[str, Any] = _on_all_ranks(lambda: engine.save_optimizer(beside))
+        weights = engine.weights()
+        models = {"model": weights, "ema": weights | engine.averaged_weights()}
+        _on_all_ranks(commit if main else None)
+    except BaseException:
+        if main:
+            shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if main:
         for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
+    """Do this rank's part, if it has one, and wait for the others; where one of them failed, all raise."""
+    error: BaseException | None = None
+    result = None
+    try:
+        result = work() if work else None
+    except SafetensorError as failure:  # a full disk, as safetensors reports it
+        error = IncompleteError(f"cannot write a checkpoint: {failure}: make room and run the same command again")
+    except BaseException as failure:
+        error = failure
+    [failed] = gather_counts([int(error is not None)])
+    if error is not None:
+        raise error
+    if any(failed):
+        raise IncompleteError(f"rank {failed.index(1)} could not write its part of a checkpoint: see what it said")
+    return result
 
 
 def _commit(beside: Path, final: Path, position: Position) -> None:
@@ -96,23 +119,25 @@ def _commit(beside: Path, final: Path, position: Position) -> None:
     beside.rename(final)
 
 
-def load_checkpoint(folder: Path, engine: Engine) -> Position:
-    """Put weights and optimiser state back, bit for bit, and say where the run stood.
+def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Position:
+    """Put weights and optimiser state back, bit for bit, and say where the run stood; with `averaged` the average too.
 
     Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of ranks would have to
     read.
     """
     position = Position(**json.loads((folder / "trainer.json").read_text()))
     here = engine.name, engine.accelerator.num_processes
-    portable = (folder / OPTIMIZER).is_file()
+    portable = not position.engine.startswith("zero")
     if portable != engine.portable or (not portable and (position.engine, position.world) != here):
         raise UsageError(
             f"{folder} was written by {position.engine} on {position.world} ranks and cannot be resumed by {here[0]} "
             f"on {here[1]}: launch as then, or take its weights alone with --init-from into another run folder"
         )
-    weights = load_file(folder / "model" / "model.safetensors")
+    weights = load_file(folder / "model" / "model.safetensors") if portable else {}
     engine.load(weights, load_file(folder / OPTIMIZER) if portable else {}, folder)
-    if (folder / "ema").is_dir():
+    if position.scaler and engine.accelerator.scaler is not None:
+        engine.accelerator.scaler.load_state_dict(position.scaler)
+    if averaged and (folder / "ema").is_dir():
         engine.load_average(load_file(folder / "ema" / "model.safetensors"))
     return position
 

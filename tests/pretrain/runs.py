@@ -74,7 +74,7 @@ def assert_same_run(one: str, other: str) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     timed = ("samples_per_second", "data_wait_fraction", "flops_per_second")
-    timed += ("slowest_rank", "rank_seconds_max", "rank_seconds_min")
+    timed += ("slowest_rank", "data_wait_max", "data_wait_min")
     assert [{k: v for k, v in row.items() if k not in timed} for row in rows(one)] == [
         {k: v for k, v in row.items() if k not in timed} for row in rows(other)
     ]

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, whatever happens while they are written."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,9 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer)
 
 def test_files_of_another_engine_are_refused_with_what_to_do(tmp_path, trained):
     folder = save(tmp_path, trained, 1)
-    (folder / "optimizer.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"written by ddp on 1 ranks .* resumed by ddp on 1: .*--init-from"):
+    trainer = json.loads((folder / "trainer.json").read_text())
+    (folder / "trainer.json").write_text(json.dumps(trainer | {"engine": "zero2", "world": 2}))
+    with pytest.raises(UsageError, match=r"written by zero2 on 2 ranks .* resumed by ddp on 1: .*--init-from"):
         load_checkpoint(folder, trained[0])
 
 

@@ -139,6 +139,14 @@ def test_losses_that_stay_non_finite_stop_the_run_and_leave_the_last_good_weight
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(config.run).items())
 
 
+def test_a_run_whose_first_update_was_skipped_can_be_resumed(config, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
+        train(config, StopAfter(1))
+    assert train(config, StopAfter()) == 0
+    assert [row["skipped"] for row in rows(config.run)] == [1, 0, 0, 0, 0, 0]
+
+
 def test_a_run_whose_last_update_was_skipped_is_not_complete(config, monkeypatch):
     train(config, StopAfter(5))
     monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
