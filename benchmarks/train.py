@@ -1,6 +1,6 @@
 """What dividing a batch costs: exact accumulation beside a plain step, ranks and engines beside one process.
 
-    python -m benchmarks.train [--rounds 3] [--engines ddp fsdp2 zero2] [--world 2]
+    python -m benchmarks.train [--rounds 3] [--engines ddp fsdp2 zero2] [--worlds 1 2]
 
 First k micro-batches of a size, plain and exact in turn, each in a process of its own: seconds a step, and peak memory
 beside the estimate of `glscl plan`. Then one recipe under every engine named. Small towers, so that a CPU can do it;
