@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,10 +24,12 @@ from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, IncompleteError, UsageError
 from pretrain.model import GLSCLModel, GLSCLProcessor
-from pretrain.parallel.engines import Engine
 from pretrain.parallel.gather import gather_counts
 
 from .files import sha256, sync, write_json, write_whole
+
+if TYPE_CHECKING:  # evaluation and export read checkpoints too, and need neither accelerate nor DeepSpeed
+    from pretrain.parallel.engines import Engine
 
 COMMITTED = "COMMITTED.json"
 OPTIMIZER = "optimizer.safetensors"
