@@ -130,7 +130,7 @@ def _facts(results: Sequence[Result], run: Path | str | None, rows: Sequence[dic
 def _tiles(results: Mapping[str, Result]) -> list[Tile]:
     tiles = []
     retrieval, baseline, preference = (_metrics(results, name) for name in ("retrieval", "baseline", "preference"))
-    ours = retrieval.get("text_to_image/reranked/R@1", retrieval.get("text_to_image/R@1"))
+    ours = retrieval.get("text_to_image/R@1")
     for name in ("text_to_image/R@1", "text_to_image/reranked/R@1", "image_to_text/reranked/R@1"):
         if name in retrieval:
             tiles.append(Tile(_label(name), _value(retrieval[name]), _context(retrieval[name])))
