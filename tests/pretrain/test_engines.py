@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
+from pretrain.loop import train
 from pretrain.parallel.selfcheck import start
 from tests.pretrain.engine_run import updated
-from tests.pretrain.runs import assert_same_run, rows, tiny_settings
+from tests.pretrain.runs import StopAfter, assert_same_run, rows, tiny_settings, weights
 
 ROOT = Path(__file__).parents[2]
 ENGINES = [
@@ -39,16 +41,12 @@ def run_settings(scenes, clips, tokenizer) -> dict:
     return settings
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def finished(request, run_settings, tmp_path_factory) -> tuple[str, Path]:
-    engine, folder = request.param, tmp_path_factory.mktemp(request.param)
-    (folder / "settings.json").write_text(json.dumps(run_settings))
+def launch(engine: str, folder: Path, *words: str) -> str:
+    """Launch two ranks under an engine as users do; returns what they said."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
-    script = Path(__file__).with_name("engine_run.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
     found = subprocess.run(
-        [*launch, "--config_file", str(ROOT / "launch" / "accelerate" / f"{engine}.yaml"), str(script)]
-        + [str(folder / "settings.json"), str(folder)],
+        [*command, "--config_file", str(ROOT / "launch" / "accelerate" / f"{engine}.yaml"), *words],
         env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=folder,
         capture_output=True,
@@ -57,7 +55,37 @@ def finished(request, run_settings, tmp_path_factory) -> tuple[str, Path]:
     )
     assert found.returncode == 0, found.stderr[-4000:]
     assert f"2 processes on cpu, {engine}, fp32" in found.stderr
+    return found.stderr
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def finished(request, run_settings, tmp_path_factory) -> tuple[str, Path]:
+    engine, folder = request.param, tmp_path_factory.mktemp(request.param)
+    (folder / "settings.json").write_text(json.dumps(run_settings))
+    script = Path(__file__).with_name("engine_run.py")
+    launch(engine, folder, str(script), str(folder / "settings.json"), str(folder))
     return engine, folder
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_another_engine_and_number_of_ranks(run_settings, tmp_path):
+    settings = json.loads(json.dumps(run_settings)) | {"micro_batches": 1, "steps": 4}
+    settings["model"]["text"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    settings["model"]["fusion"] |= {"fusion_dropout": 0.0}
+    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about the mathematics.
+    settings["optimizer"] |= {"lr": 1e-5, "max_grad_norm": None}
+    del settings["validation"]
+    whole, parts = (settings | {"run": str(tmp_path / name)} for name in ("whole", "parts"))
+    assert train(parse_config(RunConfig, whole, "whole"), StopAfter()) == 0
+    assert train(parse_config(RunConfig, parts, "parts"), StopAfter(1)) == 75
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts | {"micro_batches": 2}))
+    assert "resumed at step 1" in launch("fsdp2", tmp_path, "-m", "pretrain", "parts.yaml", "--steps", "4")
+    for ours, expected in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        assert ours["keys"] == expected["keys"]
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    first, second = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
