@@ -25,7 +25,7 @@ from benchmarks.step import random_batch, sizes
 from pretrain.config import ObjectiveConfig, OptimizerConfig
 from pretrain.model import GLSCLModel
 from pretrain.optim import build_optimizer
-from pretrain.parallel.accumulate import accumulate_exactly
+from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.parallel.selfcheck import start
 from pretrain.plan import kept_for_backward
 from pretrain.task import PretrainTask, TaskModel
@@ -45,12 +45,8 @@ def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[
     counts = task.counts(batches)
 
     def step() -> None:
-        if exact:
-            accumulate_exactly(task, engine, batches, counts, [1.0] * len(batches), torch.manual_seed)
-        else:
-            for batch, count in zip(batches, counts, strict=True):
-                losses = task.losses(engine.wrapped("features", batch), count)
-                engine.backward(losses.total / len(batches))
+        accumulate = accumulate_exactly if exact else accumulate_plainly
+        accumulate(task, engine, batches, counts, [1 / len(batches)] * len(batches), torch.manual_seed)
         engine.gradient_norm()
         engine.update(finite=True)
 

@@ -20,7 +20,7 @@ from pretrain.views import Completion, PretrainFeatures, part_identity, similari
 def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int) -> PretrainFeatures:
     """Compute what `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
 
-    Pictures only, with targets of the crossed passes.
+    Pictures or clips, with targets of the crossed passes.
     """
     size, width = batch.text_ids.shape
     pad = int(model.config.text_config.pad_token_id)
@@ -33,16 +33,17 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
 
     mask = padded(batch.text_mask, 0)
     ids, masked_ids, mlm_ids = (padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids))
-    count = (batch.pixels.shape[1] // int(model.config.vision_config.patch_size)) ** 2
+    count = (batch.pixels.shape[-2] // int(model.config.vision_config.patch_size)) ** 2
+    frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     hidden = torch.zeros(size * count, dtype=torch.bool, device=ids.device)
     hidden = hidden.index_fill(0, batch.masked_patches, True).view(size, count)
 
     def fuse(text_ids: Tensor, image: Tensor) -> Fused:
-        return model.fuse(model.encode_text(text_ids, mask), mask, image)
+        return model.fuse(model.encode_text(text_ids, mask), mask, image, frames)
 
     # Contrast
     contrastive_text = model.contrastive_text(model.encode_text(ids, mask))
-    contrastive_image = model.contrastive_image(model.encode_image(batch.pixels))
+    contrastive_image = model.contrastive_image(model.encode_image(batch.pixels), frames)
     # Matching
     labels, pixels = batch.itm_labels, batch.pixels
     if batch.negative_pixels is None:
@@ -62,13 +63,15 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
     b = fuse(masked_ids, model.encode_image(batch.pixels))
     c = fuse(ids, model.encode_image(batch.pixels, masked_patches=hidden))
 
+    every = frames * count
+    rows = hidden.repeat(1, frames).flatten().nonzero()[:, 0]  # the same patches of every frame
+
     def patches_at(states: Tensor) -> Tensor:
-        return states[:, 1:].flatten(0, 1)[batch.masked_patches]
+        return states[:, frames:].flatten(0, 1)[rows]
 
     def tokens_at(states: Tensor) -> Tensor:
         return states.flatten(0, 1)[moved(batch.masked_tokens)]
 
-    patches = batch.masked_patches
     return PretrainFeatures(
         identity=batch.identity,
         contrastive_text=contrastive_text,
@@ -78,11 +81,11 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
         matching_labels=labels,
         masked_language_logits=predicted.flatten(0, 1)[moved(batch.mlm_positions)],
         masked_language_labels=batch.mlm_labels,
-        global_image=Completion(a.image[:, :1], b.image[:, :1]),
+        global_image=Completion(a.image[:, :frames], b.image[:, :frames]),
         global_text=Completion(b.text[:, 0], a.text[:, 0]),
         local_image=Completion(patches_at(c.image), patches_at(b.image)),
         local_text=Completion(tokens_at(b.text), tokens_at(a.text)),
-        patch_identity=part_identity(batch.identity[patches // count, 0], patches % count + 1),
+        patch_identity=part_identity(batch.identity[rows // every, 0], rows % every + frames),
         token_identity=part_identity(batch.identity[batch.masked_tokens // width, 1], batch.masked_tokens % width),
         negative_patches=batch.negative_patches,
         negative_tokens=batch.negative_tokens,

@@ -130,21 +130,16 @@ def _orders_of(path: Path) -> list[dict[str, Any]]:
     from pretrain.config_file import load_config
 
     config = load_config(path)
-    kinds = []
-    if config.batch.image:
-        kinds.append((config.data.train, config.batch.image, config.data.lanes))
-    if config.batch.video and (video := config.data.video):
-        kinds.append((video.train, config.batch.video, video.lanes))
     return [
         {
-            "dirs": [source.path for source in sources],
-            "weights": [source.weight for source in sources if source.weight is not None] or None,
+            "dirs": mixture.dirs,
+            "weights": mixture.weights,
             "seed": config.seed,
-            "global_batch": batch,
-            "lanes": lanes,
+            "global_batch": mixture.global_batch,
+            "lanes": mixture.lanes,
             "world": config.world or 1,
         }
-        for sources, batch, lanes in kinds
+        for mixture in config.mixtures.values()
     ]
 
 

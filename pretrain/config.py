@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.masking import MaskingConfig
+from data_pipeline.sample import Kind
 
 
 def _check_finite(name: str, value: float) -> None:
@@ -259,6 +260,21 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What a run takes of one kind of samples: data sets, their shares, and their order."""
+
+    dirs: tuple[str, ...]
+    weights: tuple[float, ...] | None
+    global_batch: int
+    lanes: int | None
+    group: int | None
+    frames: int | None = None
+    """Of a clip; None: pictures."""
+    image_size: int | None = None
+    """Side in pixels; None: that of the model's pictures."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One pre-training run."""
 
@@ -287,6 +303,26 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @property
+    def mixtures(self) -> dict[Kind, Mixture]:
+        """What is read of each kind that the run takes, pictures before clips."""
+        found: dict[Kind, Mixture] = {}
+        if self.batch.image:
+            found["image"] = _mixture(self.data, self.batch.image)
+        if self.batch.video and (video := self.data.video):
+            found["video"] = _mixture(video, self.batch.video, frames=video.frames, image_size=video.image_size)
+        return found
+
+    @property
+    def accumulates_exactly(self) -> bool:
+        """Whether a step takes two forward passes of each micro-batch."""
+        return self.accumulation == "exact" and self.micro_batches > 1
+
+    @property
+    def frames(self) -> int:
+        """Frames that the temporal table must hold; 0: the run takes no clips."""
+        return self.data.video.frames if self.batch.video and self.data.video else 0
+
     def __post_init__(self) -> None:
         """Raise UsageError for a run that cannot take a step."""
         if self.steps < 1 or self.micro_batches < 1:
@@ -303,6 +339,11 @@ class RunConfig:
             _check_mixture("data.train", self.data.train)
         if self.batch.video and self.data.video is None:
             raise UsageError(f"batch.video is {self.batch.video} but data.video is missing")
+
+
+def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:
+    weights = tuple(source.weight for source in data.train if source.weight is not None)
+    return Mixture(tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape)
 
 
 def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:

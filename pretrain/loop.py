@@ -10,7 +10,6 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,9 +31,9 @@ from data_pipeline.order import hash_key
 from data_pipeline.text import Tokenizer
 
 from .build import build_model, load_weights
-from .config import RunConfig, SourceConfig, ValidationConfig
+from .config import RunConfig, ValidationConfig
 from .optim import build_optimizer, learning_rate, set_learning_rate
-from .parallel.accumulate import accumulate_exactly
+from .parallel.accumulate import accumulate_exactly, accumulate_plainly
 from .parallel.engines import Engine
 from .parallel.gather import gather_counts
 from .parallel.selfcheck import check_samples, start
@@ -50,7 +49,7 @@ from .run.checkpoint import (
 )
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
-from .task import PretrainTask, TaskModel, TokenCounts
+from .task import PretrainTask, TaskModel
 from .utilization import peak
 
 # Updates in a row without a finite gradient that a run survives; fp16 needs some to find its scale.
@@ -128,7 +127,7 @@ class _Training:
         size = config.data.video.image_size if clips and config.data.video else None
         self.task = PretrainTask(config.objectives, config.validation, tokenizer, size)
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, tokenizer, config.data.max_text_length, _frames(config))
+        self.model = build_model(config.model, tokenizer, config.data.max_text_length, config.frames)
         self.model.checkpoint_activations(config.model.checkpoint_activations)
         self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
         if config.optimizer.ema and engine.name == "zero3":
@@ -157,7 +156,7 @@ class _Training:
         config, run = self.config, self.run
         each = " and ".join(f"{getattr(config.batch, kind)} {_PLURAL[kind]}" for kind in self.loaders)
         self._say(f"step {self.position.step} of {config.steps}, {each} a step")
-        manifests = [Manifest.load(source.path) for kind in self.loaders for source in _sources(config, kind)]
+        manifests = [Manifest.load(folder) for mixture in config.mixtures.values() for folder in mixture.dirs]
         if run:
             run.write_config()
             set_aside(run.checkpoints, self.position.step)
@@ -188,7 +187,7 @@ class _Training:
                     row, stopped = self._step(step, batches, wait)
                 if counter:
                     operations = counter.get_total_flops()
-                    if config.accumulation == "exact" and config.micro_batches > 1:
+                    if config.accumulates_exactly:
                         operations = 3 * operations // 4  # without the second forward pass, as MFU is defined
                 counted += 1
                 done = step + 1
@@ -240,13 +239,11 @@ class _Training:
         counts = self.task.counts(batches)
         names = (*self.task.loss_names, "total")
         summed = {kind: torch.zeros(len(names), device=accelerator.device) for kind in self.loaders}
-        if config.accumulation == "exact" and config.micro_batches > 1:
-            shares = [self._share(batch.kind) for batch in batches]
-            found, temperature = accumulate_exactly(
-                self.task, engine, batches, counts, shares, lambda micro: self._seed_dropout(step, micro)
-            )
-        else:
-            found, temperature = self._accumulate_plainly(step, batches, counts)
+        accumulate = accumulate_exactly if config.accumulates_exactly else accumulate_plainly
+        shares = [self._share(batch.kind) / config.micro_batches for batch in batches]
+        found, temperature = accumulate(
+            self.task, engine, batches, counts, shares, lambda micro: self._seed_dropout(step, micro)
+        )
         for batch, losses in zip(batches, found, strict=True):
             losses["total"] = self.task.weighted(losses)
             values = [losses[name].float().reshape(()) for name in names]
@@ -282,20 +279,6 @@ class _Training:
         ranks = {"slowest_rank": int(slowest_rank), "data_wait_max": longest, "data_wait_min": shortest}
         return row | ranks | {"skipped": int(skipped)}, asked_share > 0
 
-    def _accumulate_plainly(
-        self, step: int, batches: list[Batch], counts: list[TokenCounts]
-    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
-        """Backward passes of a step whose losses contrast within one micro-batch; losses of each, and temperature."""
-        found = []
-        for micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            self._seed_dropout(step, micro)
-            with self.engine.micro_step(micro == len(batches) - 1):
-                features = self.wrapped("features", batch)
-                losses = self.task.similarity_losses(features, count) | self.task.pair_losses(features, count)
-                self.engine.backward(self.task.weighted(losses) * (self._share(batch.kind) / self.config.micro_batches))
-            found.append({name: value.detach() for name, value in losses.items()})
-        return found, features.temperature.detach()
-
     def _seed_dropout(self, step: int, micro: int) -> None:
         torch.manual_seed(hash_key(self.config.seed, "dropout", step, micro, self.accelerator.process_index))
 
@@ -316,9 +299,8 @@ class _Training:
     def _check_samples(self, batches: list[Batch]) -> None:
         """Compare what the ranks have read, where there are enough samples for all to differ."""
         enough = all(
-            sum(Manifest.load(source.path).samples for source in _sources(self.config, kind))
-            >= getattr(self.config.batch, kind)
-            for kind in self.loaders
+            sum(Manifest.load(folder).samples for folder in mixture.dirs) >= mixture.global_batch
+            for mixture in self.config.mixtures.values()
         )
         [hashes] = gather_counts([hash_key([batch.keys for batch in batches]) >> 1])
         if enough:
@@ -427,14 +409,19 @@ class _Training:
             "dataset_negatives": objectives.matching_negatives == "dataset",
             "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None,
         }
-        size, video, loaders = self.model.config.image_size, config.data.video, {}
-        if config.batch.image:
-            shape = {"size": size, "lanes": config.data.lanes, "group": config.data.group}
-            loaders["image"] = _open(config.data.train, config.batch.image, shared | shape)
-        if config.batch.video and video:
-            shape = {"size": video.image_size or size, "lanes": video.lanes, "group": video.group}
-            loaders["video"] = _open(video.train, config.batch.video, shared | shape | {"frames": video.frames})
-        return loaders
+        return {
+            kind: open_loader(
+                mixture.dirs,
+                weights=mixture.weights,
+                global_batch=mixture.global_batch,
+                lanes=mixture.lanes,
+                group=mixture.group,
+                frames=mixture.frames,
+                size=mixture.image_size or self.model.config.image_size,
+                **shared,
+            )
+            for kind, mixture in config.mixtures.items()
+        }
 
     def _log(self, row: dict[str, Any], bar: tqdm[Any]) -> None:
         if self.run:
@@ -461,21 +448,6 @@ def _check_validation(config: ValidationConfig, longest: int) -> None:
     if config.frames and config.frames > longest:
         has = f"has {longest} temporal embeddings" if longest else "takes pictures only"
         raise UsageError(f"validation.frames is {config.frames}, but the model {has}")
-
-
-def _open(sources: Sequence[SourceConfig], global_batch: int, options: dict[str, Any]) -> Loader:
-    weights = [source.weight for source in sources if source.weight is not None]
-    dirs = [source.path for source in sources]
-    return open_loader(dirs, weights=weights or None, global_batch=global_batch, **options)
-
-
-def _sources(config: RunConfig, kind: str) -> Sequence[SourceConfig]:
-    return config.data.video.train if kind == "video" and config.data.video else config.data.train
-
-
-def _frames(config: RunConfig) -> int:
-    """Frames that the temporal table must hold; 0: no clips."""
-    return config.data.video.frames if config.batch.video and config.data.video else 0
 
 
 def _say(message: str) -> None:

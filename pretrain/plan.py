@@ -6,7 +6,7 @@ those of the code that trains, not of formulas beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 
 from .build import model_config
-from .config import ObjectiveConfig, RunConfig, SourceConfig
+from .config import Mixture, ObjectiveConfig, RunConfig
 from .model import GLSCLConfig, GLSCLModel
 from .model.fusion import Need
 from .model.modeling import Side
@@ -123,24 +123,20 @@ def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
     data sets that are not here are only named.
     """
     tokenizer = Tokenizer.load(config.data.tokenizer)
-    frames = config.data.video.frames if config.batch.video and config.data.video else 0
-    sizes = model_config(config.model, tokenizer, config.data.max_text_length, frames)
+    sizes = model_config(config.model, tokenizer, config.data.max_text_length, config.frames)
     kinds: dict[str, KindPlan] = {}
     read = [f"tokenizer {config.data.tokenizer}"]
-    of_run: tuple[Kind, Kind] = ("image", "video")
-    for kind in of_run:
-        if batch := getattr(config.batch, kind):
-            sources = config.data.train if kind == "image" or not config.data.video else config.data.video.train
-            division = Division(batch, world, 0, config.micro_batches)
-            of_kind = config.data if kind == "image" or not config.data.video else config.data.video
-            matching_group(division, of_kind.group)
-            check_lanes(default_lanes(batch) if of_kind.lanes is None else of_kind.lanes, batch)
-            captions, samples, lines = _captions(sources, kind)
-            read += lines
-            if samples is not None:
-                read.append(_simulate(config, sources, of_kind.lanes, division))
-            length, tokens = _text_length(captions, tokenizer, config.data.max_text_length, division.micro_batch)
-            kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
+    for kind, mixture in config.mixtures.items():
+        batch = mixture.global_batch
+        division = Division(batch, world, 0, config.micro_batches)
+        matching_group(division, mixture.group)
+        check_lanes(default_lanes(batch) if mixture.lanes is None else mixture.lanes, batch)
+        captions, samples, lines = _captions(mixture, kind)
+        read += lines
+        if samples is not None:
+            read.append(_simulate(config, mixture, division))
+        length, tokens = _text_length(captions, tokenizer, config.data.max_text_length, division.micro_batch)
+        kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
     with FakeTensorMode():
         parameters = sum(p.numel() for p in GLSCLModel(sizes).parameters() if p.requires_grad)
     whole, divided = ENGINES[engine]
@@ -168,37 +164,33 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=attention)
 
 
-def _captions(sources: Sequence[SourceConfig], kind: Kind) -> tuple[list[str], int | None, list[str]]:
+def _captions(mixture: Mixture, kind: Kind) -> tuple[list[str], int | None, list[str]]:
     """Read some captions, the samples of an epoch, and a line per data set (only this of data that are elsewhere)."""
     captions: list[str] = []
     samples, lines, here = 0, [], True
-    for source in sources:
+    for folder in mixture.dirs:
         try:
-            manifest = Manifest.load(source.path)
+            manifest = Manifest.load(folder)
         except DataError as error:
-            lines.append(f"{source.path}: not read here ({error})")
+            lines.append(f"{folder}: not read here ({error})")
             here = False
             continue
         manifest.check_kind(kind)
         samples += manifest.samples
         size = sum(shard.bytes for shard in manifest.shards)
-        lines.append(
-            f"{source.path}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e9:.3g} GB"
-        )
+        lines.append(f"{folder}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e9:.3g} GB")
         store = Store([manifest])
-        count = min(SAMPLED // len(sources) + 1, manifest.samples)
+        count = min(SAMPLED // len(mixture.dirs) + 1, manifest.samples)
         spread = [i * manifest.samples // count for i in range(count)]
         captions += [caption for i in spread for caption in store.captions(0, i)[:1]]
         store.close()
     return captions, samples if here else None, lines
 
 
-def _simulate(config: RunConfig, sources: Sequence[SourceConfig], lanes: int | None, division: Division) -> str:
+def _simulate(config: RunConfig, mixture: Mixture, division: Division) -> str:
     """Walk through the order of the first steps on every rank and say how far a rank's reads are spread."""
-    manifests = [Manifest.load(source.path) for source in sources]
-    weights = [source.weight for source in sources if source.weight is not None]
-    batch = division.global_batch
-    order = open_order(manifests, seed=config.seed, global_batch=batch, lanes=lanes, weights=weights or None)
+    manifests, batch = [Manifest.load(folder) for folder in mixture.dirs], mixture.global_batch
+    order = open_order(manifests, seed=config.seed, global_batch=batch, lanes=mixture.lanes, weights=mixture.weights)
     ends = [np.cumsum([shard.samples for shard in manifest.shards]) for manifest in manifests]
     first = np.cumsum([0, *(len(of_source) for of_source in ends)])
     shards, steps = [], min(config.steps, SIMULATED)
@@ -248,7 +240,7 @@ def _cost(
         whole = counter.get_total_flops() / rows
         forward["losses"] = whole - sum(forward.values())
         step = whole + _count(total.backward) / rows
-        if config.accumulation == "exact" and config.micro_batches > 1:
+        if config.accumulates_exactly:
             step += whole
     return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
 

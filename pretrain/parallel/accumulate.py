@@ -22,6 +22,26 @@ from pretrain.views import PretrainFeatures, contrasted, join_features, with_con
 from .engines import Engine
 
 
+def accumulate_plainly(
+    task: PretrainTask,
+    engine: Engine,
+    batches: Sequence[Batch],
+    counts: Sequence[TokenCounts],
+    shares: Sequence[float],
+    seed: Callable[[int], None],
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Do as `accumulate_exactly` does, with losses that contrast within one micro-batch; one forward pass of each."""
+    found = []
+    for number, (batch, count, share) in enumerate(zip(batches, counts, shares, strict=True)):
+        seed(number)
+        with engine.micro_step(number == len(batches) - 1):
+            features = engine.wrapped("features", batch)
+            losses = task.similarity_losses(features, count) | task.pair_losses(features, count)
+            engine.backward(task.weighted(losses) * share)
+        found.append({name: value.detach() for name, value in losses.items()})
+    return found, features.temperature.detach()
+
+
 def accumulate_exactly(
     task: PretrainTask,
     engine: Engine,
@@ -39,7 +59,7 @@ def accumulate_exactly(
     batches, counts
         Micro-batches of the step on this rank, all of a kind in a row, and what `task.counts` said of each.
     shares : sequence of float
-        Share of the step's samples that are of the kind of each micro-batch.
+        Share of the step's samples that are in each micro-batch, which weighs its losses.
     seed : callable
         Seeds dropout for micro-batch n; called before each of its two forward passes.
 
@@ -62,7 +82,7 @@ def accumulate_exactly(
         members = [n for n, batch in enumerate(batches) if batch.kind == kind]
         joined = join_features([cached[n] for n in members])
         losses = task.similarity_losses(joined, TokenCounts.join([counts[n] for n in members]))
-        (task.weighted(losses) * shares[members[0]]).backward()
+        (task.weighted(losses) * sum(shares[n] for n in members)).backward()
         found += [{name: value.detach() for name, value in losses.items()} for _ in members]
     temperature = cached[0].temperature.detach()
     # Gradients alone stay; what the losses contrasted is free before the second forward passes.
@@ -70,11 +90,10 @@ def accumulate_exactly(
     del cached, joined, features, leaves
     for number, batch in enumerate(batches):
         seed(number)
-        alike = sum(other.kind == batch.kind for other in batches)
         with engine.micro_step(number == len(batches) - 1):
             features = engine.wrapped("features", batch)
             losses = task.pair_losses(features, counts[number])
-            total = task.weighted(losses) * (shares[number] / alike)
+            total = task.weighted(losses) * shares[number]
             for value, gradient in zip(contrasted(features), gradients[number], strict=True):
                 # Every feature stays in the graph, so that no rank lacks a gradient that another one waits for.
                 total = total + (at_least_float32(value) * (0.0 if gradient is None else gradient)).sum()

@@ -53,7 +53,9 @@ class Engine:
         """Wrap `module`, whose weights are those of `model` inside it; then `wrapped` and `optimizer` are there."""
         self.accelerator.free_memory()  # of an earlier run in this process
         self.model, self.max_grad_norm, self.averaged = model, max_grad_norm, {}
+        self._configure(micro_batch)
         self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self._complete(module)
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch; only the last one of a step exchanges gradients."""
@@ -135,6 +137,12 @@ class Engine:
                     for key, value in state.items()
                 }
 
+    def _configure(self, micro_batch: int) -> None:
+        """Complete what accelerate's file leaves to the run, before the model is wrapped."""
+
+    def _complete(self, module: nn.Module) -> None:
+        """Do what can only be done with the wrapped model."""
+
     def _whole(self, value: Tensor) -> Tensor:
         return value
 
@@ -148,23 +156,15 @@ class FSDP2(Engine):
     name = "fsdp2"
     warms_up = False
 
-    def prepare(
-        self,
-        module: nn.Module,
-        model: GLSCLModel,
-        optimizer: torch.optim.Optimizer,
-        micro_batch: int,
-        max_grad_norm: float | None,
-    ) -> None:
-        """Shard the layers, then what is left as one group."""
+    def _configure(self, micro_batch: int) -> None:
+        """Shard the layers one by one, then what is left as one group."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise UsageError("FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does")
-        layers = {type(part).__name__ for part in model.modules() if isinstance(part, GradientCheckpointingLayer)}
+        layers = {type(part).__name__ for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)}
         plugin.transformer_cls_names_to_wrap = sorted(layers)
         # Weights stay float32 and gradients are exchanged in it, as under the other engines; autocast does the rest.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
-        super().prepare(module, model, optimizer, micro_batch, max_grad_norm)
 
     def weights(self) -> dict[str, Tensor]:
         """Gather one tensor after the other; only rank 0 keeps them."""
@@ -191,38 +191,45 @@ class FSDP2(Engine):
 class ZeRO(Engine):
     """DeepSpeed's ZeRO; the optimiser steps inside the last backward pass, and skips what is not finite."""
 
-    name = "zero"
     portable = False
     warms_up = False
 
-    def prepare(
-        self,
-        module: nn.Module,
-        model: GLSCLModel,
-        optimizer: torch.optim.Optimizer,
-        micro_batch: int,
-        max_grad_norm: float | None,
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, precision: str):
+        super().__init__(accelerator)
+        self.stage = accelerator.state.deepspeed_plugin.zero_stage
+        self.name, self.precision = f"zero{self.stage}", precision
+
+    def _configure(self, micro_batch: int) -> None:
         """Fill in what belongs to the run and not to accelerate's file: batch, clipping, precision."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        self.stage = plugin.zero_stage
-        plugin.deepspeed_config |= {
+        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        config |= {
             "train_micro_batch_size_per_gpu": micro_batch,
             "train_batch_size": micro_batch * self.accelerator.num_processes,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": max_grad_norm or 0.0,
+            "gradient_clipping": self.max_grad_norm or 0.0,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled at start, for minutes
         }
-        if self.precision != "fp32":
-            dtype = {"bf16": "bfloat16", "fp16": "float16"}[self.precision]
+        if self.precision == "bf16":
             # Weights stay float32 and gradients are exchanged in it, as under the other engines.
-            autocast = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
-            plugin.deepspeed_config["torch_autocast"] = autocast
-        super().prepare(module, model, optimizer, micro_batch, max_grad_norm)
-        if self.stage == 3:
-            self._gather_what_is_read_outside_its_module(module, model)
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
 
-    precision = "fp32"
+    def _complete(self, module: nn.Module) -> None:
+        """Tell ZeRO-3, which gathers a module's parameters for that module's forward, what the task's own reads."""
+        if self.stage < 3:
+            return
+        from deepspeed import zero
+
+        model, embeddings = self.model, self.model.vision.embeddings
+        read = [
+            *model.parameters(recurse=False),
+            *model.token_type.parameters(),
+            *embeddings.parameters(recurse=False),
+            *embeddings.position_embedding.parameters(),
+        ]
+        if model.config.tie_masked_language_head:
+            read += model.text.get_input_embeddings().parameters()
+        for parameter in read:
+            zero.register_external_parameter(module, parameter)
 
     @contextmanager
     def micro_step(self, last: bool) -> Iterator[None]:
@@ -290,23 +297,6 @@ class ZeRO(Engine):
 
         return zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self.stage == 3)
 
-    @staticmethod
-    def _gather_what_is_read_outside_its_module(module: nn.Module, model: GLSCLModel) -> None:
-        """Tell ZeRO-3, which gathers a module's parameters for that module's forward, what the task's own reads."""
-        from deepspeed import zero
-
-        embeddings = model.vision.embeddings
-        read = [
-            *model.parameters(recurse=False),
-            *model.token_type.parameters(),
-            *embeddings.parameters(recurse=False),
-            *embeddings.position_embedding.parameters(),
-        ]
-        if model.config.tie_masked_language_head:
-            read += model.text.get_input_embeddings().parameters()
-        for parameter in read:
-            zero.register_external_parameter(module, parameter)
-
 
 def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
     """Join the other ranks with the engine that the launcher's configuration names; on a CPU over gloo.
@@ -347,10 +337,7 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
 
         # Under ZeRO-3 transformers would build towers already sharded, which their initialisation does not expect.
         unset_hf_deepspeed_config()
-        engine = ZeRO(accelerator)
-        engine.name = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
-        engine.precision = precision
-        return engine
+        return ZeRO(accelerator, precision)
     if found == DistributedType.FSDP:
         return FSDP2(accelerator)
     return Engine(accelerator)

@@ -17,8 +17,6 @@ from .engines import Engine, join
 from .gather import gather_counts
 
 WORKING = "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes {world} -m pretrain CONFIG"
-
-
 _ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED")
 
 

@@ -42,7 +42,8 @@ def updated(config: RunConfig, engine: Engine) -> dict[str, torch.Tensor]:
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     counts = task.counts(batches)
-    accumulate_exactly(task, engine, batches, counts, [0.5] * len(batches), torch.manual_seed)
+    shares = [1 / len(batches)] * len(batches)
+    accumulate_exactly(task, engine, batches, counts, shares, torch.manual_seed)
     norm = engine.gradient_norm()
     assert not engine.update(bool(torch.isfinite(norm)))
     return {name: value.detach().float().clone() for name, value in engine.weights().items()} | {"norm": norm}

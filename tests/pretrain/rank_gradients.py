@@ -13,7 +13,7 @@ from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
-from pretrain.parallel.accumulate import accumulate_exactly
+from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
 from pretrain.task import PretrainTask, TaskModel
@@ -68,17 +68,9 @@ def gradients(
     engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
     # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
     engine.wrapped.eval()
-    counts, shares = task.counts(batches), [1.0] * len(batches)
-    if config.micro_batches > 1:
-        found, _ = accumulate_exactly(task, engine, batches, counts, shares, torch.manual_seed)
-    else:
-        found = []
-        for batch, count in zip(batches, counts, strict=True):
-            with engine.micro_step(batch is batches[-1]):
-                features = engine.wrapped("features", batch)
-                losses = task.similarity_losses(features, count) | task.pair_losses(features, count)
-                engine.backward(task.weighted(losses))
-            found.append(losses)
+    counts, shares = task.counts(batches), [1 / config.micro_batches] * len(batches)
+    accumulate = accumulate_exactly if config.accumulates_exactly else accumulate_plainly
+    found, _ = accumulate(task, engine, batches, counts, shares, torch.manual_seed)
     total = sum(task.weighted(losses).detach() for losses in found) / config.micro_batches
     gradient = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     return gradient | {"loss": accelerator.reduce(total.reshape(1), "mean")}

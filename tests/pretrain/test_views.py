@@ -36,10 +36,20 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize("negatives", ["hard", "random", "dataset"])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=str)
-def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, negatives, dtype, bound):
-    model = model_of(config).to(dtype)
-    batch = batch_of(config, scenes / "train", dataset_negatives=negatives == "dataset")
+@pytest.mark.parametrize(
+    ("kind", "dtype", "bound"),
+    # Clips in float64 alone: the float32 rounding of their longer sums reaches 1.5e-6.
+    [
+        ("pictures", torch.float64, 1e-10),
+        ("pictures", torch.float32, 1e-6),
+        ("clips", torch.float64, 1e-10),
+    ],
+    ids=str,
+)
+def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, clips, kind, negatives, dtype, bound):
+    data, frames = (scenes / "train", None) if kind == "pictures" else (clips / "train", 3)
+    model = model_of(config, frames or 0).to(dtype)
+    batch = batch_of(config, data, dataset_negatives=negatives == "dataset", frames=frames)
     task = PretrainTask(ObjectiveConfig(matching_negatives=negatives))
     shared = task.forward(model, batch)
     unshared = task.losses(unshared_features(model, batch, task.config, 32))
@@ -47,7 +57,6 @@ def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, negatives
         difference = abs(getattr(shared, name) - getattr(unshared, name)).item()
         assert difference <= bound * getattr(unshared, name).abs().item(), name
     ours, theirs = gradients(model, shared.total), gradients(model, unshared.total)
-    ours.pop("temporal_embedding", None)
     assert ours.keys() == theirs.keys()
     largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
