@@ -313,6 +313,11 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
         raise UsageError("precision fp16 does not work under DeepSpeed with float32 weights: choose bf16, DDP or FSDP2")
     if zero and not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        from deepspeed import ops
+
+        # Its own way between the ranks of a machine would be compiled at the first start, for minutes, and a start
+        # killed meanwhile would leave a lock that all later ones wait for without end. Gloo does the same.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
         handlers = [InitProcessGroupKwargs(backend="gloo")]  # without it every rank believes to be alone
     elif not cuda:
         # Without this, a plain multi-process configuration gives two processes that each believe to be alone.

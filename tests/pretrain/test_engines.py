@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ENGINES = [
     "ddp",
     pytest.param("fsdp2", marks=pytest.mark.slow),
-    *(pytest.param(f"zero{stage}", marks=[pytest.mark.slow, pytest.mark.compiler]) for stage in (1, 2, 3)),
+    *(pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3)),
 ]
 
 
@@ -47,11 +47,12 @@ def launch(engine: str, folder: Path, *words: str) -> str:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
     found = subprocess.run(
         [*command, "--config_file", str(ROOT / "launch" / "accelerate" / f"{engine}.yaml"), *words],
-        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        # Nothing is compiled: nobody waits for minutes at the first start, or for ever for the lock of a killed one.
+        env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "/bin/false"},
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=300,
     )
     assert found.returncode == 0, found.stderr[-4000:]
     assert f"2 processes on cpu, {engine}, fp32" in found.stderr
