@@ -279,12 +279,25 @@ class ZeRO(Engine):
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
         """Write DeepSpeed's own files, one per rank; IncompleteError for a full disk."""
+        failures: list[Exception] = []
+        writer = self.wrapped.checkpoint_engine
+        write = writer.save
+
+        def save(*arguments: Any, **options: Any) -> None:
+            # DeepSpeed ends in a barrier, where the other ranks would wait for one that has failed.
+            try:
+                write(*arguments, **options)
+            except (RuntimeError, OSError) as error:
+                failures.append(error)
+
+        writer.save = save
+        self.wrapped._copy_recovery_script = lambda _: None  # the checkpoint holds the whole weights already
         try:
-            self.wrapped.save_checkpoint(str(folder), tag=self.name)
-        except RuntimeError as error:  # what torch.save makes of it
-            if "PytorchStreamWriter" not in str(error):
-                raise
-            raise IncompleteError(f"cannot write {folder}: make room and run the same command again") from error
+            self.wrapped.save_checkpoint(str(folder), tag=self.name, save_latest=False)
+        finally:
+            writer.save = write
+        for error in failures:  # torch.save calls a full disk a RuntimeError, in several wordings
+            raise IncompleteError(f"cannot write {folder}: {error}: make room and run the same command again")
         return {}
 
     def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:
