@@ -166,6 +166,16 @@ class FSDP2(Engine):
         # Weights stay float32 and gradients are exchanged in it, as under the other engines; autocast does the rest.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
+    def _complete(self, module: nn.Module) -> None:
+        """Run the forward pass in the run's precision, which accelerate leaves to the policy above."""
+        forward = self.wrapped.forward
+
+        def in_precision(*inputs: Any) -> Any:
+            with self.accelerator.autocast():
+                return forward(*inputs)
+
+        self.wrapped.forward = in_precision
+
     def weights(self) -> dict[str, Tensor]:
         """Gather one tensor after the other; only rank 0 keeps them."""
         found = {}
