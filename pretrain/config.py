@@ -216,7 +216,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Retrieval on a validation split while training."""
+    """A validation split, and how often the task is measured on it while training."""
 
     path: str
     every: int = 1000
@@ -275,8 +275,8 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One pre-training run."""
+class TrainingConfig:
+    """What every training run depends on, whatever it trains."""
 
     run: str
     """The run folder."""
@@ -294,10 +294,6 @@ class RunConfig:
     """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch; plain: those of one
     micro-batch of all ranks."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    model: ModelConfig = ModelConfig()
-    preset: Literal["published"] | None = None
-    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
-    objectives: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -339,6 +335,16 @@ class RunConfig:
             _check_mixture("data.train", self.data.train)
         if self.batch.video and self.data.video is None:
             raise UsageError(f"batch.video is {self.batch.video} but data.video is missing")
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainingConfig):
+    """One pre-training run."""
+
+    model: ModelConfig = ModelConfig()
+    preset: Literal["published"] | None = None
+    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
+    objectives: ObjectiveConfig = ObjectiveConfig()
 
 
 def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:

@@ -29,7 +29,7 @@ from .objectives.matching import matching_loss
 from .objectives.tcl import global_local_loss, intra_modal_loss
 from .parallel.gather import gather_counts, gather_rows, rank, world_size
 from .ranking import ranks_of_features
-from .views import Completion, PretrainFeatures, pretrain_features
+from .views import Completion, PretrainFeatures, contrasted, join_features, pretrain_features, with_contrasted
 
 
 @dataclass
@@ -81,18 +81,55 @@ class TokenCounts:
 
 
 class Task(Protocol):
-    """What the loop needs of a task."""
+    """What the loop needs of a task.
 
-    loss_names: tuple[str, ...]
+    Features are whatever `features` computes; they hold the contrastive `temperature` (1,). Losses come as tensors by
+    name: the mean of each over ranks is that of the global micro-batch.
+    """
 
-    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of all losses that the task computes."""
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a loss compares rows of several micro-batches, so that accumulation needs care to be exact."""
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether a loss or its gradient depends on how the global batch is divided over ranks."""
+
+    @property
+    def temperature_bounds(self) -> tuple[float, float] | None:
+        """Within which a learnt temperature is kept."""
+
+    @property
+    def best(self) -> str | None:
+        """Validation metric whose highest value marks the best checkpoint; None: the last one counts."""
+
+    def counts(self, batches: list[Batch]) -> list[Any]:
         """Agree with the other ranks on what normalises each micro-batch of a step."""
 
     def features(self, model: GLSCLModel, batch: Batch) -> Any:
         """Everything the losses read; runs inside the wrapped model's forward."""
 
-    def losses(self, features: Any, counts: TokenCounts | None = None) -> Losses:
-        """Losses of one micro-batch."""
+    def similarity_losses(self, features: Any, counts: Any = None) -> dict[str, Tensor]:
+        """Losses that contrast a row with all others."""
+
+    def pair_losses(self, features: Any, counts: Any = None) -> dict[str, Tensor]:
+        """Losses that need no other micro-batch."""
+
+    def weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        """Sum of losses by name, each with its weight."""
+
+    def contrasted(self, features: Any) -> list[Tensor]:
+        """List what the similarity losses send gradients to."""
+
+    def with_contrasted(self, features: Any, values: Sequence[Tensor]) -> Any:
+        """Features for the similarity losses alone, with other tensors in the places that `contrasted` lists."""
+
+    def join(self, parts: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
+        """Join features for the similarity losses, and counts, of micro-batches of one kind as if they were one."""
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Metrics on the validation split, the same on every rank."""
@@ -114,6 +151,9 @@ class TaskModel(nn.Module):
 class PretrainTask:
     """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
 
+    contrasts = True
+    best = None
+
     def __init__(
         self,
         config: ObjectiveConfig | None = None,
@@ -128,6 +168,16 @@ class PretrainTask:
         optional = ("intra_modal", "global_local")
         names = [field.name for field in fields(Losses) if field.name != "total"]
         self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether negatives or gradients do."""
+        return self.config.depends_on_ranks
+
+    @property
+    def temperature_bounds(self) -> tuple[float, float] | None:
+        """Those of the configuration."""
+        return self.config.temperature_bounds
 
     def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
         """Losses of one batch on one process: `losses(features(model, batch))`."""
@@ -163,6 +213,21 @@ class PretrainTask:
     def weighted(self, parts: dict[str, Tensor]) -> Tensor:
         """Sum of losses by name, each with its weight."""
         return torch.stack([getattr(self.config, name) * value.reshape(()) for name, value in parts.items()]).sum()
+
+    def contrasted(self, features: PretrainFeatures) -> list[Tensor]:
+        """Contrastive features, temperature and recovered states."""
+        return contrasted(features)
+
+    def with_contrasted(self, features: PretrainFeatures, values: Sequence[Tensor]) -> PretrainFeatures:
+        """Put other tensors in their places, and drop the logits of masked words: large, and not contrasted."""
+        nothing = features.masked_language_logits.new_empty(0)
+        return with_contrasted(features, values)._replace(masked_language_logits=nothing)
+
+    def join(
+        self, parts: Sequence[PretrainFeatures], counts: Sequence[TokenCounts]
+    ) -> tuple[PretrainFeatures, TokenCounts]:
+        """Join rows, and count them as if they had come together."""
+        return join_features(parts), TokenCounts.join(counts)
 
     def pair_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
         """Losses of single pairs: matching and masked language."""
