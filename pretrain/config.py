@@ -187,7 +187,7 @@ class OptimizerConfig:
     fusion_multiplier: float = 5.0
     """Of the learning rate of projections, fusion layers and poolers."""
     head_multiplier: float = 5.0
-    """Of the learning rate of the matching and masked-language heads."""
+    """Of the learning rate of the matching and masked-language heads and of the classifier."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
