@@ -1,0 +1,5 @@
+"""Visual question answering."""
+
+from eval.vqa_accuracy import accuracy
+
+__all__ = ["accuracy"]
