@@ -383,5 +383,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 # May differ between the runs that share a folder; every other difference always changes what is computed.
 FREE_ON_RESUME = (
     *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
-    "model.checkpoint_activations",
+    *("checkpoint_activations", "model.checkpoint_activations"),
 )
