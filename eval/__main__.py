@@ -24,6 +24,9 @@ STAGES = {
     "retrieval": "eval.stages.retrieval",
     "preference": "eval.stages.preference",
     "baseline": "eval.baselines",
+    "vqa": "eval.stages.vqa",
+    "vqa-prior": "eval.stages.vqa_prior",
+    "nlvr2": "eval.stages.nlvr2",
 }
 
 
