@@ -133,7 +133,7 @@ class Tokenizer:
         return [Encoding(one.ids, one.word_ids) for one in encoded]
 
     def offsets(self, text: str, max_length: int) -> list[tuple[int, int]]:
-        """First character, and the one after the last, that each token of `encode` stands for; (0, 0) for special ones."""
+        """Characters (first, last + 1) that each token of `encode` stands for; (0, 0) for special tokens."""
         self._backend.enable_truncation(max_length)
         offsets: list[tuple[int, int]] = self._backend.encode(text).offsets
         return offsets

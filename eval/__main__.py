@@ -23,6 +23,7 @@ from pretrain.config_file import apply_overrides
 STAGES = {
     "retrieval": "eval.stages.retrieval",
     "preference": "eval.stages.preference",
+    "align": "eval.stages.align",
     "baseline": "eval.baselines",
 }
 

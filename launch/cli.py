@@ -179,6 +179,13 @@ def _retrieval(arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
+def _align(arguments: argparse.Namespace) -> _Result:
+    from eval.stages.align import evaluate
+
+    result = evaluate(arguments.model, arguments.data, arguments.out, limit=arguments.limit)
+    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
 def _export(arguments: argparse.Namespace) -> _Result:
     from pretrain.export import export
 
@@ -227,7 +234,9 @@ def parser() -> argparse.ArgumentParser:
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     _add_plan(groups)
-    _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
+    stages = _group(groups, "eval", "evaluate a model on a data set")
+    _add_retrieval(stages)
+    _add_align(stages)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -331,18 +340,33 @@ def _add_retrieval(commands: Any) -> None:
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
-    retrieval.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
-    )
-    retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
-    retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
+    _add_evaluation(retrieval)
     retrieval.add_argument(
         "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
     )
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
     )
+
+
+def _add_align(commands: Any) -> None:
+    align = _command(
+        commands,
+        "align",
+        _align,
+        "how much of a text's attention falls on the boxes and masks of what it names, beside that of no attention",
+        "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
+    )
+    _add_evaluation(align)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    parser.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
 
 
 def _add_export(commands: Any) -> None:
