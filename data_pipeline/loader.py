@@ -235,12 +235,14 @@ def evaluation_batches(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
+    start: int = 0,
     limit: int | None = None,
     frames: int | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """Yield samples rank, rank + world, ... of the first `limit` once each, squashed to size x size, without padding.
+    """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
 
-    With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the last among them.
+    Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
+    last among them.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
     if frames is not None and frames < 1:
@@ -250,10 +252,10 @@ def evaluation_batches(
     shape = (size, size, 3) if frames is None else (frames, size, size, 3)
     write = write_evaluation_view if frames is None else write_evaluation_clip
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    mine = list(range(rank, total, world))
+    mine = list(range(start + rank, total, world))
     with closing(Store([manifest])) as store:
-        for start in range(0, len(mine), batch_size):
-            indices = mine[start : start + batch_size]
+        for first in range(0, len(mine), batch_size):
+            indices = mine[first : first + batch_size]
             pixels = np.empty((len(indices), *shape), dtype=np.uint8)
             samples = []
             for row, index in enumerate(indices):
