@@ -130,5 +130,5 @@ def _digest(arrays: Mapping[str, Tensor], items: Sequence[Any]) -> str:
     digest = xxhash.xxh3_128(json.dumps(items).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.contiguous().view(torch.uint8).numpy())
+        digest.update(array.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
