@@ -75,6 +75,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Evaluate alignment over a data set with regions; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -86,7 +87,7 @@ def evaluate(
         For an unknown option, for data without regions or with broken ones, for attention that is not finite.
     """
     manifest = Manifest.load(data)
-    loaded = load(model, precision)
+    loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
     captions = captions_of(images)
