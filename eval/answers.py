@@ -141,6 +141,11 @@ def read_questions(manifest: Manifest, limit: int | None = None) -> Iterator[tup
     """
     with closing(Store([manifest])) as store:
         for number in range(manifest.samples if limit is None else min(limit, manifest.samples)):
-            key = store.key(0, number)
-            for question in parse_questions(key, parse_annotations(key, store.members(0, number, {"json"}))):
-                yield key, question
+            for question in questions_of(store, number):
+                yield store.key(0, number), question
+
+
+def questions_of(store: Store, number: int) -> tuple[Question, ...]:
+    """Read the questions of one sample of the store's first data set; raises DataError where there is none."""
+    key = store.key(0, number)
+    return parse_questions(key, parse_annotations(key, store.members(0, number, {"json"})))

@@ -170,16 +170,22 @@ def _plan(arguments: argparse.Namespace) -> _Result:
 
 
 def _retrieval(arguments: argparse.Namespace) -> _Result:
-    from eval.stages.retrieval import evaluate
+    from eval.stages import retrieval, video_retrieval
 
-    result = evaluate(
-        arguments.model,
-        arguments.data,
-        arguments.out,
-        rerank_k=arguments.rerank_k,
-        score=arguments.score,
-        limit=arguments.limit,
-    )
+    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache")}
+    evaluated = arguments.model, arguments.data, arguments.out
+    if "frames" in arguments:
+        result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
+    else:
+        result = retrieval.evaluate(*evaluated, folds=arguments.folds, **options)
+    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _align(arguments: argparse.Namespace) -> _Result:
+    from eval.stages.align import evaluate
+
+    options = {"limit": arguments.limit, "cache": arguments.cache}
+    result = evaluate(arguments.model, arguments.data, arguments.out, **options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
@@ -232,7 +238,7 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
-    _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -328,7 +334,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached")
 
 
-def _add_retrieval(commands: Any) -> None:
+def _add_eval(commands: Any) -> None:
     retrieval = _command(
         commands,
         "retrieval",
@@ -336,17 +342,51 @@ def _add_retrieval(commands: Any) -> None:
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
+    _add_retrieval_options(retrieval)
     retrieval.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
+        "--folds", metavar="N", type=_count, default=1, help="parts ranked apart (5 of COCO's 5K are its 1K; default 1)"
     )
-    retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
-    retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
+    video = _command(
+        commands,
+        "video-retrieval",
+        _retrieval,
+        "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
+        "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
+    )
+    _add_retrieval_options(video)
+    video.add_argument("--frames", metavar="N", type=_count, default=4, help="of each clip (default %(default)s)")
+    align = _command(
+        commands,
+        "align",
+        _align,
+        "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
+        "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
+    )
+    _add_evaluation(align)
+
+
+def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
+    _add_evaluation(retrieval)
     retrieval.add_argument(
         "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
     )
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
+    )
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    parser.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="keep what is encoded there, for the next time (default: keep nothing)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Miniature data sets of questions about coloured pictures, and of statements about pairs of them."""
+"""Miniature data sets of questions about pictures and of statements about pairs, and a model that answers them."""
 
 import io
 import json
@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from transformers import CLIPVisionConfig, RobertaConfig
 
+from data_pipeline.text import Tokenizer
 from data_pipeline.write import write_shards
+from pretrain.model import GLSCLConfig, GLSCLModel
+
+from .conftest import save_model
 
 
 def picture(number: int) -> bytes:
@@ -46,3 +52,31 @@ def write_statements(root: Path, samples: Sequence[Sequence[tuple[str, str]]], b
         records.append((f"{i:03d}", {"0.png": picture(i), "1.png": second, "json": annotations}))
     write_shards(root, records, source={"name": root.name})
     return root
+
+
+def answering_model(out: Path, labels: Sequence[str], images: int = 1, *texts: str) -> Path:
+    """A random model that chooses between labels, with a tokenizer for some texts."""
+    folder = out.with_name(f"{out.name}-tokenizer")
+    Tokenizer.train([*texts, "what is it the left picture shows dev"], 320).save(folder)
+    torch.manual_seed(1)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
+    config = GLSCLConfig(
+        vision_config=CLIPVisionConfig(num_hidden_layers=1, patch_size=16, image_size=32, **tower),
+        text_config=RobertaConfig(
+            vocab_size=Tokenizer.load(folder).vocab_size,
+            num_hidden_layers=1,
+            max_position_embeddings=64,
+            type_vocab_size=1,
+            **tower,
+        ),
+        hidden_size=32,
+        fusion_layers=2,
+        fusion_heads=2,
+        fusion_intermediate_size=64,
+        projection_dim=16,
+        max_text_length=40,
+        initializer_range=0.2,
+        classifier_labels=list(labels),
+        classifier_images=images,
+    )
+    return save_model(GLSCLModel(config), folder, out)
