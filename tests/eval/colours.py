@@ -30,7 +30,7 @@ def write_tokenizer(root: Path) -> Path:
     return root
 
 
-def write_model(root: Path, tokenizer: Path, **fields) -> Path:
+def write_model(root: Path, tokenizer: Path, dropout: float = 0.1) -> Path:
     """Write a folder with a tiny random model that takes pictures of 32 pixels and clips of 2 frames."""
     torch.manual_seed(0)
     tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -38,7 +38,13 @@ def write_model(root: Path, tokenizer: Path, **fields) -> Path:
     config = GLSCLConfig(
         vision_config=CLIPVisionConfig(patch_size=16, image_size=SIZE, **tower),
         text_config=RobertaConfig(
-            vocab_size=text.vocab_size, max_position_embeddings=40, type_vocab_size=1, initializer_range=0.1, **tower
+            vocab_size=text.vocab_size,
+            max_position_embeddings=40,
+            type_vocab_size=1,
+            initializer_range=0.1,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            **tower,
         ),
         hidden_size=WIDTH,
         fusion_layers=2,
@@ -47,7 +53,7 @@ def write_model(root: Path, tokenizer: Path, **fields) -> Path:
         projection_dim=16,
         max_text_length=16,
         initializer_range=0.1,
-        **fields,
+        fusion_dropout=dropout,
     )
     model = GLSCLModel(config)
     model.save_pretrained(root)

@@ -9,24 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.loader import open_loader
 from data_pipeline.scenes.generate import generate
 from data_pipeline.text import Tokenizer
 from eval.answers import Vocabulary
-from eval.finetuning.config import FinetuneConfig, load_finetune_config
-from eval.finetuning.job import Finetuning
+from eval.finetuning.config import load_finetune_config
 from launch.cli import main
 from pretrain.build import adapt_model
-from pretrain.config_file import parse_config
 from pretrain.loop import train_job
-from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
-from pretrain.parallel.selfcheck import start
 from pretrain.run.checkpoint import load_model, model_folder
-from pretrain.task import TaskModel
 from tests.eval.colours import write_colours, write_model, write_tokenizer
+from tests.eval.finetune_ranks import job, one_step, settings_of
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status
+from tests.pretrain.test_engines import launch
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("vqa", "nlvr2", "retrieval")
@@ -39,6 +36,7 @@ def colours(tmp_path_factory) -> Path:
     write_colours(root, "train", 40)
     write_colours(root, "val", 12)
     write_model(root / "model", write_tokenizer(root / "tokenizer"))
+    write_model(root / "steady", root / "tokenizer", dropout=0.0)
     return root
 
 
@@ -48,33 +46,6 @@ def clips(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("clips")
     generate(out, train=12, val=4, test=0, novel=0, size=48, seed=3, workers=1, video=True)
     return out
-
-
-def settings_of(task: str, colours: Path, run: Path) -> dict:
-    data = colours / "pairs" if task == "nlvr2" else colours
-    return {
-        "run": str(run),
-        "task": task,
-        "init_from": str(colours / "model"),
-        "steps": 4,
-        "precision": "fp32",
-        "batch": {"image": 8},
-        "data": {
-            "train": [{"path": str(data / "train")}],
-            "tokenizer": str(colours / "tokenizer"),
-            "max_text_length": 16,
-            "workers": 0,
-            "group": 4,
-        },
-        "optimizer": {"lr": 1e-3, "warmup": 0.2},
-        "validation": {"path": str(data / "val"), "every": 2, "batch_size": 5},
-        "checkpoint": {"every": 3, "keep": 1},
-        "log": {"every": 1},
-    }
-
-
-def job(settings: dict, **changed) -> Finetuning:
-    return Finetuning(parse_config(FinetuneConfig, settings | changed, "settings"))
 
 
 @pytest.fixture(params=TASKS)
@@ -93,30 +64,6 @@ def test_resume_is_bitwise_the_undisturbed_run(settings, tmp_path):
     assert best[0] == best[1]
     measured = [row for row in rows(whole["run"]) if any(name.startswith("validation/") for name in row)]
     assert [row["step"] for row in measured] == [2, 4]
-
-
-def one_step(settings: dict, micro_batches: int = 1):
-    """Job, float64 model, task, and the losses and gradients of its first step through the wrapped model."""
-    made = job(settings, micro_batches=micro_batches)
-    config, tokenizer = made.config, Tokenizer.load(made.config.data.tokenizer)
-    torch.manual_seed(0)
-    model = made.build(tokenizer, None)
-    task = made.task(tokenizer, model)
-    [mixture] = config.mixtures.values()
-    engine = start("fp32", (), ".", None)
-    shared = {"seed": 1, "global_batch": mixture.global_batch, "group": mixture.group, "size": model.config.image_size}
-    shared |= {"rank": engine.accelerator.process_index, "world": engine.accelerator.num_processes}
-    shared |= {"tokenizer": tokenizer, "max_text_length": 16, "micro_batches": micro_batches, "frames": mixture.frames}
-    with open_loader(mixture.dirs, **shared, **made.reading()) as loader:
-        batches = [next(loader) for _ in range(micro_batches)]
-    engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
-    engine.wrapped.eval()  # dropout off; the engine averages gradients all the same
-    accumulate = accumulate_exactly if task.contrasts else accumulate_plainly
-    shares = [1 / micro_batches] * micro_batches
-    found, _ = accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
-    losses = {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return model, batches, losses, gradients
 
 
 def losses_by_hand(task: str, model, batch) -> dict[str, torch.Tensor]:
@@ -179,6 +126,48 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(settings):
     assert {n: v.item() for n, v in found.items()} == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-6)
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def steady(task: str, colours: Path, run: Path) -> dict:
+    """Settings without dropout, and with a rate that makes no steps of rounding, so that two runs can be compared."""
+    settings = settings_of(task, colours, run) | {
+        "batch": {"image": 16},
+        "init_from": str(colours / "steady"),
+        "steps": 2,
+    }
+    return settings | {"init_from": str(colours / "steady"), "optimizer": {"lr": 1e-6, "max_grad_norm": None}}
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero3"])
+def on_two_ranks(request, colours, tmp_path_factory) -> tuple[str, Path]:
+    """Engine, and the folder of what two ranks computed under it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    runs = [steady(task, colours, folder / task) | {"micro_batches": 2} for task in TASKS]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    script = Path(__file__).with_name("finetune_ranks.py")
+    launch(request.param, folder, str(script), str(folder / "runs.json"), str(folder))
+    return request.param, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(TASKS)), ids=TASKS)
+def test_two_ranks_make_the_run_of_one_process(on_two_ranks, number, colours, tmp_path):
+    engine, folder = on_two_ranks
+    settings = steady(TASKS[number], colours, tmp_path / "run")
+    assert train_job(job(settings), StopAfter()) == 0
+    for ours, alone in zip(rows(folder / TASKS[number]), rows(tmp_path / "run"), strict=True):
+        assert ours["keys"] == alone["keys"]
+        assert ours["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        for name in alone.keys() & {"validation/accuracy", "validation/mean_recall"}:
+            # Equal captions tie but for their rounding.
+            assert ours[name] == pytest.approx(alone[name], abs=1), name
+    if engine == "ddp":
+        found = load_file(folder / f"{number}.safetensors")
+        _, _, losses, gradients = one_step(settings)
+        expected = gradients | {name: value.reshape(1) for name, value in losses.items()}
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("task", ["vqa", pytest.param("nlvr2", marks=pytest.mark.slow)])
