@@ -177,6 +177,29 @@ def _retrieval(arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
+def _verify_results(arguments: argparse.Namespace) -> _Result:
+    from eval.schema import read_result
+    from eval.verify import verify
+
+    counts = {}
+    for folder in arguments.dirs:
+        wrong = verify(folder)
+        counts[str(folder)] = len(read_result(folder).metrics)
+        if wrong:
+            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
+    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
+    return {"verified": counts}, line
+
+
+def _compare(arguments: argparse.Namespace) -> _Result:
+    from dataclasses import asdict
+
+    from eval.compare import compare, table
+
+    comparison = compare(arguments.a, arguments.b)
+    return asdict(comparison), table(comparison)
+
+
 def _export(arguments: argparse.Namespace) -> _Result:
     from pretrain.export import export
 
@@ -226,6 +249,7 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -343,6 +367,15 @@ def _add_eval(commands: Any) -> None:
     _add_retrieval_options(video)
     video.add_argument("--frames", metavar="N", type=_count, default=4, help="of each clip (default %(default)s)")
 
+    verify = _command(
+        commands,
+        "verify",
+        _verify_results,
+        "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
+        "glscl eval verify runs/demo/retrieval runs/demo/preference",
+    )
+    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     retrieval.add_argument(
@@ -363,6 +396,18 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
     )
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "what differs between two results of one stage on the same data: paired differences with intervals",
+        "glscl compare runs/one/retrieval runs/other/retrieval",
+    )
+    compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
+    compare.add_argument("b", metavar="B", type=Path, help="another one")
 
 
 def _add_export(commands: Any) -> None:
