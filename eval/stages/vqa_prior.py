@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
@@ -29,7 +30,7 @@ from eval.stages import vqa
 from eval.vqa_accuracy import Truth, accuracy
 
 LABELS, WORDS = 3129, 5000  # the most frequent answers (as many as published models know) and words, single or in pairs
-STEPS, BATCH, RATE, DECAY = 1000, 512, 0.02, 1e-2
+STEPS, BATCH, RATE, DECAY = 500, 512, 0.02, 1e-2
 
 
 def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int | None = None) -> Result:
@@ -111,12 +112,11 @@ def _by_words(training: Sequence[Question], worth: Sequence[dict[str, float]], a
     torch.nn.init.zeros_(layer.weight)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    answers = pad_sequence([torch.tensor([number.get(a, len(labels)) for a in scores]) for scores in worth], True)
+    targets = pad_sequence([torch.tensor(list(scores.values())) for scores in worth], True)
     for rows in islice(_batches(len(training)), STEPS):
-        wanted = torch.zeros(len(rows), len(labels))
-        for row, place in enumerate(rows.tolist()):
-            for answer, score in worth[place].items():
-                if answer in number:
-                    wanted[row, number[answer]] = score
+        # Answers that are no label share a column that is cut off; padding adds nothing to the column of label 0.
+        wanted = torch.zeros(len(rows), len(labels) + 1).scatter_add_(1, answers[rows], targets[rows])[:, :-1]
         loss = binary_cross_entropy_with_logits(layer(known[rows]), wanted, reduction="sum") / len(rows)
         optimizer.zero_grad()
         loss.backward()
@@ -140,4 +140,4 @@ def _words(question: Question) -> list[str]:
 
 def _padded(questions: Sequence[Question], features: dict[str, int]) -> Tensor:
     rows = [torch.tensor([features[w] for w in _words(question) if w in features]) for question in questions]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(features))
+    return pad_sequence(rows, True, len(features))
