@@ -1,19 +1,21 @@
 """Questions about pictures or pairs of pictures through the classifier of a model, sample by sample of a data set.
 
-Nothing encoded is kept: a question belongs to one sample, so that a block of samples is encoded (each picture and each
-text once), fused and forgotten. Blocks are the same whatever the number of processes, which share them.
+A question belongs to one sample, so that a block of samples is encoded (each picture and each text once), fused and
+forgotten; what a cache keeps (see `eval/cache.py`) are the answers. Blocks are the same whatever the number of
+processes, which share them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,8 +24,9 @@ from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import BadSample, Kind, Question
 from data_pipeline.store import Store
-from eval.answers import questions_of, read_questions
-from eval.features import LoadedModel, share
+from eval.answers import questions_of
+from eval.cache import Block, encoded_blocks
+from eval.features import LoadedModel, processes
 from eval.matching import TOKENS_AT_ONCE
 from pretrain.model.modeling import Side
 
@@ -65,19 +68,34 @@ def answer_questions(
     if not loaded.model.config.classifier_labels:
         raise UsageError(f"the model {loaded.description['path']} has no classifier: fine-tune it on questions first")
     manifest.check_kind(_kind(loaded))
-    asked = [question.id for _, question in read_questions(manifest, limit)]
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    found: list[Answer] = []
     with closing(Store([manifest])) as store:
-        for numbers in share(range(total), batch_size):
-            found += _answer_block(loaded, store, numbers)
-    answers = gather_object(found)
-    check_ids(asked, [answer.question.id for answer in answers], str(manifest.root))
+        asked = [(number, question) for number in range(total) for question in questions_of(store, number)]
+        keys = [store.key(0, number) for number in range(total)]
+        check_ids([question.id for _, question in asked], str(manifest.root))
+        blocks = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        found = encoded_blocks(
+            processes(),
+            loaded.cache,
+            loaded.identity(),
+            [{"answers": manifest.digest, "code": code, "samples": [block.start, block.stop]} for block in blocks],
+            lambda number: _answer_block(loaded, store, blocks[number]),
+        )
+    labels = torch.cat([block.arrays["labels"] for block in found]).tolist()
+    scores = torch.cat([block.arrays["scores"] for block in found]).tolist()
+    problems: dict[int, str] = {item["sample"]: item["problem"] for block in found for item in block.items}
+    answers = [
+        Answer(keys[number], question, None, None, problems[number])
+        if number in problems
+        else Answer(keys[number], question, label, score)
+        for (number, question), label, score in zip(asked, labels, scores, strict=True)
+    ]
     return sorted(answers, key=lambda answer: (isinstance(answer.question.id, str), answer.question.id))
 
 
-def check_ids(asked: Sequence[str | int], answered: Iterable[str | int], where: str) -> None:
-    """Check that every question is asked once and answered once, and nothing else is answered.
+def check_ids(asked: Sequence[str | int], where: str) -> None:
+    """Check that there are questions, and that no two of them share an id.
 
     Raises
     ------
@@ -86,15 +104,9 @@ def check_ids(asked: Sequence[str | int], answered: Iterable[str | int], where: 
     """
     if not asked:
         raise DataError(f"{where} holds no sample to evaluate on")
-    questions, answers = Counter(asked), Counter(answered)
-    for name, counts in (("asked", questions), ("answered", answers)):
-        twice = [number for number, count in counts.items() if count > 1]
-        if twice:
-            raise DataError(f"{where}: {len(twice)} question ids are {name} more than once, first {twice[0]!r}")
-    missing, unknown = questions - answers, answers - questions
-    for name, counts in (("are not answered", missing), ("are answered but not asked", unknown)):
-        if counts:
-            raise DataError(f"{where}: {len(counts)} question ids {name}, first {next(iter(counts))!r}")
+    twice = [number for number, count in Counter(asked).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: {len(twice)} question ids are asked more than once, first {twice[0]!r}")
 
 
 def _kind(loaded: LoadedModel) -> Kind:
@@ -102,34 +114,33 @@ def _kind(loaded: LoadedModel) -> Kind:
 
 
 @torch.inference_mode()
-def _answer_block(loaded: LoadedModel, store: Store, numbers: Sequence[int]) -> list[Answer]:
+def _answer_block(loaded: LoadedModel, store: Store, numbers: Sequence[int]) -> Block:
+    """Answer the questions of samples: label and score of each question, and the samples that cannot be read."""
     size, kind = loaded.model.config.image_size, _kind(loaded)
     pixels = np.empty((len(numbers), 1 if kind == "image" else 2, size, size, 3), dtype=np.uint8)
-    found: list[Answer] = []
-    asked: list[tuple[int, str, Question]] = []
-    readable = 0
-    for number in numbers:
-        key = store.key(0, number)
+    texts: list[str] = []
+    rows: list[int] = []
+    problems = []
+    for row, number in enumerate(numbers):
         try:
             sample = store.read(0, number, kind, "questions")
-            write_evaluation_pixels(sample, pixels[readable, 0] if kind == "image" else pixels[readable])
+            write_evaluation_pixels(sample, pixels[row, 0] if kind == "image" else pixels[row])
         except BadSample as error:
             if error.reason not in UNREADABLE:
-                raise DataError(f"sample {key} cannot be evaluated: {error}") from error
-            found += [Answer(key, question, None, None, str(error)) for question in questions_of(store, number)]
-            continue
-        asked += [(readable, key, question) for question in sample.questions]
-        readable += 1
-    if not asked:
-        return found
-    rows = torch.tensor([row for row, _, _ in asked])
-    logits = _logits(loaded, torch.from_numpy(pixels[:readable]), rows, [question.question for _, _, question in asked])
-    labels = logits.argmax(axis=1)
-    for (_, key, question), label, own in zip(asked, labels.tolist(), logits, strict=True):
-        if not np.isfinite(own).all():
-            raise NumericsError(f"the classifier's scores are not finite for question {question.id!r} of {key}")
-        found.append(Answer(key, question, label, float(own[label])))
-    return found
+                raise DataError(f"sample {store.key(0, number)} cannot be evaluated: {error}") from error
+            problems.append({"sample": number, "problem": str(error)})
+            pixels[row] = 0
+        for question in questions_of(store, number):
+            texts.append(question.question)
+            rows.append(row)
+    logits = _logits(loaded, torch.from_numpy(pixels), torch.tensor(rows), texts)
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        key = store.key(0, numbers[rows[bad[0]]])
+        raise NumericsError(f"the classifier's scores are not finite for {len(bad)} of {len(rows)} questions: {key}")
+    labels = logits.argmax(axis=1)  # the first of equals, which torch does not promise everywhere
+    scores = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return Block({"labels": torch.from_numpy(labels), "scores": torch.from_numpy(scores)}, problems)
 
 
 def _logits(loaded: LoadedModel, pixels: Tensor, rows: Tensor, texts: Sequence[str]) -> NDArray[np.float32]:

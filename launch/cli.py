@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -181,12 +182,37 @@ def _retrieval(arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
-def _align(arguments: argparse.Namespace) -> _Result:
-    from eval.stages.align import evaluate
+def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
+    from importlib import import_module
 
-    options = {"limit": arguments.limit, "cache": arguments.cache}
-    result = evaluate(arguments.model, arguments.data, arguments.out, **options)
+    from eval.__main__ import STAGES
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
+    result = import_module(STAGES[stage]).evaluate(**options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _verify_results(arguments: argparse.Namespace) -> _Result:
+    from eval.schema import read_result
+    from eval.verify import verify
+
+    counts = {}
+    for folder in arguments.dirs:
+        wrong = verify(folder)
+        counts[str(folder)] = len(read_result(folder).metrics)
+        if wrong:
+            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
+    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
+    return {"verified": counts}, line
+
+
+def _compare(arguments: argparse.Namespace) -> _Result:
+    from dataclasses import asdict
+
+    from eval.compare import compare, table
+
+    comparison = compare(arguments.a, arguments.b)
+    return asdict(comparison), table(comparison)
 
 
 def _export(arguments: argparse.Namespace) -> _Result:
@@ -239,6 +265,7 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -250,10 +277,10 @@ def _add_data(commands: Any) -> None:
         commands,
         "scenes",
         _scenes,
-        "write the embedded data set: generated scenes with exact captions, as shards and dataset.json per split",
+        "write the embedded data set: generated scenes with exact captions, questions and masks, as shards per split",
         "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
     )
-    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test and novel into")
+    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test, novel and pairs into")
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
         scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
     scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
@@ -358,11 +385,55 @@ def _add_eval(commands: Any) -> None:
     align = _command(
         commands,
         "align",
-        _align,
+        partial(_evaluation, "align"),
         "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
         "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
     )
     _add_evaluation(align)
+    _add_answering(commands)
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify_results,
+        "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
+        "glscl eval verify runs/demo/retrieval runs/demo/preference",
+    )
+    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
+
+def _add_answering(commands: Any) -> None:
+    vqa = _command(
+        commands,
+        "vqa",
+        partial(_evaluation, "vqa"),
+        "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
+        "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
+    )
+    _add_evaluation(vqa)
+    vqa.add_argument(
+        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
+    )
+    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
+    prior = _command(
+        commands,
+        "vqa-prior",
+        partial(_evaluation, "vqa-prior"),
+        "what answers reach that know the training questions and see no picture",
+        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
+    )
+    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
+        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
+    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    prior.add_argument("--limit", metavar="N", type=_count, help="only the questions of the first N pictures")
+    nlvr2 = _command(
+        commands,
+        "nlvr2",
+        partial(_evaluation, "nlvr2"),
+        "whether statements are true of pairs of pictures: accuracy and consistency",
+        "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
+    )
+    _add_evaluation(nlvr2)
 
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
@@ -388,6 +459,18 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
     )
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "what differs between two results of one stage on the same data: paired differences with intervals",
+        "glscl compare runs/one/retrieval runs/other/retrieval",
+    )
+    compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
+    compare.add_argument("b", metavar="B", type=Path, help="another one")
 
 
 def _add_export(commands: Any) -> None:

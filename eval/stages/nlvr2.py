@@ -34,6 +34,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Judge the statements of a data set of pairs and write `result.json` and `samples.jsonl` into ``out``.
 
@@ -46,7 +47,7 @@ def evaluate(
         finite.
     """
     manifest = Manifest.load(data)
-    loaded = load(model, precision)
+    loaded = load(model, precision, cache)
     labels = tuple(loaded.model.config.classifier_labels)
     if loaded.model.config.classifier_images != 2 or sorted(labels) != sorted(LABELS):
         raise UsageError(f"{model} has no classifier of statements about two pictures: fine-tune it on pairs first")
@@ -65,7 +66,6 @@ def evaluate(
         protocol={
             "name": "NLVR2, accuracy and consistency",
             "ties": "the label with the lowest number",
-            "precision": precision,
             "intervals": "percentile bootstrap over sets of pairs",
         },
         data={
@@ -76,7 +76,7 @@ def evaluate(
             "statements": len(answers),
             "unreadable": unreadable,
         },
-        model=loaded.description,
+        model=loaded.description | {"precision": precision},
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags,
@@ -117,7 +117,7 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
 
 
 def _metrics(prefix: str, lines: Sequence[dict[str, Any]]) -> list[Metric]:
-    sets = [line["set"] for line in lines]
+    sets = [line["image"] for line in lines]
     right = np.array([100.0 * (line["prediction"] == line["label"]) for line in lines])
     groups: dict[tuple[str, str], list[int]] = {}
     for number, line in enumerate(lines):
@@ -147,8 +147,8 @@ def _metric(name: str, values: Any, sets: Sequence[str], chance: float | None) -
 def _record(answer: Answer, labels: Sequence[str], name: str) -> dict[str, Any]:
     question = answer.question
     file, pictures, group = _places(question, answer.key, name)
-    record: dict[str, Any] = {"query": question.id, "statement": question.question, "image": answer.key}
-    record |= {"file": file, "set": pictures, "group": group, "label": _label(question)}
+    record: dict[str, Any] = {"query": question.id, "statement": question.question, "pair": answer.key}
+    record |= {"image": pictures, "file": file, "group": group, "label": _label(question)}
     return record | {"prediction": None if answer.label is None else labels[answer.label], "score": answer.score}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
-from eval.answering import Answer, answer_questions, check_ids
+from eval.answering import Answer, answer_questions
 from eval.answers import LabelScores
 from eval.features import load, processes
 from eval.schema import Metric, Result, environment, read_records, read_result, write_result
@@ -29,6 +30,11 @@ from pretrain.run.files import write_whole
 __all__ = ["accuracy", "evaluate", "metrics", "write_submission"]
 
 SUBMISSION_NAME = "submission.json"
+PROTOCOL = {
+    "name": "VQA, official accuracy of 2021",
+    "ties": "the first label, which is the most frequent in training",
+    "intervals": "percentile bootstrap over pictures",
+}
 
 
 def evaluate(
@@ -41,6 +47,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Answer the questions of a data set and write `result.json` and `samples.jsonl` into ``out``.
 
@@ -60,6 +67,8 @@ def evaluate(
         Pictures encoded at once; it does not change the result.
     precision
         `fp32` or `bf16` for the networks; the classifier is float32 in both.
+    cache
+        Folder that keeps answers block by block, so that a killed evaluation goes on.
 
     Raises
     ------
@@ -71,7 +80,7 @@ def evaluate(
         raise UsageError("a submission answers all questions: leave out limit, or submit")
     manifest = Manifest.load(data)
     blind = None if prior is None else _blind_answers(prior, manifest)
-    loaded = load(model, precision)
+    loaded = load(model, precision, cache)
     if loaded.model.config.classifier_images != 1:
         raise UsageError(f"the classifier of {model} is for pairs of pictures: evaluate it with nlvr2")
     started = time.perf_counter()
@@ -84,13 +93,7 @@ def evaluate(
     state = processes()
     result = Result(
         stage="vqa",
-        protocol={
-            "name": "VQA, official accuracy of 2021",
-            "ties": "the label with the lowest number, the most frequent answer in training",
-            "labels": len(labels),
-            "precision": precision,
-            "intervals": "percentile bootstrap over pictures",
-        },
+        protocol=PROTOCOL,
         data={
             "path": str(data),
             "name": manifest.name,
@@ -99,7 +102,7 @@ def evaluate(
             "questions": len(answers),
             "unreadable": unreadable,
         },
-        model=loaded.description,
+        model=loaded.description | {"labels": len(labels), "precision": precision},
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags + (["unreadable_images"] if unreadable else []) + ([] if records[0]["answers"] else ["no_answers"]),
@@ -118,7 +121,8 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
 
     `accuracy` is the official one of 2021, `accuracy/2017` and `accuracy/always` those of the other versions,
     `accuracy/type/TYPE` and `accuracy/answer_type/TYPE` parts of it. `ceiling` is what the best labels reach,
-    `prior/accuracy` what the answers without a picture do, `above_prior/accuracy` the paired difference.
+    `prior/accuracy` what the answers without a picture do, `above_prior/accuracy` the paired difference;
+    `by_type/accuracy`, of such answers, what the most frequent answer to each type of question does.
     """
     lines = list(records)
     unanswered = [line["query"] for line in lines if not line["answers"]]
@@ -138,6 +142,8 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     if "ceiling" in lines[0]:
         best = np.array([100 * line["ceiling"] for line in lines])
         found.append(_mean("ceiling", best, lines, guessed=False))
+    if "by_type" in lines[0]:
+        found.append(_mean("by_type/accuracy", scores(lines, "by_type"), lines, guessed=False))
     if "prior" in lines[0]:
         blind = scores(lines, "prior")
         found.append(_mean("prior/accuracy", blind, lines, guessed=False))
@@ -166,7 +172,15 @@ def write_submission(path: Path, records: Sequence[dict[str, Any]], asked: Seque
             raise DataError(f"question id {record['query']!r} is no whole number, as the test server wants them")
         if record["prediction"] is None:
             raise DataError(f"question {record['query']} has no answer: the picture {record['image']} cannot be read")
-    check_ids(asked, [record["query"] for record in records], str(path))
+    questions, answers = Counter(asked), Counter(record["query"] for record in records)
+    twice = (questions - Counter(set(questions))) + (answers - Counter(set(answers)))
+    for what, counts in (
+        ("asked or answered more than once", twice),
+        ("not answered", questions - answers),
+        ("answered but not asked", answers - questions),
+    ):
+        if counts:
+            raise DataError(f"{path}: {len(counts)} question ids are {what}, first {next(iter(counts))}")
     entries = [{"question_id": record["query"], "answer": record["prediction"]} for record in records]
     write_whole(path, json.dumps(entries))
 
@@ -194,7 +208,11 @@ def _records(
 
 def _blind_answers(folder: Path | str, manifest: Manifest) -> dict[str | int, str]:
     result = read_result(folder)
-    if result.stage != "vqa-prior" or result.data.get("hash") != f"sha256:{manifest.digest}":
+    if (
+        result.stage != "vqa"
+        or result.model["hash"] is not None
+        or result.data.get("hash") != f"sha256:{manifest.digest}"
+    ):
         raise DataError(f"{folder} is no vqa-prior result on {manifest.root}: evaluate the prior on the same data")
     return {record["query"]: record["prediction"] for record in read_records(folder)}
 

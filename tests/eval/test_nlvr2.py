@@ -47,7 +47,7 @@ def lines(right: dict[str, bool]) -> list[dict]:
         file, number, pair, sentence = name.split("-")
         other = "False" if label == "True" else "True"
         found.append(
-            {"query": name, "image": f"{number}-{pair}", "file": file, "set": number, "group": f"{number}-{sentence}"}
+            {"query": name, "pair": f"{number}-{pair}", "image": number, "file": file, "group": f"{number}-{sentence}"}
             | {"label": label, "prediction": label if right.get(name, True) else other}
         )
     return found
