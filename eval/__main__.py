@@ -22,8 +22,13 @@ from pretrain.config_file import apply_overrides
 
 STAGES = {
     "retrieval": "eval.stages.retrieval",
+    "video-retrieval": "eval.stages.video_retrieval",
     "preference": "eval.stages.preference",
+    "align": "eval.stages.align",
     "baseline": "eval.baselines",
+    "vqa": "eval.stages.vqa",
+    "vqa-prior": "eval.stages.vqa_prior",
+    "nlvr2": "eval.stages.nlvr2",
 }
 
 

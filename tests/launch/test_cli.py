@@ -20,6 +20,7 @@ COMMANDS = (
     "data tokenizer",
     "pretrain",
     "eval retrieval",
+    "eval align",
     "export",
     "convert",
     "report",
