@@ -169,7 +169,7 @@ def _plan(arguments: argparse.Namespace) -> _Result:
 def _retrieval(arguments: argparse.Namespace) -> _Result:
     from eval.stages import retrieval, video_retrieval
 
-    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache")}
+    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
     evaluated = arguments.model, arguments.data, arguments.out
     if "frames" in arguments:
         result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
