@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -177,11 +178,13 @@ def _retrieval(arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
-def _align(arguments: argparse.Namespace) -> _Result:
-    from eval.stages.align import evaluate
+def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
+    from importlib import import_module
 
-    options = {"limit": arguments.limit, "cache": arguments.cache}
-    result = evaluate(arguments.model, arguments.data, arguments.out, **options)
+    from eval.__main__ import STAGES
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
+    result = import_module(STAGES[stage]).evaluate(**options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
@@ -353,11 +356,25 @@ def _add_eval(commands: Any) -> None:
     align = _command(
         commands,
         "align",
-        _align,
+        partial(_evaluation, "align"),
         "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
         "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
     )
     _add_evaluation(align)
+    zero_shot = _command(
+        commands,
+        "zero-shot",
+        partial(_evaluation, "zero-shot"),
+        "zero-shot classification: which class's name, put into sentences, is closest to the picture",
+        "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot",
+    )
+    _add_evaluation(zero_shot)
+    zero_shot.add_argument(
+        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+    )
+    zero_shot.add_argument(
+        "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
+    )
 
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:

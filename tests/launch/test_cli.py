@@ -21,6 +21,7 @@ COMMANDS = (
     "pretrain",
     "eval retrieval",
     "eval align",
+    "eval zero-shot",
     "export",
     "convert",
     "report",
