@@ -188,6 +188,17 @@ def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
+def _explain(arguments: argparse.Namespace) -> _Result:
+    from eval.report.explain import explain
+
+    done = explain(arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word)
+    rows, columns = done.heat.shape
+    row, column = done.peak
+    result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
+    result |= {"grid": [rows, columns], "peak": [row, column]}
+    return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
+
+
 def _export(arguments: argparse.Namespace) -> _Result:
     from pretrain.export import export
 
@@ -216,6 +227,9 @@ def _report(arguments: argparse.Namespace) -> _Result:
 # What they take. ------------------------------------------------------------------------------------------------------
 
 
+_MODEL = "run, checkpoint or model folder, or the authors' file"
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like every other error."""
 
@@ -237,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_explain(groups)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -388,9 +403,7 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
-    )
+    parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
     parser.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
@@ -400,6 +413,21 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
     )
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(
+        commands,
+        "explain",
+        _explain,
+        "draw where a caption, or a word of it, looks in a picture: cross-attention as a heat map",
+        'glscl explain street.jpg --caption "a dog beside a red bus" --word dog --model runs/demo --out dog.png',
+    )
+    explain.add_argument("image", metavar="IMAGE", type=Path, help="a JPEG, PNG or WebP file")
+    explain.add_argument("--caption", metavar="TEXT", required=True, help="what is in the picture")
+    explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
+    explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
+    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
 
 
 def _add_export(commands: Any) -> None:

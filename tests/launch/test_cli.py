@@ -22,6 +22,7 @@ COMMANDS = (
     "eval retrieval",
     "eval align",
     "eval zero-shot",
+    "explain",
     "export",
     "convert",
     "report",
