@@ -104,8 +104,11 @@ def _spread(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _worst(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    ordered = sorted(lines, key=lambda line: _scores(line)["mass"] - _scores(line)["area"], reverse=True)
-    return list({line["image"]: line for line in ordered}.values())[: -PER_GROUP - 1 : -1]
+    """Choose the worst line of each picture, and of those the worst."""
+    of_picture: dict[str, dict[str, Any]] = {}
+    for line in sorted(lines, key=lambda line: _scores(line)["mass"] - _scores(line)["area"]):
+        of_picture.setdefault(line["image"], line)
+    return list(of_picture.values())[:PER_GROUP]
 
 
 def _scores(line: dict[str, Any]) -> dict[str, float]:
@@ -133,10 +136,11 @@ def _example(line: dict[str, Any], sample: Sample) -> Example:
 def _framed(pixels: Pixels, region: Mask) -> Pixels:
     """Draw the region's outline, white with a dark rim that stands out from bright pictures."""
     shape = Image.fromarray(region).convert("L").resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
-    grown = [np.asarray(shape.filter(ImageFilter.MaxFilter(width))) > 0 for width in (1, 3, 5)]
+    line, rim = (np.asarray(shape.filter(ImageFilter.MaxFilter(width))) > 0 for width in (5, 7))
+    inside = np.asarray(shape) > 0
     framed = pixels.copy()
-    framed[grown[2] & ~grown[0]] = 20
-    framed[grown[1] & ~grown[0]] = 255
+    framed[rim & ~line] = 20
+    framed[line & ~inside] = 255
     return framed
 
 
