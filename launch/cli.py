@@ -169,7 +169,7 @@ def _plan(arguments: argparse.Namespace) -> _Result:
 def _retrieval(arguments: argparse.Namespace) -> _Result:
     from eval.stages import retrieval, video_retrieval
 
-    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache")}
+    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
     evaluated = arguments.model, arguments.data, arguments.out
     if "frames" in arguments:
         result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
@@ -197,6 +197,29 @@ def _explain(arguments: argparse.Namespace) -> _Result:
     result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
     result |= {"grid": [rows, columns], "peak": [row, column]}
     return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
+
+
+def _verify_results(arguments: argparse.Namespace) -> _Result:
+    from eval.schema import read_result
+    from eval.verify import verify
+
+    counts = {}
+    for folder in arguments.dirs:
+        wrong = verify(folder)
+        counts[str(folder)] = len(read_result(folder).metrics)
+        if wrong:
+            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
+    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
+    return {"verified": counts}, line
+
+
+def _compare(arguments: argparse.Namespace) -> _Result:
+    from dataclasses import asdict
+
+    from eval.compare import compare, table
+
+    comparison = compare(arguments.a, arguments.b)
+    return asdict(comparison), table(comparison)
 
 
 def _export(arguments: argparse.Namespace) -> _Result:
@@ -252,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_explain(groups)
+    _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -391,6 +415,15 @@ def _add_eval(commands: Any) -> None:
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
 
+    verify = _command(
+        commands,
+        "verify",
+        _verify_results,
+        "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
+        "glscl eval verify runs/demo/retrieval runs/demo/preference",
+    )
+    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     _add_evaluation(retrieval)
@@ -428,6 +461,18 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
     explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
     explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "what differs between two results of one stage on the same data: paired differences with intervals",
+        "glscl compare runs/one/retrieval runs/other/retrieval",
+    )
+    compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
+    compare.add_argument("b", metavar="B", type=Path, help="another one")
 
 
 def _add_export(commands: Any) -> None:
