@@ -57,7 +57,7 @@ def evaluate(
     started = time.perf_counter()
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     records = [_record(answer, labels, manifest.name) for answer in answers]
-    unreadable = sorted({answer.key for answer in answers if answer.problem})
+    unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
     flags = overlap_flags(known)
     if unreadable:
         flags.append("unreadable_images")

@@ -90,7 +90,7 @@ def evaluate(
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     labels = list(loaded.model.config.classifier_labels)
     records = _records(answers, labels, blind)
-    unreadable = sorted({answer.key for answer in answers if answer.problem})
+    unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
     predicted = {record["prediction"] for record in records}
     flags = overlap_flags(known)
     if len(records) > 1 and len(predicted) == 1:

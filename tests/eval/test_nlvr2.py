@@ -115,7 +115,7 @@ def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(model: P
     found = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
     assert found.metric("accuracy").value == 50
     assert found.metric("consistency").value == 0
-    assert found.data["unreadable"] == ["test/shard-000000.tar/001"]
+    assert list(found.data["unreadable"]) == ["test/shard-000000.tar/001"]
     assert found.flags[1:] == ["unreadable_images"]
     assert {line["file"] for line in read_records(tmp_path / "o")} == {"test-P"}
 
