@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])
+        if words[:1] == ["finetune"]:
+            from eval.finetune import main as finetune
+
+            return finetune(words[1:])
         arguments = parser().parse_args(words)
         result = arguments.command(arguments)
         if result is not None:
@@ -272,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_explain(groups)
