@@ -35,8 +35,9 @@ from eval.statistics import mean_interval
 LEVELS = ("local", "global")
 BASELINES = {"mass": "area", "pointing": "touched", "IoU": "area"}
 """What uniform attention reaches in each measure: another number of the same record."""
-LEFT_OUT = ("unmatched", "background", "empty", "zero_map")
-"""What records count: phrases that the caption does not hold, background, shapes without area, maps without mass."""
+FLAGGED = ("unmatched", "empty", "zero_map")
+LEFT_OUT = (*FLAGGED, "background")
+"""What records count: phrases that the caption does not hold, shapes without area, maps without mass, background."""
 PROTOCOL = {
     "name": "ALIGN-BENCH",
     "map": "cross-attention from text to image in the text stream's last fusion layer, the largest of the heads, "
@@ -117,7 +118,8 @@ def evaluate(
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=overlap_flags(known) + [f"{name}/{counts[name]}" for name in ("unmatched", "zero_map") if counts[name]],
+        flags=overlap_flags(known)
+        + [f"{name}/{counts[name]}" for name in ("unmatched", "empty", "zero_map") if counts[name]],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:

@@ -122,11 +122,11 @@ def evaluate(
 
 
 def label_of(key: str, annotation: dict[str, Any]) -> str | None:
-    """Return a picture's class: its only label, or what a scene's only object is; None where there are none or several.
+    """Return a picture's class: its only label, of a scene what its only object is; None where there is no such one.
 
     Raises DataError for labels that are not a list of names.
     """
-    if "labels" not in annotation and is_scene(annotation):
+    if is_scene(annotation):  # its labels are shapes alone, which its captions hardly ever name without a colour
         return _only([f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]])
     labels = annotation.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
