@@ -6,15 +6,37 @@ does both). The picture is squashed onto the grid, as it is before the model see
 
 from __future__ import annotations
 
+import base64
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.regions import Box, Mask
+from data_pipeline.decode import open_image
+from data_pipeline.errors import DataError
+from data_pipeline.regions import Box, Mask, Region, decode_mask, parse_regions
+from data_pipeline.sample import Sample
 
 BACKGROUND = 0.9  # of the picture's area
+KINDS = ("pixel", "box")
 Array = NDArray[np.float64]
+
+
+def shapes_of(key: str, region: Region, media: bytes) -> dict[str, list[Mask]]:
+    """Draw the masks (height, width) of what a region is in an encoded picture, of each kind.
+
+    Raises DataError, which names the sample, for masks of another size than the picture's.
+    """
+    picture = open_image(media)
+    size = picture.height, picture.width
+    masks = [decode_mask(mask) for mask in region.masks]
+    for mask in masks:
+        if mask.shape != size:
+            sizes = " and ".join(f"{width} x {height}" for height, width in (mask.shape, size))
+            raise DataError(f"sample {key}: the mask of {region.phrase!r} and the picture differ in size: {sizes}")
+    return {"pixel": masks, "box": [box_mask(box, size) for box in region.boxes]}
 
 
 def box_mask(box: Box, size: tuple[int, int]) -> Mask:
@@ -34,6 +56,11 @@ def is_background(mask: Mask) -> bool:
     if not len(rows):
         return False
     return bool((np.ptp(rows) + 1) * (np.ptp(columns) + 1) > BACKGROUND * mask.size)
+
+
+def foreground(masks: Sequence[Mask]) -> list[Mask]:
+    """Leave out what is background."""
+    return [mask for mask in masks if not is_background(mask)]
 
 
 def pooled(mask: Mask, grid: tuple[int, ...]) -> Array:
@@ -60,6 +87,30 @@ def measures(heat: Array, region: Array) -> dict[str, float]:
         "IoU": float(region[bright].sum() / union),
         **baselines,
     }
+
+
+def packed(heat: Array) -> dict[str, Any]:
+    """Pack a map for a record, as 255ths of its maximum: enough for a picture of it."""
+    scaled: NDArray[np.uint8] = np.rint(255 * heat / max(float(heat.max()), 1e-30)).astype(np.uint8)
+    return {"grid": list(heat.shape), "values": base64.b64encode(scaled.tobytes()).decode()}
+
+
+def map_of_record(record: Mapping[str, Any]) -> Array:
+    """Unpack the map (rows, columns) of a record that has one, from 0 to 1."""
+    values = np.frombuffer(base64.b64decode(record["map"]["values"]), dtype=np.uint8)
+    return values.reshape(record["map"]["grid"]) / 255
+
+
+def region_of_record(record: Mapping[str, Any], sample: Sample) -> Mask:
+    """Return the pixels (height, width) that a record was measured against: of masks if there are any, else of boxes.
+
+    `sample` is the picture's.
+    """
+    regions = parse_regions(sample.key, sample.annotations)
+    kind = next(kind for kind in KINDS if record[kind] is not None)
+    masks = [mask for n in record["regions"] for mask in shapes_of(sample.key, regions[n], sample.media)[kind]]
+    found: Mask = np.logical_or.reduce(foreground(masks) if record["level"] == "global" else masks)
+    return found
 
 
 def _overlaps(cells: int, pixels: int) -> Array:

@@ -1,17 +1,15 @@
 """Maps over pictures: what alignment found, with what was asked for framed.
 
-In: the folder of an `align` result, whose data set must still be there. Out: groups of examples for the page, each a
-picture as data URI with what it shows in numbers.
+In: the records of an `align` result, and its pictures. Out: groups of examples for the page, each a picture as data URI
+with what it shows in numbers.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,26 +17,23 @@ from matplotlib import colormaps
 from PIL import Image, ImageFilter
 
 from data_pipeline.decode import Pixels, decode, open_image
-from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.regions import Mask
 from data_pipeline.sample import Sample
-from data_pipeline.store import Store
-from eval.grounding import Array
-from eval.schema import read_records, read_result
-from eval.stages.align import map_of_record, region_of_record
+from eval.grounding import Array, map_of_record, region_of_record
+
+from .gallery import Thumbnails, distinct, spread
 
 COLOURS = colormaps["viridis"]
 STRENGTH = 0.6  # of the colours over the picture
 SIDE = 240  # pixels of the longer side of an example
-PER_GROUP = 6
 
 
 @dataclass(frozen=True)
 class Example:
     """A map over its picture as data URI; `phrase` is None for the map of the whole caption.
 
-    `mass` is the share of attention inside the region, `area` what uniform attention would have there.
+    `mass` is the share of attention inside the region, `area` what uniform attention would have there; `touched` says
+    whether the region touches the highest cell.
     """
 
     picture: str
@@ -49,41 +44,25 @@ class Example:
     touched: bool
 
 
-@dataclass(frozen=True)
-class Overlays:
-    """Examples by the title of their group; `problem` says why there are none."""
+def overlays(records: Sequence[dict[str, Any]], pictures: Thumbnails) -> dict[str, list[Example]]:
+    """Choose lines of an `align` result and draw them: evenly spread ones, and those with the least mass inside.
 
-    groups: dict[str, list[Example]]
-    problem: str | None = None
-
-
-def overlays(folder: Path | str) -> Overlays:
-    """Choose examples of an `align` result and draw them: evenly spread ones, and those with the least mass inside.
-
-    What is framed and measured are masks where the region has any, else boxes.
+    Returns examples by the title of their group. What is framed and measured are masks where the region has any, else
+    boxes.
     """
-    data = read_result(folder).data
-    lines = [line for line in read_records(folder) if line["box"] or line["pixel"]]
+    lines = [line for line in records if line["box"] or line["pixel"]]
     local = [line for line in lines if line["level"] == "local"]
+    worst = sorted(local, key=lambda line: _scores(line)["mass"] - _scores(line)["area"])
     chosen = {
-        "Phrases, evenly spread": _spread(local),
-        "Phrases with the least attention inside, beside uniform attention": _worst(local),
-        "Whole captions, evenly spread": _spread(line for line in lines if line["level"] == "global"),
+        "Phrases, evenly spread": spread(local),
+        "Phrases with the least attention inside, beside uniform attention": distinct(worst),
+        "Whole captions, evenly spread": spread([line for line in lines if line["level"] == "global"]),
     }
-    try:
-        manifest = Manifest.load(data["path"])
-        if f"sha256:{manifest.digest}" != data.get("hash"):
-            raise DataError(f"{data['path']} is not the data set that was evaluated")
-        with closing(Store([manifest])) as store:
-            rows = {store.key(0, row): row for row in range(manifest.samples)}
-            groups = {
-                title: [_example(line, store.read(0, rows[line["image"]])) for line in several]
-                for title, several in chosen.items()
-                if several
-            }
-    except DataError as error:
-        return Overlays({}, str(error))
-    return Overlays(groups)
+    drawn = {
+        title: [_example(line, sample) for line in several if (sample := pictures.sample(line["image"])) is not None]
+        for title, several in chosen.items()
+    }
+    return {title: examples for title, examples in drawn.items() if examples}
 
 
 def overlay(pixels: Pixels, heat: Array) -> Pixels:
@@ -94,21 +73,6 @@ def overlay(pixels: Pixels, heat: Array) -> Pixels:
     grey = pixels.mean(axis=2, keepdims=True) / 255  # what colour there is, is the map's
     mixed = (1 - STRENGTH) * grey + STRENGTH * np.asarray(COLOURS(spread))[..., :3]
     return np.rint(255 * mixed).astype(np.uint8)
-
-
-def _spread(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Choose lines of different pictures, evenly spread, so that nothing is picked by its looks."""
-    of_picture = {line["image"]: line for line in sorted(lines, key=lambda line: str(line["query"]))}
-    several = list(of_picture.values())
-    return [several[i * len(several) // PER_GROUP] for i in range(PER_GROUP)] if len(several) > PER_GROUP else several
-
-
-def _worst(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Choose the worst line of each picture, and of those the worst."""
-    of_picture: dict[str, dict[str, Any]] = {}
-    for line in sorted(lines, key=lambda line: _scores(line)["mass"] - _scores(line)["area"]):
-        of_picture.setdefault(line["image"], line)
-    return list(of_picture.values())[:PER_GROUP]
 
 
 def _scores(line: dict[str, Any]) -> dict[str, float]:

@@ -8,7 +8,6 @@ the `IoU` of its bright part. What uniform attention reaches stands beside each,
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -19,27 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
 
-from data_pipeline.decode import open_image
 from data_pipeline.errors import DataError, NumericsError
 from data_pipeline.manifest import Manifest
-from data_pipeline.regions import Mask, Region, decode_mask, parse_regions
-from data_pipeline.sample import Sample
+from data_pipeline.regions import Mask, Region, parse_regions
 from data_pipeline.store import Store
 from eval.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
 from eval.features import Images, LoadedModel, encode_images, encode_texts, load, processes, share
-from eval.grounding import BACKGROUND, Array, box_mask, is_background, measures, pooled
+from eval.grounding import BACKGROUND, KINDS, Array, foreground, measures, packed, pooled, shapes_of
 from eval.matching import TOKENS_AT_ONCE
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 
-LEVELS = ("global", "local")
-KINDS = ("box", "pixel")
+LEVELS = ("local", "global")
 BASELINES = {"mass": "area", "pointing": "touched", "IoU": "area"}
 """What uniform attention reaches in each measure: another number of the same record."""
-LEFT_OUT = ("unmatched", "background", "empty", "zero_map")
-"""What records count: phrases that the caption does not hold, background, shapes without area, maps without mass."""
+FLAGGED = ("unmatched", "empty", "zero_map")
+LEFT_OUT = (*FLAGGED, "background")
+"""What records count: phrases that the caption does not hold, shapes without area, maps without mass, background."""
 PROTOCOL = {
     "name": "ALIGN-BENCH",
     "map": "cross-attention from text to image in the text stream's last fusion layer, the largest of the heads, "
@@ -77,6 +75,7 @@ def evaluate(
     batch_size: int = 64,
     precision: str = "fp32",
     cache: Path | str | None = None,
+    train: Path | str | None = None,
 ) -> Result:
     """Evaluate alignment over a data set with regions; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -88,6 +87,7 @@ def evaluate(
         For an unknown option, for data without regions or with broken ones, for attention that is not finite.
     """
     manifest = Manifest.load(data)
+    known = overlap(manifest, model, train)
     loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
@@ -113,11 +113,13 @@ def evaluate(
             "texts": len(captions),
             "phrases": sum(line["level"] == "local" for line in records),
             "left_out": counts,
+            "overlap": known,
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=[f"{name}/{counts[name]}" for name in ("unmatched", "zero_map") if counts[name]],
+        flags=overlap_flags(known)
+        + [f"{name}/{counts[name]}" for name in ("unmatched", "empty", "zero_map") if counts[name]],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -193,9 +195,9 @@ def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps
     """Make the records of a caption as a whole and of each of its phrases."""
     if not np.isfinite(maps).all():
         raise NumericsError(f"attention is not finite for the picture {key} and its caption {caption.text!r}")
-    shapes = [_shapes(key, region, media) for _, region in caption.regions]
+    shapes = [shapes_of(key, region, media) for _, region in caption.regions]
     named = {kind: [mask for own in shapes for mask in own[kind]] for kind in KINDS}
-    kept = {kind: _foreground(masks) for kind, masks in named.items()}
+    kept = {kind: foreground(masks) for kind, masks in named.items()}
     common = {"image": key, "caption": caption.text}
     background = sum(len(named[kind]) - len(kept[kind]) for kind in KINDS)
     lines = [
@@ -215,55 +217,15 @@ def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps
     return lines
 
 
-def _shapes(key: str, region: Region, media: bytes) -> dict[str, list[Mask]]:
-    """Draw masks (height, width) of what a region is, of each kind."""
-    picture = open_image(media)
-    size = picture.height, picture.width
-    masks = [decode_mask(mask) for mask in region.masks]
-    for mask in masks:
-        if mask.shape != size:
-            sizes = " and ".join(f"{width} x {height}" for height, width in (mask.shape, size))
-            raise DataError(f"sample {key}: the mask of {region.phrase!r} and the picture differ in size: {sizes}")
-    return {"box": [box_mask(box, size) for box in region.boxes], "pixel": masks}
-
-
-def _foreground(masks: Sequence[Mask]) -> list[Mask]:
-    return [mask for mask in masks if not is_background(mask)]
-
-
 def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> dict[str, Any]:
     """Part of a record that says what the map is like; without a map there are no scores."""
     found: dict[str, Any] = {"empty": sum(not mask.any() for masks in shapes.values() for mask in masks)}
     found |= {"zero_map": 0, "map": None} | dict.fromkeys(KINDS)
     if heat is None:
         return found
-    found |= {"zero_map": int(not heat.any()), "map": _as_bytes(heat)}
+    found |= {"zero_map": int(not heat.any()), "map": packed(heat)}
     for kind, masks in shapes.items():
         region = np.logical_or.reduce(masks) if masks else np.zeros((1, 1), dtype=bool)
         if region.any():
             found[kind] = measures(heat, pooled(region, heat.shape))
-    return found
-
-
-def _as_bytes(heat: Array) -> dict[str, Any]:
-    """Pack a map as 255ths of its maximum, for pictures of it; `map_of_record` reads it."""
-    scaled: NDArray[np.uint8] = np.rint(255 * heat / max(float(heat.max()), 1e-30)).astype(np.uint8)
-    return {"grid": list(heat.shape), "values": base64.b64encode(scaled.tobytes()).decode()}
-
-
-def map_of_record(record: Mapping[str, Any]) -> Array:
-    """Return the map (rows, columns) of a line of `samples.jsonl`, from 0 to 1; it must have one."""
-    values = np.frombuffer(base64.b64decode(record["map"]["values"]), dtype=np.uint8)
-    return values.reshape(record["map"]["grid"]) / 255
-
-
-def region_of_record(record: Mapping[str, Any], sample: Sample) -> Mask:
-    """Return the pixels (height, width) that a line of `samples.jsonl` was measured against.
-
-    Those of masks if there are any, else of boxes; `sample` is the picture's.
-    """
-    regions = parse_regions(sample.key, sample.annotations)
-    kind = "box" if record["pixel"] is None else "pixel"
-    masks = [mask for n in record["regions"] for mask in _shapes(sample.key, regions[n], sample.media)[kind]]
-    found: Mask = np.logical_or.reduce(_foreground(masks) if record["level"] == "global" else masks)
     return found

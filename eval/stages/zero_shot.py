@@ -19,6 +19,8 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.truth import is_scene
 from eval.features import LoadedModel, encode_images, encode_texts, load, processes
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
@@ -38,12 +40,13 @@ def evaluate(
     batch_size: int = 64,
     precision: str = "fp32",
     cache: Path | str | None = None,
+    train: Path | str | None = None,
 ) -> Result:
     """Classify the pictures of a data set by the names of classes; write `result.json` and `samples.jsonl`.
 
     Parameters
     ----------
-    model, data, out, limit, batch_size, precision, cache
+    model, data, out, limit, batch_size, precision, cache, train
         As of retrieval.
     templates
         Sentences with `{}` where the name of a class goes; `TEMPLATES` by default.
@@ -60,6 +63,7 @@ def evaluate(
         if template.count("{}") != 1:
             raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
     manifest = Manifest.load(data)
+    known = overlap(manifest, model, train)
     loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit, captioned=False)
@@ -103,11 +107,12 @@ def evaluate(
             "images": len(rows),
             "without_one_label": len(labels) - len(rows),
             "classes": names,
+            "overlap": known,
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=["degenerate_scores"] if degenerate else [],
+        flags=overlap_flags(known) + ["degenerate_scores"] * degenerate,
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -117,11 +122,11 @@ def evaluate(
 
 
 def label_of(key: str, annotation: dict[str, Any]) -> str | None:
-    """Return a picture's class: its only label, or what a scene's only object is; None where there are none or several.
+    """Return a picture's class: its only label, of a scene what its only object is; None where there is no such one.
 
     Raises DataError for labels that are not a list of names.
     """
-    if "labels" not in annotation and is_scene(annotation):
+    if is_scene(annotation):  # its labels are shapes alone, which its captions hardly ever name without a colour
         return _only([f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]])
     labels = annotation.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):

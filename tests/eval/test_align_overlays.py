@@ -12,8 +12,10 @@ from PIL import Image
 
 from data_pipeline.regions import encode_mask
 from data_pipeline.write import write_shards
+from eval.report import write_report
+from eval.report.gallery import Thumbnails
 from eval.report.overlays import overlays
-from eval.schema import read_records
+from eval.schema import read_records, read_result
 from eval.stages.align import evaluate
 
 
@@ -38,9 +40,10 @@ def result(knowing_model: Path, tmp_path: Path) -> Path:
 
 
 def test_examples_are_spread_or_the_worst_and_each_is_a_framed_picture(result: Path) -> None:
-    found = overlays(result)
-    spread, worst, whole = found.groups.values()
-    assert found.problem is None and [len(group) for group in (spread, worst, whole)] == [6, 6, 6]
+    data = read_result(result).data
+    found = overlays(list(read_records(result)), Thumbnails(Path(data["path"]), data["hash"]))
+    spread, worst, whole = found.values()
+    assert [len(group) for group in (spread, worst, whole)] == [6, 6, 6]
     gains: dict[str, float] = {}
     for line in read_records(result):
         scores = line["pixel"] or line["box"]
@@ -56,7 +59,10 @@ def test_examples_are_spread_or_the_worst_and_each_is_a_framed_picture(result: P
         assert (pixels.min(axis=2) > 215).sum() > 50  # the white frame
 
 
-def test_without_the_data_there_are_no_pictures_and_the_reason_is_said(result: Path, tmp_path: Path) -> None:
+def test_the_page_shows_them_in_words_and_says_when_the_data_are_gone(result: Path, tmp_path: Path) -> None:
+    text = write_report([result], tmp_path / "page.html").read_text("utf-8")
+    assert text.count("data:image/jpeg") == 18 and text.count("looks, with its region framed: a red circle") == 18
+    assert "% of attention inside" in text and "local · pixel · attention inside, over uniform" in text
     shutil.rmtree(tmp_path / "data")
-    found = overlays(result)
-    assert found.groups == {} and "data is not a folder" in (found.problem or "")
+    text = write_report([result], tmp_path / "page.html").read_text("utf-8")
+    assert "Pictures are left out" in text and "data:image/jpeg" not in text

@@ -77,7 +77,7 @@ def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
         model.contrastive_text_head[3].weight.zero_()
     classes = ["red star", "blue circle", "cat", "dog", "cow", "hen", "owl"]
     found = evaluate(save_model(model, tokenizer, tmp_path / "m"), labelled, tmp_path / "o", classes=classes)
-    assert found.flags == ["degenerate_scores"]
+    assert "degenerate_scores" in found.flags
     for name in ("top1", "top5", "mean_per_class"):
         assert found.metric(name).value == pytest.approx(found.metric(name).chance)
     assert found.metric("top5").chance == pytest.approx(500 / 7)
