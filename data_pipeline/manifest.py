@@ -26,6 +26,7 @@ __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "Member", "Shard", "ShardIndex
 MANIFEST_NAME = "dataset.json"
 FORMAT = "glscl-dataset/1"
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -212,13 +213,13 @@ def assemble(root: Path, indexed: Iterable[tuple[Shard, Counter[str]]], source: 
     return Manifest(root, sum(shard.samples for shard in shards), shards, dict(sorted(fields.items())), dict(source))
 
 
-def map_shards(function: Callable[[str], Result], names: Sequence[str], workers: int) -> list[Result]:
-    """Apply a function to every shard name, results in order, in up to `workers` processes."""
-    if min(workers, len(names)) <= 1:
-        return [function(name) for name in names]
+def map_shards(function: Callable[[Item], Result], shards: Sequence[Item], workers: int) -> list[Result]:
+    """Apply a function to every shard (its name, or what it is made of), in order, in up to `workers` processes."""
+    if min(workers, len(shards)) <= 1:
+        return [function(shard) for shard in shards]
     # Spawned, because a caller with threads (torch) must not be forked.
-    with ProcessPoolExecutor(min(workers, len(names)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, names))
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(function, shards))
 
 
 def sha256_of(path: Path) -> str:

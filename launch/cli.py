@@ -12,11 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+from launch import imports
 
 _Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
 
@@ -250,6 +252,8 @@ def _add_data(commands: Any) -> None:
     scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
     _add_workers(scenes)
 
+    _add_import(_group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
+
     index = _command(
         commands,
         "index",
@@ -305,6 +309,14 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
     tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+
+
+def _add_import(commands: Any) -> None:
+    for name, source in imports.SOURCES.items():
+        example = f"glscl data import {source.example}"
+        command = _command(commands, name, partial(imports.run, name), source.about, example)
+        imports.add_arguments(command, source)
+        _add_workers(command)
 
 
 def _add_plan(commands: Any) -> None:
