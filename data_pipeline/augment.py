@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.errors import UsageError
 from data_pipeline.frames import random_frames, uniform_frames
+from data_pipeline.sample import Sample
 
 ATTEMPTS = 10
 # Below this reduction two neighbouring pixels are enough; above it INTER_LINEAR skips pixels and aliases.
@@ -88,6 +89,31 @@ def write_training_clip(data: bytes, random: np.random.Generator, config: Augmen
             resize_into(pixels[rows, columns], view)
     if mirrored:
         out[:] = out[:, :, ::-1].copy()
+
+
+def write_training_pixels(sample: Sample, random: np.random.Generator, config: AugmentConfig, out: Pixels) -> None:
+    """Write a sample as it is trained on: an image into (size, size, 3), a pair into (2, ...), a clip into (F, ...).
+
+    The images of a pair have a crop each. Raises BadSample as the functions of one image and one clip do.
+    """
+    if out.ndim == 3:
+        write_training_view(sample.media, random, config, out)
+    elif sample.second is None:
+        write_training_clip(sample.media, random, config, out)
+    else:
+        for data, view in zip((sample.media, sample.second), out, strict=True):
+            write_training_view(data, random, config, view)
+
+
+def write_evaluation_pixels(sample: Sample, out: Pixels) -> None:
+    """Write a sample as it is evaluated; shapes and errors as of `write_training_pixels`."""
+    if out.ndim == 3:
+        write_evaluation_view(sample.media, out)
+    elif sample.second is None:
+        write_evaluation_clip(sample.media, out)
+    else:
+        for data, view in zip((sample.media, sample.second), out, strict=True):
+            write_evaluation_view(data, view)
 
 
 def write_evaluation_view(data: bytes, out: Pixels) -> None:

@@ -34,7 +34,7 @@ class Batch:
     """
 
     keys: list[str]
-    pixels: Tensor  # uint8 (B, H, W, 3) images or (B, F, H, W, 3) clips
+    pixels: Tensor  # uint8 (B, H, W, 3) images, (B, F, H, W, 3) clips or (B, 2, H, W, 3) pairs
     text_ids: Tensor  # int64 (B, T)
     text_mask: Tensor  # int64 (B, T), 1 where there is a token
     masked_text_ids: Tensor  # int64 (B, T)
@@ -55,25 +55,29 @@ class Batch:
     # Rows of masked_patches and masked_tokens that serve as negatives of local completion. None where all do.
     negative_patches: Tensor | None = None  # int64 (k,), the same number of every sample
     negative_tokens: Tensor | None = None  # int64 (k,), of a sample at most as many as it has masked
+    # Soft targets of the questions that are the texts. None where the texts are captions.
+    targets: Tensor | None = None  # float32 (B, labels)
+    pairs: bool = False  # the pixels are pairs of images, which look like clips of two frames
 
     @property
     def kind(self) -> Kind:
-        """What the pixels are: images or clips."""
-        return "image" if self.pixels.ndim == 4 else "video"
+        """What the pixels are: images, clips or pairs of images."""
+        return "pair" if self.pairs else "image" if self.pixels.ndim == 4 else "video"
 
     @classmethod
-    def of(cls, keys: Sequence[str], pixels: np.ndarray[Any, Any], arrays: Arrays) -> Batch:
+    def of(cls, keys: Sequence[str], pixels: np.ndarray[Any, Any], arrays: Arrays, pairs: bool = False) -> Batch:
         """Make the tensors; they share the memory of the arrays. Pixels beyond the keys' are those of negatives."""
         import torch  # only where batches are used: worker processes never import it
 
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if len(pixels) > len(keys):
             tensors["negative_pixels"] = torch.from_numpy(pixels[len(keys) :])
-        return cls(list(keys), torch.from_numpy(pixels[: len(keys)]), **tensors)
+        return cls(list(keys), torch.from_numpy(pixels[: len(keys)]), **tensors, pairs=pairs)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Copy all tensors to a device."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "keys"}
+        names = [field.name for field in fields(self) if field.name not in ("keys", "pairs")]
+        tensors = {name: getattr(self, name) for name in names}
         moved: dict[str, Any] = {
             name: None if tensor is None else tensor.to(device, non_blocking=non_blocking)
             for name, tensor in tensors.items()

@@ -7,9 +7,10 @@ the number of samples consumed: workers and read-ahead never appear in it.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.augment import AugmentConfig, write_evaluation_clip, write_evaluation_view
+from data_pipeline.augment import AugmentConfig, write_evaluation_pixels
 from data_pipeline.collate import Batch
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError, UsageError
@@ -28,7 +29,8 @@ from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, Reade
 from data_pipeline.order import default_lanes
 from data_pipeline.positions import Division, check_order_state, keys_of, open_manifests, open_order, order_state
 from data_pipeline.quarantine import Quarantine
-from data_pipeline.sample import BadSample, Kind, Sample
+from data_pipeline.questions import QuestionConfig
+from data_pipeline.sample import BadSample, Kind, Sample, Texts
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 from data_pipeline.workers import Workers
@@ -76,7 +78,7 @@ class Loader:
             raise
         self._number += 1
         self._quarantine.note(len(pixels), read.bad)  # negatives are read too
-        return Batch.of(read.keys, pixels, read.arrays)
+        return Batch.of(read.keys, pixels, read.arrays, self._config.pairs)
 
     def step_keys(self, step: int) -> list[str]:
         """List the keys planned for a step's global batch, equal on every rank, without stand-ins of bad samples."""
@@ -85,10 +87,13 @@ class Loader:
     def state(self, step: int) -> dict[str, Any]:
         """Return the state to save after `step` steps: a small JSON object."""
         draw = step * self._config.division.global_batch
-        return order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {
+        state = order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {
             "group": self._config.group,
             "tokenizer": hashlib.sha256(self._config.tokenizer.encode()).hexdigest(),
         }
+        if self._config.questions is not None:
+            state["questions"] = hashlib.sha256(json.dumps(asdict(self._config.questions)).encode()).hexdigest()
+        return state
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Check that a saved state leads to the same samples here; raises DataError naming what differs."""
@@ -122,6 +127,8 @@ def open_loader(
     tokenizer: str | Path | Tokenizer,
     size: int,
     frames: int | None = None,
+    pairs: bool = False,
+    questions: QuestionConfig | None = None,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -139,8 +146,10 @@ def open_loader(
     quarantine: str | Path | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Loader:
-    """Open data sets for training: of images, or with `frames` of clips, so many frames of each.
+    """Open data sets for training: of images, with `frames` of clips, so many frames of each, with `pairs` of pairs.
 
+    With `questions` the text of each sample is one of its questions that have answers, and `Batch.targets` says what is
+    wanted; a sample without them is a bad one.
     `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
     `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
     (default: the smallest that divides the global batch, 2 for even ones). `dataset_negatives` reads another sample of
@@ -156,13 +165,12 @@ def open_loader(
         raise UsageError(f"max_text_length must leave room for a token between two special ones, not {max_text_length}")
     if workers < 0 or start_step < 0:
         raise UsageError(f"workers and start_step cannot be negative, not {workers} and {start_step}")
-    if frames is not None and frames < 1:
-        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
+    kind = _kind(frames, pairs)
     if local_negatives is not None and local_negatives < 1:
         raise UsageError(f"local_negatives must be at least 1, or left out to use all, not {local_negatives}")
     manifests = tuple(open_manifests(dirs))
     for manifest in manifests:
-        manifest.check_kind("image" if frames is None else "video")
+        manifest.check_kind(kind)
         if dataset_negatives and manifest.samples < 2:
             raise DataError(f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it")
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
@@ -182,6 +190,8 @@ def open_loader(
         augment=augment,
         dataset_negatives=dataset_negatives,
         local_negatives=local_negatives,
+        questions=questions,
+        pairs=pairs,
     )
     path = Path(quarantine) if quarantine else None
     return Loader(config, start_step=start_step, workers=workers, quarantine=path, max_bad_fraction=max_bad_fraction)
@@ -202,6 +212,14 @@ def matching_group(division: Division, group: int | None) -> int:
             "micro-batches): set another group"
         )
     return size
+
+
+def _kind(frames: int | None, pairs: bool) -> Kind:
+    if frames is not None and frames < 1:
+        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
+    if frames is not None and pairs:
+        raise UsageError("pairs are of images: leave frames out, or pairs")
+    return "pair" if pairs else "image" if frames is None else "video"
 
 
 class _InProcess:
@@ -237,18 +255,19 @@ def evaluation_batches(
     world: int = 1,
     limit: int | None = None,
     frames: int | None = None,
+    pairs: bool = False,
+    texts: Texts = "captions",
 ) -> Iterator[EvaluationBatch]:
     """Yield samples rank, rank + world, ... of the first `limit` once each, squashed to size x size, without padding.
 
-    With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the last among them.
+    With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the last among them. With
+    `pairs` they are pairs of images. `texts` says what each must have, captions or questions.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
-    if frames is not None and frames < 1:
-        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
-    kind: Kind = "image" if frames is None else "video"
+    kind = _kind(frames, pairs)
     manifest.check_kind(kind)
-    shape = (size, size, 3) if frames is None else (frames, size, size, 3)
-    write = write_evaluation_view if frames is None else write_evaluation_clip
+    views = 2 if pairs else frames
+    shape = (size, size, 3) if views is None else (views, size, size, 3)
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     mine = list(range(rank, total, world))
     with closing(Store([manifest])) as store:
@@ -258,8 +277,8 @@ def evaluation_batches(
             samples = []
             for row, index in enumerate(indices):
                 try:
-                    samples.append(store.read(0, index, kind))
-                    write(samples[-1].media, pixels[row])
+                    samples.append(store.read(0, index, kind, texts))
+                    write_evaluation_pixels(samples[-1], pixels[row])
                 except BadSample as error:
                     raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
             yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))

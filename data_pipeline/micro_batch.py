@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.augment import AugmentConfig, write_training_clip, write_training_view
+from data_pipeline.augment import AugmentConfig, write_training_pixels
 from data_pipeline.collate import Arrays, collate, identities, matching_arrays, positives
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError
@@ -20,7 +20,8 @@ from data_pipeline.masking import MaskingConfig, draw_masks
 from data_pipeline.order import Integers, Words, fold, hash_key
 from data_pipeline.positions import Division, open_order
 from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
-from data_pipeline.sample import BadSample, Kind
+from data_pipeline.questions import QuestionConfig, answered, targets
+from data_pipeline.sample import BadSample, Kind, Sample, Texts
 from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
 
@@ -46,11 +47,18 @@ class ReaderConfig:
     augment: AugmentConfig
     dataset_negatives: bool
     local_negatives: int | None
+    questions: QuestionConfig | None
+    pairs: bool
 
     @property
     def kind(self) -> Kind:
         """What is read of the samples."""
-        return "image" if self.frames is None else "video"
+        return "pair" if self.pairs else "image" if self.frames is None else "video"
+
+    @property
+    def texts(self) -> Texts:
+        """What the texts are."""
+        return "captions" if self.questions is None else "questions"
 
     @property
     def pixels_shape(self) -> tuple[int, ...]:
@@ -58,7 +66,8 @@ class ReaderConfig:
         rows = self.division.micro_batch
         if self.dataset_negatives:
             rows += rows // self.group * (self.group - positives(self.group))
-        return (rows, *(() if self.frames is None else (self.frames,)), self.size, self.size, 3)
+        views = 2 if self.pairs else self.frames
+        return (rows, *(() if views is None else (views,)), self.size, self.size, 3)
 
 
 @dataclass(frozen=True)
@@ -72,12 +81,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What was read for a draw: the sample or its stand-in, the caption, and the generator for what follows."""
+    """What was read for a draw: the sample or its stand-in, the text, and the generator for what follows.
+
+    The text is one of the captions, or of the questions, with its answers.
+    """
 
     sample: int
     key: str
     image_id: str
-    caption: str
+    text: str
+    answers: tuple[str, ...]
     random: np.random.Generator
 
 
@@ -103,7 +116,7 @@ class Reader:
     def __init__(self, config: ReaderConfig) -> None:
         self._config = config
         self._store = Store(config.manifests)
-        self._write_view = write_training_view if config.kind == "image" else write_training_clip
+        self._labels = dict(config.questions.labels) if config.questions else {}
         self._tokenizer = Tokenizer.from_str(config.tokenizer)
         self._order = open_order(
             config.manifests,
@@ -129,8 +142,8 @@ class Reader:
         columns = zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), words, strict=True)
         chosen = [self._read_first_good(*draw, pixels[row], bad) for row, draw in enumerate(columns)]
         patches = (config.size // config.patch_size) ** 2
-        captions = [one.caption for one in chosen]
-        encodings = self._tokenizer.encode(captions, config.max_text_length)
+        texts = [one.text for one in chosen]
+        encodings = self._tokenizer.encode(texts, config.max_text_length)
         masks = [
             draw_masks(
                 one.random,
@@ -149,7 +162,9 @@ class Reader:
         groups = division.micro_batch // config.group
         arrays |= matching_arrays(config.seed, step, where.start // config.group, groups, config.group)
         names = [config.manifests[source].name for source in draws.source.tolist()]
-        arrays |= identities(names, [one.image_id for one in chosen], captions)
+        arrays |= identities(names, [one.image_id for one in chosen], texts)
+        if config.questions is not None:
+            arrays["targets"] = np.stack([targets(one.answers, self._labels, config.questions) for one in chosen])
         if config.dataset_negatives:
             unmatched = np.flatnonzero(arrays["itm_labels"] == 0).tolist()
             for out, row in zip(pixels[len(chosen) :], unmatched, strict=True):
@@ -173,14 +188,14 @@ class Reader:
                 words = sample_words(self._keys[[source]], np.array([candidate]), np.array([epoch]))[0]
             random = np.random.Generator(np.random.Philox(key=words))
             try:
-                read = self._store.read(source, candidate, self._config.kind)
-                caption = read.captions[int(random.random() * len(read.captions))]
-                self._write_view(read.media, random, self._config.augment, out)
+                read = self._store.read(source, candidate, self._config.kind, self._config.texts)
+                text, answers = _draw_text(read, random, self._config.texts)
+                write_training_pixels(read, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
                 continue
             bad.extend(failed)
-            return _Chosen(candidate, read.key, read.image_id, caption, random)
+            return _Chosen(candidate, read.key, read.image_id, text, answers, random)
         raise NothingReadable(failed)
 
     def _read_negative(
@@ -198,10 +213,10 @@ class Reader:
             candidate = int(random.random() * others)
             candidate += candidate >= own.sample
             try:
-                read = self._store.read(source, candidate, self._config.kind)
+                read = self._store.read(source, candidate, self._config.kind, self._config.texts)
                 if read.image_id == own.image_id:
                     continue
-                self._write_view(read.media, random, self._config.augment, out)
+                write_training_pixels(read, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
                 continue
@@ -216,10 +231,19 @@ class Reader:
         return BadRecord(name, shard, key, error.reason, str(error))
 
 
+def _draw_text(read: Sample, random: np.random.Generator, texts: Texts) -> tuple[str, tuple[str, ...]]:
+    """One of the captions, or of the questions that have answers, with these."""
+    if texts == "captions":
+        return read.captions[int(random.random() * len(read.captions))], ()
+    questions = answered(read.key, read.questions)
+    drawn = questions[int(random.random() * len(questions))]
+    return drawn.question, drawn.answers
+
+
 def sample_words(keys: Words, samples: Integers, epochs: Integers) -> Words:
     """Philox keys (samples, 2) of the generators for everything random about each sample.
 
-    In this order: caption, crop, mirror, frames, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
+    In this order: text, crop, mirror, frames, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
     Only the method `random` of the generators is used: Philox's raw stream, which no version of numpy has changed.
     """
     return fold(keys[:, None], _SAMPLE, samples[:, None], epochs[:, None], np.arange(2))

@@ -1,25 +1,33 @@
 """One sample: what the tar members of one key mean.
 
 In: the member bytes of one key, by extension. Out: a `Sample`, or a `BadSample` that says what is wrong with it.
-Unknown members are ignored, so shards of img2dataset and other writers are read as they are.
+Unknown members are ignored, so shards of img2dataset and other writers are read as they are. A pair is a sample of two
+pictures, `{key}.0.jpg` and `{key}.1.jpg`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from data_pipeline.errors import DataError
 
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "pair"]
+Texts = Literal["captions", "questions"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm")
-EXTENSIONS: dict[Kind, tuple[str, ...]] = {"image": IMAGE_EXTENSIONS, "video": VIDEO_EXTENSIONS}
+# Of a pair, those of its first picture: they tell that it is one.
+EXTENSIONS: dict[Kind, tuple[str, ...]] = {
+    "image": IMAGE_EXTENSIONS,
+    "video": VIDEO_EXTENSIONS,
+    "pair": tuple(f"0.{extension}" for extension in IMAGE_EXTENSIONS),
+}
+SECOND_EXTENSIONS = tuple(f"1.{extension}" for extension in IMAGE_EXTENSIONS)
 # Real annotation files are a few kilobytes; what is far larger is a mistake or an attack.
 MAX_TEXT_BYTES = 16 * 2**20
-_ARTICLES: dict[Kind, str] = {"image": "an image", "video": "a video"}
+_ARTICLES: dict[Kind, str] = {"image": "an image", "video": "a video", "pair": "a pair of images"}
 
 
 class BadSample(DataError):
@@ -38,11 +46,28 @@ class BadSample(DataError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """An encoded image or clip with its captions.
+class Question:
+    """A question about a picture, or a statement about a pair, which is answered "True" or "False".
 
-    `media` holds the file's bytes, `extension` says its format, `captions` at least one non-empty text, `image_id` what
-    it shows (samples of the same image or clip may share it), `annotations` the JSON member ({} without).
+    `answers` holds one answer of each annotator, and none where they are kept secret. `type` and `answer_type` are
+    empty where the data set has none. Statements with the same sentence share a `group`.
+    """
+
+    id: str | int
+    question: str
+    answers: tuple[str, ...]
+    type: str = ""
+    answer_type: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An encoded image, clip or pair of images with its texts.
+
+    `media` holds the file's bytes, `extension` says its format, `image_id` what it shows (samples of the same image or
+    clip may share it), `annotations` the JSON member ({} without), `second` the second image of a pair. `captions` are
+    non-empty texts, at least one unless questions were asked for; `questions` are read only then, and at least one.
     """
 
     key: str
@@ -51,44 +76,90 @@ class Sample:
     captions: tuple[str, ...]
     image_id: str
     annotations: dict[str, Any]
+    second: bytes | None = None
+    questions: tuple[Question, ...] = ()
 
 
-def parse_sample(key: str, members: Mapping[str, bytes], kind: Kind = "image") -> Sample:
+def parse_sample(key: str, members: Mapping[str, bytes], kind: Kind = "image", texts: Texts = "captions") -> Sample:
     """Read the members of `key` (extension -> bytes); raises `BadSample`, whose message names the key.
 
-    `kind` says which of an image and a video is wanted: a sample may hold both.
+    `kind` says which of an image, a video and a pair is wanted, `texts` which text must be there: a sample may hold
+    several.
     """
     extension = _extension(key, members, kind)
-    annotations = _annotations(key, members)
+    second = None if kind != "pair" else _member(key, members, SECOND_EXTENSIONS)
+    if kind == "pair" and second is None:
+        raise BadSample("missing-field", f"sample {key} has no second image ({'|'.join(SECOND_EXTENSIONS)})")
+    annotations = parse_annotations(key, members)
     return Sample(
         key=key,
         media=members[extension],
         extension=extension,
-        captions=_captions(key, members, annotations),
+        captions=_captions(key, members, annotations, needed=texts == "captions"),
         image_id=_image_id(key, annotations),
         annotations=annotations,
+        second=None if second is None else members[second],
+        questions=parse_questions(key, annotations) if texts == "questions" else (),
     )
 
 
 def parse_captions(key: str, members: Mapping[str, bytes]) -> tuple[str, ...]:
     """Read the captions of `key` alone, of its `json` and `txt` members; raises `BadSample` as `parse_sample` does."""
-    return _captions(key, members, _annotations(key, members))
+    return _captions(key, members, parse_annotations(key, members))
+
+
+def parse_questions(key: str, annotations: Mapping[str, Any]) -> tuple[Question, ...]:
+    """Read the questions of `key`, of its JSON member; raises `BadSample` where there is none, or one is malformed."""
+    entries = annotations.get("questions")
+    if entries is None or entries == []:
+        raise BadSample("missing-field", f'sample {key} has no "questions" in its json')
+    if not isinstance(entries, list):
+        raise BadSample("bad-json", f'sample {key}: "questions" must be a list of objects')
+    return tuple(_question(f"sample {key}: question {number}", entry) for number, entry in enumerate(entries))
+
+
+def _question(where: str, entry: Any) -> Question:
+    if not isinstance(entry, dict):
+        raise BadSample("bad-json", f"{where} is not an object")
+    question_id, answers = entry.get("id"), entry.get("answers", [])
+    if isinstance(question_id, bool) or not isinstance(question_id, str | int):
+        raise BadSample("bad-json", f'{where}: its "id" must be a text or a whole number, not {question_id!r}')
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise BadSample("bad-json", f'{where}: "answers" must be a list of texts, one of each annotator')
+    texts = {name: entry.get(name, "") for name in ("question", "type", "answer_type", "group")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise BadSample("bad-json", f'{where}: its "{name}" must be a text, not {text!r}')
+    if any(_is_broken(text) for text in (*texts.values(), *answers, str(question_id))):
+        raise BadSample("bad-json", f"{where} holds half of a surrogate pair, which is no character")
+    if not texts["question"].strip():
+        raise BadSample("empty-text", f'{where} has no text ("question")')
+    return Question(question_id, texts.pop("question").strip(), tuple(answers), **texts)
 
 
 def _extension(key: str, members: Mapping[str, bytes], kind: Kind) -> str:
-    for extension in EXTENSIONS[kind]:
+    found = _member(key, members, EXTENSIONS[kind])
+    if found is not None:
+        return found
+    for other, extensions in EXTENSIONS.items():
+        if any(extension in members for extension in extensions):
+            raise BadSample("missing-field", f"sample {key} holds {_ARTICLES[other]} where {_ARTICLES[kind]} is needed")
+    names = ", ".join(sorted(members)) or "none"
+    raise BadSample("missing-field", f"sample {key} has no {kind} ({'|'.join(EXTENSIONS[kind])}); its members: {names}")
+
+
+def _member(key: str, members: Mapping[str, bytes], extensions: Sequence[str]) -> str | None:
+    """Return the first of the extensions that the sample has; None without."""
+    for extension in extensions:
         if extension in members:
             if not members[extension]:
                 raise BadSample("undecodable", f"sample {key}: its {extension} member is empty")
             return extension
-    for other, extensions in EXTENSIONS.items():
-        if any(extension in members for extension in extensions):
-            raise BadSample("missing-field", f"sample {key} holds {_ARTICLES[other]} where {_ARTICLES[kind]} is needed")
-    found = ", ".join(sorted(members)) or "none"
-    raise BadSample("missing-field", f"sample {key} has no {kind} ({'|'.join(EXTENSIONS[kind])}); its members: {found}")
+    return None
 
 
-def _annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+def parse_annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Read the JSON member of `key`, {} without; raises `BadSample` as `parse_sample` does."""
     if "json" not in members:
         return {}
     if len(members["json"]) > MAX_TEXT_BYTES:
@@ -104,7 +175,9 @@ def _annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
     return annotations
 
 
-def _captions(key: str, members: Mapping[str, bytes], annotations: Mapping[str, Any]) -> tuple[str, ...]:
+def _captions(
+    key: str, members: Mapping[str, bytes], annotations: Mapping[str, Any], *, needed: bool = True
+) -> tuple[str, ...]:
     texts = annotations.get("captions")
     if texts is None:
         texts = annotations.get("caption")  # img2dataset writes the singular, null where there was none
@@ -112,13 +185,15 @@ def _captions(key: str, members: Mapping[str, bytes], annotations: Mapping[str, 
     if texts is None and "txt" in members:
         texts = [_text(key, members["txt"])]
     if texts is None:
+        if not needed:
+            return ()
         raise BadSample("missing-field", f"sample {key} has no caption (neither in its json nor as txt)")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadSample("bad-json", f'sample {key}: "captions" must be a list of texts')
     captions = tuple(text.strip() for text in texts if text.strip())
     if any(_is_broken(caption) for caption in captions):
         raise BadSample("bad-json", f"sample {key}: a caption holds half of a surrogate pair, which is no character")
-    if not captions:
+    if needed and not captions:
         raise BadSample("empty-text", f"sample {key}: its caption is empty")
     return captions
 

@@ -12,12 +12,23 @@ import xxhash
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardIndex
-from data_pipeline.sample import EXTENSIONS, BadSample, Kind, Sample, parse_captions, parse_sample
+from data_pipeline.sample import (
+    EXTENSIONS,
+    SECOND_EXTENSIONS,
+    BadSample,
+    Kind,
+    Sample,
+    Texts,
+    parse_captions,
+    parse_sample,
+)
 
 MAX_OPEN = 64  # shards held open
 MAX_INDEXES = 4096  # shard indexes held in memory: what 64 lanes with windows of 64 spans touch
 TEXT_MEMBERS = frozenset({"txt", "json"})
-MEMBERS: dict[Kind, frozenset[str]] = {kind: TEXT_MEMBERS.union(names) for kind, names in EXTENSIONS.items()}
+MEMBERS: dict[Kind, frozenset[str]] = {
+    kind: TEXT_MEMBERS.union(names, SECOND_EXTENSIONS if kind == "pair" else ()) for kind, names in EXTENSIONS.items()
+}
 
 
 class Store:
@@ -41,8 +52,8 @@ class Store:
         manifest = self.manifests[source]
         return manifest.name, manifest.shards[shard].name, self._index(source, shard).key(row)
 
-    def read(self, source: int, sample: int, kind: Kind = "image") -> Sample:
-        """Read one sample with its encoded image or video; its key is the full key.
+    def read(self, source: int, sample: int, kind: Kind = "image", texts: Texts = "captions") -> Sample:
+        """Read one sample with its encoded image, video or pair; its key is the full key.
 
         Raises BadSample for a sample that is damaged or incomplete, DataError for a shard that cannot be read.
         """
@@ -50,7 +61,7 @@ class Store:
         if members.keys().isdisjoint(EXTENSIONS[kind]):  # the error shall say what is there instead
             shard, row = self._place(source, sample)
             members = {member.extension: b"" for member in self._index(source, shard).members(row)} | members
-        return parse_sample(self.key(source, sample), members, kind)
+        return parse_sample(self.key(source, sample), members, kind, texts)
 
     def captions(self, source: int, sample: int) -> tuple[str, ...]:
         """Read one sample's captions and nothing else; errors as of `read`."""

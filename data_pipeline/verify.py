@@ -14,7 +14,8 @@ from data_pipeline.decode import decode as decode_image
 from data_pipeline.decode import open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardIndex, map_shards, sha256_of
-from data_pipeline.sample import EXTENSIONS, BadSample, Sample, parse_sample
+from data_pipeline.regions import parse_regions
+from data_pipeline.sample import EXTENSIONS, BadSample, Kind, parse_annotations, parse_sample
 from data_pipeline.tar_index import index_shard
 
 
@@ -82,7 +83,7 @@ def _bad_samples(name: str, path: Path, shard_index: ShardIndex) -> Iterator[str
             kinds = [kind for kind, names in EXTENSIONS.items() if not members.keys().isdisjoint(names)]
             for kind in kinds or EXTENSIONS:
                 try:
-                    _decode(parse_sample(key, members, kind))
+                    _check(key, members, kind)
                 except BadSample as error:
                     text = str(error)
                     named = text if text.startswith(f"sample {key}") else f"sample {key}: {text}"
@@ -90,9 +91,15 @@ def _bad_samples(name: str, path: Path, shard_index: ShardIndex) -> Iterator[str
                     break
 
 
-def _decode(sample: Sample) -> None:
-    if sample.extension in EXTENSIONS["image"]:
-        decode_image(open_image(sample.media))
+def _check(key: str, members: dict[str, bytes], kind: Kind) -> None:
+    # A sample with questions may do without captions.
+    asks = "questions" in parse_annotations(key, members)
+    sample = parse_sample(key, members, kind, "questions" if asks else "captions")
+    parse_regions(key, sample.annotations)
+    if kind != "video":
+        for picture in (sample.media, sample.second):
+            if picture is not None:
+                decode_image(open_image(picture))
         return
     from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
 
