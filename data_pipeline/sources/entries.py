@@ -25,7 +25,6 @@ from data_pipeline.sample import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample
 from data_pipeline.tar_index import write_atomically
 from data_pipeline.write import Record, publish, unfinished_folder, write_tar
 
-SAMPLES_PER_SHARD = 1000
 _PLAN = "import.json"
 _NO_KEY = re.compile(r"[^\w-]", re.ASCII)  # a key ends at its first dot, and a slash would be a folder
 _REENCODED = ("avi",)
@@ -66,6 +65,7 @@ def import_entries(
     workers: int = 1,
     resume: bool = False,
     allow_unreadable: bool = False,
+    samples_per_shard: int = 1000,
 ) -> Manifest:
     """Write entries as the data set `root`, which appears whole or not at all.
 
@@ -96,14 +96,14 @@ def import_entries(
     if missing and not allow_unreadable:
         raise _refusal(missing, len(entries))
     unfinished = unfinished_folder(root, resume=resume)
-    plan = _digest(entries, source).encode()
+    plan = _digest(entries, source, samples_per_shard).encode()
     if resume and any(unfinished.iterdir()) and _read(unfinished / _PLAN) != plan:
         shutil.rmtree(unfinished)  # made of other files
         unfinished.mkdir()
     write_atomically(unfinished / _PLAN, plan)
     chunks = [
-        (f"shard-{number:06d}.tar", entries[start : start + SAMPLES_PER_SHARD])
-        for number, start in enumerate(range(0, len(entries), SAMPLES_PER_SHARD))
+        (f"shard-{number:06d}.tar", entries[start : start + samples_per_shard])
+        for number, start in enumerate(range(0, len(entries), samples_per_shard))
     ]
     done = map_shards(partial(_write_shard, unfinished), chunks, workers)
     left_out = [unreadable for part in done for unreadable in part[1]]
@@ -208,8 +208,8 @@ def _refusal(found: Sequence[Unreadable], samples: int) -> UnreadableMedia:
     )
 
 
-def _digest(entries: Sequence[Entry], source: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
+def _digest(entries: Sequence[Entry], source: dict[str, Any], samples_per_shard: int) -> str:
+    digest = hashlib.sha256(json.dumps([source, samples_per_shard], sort_keys=True).encode())
     for entry in entries:
         digest.update(json.dumps([entry.key, [str(file) for file in entry.media], entry.annotations]).encode())
     return digest.hexdigest()

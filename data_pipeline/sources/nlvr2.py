@@ -33,6 +33,8 @@ def read(statements: Path, pictures: Path) -> tuple[list[Entry], dict[str, Any]]
             if identifier in seen:
                 raise ValueError(f"{identifier} comes twice")
             seen.add(identifier)
+            if (label := str(line["label"]).lower()) not in LABELS:
+                raise ValueError(f"the label of {identifier} is {line['label']!r}, not True or False")
             split, numbered, pair, sentence = identifier.split("-")
             key = f"{split}-{numbered}-{pair}"
             if key not in found:
@@ -42,7 +44,7 @@ def read(statements: Path, pictures: Path) -> tuple[list[Entry], dict[str, Any]]
                 {
                     "id": identifier,
                     "question": line["sentence"],
-                    "answers": [LABELS[str(line["label"]).lower()]],
+                    "answers": [LABELS[label]],
                     "type": "statement",
                     "answer_type": "yes/no",
                     "group": f"{split}-{numbered}-{sentence}",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import sha256_of
@@ -43,10 +43,17 @@ def read_json_lines(path: Path) -> list[Any]:
     return found
 
 
-def read_table(path: Path, delimiter: str = ",") -> list[list[str]]:
-    """Read the rows of a CSV file with commas, or of one with tabs, in which quotation marks mean nothing."""
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    return [row for row in csv.reader(io.StringIO(_text(path)), delimiter=delimiter, quoting=quoting) if row]
+def read_table(path: Path, delimiter: Literal[",", "\t"] = ",") -> list[list[str]]:
+    """Read the rows of a CSV file with commas, or of one with tabs, in which quotation marks mean nothing.
+
+    Raises `DataError` that names the file when it is missing or damaged.
+    """
+    text = io.StringIO(_text(path))
+    rows = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE) if delimiter == "\t" else csv.reader(text)
+    try:
+        return [row for row in rows if row]
+    except csv.Error as error:
+        raise DataError(f"{path} is no table: {error}") from None
 
 
 def source_of(name: str, kind: str, split: str, pictures: str, files: list[Path], **more: Any) -> dict[str, Any]:

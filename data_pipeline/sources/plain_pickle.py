@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
-_ELEMENTS = {
+_ELEMENTS: dict[str, np.dtype[Any]] = {
     "torch.BoolStorage": np.dtype(np.uint8),  # one byte each, of which any but 0 is true
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.CharStorage": np.dtype(np.int8),
@@ -54,12 +54,9 @@ def _read(stream: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> 
     try:
         for instruction, argument, _ in pickletools.genops(stream):
             if instruction.name == "STOP":
-                [result] = machine.stack
-                if isinstance(result, _Name):
-                    raise ValueError(f"it names {result.name}")
-                return result
+                return _values(machine.stack)[-1]
             machine.run(instruction.name, argument)
-    except (IndexError, KeyError, AttributeError, TypeError, OverflowError, MemoryError) as error:
+    except (LookupError, AttributeError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise ValueError(f"it is a damaged pickle ({type(error).__name__})") from error
     raise ValueError("it ends too early")
 
@@ -106,11 +103,12 @@ class _Machine:
             stack.append([])
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             items = [stack.pop() for _ in range(int(name[-1]))]
-            stack.append(tuple(reversed(items)))
+            stack.append(tuple(_values(reversed(items))))
         elif name == "TUPLE":
-            stack.append(tuple(self._since_mark()))
+            items = self._since_mark()
+            stack.append(tuple(items if self._persistent is not None else _values(items)))
         elif name == "LIST":
-            stack.append(self._since_mark())
+            stack.append(_values(self._since_mark()))
         elif name == "DICT":
             items = self._since_mark()
             stack.append({})
@@ -125,7 +123,7 @@ class _Machine:
             items = [stack.pop()] if name == "APPEND" else self._since_mark()
             if not isinstance(stack[-1], list):
                 raise ValueError("it is a damaged pickle (items for something that holds none)")
-            stack[-1].extend(items)
+            stack[-1].extend(_values(items))
         else:
             raise ValueError(f"it uses {name}, which plain data and tensors do not need")
 
@@ -142,7 +140,16 @@ def _set_items(target: Any, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int | float | None):  # to hash a tuple would run down whatever is nested in it
             raise ValueError(f"it has a {type(key).__name__} as a key")
-        target[key] = value
+        [target[key]] = _values([value])
+
+
+def _values(items: Iterable[Any]) -> list[Any]:
+    """Refuse names, which only stand for what is called at once."""
+    values = list(items)
+    for value in values:
+        if isinstance(value, _Name):
+            raise ValueError(f"it holds {value.name} itself")
+    return values
 
 
 def _known(name: str) -> _Name:
@@ -186,7 +193,7 @@ def _load_storage(data: bytes) -> np.ndarray:
     return elements != 0 if is_bool else elements
 
 
-def _storage(identity: Any) -> tuple[np.dtype, bool, str, int]:
+def _storage(identity: Any) -> tuple[np.dtype[Any], bool, str, int]:
     word, kind, key, _, count = identity[:5]
     if word != "storage" or not isinstance(kind, _Name) or not isinstance(key, str) or type(count) is not int:
         raise ValueError("a tensor's storage is in an unknown layout")
@@ -198,11 +205,10 @@ def _storage(identity: Any) -> tuple[np.dtype, bool, str, int]:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
     if not isinstance(storage, np.ndarray) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("it holds a tensor of an unusual type")
-    if (
-        len(shape) != len(strides)
-        or len(shape) > _MOST_DIMENSIONS
-        or not all(type(n) is int and 0 <= n < 2**40 for n in (offset, *shape, *strides))
-    ):
+    numbers = (offset, *shape, *strides)
+    if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError("it holds a tensor whose sizes and strides are not of one number of dimensions")
+    if not all(type(number) is int and 0 <= number < 2**40 for number in numbers):
         raise ValueError("it holds a tensor whose sizes, strides or offset are no whole numbers of 0 or more")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = math.prod(shape)
