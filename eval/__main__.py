@@ -24,6 +24,8 @@ STAGES = {
     "retrieval": "eval.stages.retrieval",
     "preference": "eval.stages.preference",
     "baseline": "eval.baselines",
+    "sugarcrepe": "eval.stages.sugarcrepe",
+    "winoground": "eval.stages.winoground",
 }
 
 
