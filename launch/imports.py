@@ -43,6 +43,17 @@ SOURCES = {
         splits=tuple(split for split in _KARPATHY if "restval" not in split),
         given=(("dataset", "flickr30k"),),
     ),
+    "visual_genome": Source(
+        "visual_genome",
+        "Visual Genome's region phrases as captions, for training",
+        (("regions", "REGIONS", "region_descriptions.json"), ("images", "IMAGES", "image_data.json"), _PICTURES),
+        "visual_genome region_descriptions.json image_data.json vg/ data/vg "
+        "--without-coco dataset_coco.json --without-flickr30k dataset_flickr30k.json",
+        optional=(
+            ("without_coco", "JSON", "dataset_coco.json: leave out the pictures of its val and test"),
+            ("without_flickr30k", "JSON", "dataset_flickr30k.json: leave out the pictures of its val and test"),
+        ),
+    ),
     "vqa_v2": Source(
         "vqa_v2",
         "VQA v2: questions with ten answers each",
@@ -135,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
         parser.add_argument(path, metavar=metavar, type=Path, help=about)
     parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder for the shards")
     for path, metavar, about in source.optional:
-        parser.add_argument(f"--{path}", metavar=metavar, type=Path, help=about)
+        parser.add_argument(f"--{path.replace('_', '-')}", metavar=metavar, type=Path, help=about)
     if source.splits:
         parser.add_argument("--split", choices=source.splits, required=True, help="which samples")
     parser.add_argument("--resume", action="store_true", help="keep the shards that an interrupted call finished")

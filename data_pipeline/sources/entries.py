@@ -144,7 +144,8 @@ def _write_shard(
     unreadable: list[Unreadable] = []
     write_tar(unfinished / name, _records(entries, unreadable))
     if len(unreadable) == len(entries):
-        (unfinished / name).unlink()
+        for file in unfinished.glob(f"{name}*"):  # an index, too, where an earlier call could read some
+            file.unlink()
         indexed = None
     else:
         indexed = write_index(unfinished, name)
@@ -202,8 +203,8 @@ def _refusal(found: Sequence[Unreadable], samples: int) -> UnreadableMedia:
     first = found[0]
     return UnreadableMedia(
         f"{len({unreadable.key for unreadable in found}):,} of {samples:,} samples have a picture or clip that is "
-        f"missing or unreadable; the first: {first.file} ({first.reason}). Put the files there, or leave these samples "
-        "out with --allow-unreadable (the manifest will list them)",
+        f"missing or unreadable; the first: {first.file} ({first.reason}). Put the files there (--resume keeps what is "
+        "done), or leave these samples out with --allow-unreadable (the manifest will list them)",
         found,
     )
 

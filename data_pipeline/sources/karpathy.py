@@ -6,6 +6,7 @@ pictures of `val` or `test`; Flickr30k has no `restval`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.sources.entries import Entry, file_in, key_of
 from data_pipeline.sources.official import check_folder, read_json, reading, source_of
 
+_WHAT = "a file of Karpathy's splits"
 SPLITS = ("train", "restval", "val", "test")
 
 
@@ -27,12 +29,10 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
         if name not in SPLITS:
             raise UsageError(f"{name!r} is no split of Karpathy's: choose of {', '.join(SPLITS)} (or train+restval)")
     check_folder(pictures, "pictures")
-    document = read_json(annotations)
-    with reading(annotations, "a file of Karpathy's splits"):
-        if document["dataset"] != dataset:
-            raise ValueError(f"it is of {document['dataset']!r}, not of {dataset!r}")
-        found = {image["split"] for image in document["images"]}
-        entries = [_entry(dataset, image, pictures) for image in document["images"] if image["split"] in wanted]
+    images = _images(dataset, annotations)
+    found = {image["split"] for image in images}
+    with reading(annotations, _WHAT):
+        entries = [_entry(dataset, image, pictures) for image in images if image["split"] in wanted]
     for name in wanted:
         if name not in found:
             raise DataError(f"{annotations} holds no split {name!r}, only {', '.join(sorted(found))}")
@@ -40,11 +40,20 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
     return entries, source_of(name, dataset, split, dataset, [annotations])
 
 
-def picture_ids(annotations: Path, splits: tuple[str, ...]) -> set[str]:
-    """Ids of the pictures of some splits, as `image_id` of the samples holds them."""
+def picture_ids(dataset: str, annotations: Path, splits: Sequence[str]) -> set[str]:
+    """Ids of the pictures of some splits, as `image_id` of the samples holds them; raises as `read` does."""
+    return {_image_id(image) for image in _images(dataset, annotations) if image["split"] in splits}
+
+
+def _images(dataset: str, annotations: Path) -> list[dict[str, Any]]:
     document = read_json(annotations)
-    with reading(annotations, "a file of Karpathy's splits"):
-        return {_image_id(image) for image in document["images"] if image["split"] in splits}
+    with reading(annotations, _WHAT):
+        if document["dataset"] != dataset:
+            raise ValueError(f"it is of {document['dataset']!r}, not of {dataset!r}")
+        images = document["images"]
+        for image in images:
+            _image_id(image), image["split"]
+        return images
 
 
 def _entry(dataset: str, image: dict[str, Any], pictures: Path) -> Entry:

@@ -61,6 +61,24 @@ def flickr30k(root: Path) -> list[str]:
     return ["flickr30k", str(file), str(root / "flickr30k-images")]
 
 
+def visual_genome(root: Path) -> list[str]:
+    """Three pictures: one of nowhere else, one of COCO's test (in the miniature above), one of Flickr30k's train."""
+    images, described = [], []
+    for number, coco_id, flickr_id in [(1, None, None), (2, 391895, 3000), (3, None, 1000092795)]:
+        part = "VG_100K" if number == 1 else "VG_100K_2"
+        images.append(
+            {"width": 64, "url": f"https://a/rak248/{part}/{number}.jpg", "height": 48, "image_id": number}
+            | {"coco_id": coco_id, "flickr_id": flickr_id}
+        )
+        place = {"width": 20, "height": 10, "x": 1, "y": 2, "image_id": number}
+        phrases = [f"the clock is green {number}", "a man"]
+        regions = [place | {"region_id": 10 * number + n, "phrase": phrase} for n, phrase in enumerate(phrases)]
+        described.append({"id": number, "regions": regions})
+        put(root / "vg" / part / f"{number}.jpg", encoded_picture(number))
+    files = [put(root / "region_descriptions.json", described), put(root / "image_data.json", images)]
+    return ["visual_genome", *map(str, files), str(root / "vg")]
+
+
 def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str]:
     """Three questions about two pictures; the annotations stand in another order than the questions."""
     about = [(262148000, 262148, "Where is he looking?"), (393225000, 393225, "What website copyrighted the picture?")]

@@ -218,6 +218,28 @@ def test_workers_change_no_byte(tmp_path):
     assert one.digest == two.digest
 
 
+# Visual Genome --------------------------------------------------------------------------------------------------------
+
+
+def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
+    words, coco, flickr30k = (make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k))
+    options = ("--without-coco", coco[1], "--without-flickr30k", flickr30k[1])
+    manifest = imported(words, tmp_path / "out", *options)
+    found = samples(manifest)
+    assert list(found) == ["000000001", "000000003"]  # a picture of Flickr30k's train stays
+    assert found["000000003"].captions == ("the clock is green 3", "a man")
+    assert manifest.source["shares_pictures_with"] == [
+        {"pictures": "coco", "known": 1, "excluded_splits": ["val", "test"], "excluded": 1},
+        {"pictures": "flickr30k", "known": 2, "excluded_splits": ["val", "test"], "excluded": 0},
+    ]
+
+
+def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
+    manifest = imported(official.visual_genome(tmp_path), tmp_path / "out")
+    assert manifest.samples == 3
+    assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [[], []]
+
+
 # VQA v2 ---------------------------------------------------------------------------------------------------------------
 
 
