@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +105,22 @@ def test_winoground_scores_every_picture_with_every_caption(knowing_model: Path,
     # It knows these pictures by heart.
     assert found.metric("contrastive/group").value > 80
     assert found.metric("matching/text").value > 80
+
+
+@pytest.mark.slow
+def test_three_processes_write_the_same_lines(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
+    winoground.evaluate(knowing_model, ground, tmp_path / "one", limit=5)
+    config = tmp_path / "winoground.yaml"
+    config.write_text(json.dumps({"model": str(knowing_model), "data": str(ground), "out": str(tmp_path / "three")}))
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no"
+    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "eval", "winoground", str(config), "--limit", "5"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
+    assert one == three
 
 
 def test_winoground_pictures_are_not_exchanged(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
