@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError, UsageError
@@ -218,8 +220,21 @@ def map_shards(function: Callable[[Item], Result], shards: Sequence[Item], worke
     if min(workers, len(shards)) <= 1:
         return [function(shard) for shard in shards]
     # Spawned, because a caller with threads (torch) must not be forked.
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(shards)), get_context("spawn"), initializer=_end_with_the_parent)
+    with pool:
         return list(pool.map(function, shards))
+
+
+def _end_with_the_parent() -> None:
+    """Let no process of a pool stay, or write on, where the one that started it was killed."""
+
+    def wait() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def sha256_of(path: Path) -> str:

@@ -141,11 +141,12 @@ def _write_shard(
     finished = _finished(unfinished, name)
     if finished is not None:
         return finished, []
+    for file in unfinished.glob(f"{name}*"):
+        file.unlink()  # what an earlier call began
     unreadable: list[Unreadable] = []
     write_tar(unfinished / name, _records(entries, unreadable))
     if len(unreadable) == len(entries):
-        for file in unfinished.glob(f"{name}*"):  # an index, too, where an earlier call could read some
-            file.unlink()
+        (unfinished / name).unlink()
         indexed = None
     else:
         indexed = write_index(unfinished, name)
