@@ -241,10 +241,10 @@ def _add_data(commands: Any) -> None:
         commands,
         "scenes",
         _scenes,
-        "write the embedded data set: generated scenes with exact captions, as shards and dataset.json per split",
+        "write the embedded data set: generated scenes with exact captions, questions and masks, as shards per split",
         "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
     )
-    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test and novel into")
+    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test, novel and pairs into")
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
         scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
     scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
