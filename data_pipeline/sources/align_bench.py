@@ -1,7 +1,8 @@
 """ALIGN-BENCH: `images/<id>.jpg` and `pkls/<id>.pkl`, a pickle of a caption and where its phrases are seen.
 
 {"caption": text, "annotation": {phrase: [{"bbox_mask": [x1, y1, x2, y2], "pixel_mask": bool (height, width)}, ...]}}.
-The pickles are read without unpickling (`plain_pickle`); masks become run lengths.
+The pickles are read without unpickling (`plain_pickle`); masks become run lengths. A phrase with an empty list is no
+region but stands in `without_place`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from data_pipeline.decode import open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import sha256_of
-from data_pipeline.regions import encode_mask
+from data_pipeline.regions import encode_mask, parse_regions
 from data_pipeline.sample import BadSample
 from data_pipeline.sources.entries import Entry, key_of
 from data_pipeline.sources.official import check_folder, source_of
@@ -51,13 +52,21 @@ def _entry(file: Path, picture: Path) -> Entry:
         document = read_pickle(file.read_bytes())
         caption = document["caption"]
         size = _size(picture)
-        regions = [_region(phrase, places, size) for phrase, places in document["annotation"].items()]
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError("its caption is no text")
+        placed = {phrase: places for phrase, places in document["annotation"].items() if places}
+        annotations = {
+            "captions": [caption],
+            "image_id": file.stem,
+            "regions": [_region(phrase, places, size) for phrase, places in placed.items()],
+            "without_place": [str(phrase) for phrase in document["annotation"] if phrase not in placed],
+        }
+        parse_regions(file.stem, annotations)
+    except BadSample as error:
+        raise DataError(f"{file} is refused: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{file} is refused: {said}; it is not the annotation of an ALIGN-BENCH picture") from error
-    annotations = {"captions": [caption], "image_id": file.stem, "regions": regions}
     return Entry(key_of(file.stem), (picture,), annotations)
 
 

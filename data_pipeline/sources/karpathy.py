@@ -29,9 +29,9 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
         if name not in SPLITS:
             raise UsageError(f"{name!r} is no split of Karpathy's: choose of {', '.join(SPLITS)} (or train+restval)")
     check_folder(pictures, "pictures")
-    images = _images(dataset, annotations)
-    found = {image["split"] for image in images}
     with reading(annotations, _WHAT):
+        images = _images(dataset, annotations)
+        found = {image["split"] for image in images}
         entries = [_entry(dataset, image, pictures) for image in images if image["split"] in wanted]
     for name in wanted:
         if name not in found:
@@ -42,18 +42,15 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
 
 def picture_ids(dataset: str, annotations: Path, splits: Sequence[str]) -> set[str]:
     """Ids of the pictures of some splits, as `image_id` of the samples holds them; raises as `read` does."""
-    return {_image_id(image) for image in _images(dataset, annotations) if image["split"] in splits}
+    with reading(annotations, _WHAT):
+        return {_image_id(image) for image in _images(dataset, annotations) if image["split"] in splits}
 
 
 def _images(dataset: str, annotations: Path) -> list[dict[str, Any]]:
     document = read_json(annotations)
-    with reading(annotations, _WHAT):
-        if document["dataset"] != dataset:
-            raise ValueError(f"it is of {document['dataset']!r}, not of {dataset!r}")
-        images = document["images"]
-        for image in images:
-            _image_id(image), image["split"]
-        return images
+    if document["dataset"] != dataset:
+        raise ValueError(f"it is of {document['dataset']!r}, not of {dataset!r}")
+    return document["images"]
 
 
 def _entry(dataset: str, image: dict[str, Any], pictures: Path) -> Entry:

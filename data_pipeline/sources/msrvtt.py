@@ -33,12 +33,12 @@ def read(captions: Path, test_list: Path, videos: Path, split: str) -> tuple[lis
         for sentence in sorted(document["sentences"], key=lambda sentence: int(sentence["sen_id"])):
             of_clip.setdefault(sentence["video_id"], []).append(sentence["caption"])
         ids = [video["video_id"] for video in document["videos"]]
-        if len(set(ids)) < len(ids) or of_clip.keys() - set(ids):
-            raise ValueError("its videos and the videos of its sentences are not the same")
+        if len(set(ids)) < len(ids) or of_clip.keys() != set(ids):
+            raise ValueError("its videos and the videos of its sentences are not the same, or one comes twice")
     tested = _test_list(test_list)
     if unknown := [video for video in tested if video not in of_clip]:
         raise DataError(f"{test_list} names {len(unknown):,} clips that {captions} does not hold: {unknown[0]}, ...")
-    trained = [video for video in ids if video not in tested and video in of_clip]
+    trained = [video for video in ids if video not in tested]
     held_out = set(sorted(trained, key=_place)[: min(VALIDATION, len(trained) // 2)])
     chosen = {
         "test": list(tested),

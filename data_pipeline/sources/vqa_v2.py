@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.sources.entries import Entry, file_in
 from data_pipeline.sources.official import check_folder, read_json, reading, source_of
 
@@ -29,6 +29,8 @@ def read(questions: Path, annotations: Path | None, pictures: Path) -> tuple[lis
         asked = {str(int(question["question_id"])): question for question in document["questions"]}
         if len(asked) < len(document["questions"]):
             raise ValueError(f"{len(document['questions']) - len(asked)} questions come twice")
+    if annotations is None and not subtype.startswith("test"):
+        raise UsageError(f"the questions of {subtype} have answers: give their file with --annotations")
     answered = _answered(annotations, subtype) if annotations is not None else None
     if answered is not None and answered.keys() != asked.keys():
         without, unasked = sorted(asked.keys() - answered.keys()), sorted(answered.keys() - asked.keys())

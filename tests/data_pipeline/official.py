@@ -180,6 +180,7 @@ def align_bench(root: Path) -> list[str]:
     for number, picture in enumerate((15, 1000)):
         put(folder / "images" / f"{picture}.jpg", encoded_picture(picture))
         document = {"caption": f"A red dog on grass {picture}.", "annotation": {"red dog": places, "grass": places[:1]}}
+        document["annotation"]["sky"] = []
         put(folder / "pkls" / f"{picture}.pkl", pickle.dumps(document, protocol=(2, 4)[number]))
     return ["align_bench", str(folder)]
 

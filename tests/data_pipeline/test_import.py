@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.decode_video import open_clip
@@ -267,6 +269,11 @@ def test_vqa_test_has_questions_without_answers(tmp_path):
     assert len(asked) == 3 and not any(question.answers for question in asked)
 
 
+def test_questions_with_answers_are_not_taken_without_them(tmp_path, capsys):
+    words = official.vqa_v2(tmp_path)[:3]
+    assert "--annotations" in refused(capsys, [*words, str(tmp_path / "out")], exit_code=2)
+
+
 def test_annotations_of_other_questions_are_refused(tmp_path):
     words = official.vqa_v2(tmp_path)
     document = json.loads(Path(words[-1]).read_bytes())
@@ -401,6 +408,7 @@ def test_align_bench_masks_are_the_tensors_of_the_pickles(tmp_path):
     assert sample.captions == ("A red dog on grass 15.",)
     dog, grass = parse_regions("15", sample.annotations)
     assert (dog.phrase, dog.caption, len(grass.boxes)) == ("red dog", 0, 1)
+    assert sample.annotations["without_place"] == ["sky"]
     assert dog.boxes == ((30, 10, 50, 20), (60, 0, 64, 5))
     for (x1, y1, x2, y2), mask in zip(dog.boxes, dog.masks, strict=True):
         expected = np.zeros((48, 64), dtype=bool)
@@ -415,6 +423,15 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), its picture \(64, 48\)"
     ):
+        align_bench.read(folder)
+
+
+def test_a_box_that_is_upside_down_is_refused(tmp_path):
+    folder = Path(official.align_bench(tmp_path)[1])
+    place = {"bbox_mask": [5, 9, 1, 2], "pixel_mask": torch.zeros(48, 64, dtype=torch.bool)}
+    document = {"caption": "A dog.", "annotation": {"dog": [place]}}
+    official.put(folder / "pkls" / "15.pkl", pickle.dumps(document))
+    with pytest.raises(DataError, match=r"15\.pkl is refused: .*'dog'.*a box is"):
         align_bench.read(folder)
 
 
