@@ -253,15 +253,16 @@ def evaluation_batches(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
+    start: int = 0,
     limit: int | None = None,
     frames: int | None = None,
     pairs: bool = False,
     texts: Texts = "captions",
 ) -> Iterator[EvaluationBatch]:
-    """Yield samples rank, rank + world, ... of the first `limit` once each, squashed to size x size, without padding.
+    """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
 
-    With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the last among them. With
-    `pairs` they are pairs of images. `texts` says what each must have, captions or questions.
+    Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
+    last among them. With `pairs` they are pairs of images. `texts` says what each must have, captions or questions.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
     kind = _kind(frames, pairs)
@@ -269,10 +270,10 @@ def evaluation_batches(
     views = 2 if pairs else frames
     shape = (size, size, 3) if views is None else (views, size, size, 3)
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    mine = list(range(rank, total, world))
+    mine = list(range(start + rank, total, world))
     with closing(Store([manifest])) as store:
-        for start in range(0, len(mine), batch_size):
-            indices = mine[start : start + batch_size]
+        for first in range(0, len(mine), batch_size):
+            indices = mine[first : first + batch_size]
             pixels = np.empty((len(indices), *shape), dtype=np.uint8)
             samples = []
             for row, index in enumerate(indices):

@@ -22,6 +22,7 @@ from pretrain.config_file import apply_overrides
 
 STAGES = {
     "retrieval": "eval.stages.retrieval",
+    "video-retrieval": "eval.stages.video_retrieval",
     "preference": "eval.stages.preference",
     "baseline": "eval.baselines",
     "sugarcrepe": "eval.stages.sugarcrepe",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from scipy.spatial.distance import cdist
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.scenes.truth import ceiling, is_scene
+from data_pipeline.scenes.truth import fitting, is_scene
 from data_pipeline.store import Store
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
@@ -57,8 +58,7 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
     shown = np.stack([colour_histogram(sample.media) for sample in samples])
     distances = cdist(asked, shown, "cityblock")
     ranked = ranks(-distances[place], owners)
-    chance = chance_ranks(owners, len(keys))
-    records = [
+    records: list[dict[str, Any]] = [
         {"direction": "text_to_image", "query": number, "image": keys[owner], "text": text, "candidates": len(keys)}
         | {"positives": 1, "nearest_text": known_captions[nearest[number]]}
         | {
@@ -70,18 +70,10 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
         }
         for number, (text, owner) in enumerate(zip(captions, owners, strict=True))
     ]
-    clusters = [keys[owner] for owner in owners]
-    found = [_recall(ranked, chance, k, clusters) for k in RECALL_AT]
     annotations = [sample.annotations for sample in samples]
     if all(is_scene(annotation) for annotation in annotations):
-        best = Metric(
-            name="ceiling/text_to_image/R@1",
-            value=100 * ceiling(annotations),
-            unit="percent",
-            n=len(captions),
-            chance=100 * chance.recall(1),
-        )
-        found.append(best)
+        for record, count in zip(records, fitting(annotations), strict=True):
+            record["fits"] = count
     result = Result(
         stage="baseline",
         protocol={
@@ -100,11 +92,33 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
         },
         model={"name": "none", "hash": None},
         environment=environment(),
-        metrics=found,
+        metrics=metrics(records),
         timing={"total_s": time.perf_counter() - started},
     )
     write_result(Path(out), result, records)
     return result
+
+
+def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`: `text_to_image/R@k`, and the ceiling of R@1."""
+    lines = list(records)
+    clusters = [line["image"] for line in lines]
+    above, tied, positives = (
+        np.array([line["baseline"][name] for line in lines]) for name in ("above", "tied", "tied_positives")
+    )
+    ranked = Ranks(above, tied, positives, candidates=lines[0]["candidates"])
+    chance = chance_ranks([[0]] * len(lines), lines[0]["candidates"])
+    found = [_recall(ranked, chance, k, clusters) for k in RECALL_AT]
+    if all("fits" in line for line in lines):
+        best = Metric(
+            name="ceiling/text_to_image/R@1",
+            value=100 * sum(1 / line["fits"] for line in lines) / len(lines),
+            unit="percent",
+            n=len(lines),
+            chance=100 * chance.recall(1),
+        )
+        found.append(best)
+    return found
 
 
 def nearest_texts(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:

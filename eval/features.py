@@ -1,44 +1,70 @@
 """Encode a test set once: pictures and texts in, unit features for the contrastive score and tokens for fusion out.
 
-Under `accelerate launch` every process encodes a share; what they found is put together by position, so that their
-number changes nothing.
+The work is divided into blocks of consecutive pictures or texts, which a cache may keep (see `eval/cache.py`); under
+`accelerate launch` every process encodes some of them, and their number changes nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.loader import evaluation_batches
+from data_pipeline.loader import EvaluationBatch, evaluation_batches
 from data_pipeline.manifest import Manifest
+from data_pipeline.sample import BadSample
+from data_pipeline.store import Store
 from data_pipeline.text import Tokenizer
+from eval.cache import Block, encoded_blocks
 from pretrain.model import GLSCLModel
 from pretrain.ranking import unit_features
 from pretrain.run.checkpoint import load_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PICTURES_AT_ONCE = 64  # of a block
+TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to encode, in eval mode; ``description`` is what a result says about it."""
+    """A model ready to encode, in eval mode.
+
+    ``description`` is what a result says about it, ``cache`` the folder that keeps what it encodes, if any.
+    """
 
     model: GLSCLModel
     tokenizer: Tokenizer
     device: torch.device
     precision: str
     description: dict[str, Any]
+    cache: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that features depend on besides pictures and texts, wherever the model lies."""
+        config = self.model.config.to_dict()
+        config.pop("_name_or_path", None)
+        return {
+            "weights": self.description["hash"],
+            "config": config,
+            "precision": self.precision,
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "code": _code_hash(),
+        }
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the networks run; heads and similarities stay outside it, in float32."""
@@ -50,11 +76,20 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A sample that is listed because its picture or clip cannot be decoded, with its captions and the reason."""
+
+    key: str
+    captions: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True)
 class Images:
-    """Encoded pictures.
+    """Encoded pictures or clips.
 
     ``row`` (images,) leads to the first picture with the same file, so that copies tie exactly. ``features`` (images,
-    projection) have length one; ``tokens`` (images, 1 + patches, width) are what fusion reads.
+    projection) have length one; ``tokens`` (images, frames + frames * patches, width) are what fusion reads.
     """
 
     keys: list[str]
@@ -63,6 +98,8 @@ class Images:
     row: NDArray[np.int64]
     features: NDArray[np.float32]
     tokens: Tensor
+    frames: int = 1
+    unreadable: list[Unreadable] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,8 +121,10 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def load(path: Path | str, precision: str = "fp32") -> LoadedModel:
+def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = None) -> LoadedModel:
     """Load a run folder, checkpoint, model folder or authors' checkpoint (its tokenizer beside it) for evaluation.
+
+    What it encodes is kept in the folder ``cache``, where one is given.
 
     Raises
     ------
@@ -117,49 +156,69 @@ def load(path: Path | str, precision: str = "fp32") -> LoadedModel:
             f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model knows "
             f"{model.config.text_config.vocab_size:,}: it is another model's"
         )
-    return LoadedModel(model, tokenizer, device, precision, description)
+    return LoadedModel(model, tokenizer, device, precision, description, None if cache is None else Path(cache))
 
 
 @torch.inference_mode()
-def encode_images(loaded: LoadedModel, manifest: Manifest, *, batch_size: int = 64, limit: int | None = None) -> Images:
+def encode_images(
+    loaded: LoadedModel,
+    manifest: Manifest,
+    *,
+    batch_size: int = 64,
+    limit: int | None = None,
+    frames: int | None = None,
+    skip_unreadable: bool = False,
+) -> Images:
     """Encode the first ``limit`` pictures of a data set (all by default), in the order of its shards.
+
+    With ``frames`` they are clips, of which so many evenly spaced frames are taken; a shorter clip repeats some. What
+    cannot be read is an error, or with ``skip_unreadable`` listed.
 
     Raises
     ------
+    UsageError
+        If the model takes no clips, or shorter ones.
     DataError
         If there is no picture, or one cannot be read.
     NumericsError
         If a feature is not finite; the message names the sample.
     """
-    model, state = loaded.model, processes()
-    batches = evaluation_batches(
-        manifest,
-        size=model.config.image_size,
-        batch_size=batch_size,
-        rank=state.process_index,
-        world=state.num_processes,
-        limit=limit,
-    )
-    found: list[tuple[Any, ...]] = []
-    for batch in batches:
-        pixels = model.normalize(batch.pixels.to(loaded.device))
-        with loaded.autocast():
-            tokens = model.encode_image(pixels)
-        features = model.contrastive_image(tokens.float()).cpu()
-        found += zip(batch.indices, batch.samples, features, loaded.kept(tokens), strict=True)
-    found = sorted(gather_object(found), key=lambda item: item[0])
-    if not found:
+    if frames is not None and frames > loaded.model.config.max_frames:
+        raise UsageError(
+            f"the model takes clips of at most {loaded.model.config.max_frames} frames (max_frames), not {frames}"
+        )
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
+    ranges = [(start, min(start + PICTURES_AT_ONCE, total)) for start in range(0, total, PICTURES_AT_ONCE)]
+    data = {"data": manifest.digest, "name": manifest.name, "frames": frames}
+
+    def compute(number: int) -> Block:
+        batches, problems = _readable(loaded, manifest, *ranges[number], batch_size, frames, skip_unreadable)
+        return _image_block(loaded, batches, problems, frames or 1)
+
+    wanted = [data | {"start": start, "stop": stop} for start, stop in ranges]
+    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), wanted, compute)
+    items = [item for block in blocks for item in block.items if "problem" not in item]
+    unreadable = [
+        Unreadable(item["key"], tuple(item["captions"]), item["problem"])
+        for block in blocks
+        for item in block.items
+        if "problem" in item
+    ]
+    if unreadable and not skip_unreadable:  # an earlier evaluation listed it
+        raise DataError(unreadable[0].problem)
+    if not items:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
-    _, samples, every_feature, every_token = zip(*found, strict=True)
-    keys = [sample.key for sample in samples]
-    first: dict[bytes, int] = {}
+    keys = [item["key"] for item in items]
+    first: dict[str, int] = {}
     return Images(
         keys=keys,
-        captions=[sample.captions for sample in samples],
-        annotations=[sample.annotations for sample in samples],
-        row=np.array([first.setdefault(sample.media, i) for i, sample in enumerate(samples)]),
-        features=unit_features(torch.stack(every_feature), keys),
-        tokens=torch.stack(every_token),
+        captions=[tuple(item["captions"]) for item in items],
+        annotations=[item["annotations"] for item in items],
+        row=np.array([first.setdefault(item["media"], i) for i, item in enumerate(items)]),
+        features=unit_features(_joined(blocks, "features"), keys),
+        tokens=_joined(blocks, "tokens"),
+        frames=frames or 1,
+        unreadable=unreadable,
     )
 
 
@@ -172,26 +231,33 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     NumericsError
         If a feature is not finite; the message names the text.
     """
-    model = loaded.model
     distinct = sorted(set(texts))
-    ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, model.config.max_text_length)]
+    longest = loaded.model.config.max_text_length
+    ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, longest)]
     lengths = torch.tensor([len(row) for row in ids])
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=loaded.tokenizer.pad_id)
-    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-    found: list[tuple[Any, ...]] = []
-    for rows in share(torch.argsort(lengths, stable=True), batch_size):
-        longest = int(lengths[rows].max())
-        with loaded.autocast():
-            tokens = model.encode_text(padded[rows, :longest].to(loaded.device), mask[rows, :longest].to(loaded.device))
-        features = model.contrastive_text(tokens.float()).cpu()
-        found += zip(rows.tolist(), features, loaded.kept(tokens), strict=True)
-    _, every_feature, every_token = zip(*sorted(gather_object(found), key=lambda item: item[0]), strict=True)
-    states = torch.nn.utils.rnn.pad_sequence(list(every_token), batch_first=True)
+    order = torch.argsort(lengths, stable=True)
+    chunks = list(order.split(TEXTS_AT_ONCE))
+    tokenizer = hashlib.sha256(loaded.tokenizer.to_str().encode()).hexdigest()
+    wanted = [
+        {"tokenizer": tokenizer, "longest": longest, "texts": [distinct[row] for row in rows.tolist()]}
+        for rows in chunks
+    ]
+
+    def compute(number: int) -> Block:
+        return _text_block(loaded, [ids[row] for row in chunks[number].tolist()], batch_size)
+
+    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), wanted, compute)
+    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    features = torch.empty(len(distinct), blocks[0].arrays["features"].shape[1])
+    tokens = blocks[0].arrays["tokens"].new_zeros(*mask.shape, blocks[0].arrays["tokens"].shape[2])
+    for rows, block in zip(chunks, blocks, strict=True):
+        features[rows] = block.arrays["features"]
+        tokens[rows, : block.arrays["tokens"].shape[1]] = block.arrays["tokens"]
     place = {text: row for row, text in enumerate(distinct)}
     return Texts(
         row=np.array([place[text] for text in texts]),
-        features=unit_features(torch.stack(every_feature), distinct),
-        tokens=states * mask[..., None].to(states.dtype),
+        features=unit_features(features, distinct),
+        tokens=tokens * mask[..., None].to(tokens.dtype),
         mask=mask,
     )
 
@@ -202,6 +268,92 @@ def share(rows: Any, at_once: int) -> Iterator[Any]:
     for number, start in enumerate(range(0, len(rows), at_once)):
         if number % state.num_processes == state.process_index:
             yield rows[start : start + at_once]
+
+
+def _readable(
+    loaded: LoadedModel,
+    manifest: Manifest,
+    start: int,
+    stop: int,
+    batch_size: int,
+    frames: int | None,
+    skip_unreadable: bool,
+) -> tuple[list[EvaluationBatch], list[Unreadable]]:
+    """Read the samples from ``start`` to ``stop``, one by one where one of them is unreadable and may be."""
+    size = loaded.model.config.image_size
+
+    def read(first: int, last: int) -> list[EvaluationBatch]:
+        return list(
+            evaluation_batches(manifest, size=size, batch_size=batch_size, start=first, limit=last, frames=frames)
+        )
+
+    try:
+        return read(start, stop), []
+    except DataError as error:
+        if not skip_unreadable or not isinstance(error.__cause__, BadSample):
+            raise
+    batches, problems = [], []
+    with closing(Store([manifest])) as store:
+        for index in range(start, stop):
+            try:
+                batches += read(index, index + 1)
+            except DataError as error:
+                if not isinstance(error.__cause__, BadSample):
+                    raise
+                problems.append(Unreadable(store.key(0, index), store.captions(0, index), str(error)))
+    return batches, problems
+
+
+def _image_block(
+    loaded: LoadedModel, batches: Sequence[EvaluationBatch], problems: Sequence[Unreadable], frames: int
+) -> Block:
+    model = loaded.model
+    features, tokens, items = [], [], []
+    for batch in batches:
+        pixels = model.normalize(batch.pixels.to(loaded.device))
+        with loaded.autocast():
+            encoded = model.encode_image(pixels)
+        features.append(model.contrastive_image(encoded.float(), frames).cpu())
+        tokens.append(loaded.kept(encoded))
+        items += [
+            {"key": sample.key, "captions": list(sample.captions), "annotations": sample.annotations}
+            | {"media": hashlib.sha256(sample.media).hexdigest()}
+            for sample in batch.samples
+        ]
+    listed = [{"key": bad.key, "captions": list(bad.captions), "problem": bad.problem} for bad in problems]
+    arrays = {"features": torch.cat(features), "tokens": torch.cat(tokens)} if features else {}
+    return Block(arrays, items + listed)
+
+
+def _text_block(loaded: LoadedModel, ids: Sequence[Tensor], batch_size: int) -> Block:
+    """Encode texts that are sorted by their length."""
+    model, features, tokens = loaded.model, [], []
+    for start in range(0, len(ids), batch_size):
+        rows = ids[start : start + batch_size]
+        padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=loaded.tokenizer.pad_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        with loaded.autocast():
+            encoded = model.encode_text(padded.to(loaded.device), mask.to(loaded.device))
+        features.append(model.contrastive_text(encoded.float()).cpu())
+        tokens += list(loaded.kept(encoded))
+    return Block(
+        {"features": torch.cat(features), "tokens": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)}, []
+    )
+
+
+def _joined(blocks: Sequence[Block], name: str) -> Tensor:
+    return torch.cat([block.arrays[name] for block in blocks if block.arrays])
+
+
+@functools.cache
+def _code_hash() -> str:
+    """Hash the code that turns bytes and texts into features, so that a change of it never meets old ones."""
+    root = Path(__file__).parents[1]
+    names = ("augment", "decode", "decode_video", "frames", "sample", "text")
+    files = [*sorted((root / "pretrain" / "model").glob("*.py")), Path(__file__)]
+    files += [root / "data_pipeline" / f"{name}.py" for name in names]
+    return hashlib.sha256(json.dumps([file.read_text("utf-8") for file in files]).encode()).hexdigest()
 
 
 def _weights_hash(source: Path) -> str:

@@ -1,7 +1,7 @@
 """The matching head over many pairs of one test set: each pair once, and what depends on one side alone only once.
 
 The first fusion layer's self-attention sees one side only, so it is computed per picture and per text, not per pair;
-of the last layer only the two class tokens are used. Both are the model's own modules, and the result is the same.
+of the last layer only the class tokens are used. Both are the model's own modules, and the result is the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def match_margins(
         chosen, longest = text_rows[rows], int(lengths[rows].max())
         text_side = Side(text_sides.tokens[chosen, :longest], text_sides.attended[chosen, :longest])
         with loaded.autocast():
-            margins = _margins(loaded, text_side, texts.mask[chosen, :longest], image_sides[image_rows[rows]])
+            image_side = image_sides[image_rows[rows]]
+            margins = _margins(loaded, text_side, texts.mask[chosen, :longest], image_side, images.frames)
         found.append((rows.numpy(), margins))
     values = np.empty(len(distinct), dtype=np.float32)
     for rows, margins in gather_object(found):
@@ -76,11 +77,12 @@ def _joined(parts: Iterable[Side]) -> Side:
     return Side(torch.cat([side.tokens for side in sides]), torch.cat([side.attended for side in sides]))
 
 
-def _margins(loaded: LoadedModel, text: Side, mask: Tensor, image: Side) -> NDArray[np.float32]:
+def _margins(loaded: LoadedModel, text: Side, mask: Tensor, image: Side, frames: int) -> NDArray[np.float32]:
     """Match pairs whose texts were cut to the longest among them."""
     model, device = loaded.model, loaded.device
     text, image = (Side(side.tokens.to(device), side.attended.to(device)) for side in (text, image))
     first = torch.zeros(len(mask), 1, dtype=torch.long, device=device)
-    [states] = model.fuse_pairs(text, mask.to(device), image, [(first, first)])
+    classes = torch.arange(frames, device=device).expand(len(mask), -1)  # a clip has a class token of each frame
+    [states] = model.fuse_pairs(text, mask.to(device), image, [(first, classes)])
     logits = model.match(model.pool(*states).float()).cpu()
     return (logits[:, 1] - logits[:, 0]).numpy()

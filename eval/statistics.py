@@ -20,12 +20,16 @@ def mean_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, fl
     """
     flat = np.asarray(values, dtype=np.float64)
     group = _numbered(clusters)
-    sums, counts = np.bincount(group, weights=flat), np.bincount(group)
+    return ratio_interval(np.bincount(group, weights=flat), np.bincount(group))
+
+
+def ratio_interval(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+    """Percentile bootstrap interval of total ``sums`` over total ``counts``, both (clusters,), resampling clusters."""
 
     def mean(s: NDArray[Any], c: NDArray[Any], axis: int) -> NDArray[Any]:
         return s.sum(axis=axis) / c.sum(axis=axis)
 
-    return _interval((sums, counts), mean)
+    return _interval((np.asarray(sums, dtype=np.float64), np.asarray(counts)), mean)
 
 
 def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, float]:

@@ -168,17 +168,38 @@ def _plan(arguments: argparse.Namespace) -> _Result:
 
 
 def _retrieval(arguments: argparse.Namespace) -> _Result:
-    from eval.stages.retrieval import evaluate
+    from eval.stages import retrieval, video_retrieval
 
-    result = evaluate(
-        arguments.model,
-        arguments.data,
-        arguments.out,
-        rerank_k=arguments.rerank_k,
-        score=arguments.score,
-        limit=arguments.limit,
-    )
+    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
+    evaluated = arguments.model, arguments.data, arguments.out
+    if "frames" in arguments:
+        result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
+    else:
+        result = retrieval.evaluate(*evaluated, folds=arguments.folds, **options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _verify_results(arguments: argparse.Namespace) -> _Result:
+    from eval.schema import read_result
+    from eval.verify import verify
+
+    counts = {}
+    for folder in arguments.dirs:
+        wrong = verify(folder)
+        counts[str(folder)] = len(read_result(folder).metrics)
+        if wrong:
+            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
+    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
+    return {"verified": counts}, line
+
+
+def _compare(arguments: argparse.Namespace) -> _Result:
+    from dataclasses import asdict
+
+    from eval.compare import compare, table
+
+    comparison = compare(arguments.a, arguments.b)
+    return asdict(comparison), table(comparison)
 
 
 def _export(arguments: argparse.Namespace) -> _Result:
@@ -229,7 +250,8 @@ def parser() -> argparse.ArgumentParser:
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     _add_plan(groups)
-    _add_retrieval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
     _add_report(groups)
@@ -335,7 +357,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached")
 
 
-def _add_retrieval(commands: Any) -> None:
+def _add_eval(commands: Any) -> None:
     retrieval = _command(
         commands,
         "retrieval",
@@ -343,18 +365,61 @@ def _add_retrieval(commands: Any) -> None:
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
+    _add_retrieval_options(retrieval)
+    retrieval.add_argument(
+        "--folds", metavar="N", type=_count, default=1, help="parts ranked apart (5 of COCO's 5K are its 1K; default 1)"
+    )
+    video = _command(
+        commands,
+        "video-retrieval",
+        _retrieval,
+        "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
+        "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
+    )
+    _add_retrieval_options(video)
+    video.add_argument("--frames", metavar="N", type=_count, default=4, help="of each clip (default %(default)s)")
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify_results,
+        "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
+        "glscl eval verify runs/demo/retrieval runs/demo/preference",
+    )
+    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
+
+def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     retrieval.add_argument(
         "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
     )
     retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N images")
+    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
     retrieval.add_argument(
         "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
     )
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
     )
+    retrieval.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        help="keep what is encoded there, for the next time (default: keep nothing)",
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _command(
+        commands,
+        "compare",
+        _compare,
+        "what differs between two results of one stage on the same data: paired differences with intervals",
+        "glscl compare runs/one/retrieval runs/other/retrieval",
+    )
+    compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
+    compare.add_argument("b", metavar="B", type=Path, help="another one")
 
 
 def _add_export(commands: Any) -> None:

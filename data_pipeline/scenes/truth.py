@@ -51,13 +51,18 @@ def ceiling(annotations: Sequence[dict[str, Any]]) -> float:
 
     A caption that fits n of the gallery's scenes finds its own with probability 1/n; the mean over all captions.
     """
+    counts = fitting(annotations)
+    return sum(1 / count for count in counts) / len(counts)
+
+
+def fitting(annotations: Sequence[dict[str, Any]]) -> list[int]:
+    """Count for every caption, in the order of the gallery, the scenes that it fits."""
     scenes = [annotation["scene"] for annotation in annotations]
-    hits = [
-        1 / sum(fits(statement, scene) for scene in scenes)
+    return [
+        sum(fits(statement, scene) for scene in scenes)
         for annotation in annotations
         for statement in annotation["statements"]
     ]
-    return sum(hits) / len(hits)
 
 
 def swapped(annotation: dict[str, Any], caption_number: int) -> str | None:

@@ -1,15 +1,15 @@
 """Zero-shot retrieval in both directions: contrastive scores, then the matching head on the best candidates.
 
-In: a model, and a data set whose pictures have one or more captions. Out: R@k, median and mean rank with intervals.
-Protocol: Karpathy's (every caption is a query; a picture's best caption counts), and ALBEF's two stages, where what was
-not scored a second time stays below what was, in its first order. All metrics are computed from the records.
+In: a model, and a data set whose pictures (or clips) have one or more captions. Out: R@k, mAP, median and mean rank
+with intervals. Protocol: Karpathy's (every caption is a query; a picture's best caption counts), and ALBEF's two
+stages, where what was not scored a second time stays below what was, in its first order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,20 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
-from eval.features import encode_images, encode_texts, load, processes
+from eval.directions import TOP, Captions, Direction, directions, missed, records_of, shortlist
+from eval.features import Images, LoadedModel, Texts, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap as overlap_with
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval, median_interval
-from pretrain.ranking import Ranks, ranks, score_blocks, tells_nothing_apart, two_stage_ranks
+from pretrain.ranking import Ranks, chance_average_precision, tells_nothing_apart
 
 RECALL_AT = (1, 5, 10)
-TOP = 5  # candidates that each record names
 SCORES = {
     "itm": "logit(match) - logit(no match)",
     "itm+sim": "logit(match) - logit(no match) + cosine / temperature",
 }
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """One side asks, the other is ranked."""
-
-    name: str
-    queries: NDArray[np.float32]
-    candidates: NDArray[np.float32]
-    query_ids: list[str]
-    candidate_ids: list[str]
-    positives: list[NDArray[np.int64]]
-    image_keys: list[str]
-    texts: list[str] | None
 
 
 def evaluate(
@@ -54,8 +42,11 @@ def evaluate(
     rerank_k: int = 16,
     score: str = "itm+sim",
     limit: int | None = None,
+    folds: int = 1,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
+    train: Path | str | None = None,
 ) -> Result:
     """Evaluate retrieval over a data set and write `result.json` and `samples.jsonl` into ``out``.
 
@@ -69,73 +60,121 @@ def evaluate(
         `itm` (the head alone) or `itm+sim` (with the contrastive logit; both are log odds).
     limit
         Use only the first pictures.
+    folds
+        Consecutive parts in which pictures and their captions are ranked apart (5 of COCO's 5K are its "1K").
     batch_size
         Pictures and texts encoded at once; it does not change the result.
     precision
         `fp32` or `bf16` for the networks; scores are float32 in both.
+    cache
+        Folder that keeps what is encoded, for the next time; none is kept without.
+    train
+        Run folder or data set that may hold test pictures; that of the model by default.
 
     Raises
     ------
     UsageError, DataError, NumericsError
         For an unknown option, for missing or broken data, for scores that are not finite.
     """
+    check_options(rerank_k, score, folds)
+    manifest = Manifest.load(data)
+    known = overlap_with(manifest, model, train)
+    loaded = load(model, precision, cache)
+    started = time.perf_counter()
+    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
+    return retrieve(
+        "retrieval",
+        loaded,
+        manifest,
+        images,
+        out,
+        started,
+        overlap=known,
+        rerank_k=rerank_k,
+        score=score,
+        folds=folds,
+        batch_size=batch_size,
+    )
+
+
+def check_options(rerank_k: int, score: str, folds: int = 1) -> None:
+    """Refuse options that mean nothing, before anything is loaded."""
     if score not in SCORES:
         raise UsageError(f"score is {score!r}, must be one of {', '.join(SCORES)}")
     if rerank_k < 0:
         raise UsageError(f"rerank_k is {rerank_k}, must be 0 (no second stage) or more")
-    manifest = Manifest.load(data)
-    loaded = load(model, precision)
-    started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
-    captions = [caption for several in images.captions for caption in several]
-    image_of = np.repeat(np.arange(len(images.keys)), [len(several) for several in images.captions])
-    texts = encode_texts(loaded, captions, batch_size=batch_size)
+    if folds < 1:
+        raise UsageError(f"folds is {folds}, must be 1 (all in one) or more")
+
+
+def retrieve(
+    stage: str,
+    loaded: LoadedModel,
+    manifest: Manifest,
+    images: Images,
+    out: Path | str,
+    started: float,
+    *,
+    overlap: str,
+    rerank_k: int,
+    score: str,
+    folds: int,
+    batch_size: int,
+    protocol: dict[str, Any] | None = None,
+) -> Result:
+    """Rank what was encoded, in both directions, and write the result of ``stage``."""
+    if folds > len(images.keys):
+        raise UsageError(f"folds is {folds}, more than the {len(images.keys)} pictures")
+    media = "video" if stage == "video-retrieval" else "image"
+    captions = Captions.of(images)
+    texts = encode_texts(loaded, captions.texts, batch_size=batch_size)
     encoded = time.perf_counter()
-    directions = _directions(images.keys, captions, image_of, images.features[images.row], texts.features[texts.row])
-    shortlists = [_shortlists(direction, rerank_k) for direction in directions]
-    second: list[NDArray[np.float32] | None] = [None, None]
-    flags = []
-    if rerank_k:
-        to_image, to_text = (shortlist for shortlist, _ in shortlists)
-        pairs = np.concatenate([_pairs(to_image), _pairs(to_text)[:, ::-1]])  # (text, image)
-        margins = match_margins(loaded, images, texts, pairs[:, 1], pairs[:, 0])
-        second = [margins[: to_image.size].reshape(to_image.shape), margins[to_image.size :].reshape(to_text.shape)]
-        if any(tells_nothing_apart(margin) for margin in second if margin is not None):
-            flags.append("constant_match_scores")
+    both = directions(media, images, texts, captions, folds)
+    flags = overlap_flags(overlap)
+    lists = [[shortlist(part, max(rerank_k, TOP)) for part in side] for side in both]
+    margins = _margins(loaded, images, texts, both, lists, rerank_k) if rerank_k else None
+    if margins is not None and any(all(tells_nothing_apart(part) for part in side) for side in margins):
+        flags.append("constant_match_scores")
     weight = 1 / loaded.model.temperature.item() if score == "itm+sim" else 0.0
     records: list[dict[str, Any]] = []
-    for direction, (shortlist, _), margin in zip(directions, shortlists, second, strict=True):
-        found, degenerate = _records(direction, shortlist, margin, weight)
-        records += found
+    for number, (side, lost) in enumerate(zip(both, missed(media, images, rerank_k), strict=True)):
+        degenerate = True
+        for fold, part in enumerate(side):
+            best = lists[number][fold]
+            second = None if margins is None else (best[:, :rerank_k], margins[number][fold], weight)
+            found, tells_nothing = records_of(part, best, second)
+            records += found
+            degenerate = degenerate and tells_nothing
+        records += lost
         if degenerate:
-            flags.append(f"degenerate_scores/{direction.name}")
+            flags.append(f"degenerate_scores/{side[0].name}")
     state = processes()
-    rerank = {"k": rerank_k, "score": score, "formula": SCORES[score]} | {
-        "shortlists_cut_in_a_tie": {d.name: cut for d, (_, cut) in zip(directions, shortlists, strict=True)}
-    }
     result = Result(
-        stage="retrieval",
+        stage=stage,
         protocol={
             "name": "zero-shot",
             "ties": "expected value",
-            "tie_rate": _tie_rates(records),
             "score_dtype": "float32",
-            "precision": precision,
-            "rerank": rerank if rerank_k else None,
+            "precision": loaded.precision,
+            "rerank": {"k": rerank_k, "score": score, "formula": SCORES[score]} if rerank_k else None,
+            "folds": folds,
             "intervals": "percentile bootstrap over pictures",
-        },
+        }
+        | (protocol or {}),
         data={
-            "path": str(data),
+            "path": str(manifest.root),
             "name": manifest.name,
             "hash": f"sha256:{manifest.digest}",
-            "images": len(images.keys),
-            "texts": len(captions),
-            "duplicate_images": len(images.keys) - len(np.unique(images.row)),
-            "duplicate_texts": len(captions) - len(np.unique(texts.row)),
+            f"{media}s": len(images.keys),
+            "texts": len(captions.texts),
+            f"duplicate_{media}s": len(images.keys) - len(np.unique(images.row)),
+            "duplicate_texts": len(captions.texts) - len(np.unique(texts.row)),
+            "overlap": overlap,
+            "unreadable": {bad.key: bad.problem for bad in images.unreadable},
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records, rerank_k),
+        metrics=metrics(records),
         flags=flags,
         timing={"encode_s": encoded - started, "rank_s": time.perf_counter() - encoded},
     )
@@ -145,11 +184,12 @@ def evaluate(
     return result
 
 
-def metrics(records: Iterable[dict[str, Any]], rerank_k: int) -> list[Metric]:
+def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `DIRECTION/R@k`, `MdR` and `MeanR` are those of the contrastive score, `DIRECTION/R@<rerank_k>` the bound that it
-    sets on re-ranking, `DIRECTION/reranked/R@k` both stages, `DIRECTION/reranked_gain/R@1` the paired difference.
+    `DIRECTION/R@k`, `MdR`, `MeanR`, `mAP` and `tie_rate` are those of the contrastive score, `DIRECTION/R@<rerank_k>`
+    the bound that it sets on re-ranking, `DIRECTION/reranked/R@k` both stages, `DIRECTION/reranked_gain/R@1` the paired
+    difference, `DIRECTION/reranked/cut_in_a_tie` the share of shortlists that end among equal scores.
     """
     by_direction: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -158,8 +198,9 @@ def metrics(records: Iterable[dict[str, Any]], rerank_k: int) -> list[Metric]:
     for name, lines in by_direction.items():
         clusters = [line["image"] for line in lines]
         first = _ranks(lines, "contrastive")
-        positives = np.array([line["positives"] for line in lines])
-        chance = Ranks(np.zeros_like(positives), np.full_like(positives, first.candidates), positives, first.candidates)
+        positives, candidates = (np.array([line[key] for line in lines]) for key in ("positives", "candidates"))
+        chance = Ranks(np.zeros_like(positives), candidates, positives, first.candidates)
+        rerank_k = max((line["reranked"]["k"] for line in lines if "reranked" in line), default=0)
         for k in sorted({*RECALL_AT, *([rerank_k] if rerank_k else [])}):
             found.append(_recall(f"{name}/R@{k}", first, chance, k, clusters))
         for label, middle, interval in (("MdR", np.median, median_interval), ("MeanR", np.mean, mean_interval)):
@@ -171,146 +212,74 @@ def metrics(records: Iterable[dict[str, Any]], rerank_k: int) -> list[Metric]:
                     ci95=interval(first.expected, clusters),
                     n=len(lines),
                     chance=float(middle(chance.expected)),
+                    bounds=(float(middle(first.pessimistic)), float(middle(first.optimistic))),
                 )
             )
+        precision = np.array([line["contrastive"]["average_precision"] for line in lines])
+        guessed = [_chance_precision(int(p), int(c)) for p, c in zip(positives, candidates, strict=True)]
+        found.append(_mean(f"{name}/mAP", precision, clusters, float(np.mean(guessed))))
+        found.append(_mean(f"{name}/tie_rate", first.tied > first.tied_positives, clusters))
         if rerank_k:
             # Only R@k: a mean rank would mix what the head ordered with what it never saw.
             both = _ranks(lines, "reranked")
             found += [_recall(f"{name}/reranked/R@{k}", both, chance, k, clusters) for k in RECALL_AT]
-            gain = 100 * (both.hits(1) - first.hits(1))
-            found.append(
-                Metric(
-                    name=f"{name}/reranked_gain/R@1",
-                    value=float(gain.mean()),
-                    unit="percentage points",
-                    ci95=mean_interval(gain, clusters),
-                    n=len(lines),
-                    chance=0.0,
-                )
-            )
+            gain = _mean(f"{name}/reranked_gain/R@1", both.hits(1) - first.hits(1), clusters, 0.0)
+            found.append(gain.model_copy(update={"unit": "percentage points"}))
+            found.append(_mean(f"{name}/reranked/tie_rate", both.tied > both.tied_positives, clusters))
+            cut = [line["reranked"]["cut_in_a_tie"] for line in lines]
+            found.append(_mean(f"{name}/reranked/cut_in_a_tie", cut, clusters))
     return found
 
 
-def _directions(
-    keys: list[str],
-    captions: list[str],
-    image_of: NDArray[np.int64],
-    image_features: NDArray[np.float32],
-    text_features: NDArray[np.float32],
-) -> tuple[_Direction, _Direction]:
-    first = np.searchsorted(image_of, np.arange(len(keys) + 1))
-    caption_ids = [f"{keys[image]}#{text - first[image]}" for text, image in enumerate(image_of)]
-    owners = [keys[image] for image in image_of]
-    to_image = _Direction(
-        "text_to_image",
-        text_features,
-        image_features,
-        caption_ids,
-        keys,
-        [np.array([image]) for image in image_of],
-        owners,
-        captions,
-    )
-    own = [np.arange(first[image], first[image + 1]) for image in range(len(keys))]
-    to_text = _Direction("image_to_text", image_features, text_features, keys, caption_ids, own, keys, None)
-    return to_image, to_text
+def _margins(
+    loaded: LoadedModel,
+    images: Images,
+    texts: Texts,
+    both: tuple[list[Direction], list[Direction]],
+    lists: Sequence[Sequence[NDArray[np.int64]]],
+    k: int,
+) -> list[list[NDArray[np.float32]]]:
+    """Score all shortlists at once: a pair that stands in both directions is scored once."""
+    pairs = []
+    for swap, (side, several) in enumerate(zip(both, lists, strict=True)):
+        for part, best in zip(side, several, strict=True):
+            chosen = part.candidates[best[:, :k]]
+            asked = np.broadcast_to(part.queries[:, None], chosen.shape)
+            pairs.append((chosen, asked) if not swap else (asked, chosen))  # (image, text)
+    image, text = (np.concatenate([pair[which].ravel() for pair in pairs]) for which in (0, 1))
+    scores = match_margins(loaded, images, texts, image, text)
+    ends = np.cumsum([pair[0].size for pair in pairs])[:-1]
+    parts = [part.reshape(pair[0].shape) for part, pair in zip(np.split(scores, ends), pairs, strict=True)]
+    return [parts[: len(both[0])], parts[len(both[0]) :]]
 
 
-def _score_blocks(direction: _Direction) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    return score_blocks(
-        direction.queries,
-        direction.candidates,
-        query_ids=direction.query_ids,
-        candidate_ids=direction.candidate_ids,
-    )
-
-
-def _shortlists(direction: _Direction, k: int) -> tuple[NDArray[np.int64], int]:
-    """Best ``k`` candidates of every query (at least as many as a record names), and how many cuts fall into a tie."""
-    rows, cut = [], 0
-    for _, scores in _score_blocks(direction):
-        order = np.argsort(-scores, axis=1, kind="stable")
-        if 0 < k < scores.shape[1]:
-            edge = np.take_along_axis(scores, order[:, k - 1 : k + 1], axis=1)
-            cut += int((edge[:, 0] == edge[:, 1]).sum())
-        rows.append(order[:, : k or TOP])
-    return np.concatenate(rows), cut
-
-
-def _pairs(shortlist: NDArray[np.int64]) -> NDArray[np.int64]:
-    queries = np.repeat(np.arange(len(shortlist)), shortlist.shape[1])
-    return np.stack([queries, shortlist.ravel()], axis=1)
-
-
-def _records(
-    direction: _Direction, shortlist: NDArray[np.int64], margins: NDArray[np.float32] | None, weight: float
-) -> tuple[list[dict[str, Any]], bool]:
-    records, degenerate = [], True
-    for start, scores in _score_blocks(direction):
-        block = slice(start, start + len(scores))
-        positives = direction.positives[block]
-        first = ranks(scores, positives)
-        degenerate = degenerate and first.degenerate
-        order = np.argsort(-scores, axis=1, kind="stable")
-        stages: dict[str, tuple[Ranks, NDArray[Any], NDArray[Any]]] = {
-            "contrastive": (first, order[:, :TOP], np.take_along_axis(scores, order[:, :TOP], axis=1))
-        }
-        if margins is not None:
-            listed = shortlist[block]
-            second = margins[block] + np.float32(weight) * np.take_along_axis(scores, listed, axis=1)
-            best = np.argsort(-second, axis=1, kind="stable")[:, :TOP]
-            stages["reranked"] = (
-                two_stage_ranks(scores, positives, listed, second),
-                np.take_along_axis(listed, best, axis=1),
-                np.take_along_axis(second, best, axis=1),
-            )
-        for row, own in enumerate(positives):
-            query = start + row
-            record: dict[str, Any] = {
-                "direction": direction.name,
-                "query": direction.query_ids[query],
-                "image": direction.image_keys[query],
-                "candidates": scores.shape[1],
-                "positives": len(own),
-            }
-            if direction.texts is not None:
-                record["text"] = direction.texts[query]
-            for stage, (ranked, top, values) in stages.items():
-                record[stage] = {
-                    "above": int(ranked.above[row]),
-                    "tied": int(ranked.tied[row]),
-                    "tied_positives": int(ranked.tied_positives[row]),
-                    "top": [[direction.candidate_ids[i], float(v)] for i, v in zip(top[row], values[row], strict=True)],
-                }
-            records.append(record)
-    return records, degenerate
-
-
-def _tie_rates(records: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Share of queries whose best positive is tied with a negative, by `DIRECTION/STAGE`."""
-    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        for stage in ("contrastive", "reranked"):
-            if stage in record:
-                lines.setdefault((record["direction"], stage), []).append(record)
-    return {f"{direction}/{stage}": _ranks(of, stage).tie_rate for (direction, stage), of in lines.items()}
+@lru_cache(maxsize=4096)
+def _chance_precision(positives: int, candidates: int) -> float:
+    return chance_average_precision(positives, candidates)
 
 
 def _ranks(lines: Sequence[dict[str, Any]], stage: str) -> Ranks:
     above, tied, tied_positives = (
         np.array([line[stage][name] for line in lines], dtype=np.int64) for name in ("above", "tied", "tied_positives")
     )
-    return Ranks(above, tied, tied_positives, candidates=lines[0]["candidates"])
+    return Ranks(above, tied, tied_positives, candidates=max(line["candidates"] for line in lines))
+
+
+def _mean(name: str, values: Any, clusters: Sequence[str], chance: float | None = None) -> Metric:
+    percent = 100 * np.asarray(values, dtype=np.float64)
+    return Metric(
+        name=name,
+        value=float(percent.mean()),
+        unit="percent",
+        ci95=mean_interval(percent, clusters),
+        n=len(percent),
+        chance=None if chance is None else 100 * chance,
+    )
 
 
 def _recall(name: str, ranked: Ranks, chance: Ranks, k: int, clusters: Sequence[str]) -> Metric:
-    hits = 100 * ranked.hits(k)
-    return Metric(
-        name=name,
-        value=float(hits.mean()),
-        unit="percent",
-        ci95=mean_interval(hits, clusters),
-        n=len(hits),
-        chance=100 * chance.recall(k),
-        bounds=(100 * float((ranked.pessimistic <= k).mean()), 100 * float((ranked.optimistic <= k).mean())),
+    ranked_at_all = ranked.tied > 0  # not what could not be read
+    bounds = tuple(
+        100 * float(((rank <= k) & ranked_at_all).mean()) for rank in (ranked.pessimistic, ranked.optimistic)
     )
+    return _mean(name, ranked.hits(k), clusters, chance.recall(k)).model_copy(update={"bounds": bounds})

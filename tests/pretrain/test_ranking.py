@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, NumericsError
-from pretrain.ranking import Ranks, chance_ranks, ranks, ranks_of_features, two_stage_ranks, unit_features
+from pretrain.ranking import (
+    Ranks,
+    average_precision,
+    chance_average_precision,
+    chance_ranks,
+    ranks,
+    ranks_of_features,
+    two_stage_ranks,
+    unit_features,
+)
 
 
 def brute_force(scores: np.ndarray, positives: set[int], k: int) -> tuple[int, float, int, float]:
@@ -45,6 +54,36 @@ def test_ranks_equal_the_mean_over_all_orders_of_tied_candidates(data: st.DataOb
     assert (result.optimistic[0], result.pessimistic[0]) == (low, high)
     assert result.expected[0] == pytest.approx(mean, abs=1e-12)
     assert result.hits(k)[0] == pytest.approx(hit, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_average_precision_equals_the_mean_over_all_orders_of_tied_candidates(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 6))
+    scores = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32)
+    positives = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
+    found = []
+    for order in permutations(range(size)):
+        if all(scores[a] >= scores[b] for a, b in zip(order, order[1:], strict=False)):
+            places = [place for place, i in enumerate(order, 1) if i in positives]
+            found.append(np.mean([number / place for number, place in enumerate(places, 1)]))
+    other = (scores.max() - scores)[None]  # a second query with another number of positives
+    both = average_precision(np.concatenate([scores[None], other]), [sorted(positives), [0]])
+    assert both[0] == pytest.approx(np.mean(found), abs=1e-12)
+    assert average_precision(scores[None], [sorted(positives)])[0] == both[0]
+
+
+def test_average_precision_of_a_perfect_order_is_exactly_one_and_of_chance_what_constants_reach() -> None:
+    captions_of, _ = images_and_captions(50, 5)
+    assert (
+        average_precision(np.eye(50, dtype=np.float32).repeat(5, axis=1) + np.arange(250) * 1e-6, captions_of) == 1
+    ).all()
+    constant = average_precision(np.full((50, 250), -0.5), captions_of)
+    np.testing.assert_allclose(constant, chance_average_precision(5, 250), atol=1e-12)
+    rng = np.random.default_rng(0)
+    assert average_precision(rng.random((3000, 40)), [[0, 1, 2]] * 3000).mean() == pytest.approx(
+        chance_average_precision(3, 40), abs=0.01
+    )
 
 
 @settings(max_examples=60, deadline=None)

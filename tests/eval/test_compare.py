@@ -1,0 +1,149 @@
+"""Two results are compared query by query and only where that means something; a result is what its records say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import DataError
+from eval import baselines
+from eval.compare import compare
+from eval.schema import read_records, read_result
+from eval.stages import preference, retrieval
+from eval.statistics import mean_interval
+from eval.verify import verify
+from launch.cli import main
+from pretrain.model import GLSCLModel
+
+from .conftest import save_model
+
+
+@pytest.fixture(scope="module")
+def results(
+    knowing_model: Path, tokenizer: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same stages with a model that knows the gallery and one that was disturbed, and a baseline."""
+    out = tmp_path_factory.mktemp("results")
+    model = GLSCLModel.from_pretrained(knowing_model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in (model.contrastive_image_head[3].weight, model.matching_head.weight):
+            weight.add_(torch.randn_like(weight) * weight.std() * 4)
+    worse = save_model(model, tokenizer, out / "worse")
+    for name, which in (("a", knowing_model), ("b", worse)):
+        retrieval.evaluate(which, scenes / "test", out / name, rerank_k=4)
+        preference.evaluate(which, scenes / "test", out / f"preference-{name}")
+    baselines.evaluate(scenes / "train", scenes / "test", out / "baseline")
+    return {path.name: path for path in out.iterdir()}
+
+
+def edited(folder: Path, out: Path, change) -> Path:
+    """Copy a result with another result.json."""
+    shutil.copytree(folder, out)
+    stored = json.loads((out / "result.json").read_text())
+    change(stored)
+    (out / "result.json").write_text(json.dumps(stored))
+    return out
+
+
+def test_differences_are_those_of_paired_hits(results: dict[str, Path]) -> None:
+    found = {d.name: d for d in compare(results["a"], results["b"]).differences}
+    hits = [
+        [
+            100.0 * (line["contrastive"]["above"] == 0)
+            for line in read_records(results[name])
+            if line["direction"] == "text_to_image"
+        ]
+        for name in "ab"
+    ]
+    pictures = [line["image"] for line in read_records(results["a"]) if line["direction"] == "text_to_image"]
+    paired = np.subtract(hits[1], hits[0])
+    one = found["text_to_image/R@1"]
+    assert one.difference == pytest.approx(paired.mean()) and one.difference < 0
+    assert one.ci95 == pytest.approx(mean_interval(paired, pictures))
+    assert one.difference == pytest.approx(one.b - one.a)
+    assert (one.n, one.pictures) == (100, 20)
+
+
+def test_verdicts_follow_the_intervals(results: dict[str, Path]) -> None:
+    forth, back = compare(results["a"], results["b"]), compare(results["b"], results["a"])
+    assert forth.left_out == ["text_to_image/MdR", "image_to_text/MdR"]
+    for d, e in zip(forth.differences, back.differences, strict=True):
+        assert d.ci95 == pytest.approx((-e.ci95[1], -e.ci95[0]))
+        if d.ci95[0] <= 0 <= d.ci95[1]:
+            assert d.verdict == e.verdict in ("not told apart", "equal")
+        else:
+            assert {d.verdict, e.verdict} in ({"A is better", "B is better"}, {"A is higher", "B is higher"})
+            assert (d.verdict == "A is better") == (d.difference < 0) or d.unit == "rank" or "tie" in d.name
+    rank = next(d for d in forth.differences if d.name == "text_to_image/MeanR")
+    assert (rank.difference > 0, rank.verdict) == (True, "A is better")
+
+
+@pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])
+def test_a_result_equals_itself_whatever_the_stage(results: dict[str, Path], stage: str) -> None:
+    found = compare(results[stage], results[stage])
+    assert found.differences
+    assert {d.verdict for d in found.differences} == {"equal"}
+    assert ("both have the same weights" in found.notes) == (stage != "baseline")
+
+
+def test_what_cannot_be_compared_is_refused_with_the_reason(results: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a retrieval result and .* a preference result"):
+        compare(results["a"], results["preference-a"])
+    other = edited(results["b"], tmp_path / "data", lambda stored: stored["data"].update(hash="sha256:other"))
+    with pytest.raises(DataError, match=r"different data \(sha256:\w+, sha256:other\)"):
+        compare(results["a"], other)
+    other = edited(results["b"], tmp_path / "protocol", lambda stored: stored["protocol"].update(precision="bf16"))
+    with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
+        compare(results["a"], other)
+    other = edited(results["b"], tmp_path / "queries", lambda stored: None)
+    lines = (other / "samples.jsonl").read_text().splitlines(keepends=True)
+    (other / "samples.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match="did not answer the same queries"):
+        compare(results["a"], other)
+
+
+def test_the_compare_command_prints_a_table_or_json(
+    results: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(results["a"]), str(results["b"])]) == 0
+    text = capsys.readouterr().out
+    assert "verdict" in text and "text_to_image/R@1" in text and "A is better in" in text
+    assert main(["compare", str(results["a"]), str(results["b"]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["differences"][0]["name"] == "text_to_image/R@1"
+
+
+@pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])
+def test_every_metric_of_a_result_follows_from_its_records(results: dict[str, Path], stage: str) -> None:
+    assert verify(results[stage]) == []
+
+
+def test_the_verify_command_names_what_differs(
+    results: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(stored) -> None:
+        stored["metrics"][0]["value"] += 1e-9
+        stored["metrics"][3]["ci95"][1] += 1
+        stored["metrics"].pop()
+
+    other = edited(results["a"], tmp_path / "changed", change)
+    names = [metric.name for metric in read_result(results["a"]).metrics]
+    assert main(["eval", "verify", str(results["a"]), str(other)]) == 3
+    error = capsys.readouterr().err
+    assert "3 metrics do not follow from samples.jsonl" in error
+    assert all(names[i] in error for i in (0, 3, -1))
+    assert main(["eval", "verify", str(results["a"]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"verified": {str(results["a"]): len(names)}}
+
+
+def test_records_of_another_stage_and_unknown_stages_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
+    other = edited(results["a"], tmp_path / "other", lambda stored: stored.update(stage="preference"))
+    with pytest.raises(DataError, match="are not those of preference"):
+        verify(other)
+    other = edited(results["a"], tmp_path / "unknown", lambda stored: stored.update(stage="caption"))
+    with pytest.raises(DataError, match="holds a result of 'caption'; this version knows"):
+        verify(other)

@@ -1,0 +1,199 @@
+"""Features on disk: nothing is encoded twice, nothing of another model, other data or a damaged file is ever used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from data_pipeline.errors import NumericsError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.write import write_shards
+from eval import features
+from eval.features import Images, LoadedModel, Texts, encode_images, encode_texts, load
+from pretrain.model import GLSCLModel
+
+from .conftest import PICTURES, save_model
+
+TEXTS = ["a red square", "a blue circle above a red square", "nothing", "a red square", "two", "three moons", "a star"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "PICTURES_AT_ONCE", 3)
+    monkeypatch.setattr(features, "TEXTS_AT_ONCE", 2)
+
+
+class Encoding:
+    """A loaded model that counts its encoder's calls, and is killed at one of them."""
+
+    def __init__(self, model: Path, cache: Path | None, killed_at: int | None = None) -> None:
+        self.loaded: LoadedModel = load(model, cache=cache)
+        self.calls, self.killed_at = 0, killed_at
+        for encoder in (self.loaded.model.image_projection, self.loaded.model.text_projection):
+            encoder.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        if self.calls == self.killed_at:
+            raise KeyboardInterrupt
+        self.calls += 1
+
+    def images(self, data: Path, **options) -> Images:
+        return encode_images(self.loaded, Manifest.load(data), **options)
+
+    def texts(self, texts: list[str] = TEXTS) -> Texts:
+        return encode_texts(self.loaded, texts)
+
+
+def same(left: Images, right: Images) -> bool:
+    equal = np.array_equal(left.features, right.features) and torch.equal(left.tokens, right.tokens)
+    others = ("keys", "captions", "annotations", "frames", "unreadable")
+    return equal and list(left.row) == list(right.row) and all(getattr(left, n) == getattr(right, n) for n in others)
+
+
+def written(cache: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+
+
+def test_what_is_kept_is_what_is_computed_and_is_not_computed_again(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    plain, first = Encoding(knowing_model, None), Encoding(knowing_model, tmp_path)
+    images, texts = plain.images(gallery), plain.texts()
+    assert same(first.images(gallery), images)
+    assert torch.equal(first.texts().tokens, texts.tokens)
+    assert first.calls == 7 + 3
+    files = written(tmp_path)
+    again = Encoding(knowing_model, tmp_path)
+    assert same(again.images(gallery), images)
+    found = again.texts()
+    assert np.array_equal(found.features, texts.features) and torch.equal(found.mask, texts.mask)
+    assert again.calls == 0
+    assert written(tmp_path) == files
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    """G2."""
+    with pytest.raises(KeyboardInterrupt):
+        Encoding(knowing_model, tmp_path, killed_at=3).images(gallery)
+    before = written(tmp_path)
+    assert len(before) == 3
+    rest = Encoding(knowing_model, tmp_path)
+    assert same(rest.images(gallery), Encoding(knowing_model, None).images(gallery))
+    assert rest.calls == 4
+    assert before.items() < written(tmp_path).items()
+
+
+def test_a_limit_shares_its_whole_blocks(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    Encoding(knowing_model, tmp_path).images(gallery, limit=7)
+    rest = Encoding(knowing_model, tmp_path)
+    assert len(rest.images(gallery).keys) == PICTURES
+    assert rest.calls == 5
+
+
+def test_another_model_under_the_same_name_encodes_anew(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    """G3; and the same model under another name does not."""
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    model = GLSCLModel.from_pretrained(knowing_model)
+    save_model(model, tokenizer, folder)
+    Encoding(folder, cache).images(gallery)
+    moved = Encoding(folder.rename(tmp_path / "moved"), cache)
+    moved.images(gallery)
+    assert moved.calls == 0
+    with torch.no_grad():
+        model.image_projection.bias.add_(1)
+    other = Encoding(save_model(model, tokenizer, folder), cache)
+    assert same(other.images(gallery), Encoding(folder, None).images(gallery))
+    assert other.calls == 7
+
+
+def test_other_data_precision_and_texts_encode_anew(
+    knowing_model: Path, gallery: Path, tmp_path: Path, jpeg: bytes
+) -> None:
+    encoding = Encoding(knowing_model, tmp_path)
+    encoding.images(gallery)
+    write_shards(tmp_path / "one", [("a", {"jpg": jpeg, "txt": b"red"})], source={"name": "scenes-test"})
+    assert len(encoding.images(tmp_path / "one").keys) == 1
+    assert encoding.calls == 8
+    encoding.texts(["a red square"])
+    encoding.texts(["a red circle"])
+    assert encoding.calls == 10
+    half = load(knowing_model, "bf16", tmp_path)
+    assert encode_images(half, Manifest.load(gallery)).tokens.dtype == torch.bfloat16
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def another_format(path: Path) -> None:
+    save_file({"features": torch.zeros(3, 32)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, another_format])
+def test_a_damaged_file_is_told_and_computed_again(
+    knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage
+) -> None:
+    """G4."""
+    images = Encoding(knowing_model, tmp_path).images(gallery)
+    damaged = sorted(written(tmp_path))[2]
+    damage(damaged)
+    again = Encoding(knowing_model, tmp_path)
+    assert same(again.images(gallery), images)
+    assert again.calls == 1
+    assert f"features in {damaged} are damaged" in capsys.readouterr().err
+
+
+def test_a_stale_file_under_anothers_name_is_not_used(
+    knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G4."""
+    images = Encoding(knowing_model, tmp_path).images(gallery)
+    left, right, *_ = sorted(written(tmp_path))
+    right.write_bytes(left.read_bytes())
+    (left.parent / "0000.safetensors").write_bytes(left.read_bytes())
+    again = Encoding(knowing_model, tmp_path)
+    assert same(again.images(gallery), images)
+    assert again.calls == 1
+    assert "another block's" in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite_are_refused_and_not_kept(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    model = GLSCLModel.from_pretrained(knowing_model)
+    with torch.no_grad():
+        model.image_projection.bias.fill_(float("nan"))
+    broken = save_model(model, tokenizer, tmp_path / "broken")
+    for _ in range(2):
+        with pytest.raises(NumericsError, match="not finite for 20 of 20"):
+            Encoding(broken, tmp_path / "cache").images(gallery)
+    assert not written(tmp_path / "cache")
+
+
+def test_a_folder_that_cannot_be_written_is_named(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot keep features in .*file: .*: name another folder"):
+        Encoding(knowing_model, tmp_path / "file").images(gallery)
+
+
+def test_files_hold_nothing_but_tensors_and_json(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    Encoding(knowing_model, tmp_path).images(gallery, limit=2)
+    (path,) = written(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == {"features", "tokens"}
+    assert not list(tmp_path.rglob("*.tmp"))

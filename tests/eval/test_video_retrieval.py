@@ -1,0 +1,132 @@
+"""Retrieval of clips: every frame is seen, any number of captions is joined by clip, what is broken is listed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.scenes.generate import generate
+from data_pipeline.store import MEMBERS, Store
+from data_pipeline.write import write_shards
+from eval.features import encode_images, encode_texts, load
+from eval.matching import match_margins
+from eval.schema import read_records
+from eval.stages import retrieval
+from eval.stages.video_retrieval import evaluate, metrics
+from pretrain.model import GLSCLModel
+
+from .conftest import save_model
+
+CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clips")
+    generate(out, train=0, val=0, test=CLIPS, novel=0, size=48, seed=5, workers=1, video=True)
+    return out / "test"
+
+
+@pytest.fixture(scope="module")
+def video_model(knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that knows pictures, with a temporal table."""
+    pictures = GLSCLModel.from_pretrained(knowing_model)
+    pictures.config.max_frames = 4
+    model = GLSCLModel(pictures.config).eval()
+    model.load_state_dict(pictures.state_dict(), strict=False)
+    with torch.no_grad():
+        model.temporal_embedding.copy_(torch.randn(4, model.config.vision_config.hidden_size) / 7)
+    return save_model(model, tokenizer, tmp_path_factory.mktemp("video"))
+
+
+def rewritten(clips: Path, out: Path, change) -> Path:
+    store = Store([Manifest.load(clips)])
+    members = [store.members(0, i, MEMBERS["video"]) for i in range(CLIPS)]
+    write_shards(out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "clips"})
+    return out
+
+
+def test_clips_are_ranked_in_both_directions(video_model: Path, clips: Path, tmp_path: Path) -> None:
+    found = evaluate(video_model, clips, tmp_path, rerank_k=3)
+    assert found.stage == "video-retrieval"
+    assert (found.data["videos"], found.protocol["frames"]) == (CLIPS, 4)
+    assert found.metric("text_to_video/R@1").chance == pytest.approx(100 / CLIPS)
+    assert found.metric("video_to_text/reranked/R@5").n == CLIPS
+    assert metrics(read_records(tmp_path)) == found.metrics
+    one = evaluate(video_model, clips, tmp_path / "one", frames=1)
+    assert one.metric("text_to_video/mAP").value != found.metric("text_to_video/mAP").value
+
+
+def test_pairs_of_clips_score_as_the_plain_model_scores_them(video_model: Path, clips: Path) -> None:
+    loaded = load(video_model)
+    images = encode_images(loaded, Manifest.load(clips), frames=3)
+    texts = encode_texts(loaded, [several[0] for several in images.captions])
+    image, text = np.divmod(np.arange(CLIPS * CLIPS), CLIPS)
+    margins = match_margins(loaded, images, texts, image, text)
+    rows = texts.row[text]
+    with torch.inference_mode():
+        fused = loaded.model.fuse(texts.tokens[rows], texts.mask[rows], images.tokens[image], frames=3)
+        logits = loaded.model.match(fused.pooled)
+    np.testing.assert_allclose(margins, (logits[:, 1] - logits[:, 0]).numpy(), atol=2e-5)
+
+
+def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, clips: Path, tmp_path: Path) -> None:
+    """W1."""
+
+    def break_one(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
+        return [own | ({"mp4": own["mp4"][:100]} if i == 2 else {}) for i, own in enumerate(members)]
+
+    broken = rewritten(clips, tmp_path / "broken", break_one)
+    for name in ("first", "from the cache"):
+        found = evaluate(video_model, broken, tmp_path / name, rerank_k=2, cache=tmp_path / "cache")
+        ((key, problem),) = found.data["unreadable"].items()
+        assert key.endswith("/002") and "cannot be evaluated" in problem
+        lines = [line for line in read_records(tmp_path / name) if line["image"] == key]
+        assert len(lines) == 1 + len({line["query"] for line in lines} - {key})
+        assert found.metric("video_to_text/R@1").n == CLIPS
+        assert found.data["videos"] == CLIPS - 1
+        assert metrics(lines)[0].value == 0.0
+        for line in read_records(tmp_path / name):
+            assert all(candidate.partition("#")[0] != key for candidate, _ in line["contrastive"]["top"])
+        assert metrics(read_records(tmp_path / name)) == found.metrics
+        for metric in found.metrics:
+            if metric.name == "video_to_text/R@10":
+                assert metric.bounds is not None and metric.bounds[1] == pytest.approx(100 * (CLIPS - 1) / CLIPS)
+    with pytest.raises(DataError, match="cannot be evaluated"):
+        encode_images(load(video_model, cache=tmp_path / "cache"), Manifest.load(broken), frames=4)
+
+
+def test_any_number_of_captions_joined_by_their_clip(video_model: Path, clips: Path, tmp_path: Path) -> None:
+    """W2: captions belong to the clip in whose sample they stand, however samples are ordered."""
+
+    def several(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
+        texts = [json.loads(own["json"])["captions"][: 1 + i % 3] for i, own in enumerate(members)]
+        found = [
+            {"mp4": m["mp4"], "json": json.dumps({"captions": t}).encode()} for m, t in zip(members, texts, strict=True)
+        ]
+        return found
+
+    straight = evaluate(video_model, rewritten(clips, tmp_path / "s", several), tmp_path / "so")
+    turned = rewritten(clips, tmp_path / "t", lambda members: several(members)[::-1])
+    reversed_ = evaluate(video_model, turned, tmp_path / "to")
+    assert straight.data["texts"] == 12
+    for left, right in zip(straight.metrics, reversed_.metrics, strict=True):
+        assert (left.name, left.n) == (right.name, right.n)
+        assert left.value == pytest.approx(right.value, abs=1e-9)
+
+
+def test_a_model_of_pictures_and_data_of_pictures_are_refused(
+    knowing_model: Path, video_model: Path, clips: Path, gallery: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="at most 0 frames"):
+        evaluate(knowing_model, clips, tmp_path)
+    with pytest.raises(UsageError, match="at most 4 frames"):
+        evaluate(video_model, clips, tmp_path, frames=5)
+    with pytest.raises(DataError, match="holds no videos"):
+        evaluate(video_model, gallery, tmp_path)
+    with pytest.raises(DataError, match="holds no images"):
+        retrieval.evaluate(video_model, clips, tmp_path)
