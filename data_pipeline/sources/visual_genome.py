@@ -2,8 +2,8 @@
 
 A sample is a picture with the phrases of its regions as captions. Many of the pictures are COCO's and some Flickr30k's,
 so that a model trained on them has seen test pictures: those of `val` and `test` of Karpathy's splits are left out
-where their files are given. The manifest's `shares_pictures_with` says what was left out, and where nothing was
-checked; `without_phrases` counts pictures that have no region.
+where their files are given. The manifest says of which data sets that was done (`excluded`) and of how many pictures
+(`shares_pictures_with`); `without_phrases` counts pictures that have no region.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def read(
     shared = [_shared(name, given[name], seen_elsewhere, list(left.values())) for name in _ID_OF]
     bare = sum(not image["regions"] for image in document)
     source = source_of("visual-genome", "visual_genome", "train", "visual_genome", files)
+    source["excluded"] = [name for name, file in given.items() if file is not None]
     return entries, source | {"shares_pictures_with": shared, "without_phrases": bare}
 
 

@@ -21,6 +21,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.truth import is_scene, swapped
 from eval.features import Images, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 
@@ -95,6 +97,7 @@ def compare(
     ``wanted`` says what data have such choices; other arguments and errors as of `evaluate`.
     """
     manifest = Manifest.load(data)
+    known = overlap(manifest, model)
     loaded = load(model, precision)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
@@ -132,11 +135,13 @@ def compare(
             "hash": f"sha256:{manifest.digest}",
             "images": len(images.keys),
             "pairs": len(choices),
+            "overlap": known,
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=[f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
+        flags=overlap_flags(known)
+        + [f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:

@@ -23,6 +23,8 @@ from data_pipeline.loader import evaluation_batches
 from data_pipeline.manifest import Manifest
 from eval.features import Images, LoadedModel, encode_texts, load, processes
 from eval.matching import match_margins
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 from pretrain.ranking import unit_features
@@ -50,6 +52,7 @@ def evaluate(
         For an unknown option, for data that are no pairs with two captions, for scores that are not finite.
     """
     manifest = Manifest.load(data)
+    known = overlap(manifest, model)
     loaded = load(model, precision)
     started = time.perf_counter()
     images = _encode_pairs(loaded, manifest, limit)
@@ -84,11 +87,13 @@ def evaluate(
             "hash": f"sha256:{manifest.digest}",
             "images": len(images.keys),
             "pairs": len(records),
+            "overlap": known,
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=[f"constant_scores/{n}" for n, table in scores.items() if np.ptp(table) <= 1e-6 * np.abs(table).max()],
+        flags=overlap_flags(known)
+        + [f"constant_scores/{n}" for n, table in scores.items() if np.ptp(table) <= 1e-6 * np.abs(table).max()],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:

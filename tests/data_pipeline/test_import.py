@@ -230,6 +230,7 @@ def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
     found = samples(manifest)
     assert list(found) == ["000000001", "000000003"]  # a picture of Flickr30k's train stays
     assert found["000000003"].captions == ("the clock is green 3", "a man")
+    assert manifest.source["excluded"] == ["coco", "flickr30k"]
     assert manifest.source["shares_pictures_with"] == [
         {"pictures": "coco", "known": 1, "excluded_splits": ["val", "test"], "excluded": 1},
         {"pictures": "flickr30k", "known": 2, "excluded_splits": ["val", "test"], "excluded": 0},
@@ -238,7 +239,7 @@ def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
 
 def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
     manifest = imported(official.visual_genome(tmp_path), tmp_path / "out")
-    assert manifest.samples == 3
+    assert manifest.samples == 3 and manifest.source["excluded"] == []
     assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [[], []]
 
 
