@@ -52,7 +52,6 @@ def read(questions: Path, annotations: Path | None, pictures: Path) -> tuple[lis
                     "type": answer.get("question_type", ""),
                     "answer_type": answer.get("answer_type", ""),
                 }
-                | ({"multiple_choice_answer": answer["multiple_choice_answer"]} if answer else {})
             )
         # Of test-dev2015 the pictures are those of test2015.
         folder = subtype.replace("test-dev", "test")
