@@ -132,6 +132,12 @@ class Tokenizer:
         encoded = self._backend.encode_batch(list(texts))  # the "fast" variant loses the words
         return [Encoding(one.ids, one.word_ids) for one in encoded]
 
+    def offsets(self, text: str, max_length: int) -> list[tuple[int, int]]:
+        """Characters (first, last + 1) that each token of `encode` stands for; (0, 0) for special tokens."""
+        self._backend.enable_truncation(max_length)
+        offsets: list[tuple[int, int]] = self._backend.encode(text).offsets
+        return offsets
+
     def to_str(self) -> str:
         """Everything about the tokenizer as one JSON string, for another process; equal for equal tokenizers."""
         self._backend.no_truncation()  # what was encoded last is no part of it

@@ -24,6 +24,8 @@ STAGES = {
     "retrieval": "eval.stages.retrieval",
     "video-retrieval": "eval.stages.video_retrieval",
     "preference": "eval.stages.preference",
+    "align": "eval.stages.align",
+    "zero-shot": "eval.stages.zero_shot",
     "baseline": "eval.baselines",
     "sugarcrepe": "eval.stages.sugarcrepe",
     "winoground": "eval.stages.winoground",

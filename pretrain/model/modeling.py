@@ -202,6 +202,13 @@ class GLSCLModel(PreTrainedModel):
             )
         return self.fusion(text.tokens, text_mask, image.tokens, text.attended, image.attended, needs)
 
+    def text_to_image_attention(self, text: Side, text_mask: Tensor, image: Side) -> Tensor:
+        """Cross-attention of the last fusion layer from texts to images, (batch, heads, text tokens, image tokens).
+
+        Each row is a distribution over the image's tokens, class tokens of all frames first.
+        """
+        return self.fusion.text_to_image(text.tokens, text_mask, image.tokens, text.attended, image.attended)
+
     def pool(self, text_first: Tensor, image_first: Tensor) -> Tensor:
         """Pooled pair (batch, 2 width) of fused texts (batch, >= 1, width) and class tokens (batch, frames, width)."""
         return torch.cat([self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)], dim=-1)

@@ -163,7 +163,9 @@ def test_questions_are_shown_by_type_with_what_people_said(scenes: Path, tmp_pat
     assert "what &lt;i&gt;colour&lt;/i&gt; is" in text and "<i>" not in text
     assert "people said: pink (10 ×)" in text and "people said: pink (7 ×), red (3 ×)" in text
     assert "✓ right" in text and "✗ wrong" in text
-    assert "Accuracy by type of question: colour 40.0 %; count 40.0 %; all 40.0 %; all, without the picture 40.0 %" in text
+    assert (
+        "Accuracy by type of question: colour 40.0 %; count 40.0 %; all 40.0 %; all, without the picture 40.0 %" in text
+    )
     assert sum(tag == "img" for tag, _ in Tags(text).found) == 4
     assert all(attributes["alt"] for tag, attributes in Tags(text).found if tag == "img")
 
