@@ -29,6 +29,9 @@ STAGES = {
     "baseline": "eval.baselines",
     "sugarcrepe": "eval.stages.sugarcrepe",
     "winoground": "eval.stages.winoground",
+    "vqa": "eval.stages.vqa",
+    "vqa-prior": "eval.stages.vqa_prior",
+    "nlvr2": "eval.stages.nlvr2",
 }
 
 

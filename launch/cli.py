@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])
+        if words[:1] == ["finetune"]:
+            from eval.finetune import main as finetune
+
+            return finetune(words[1:])
         arguments = parser().parse_args(words)
         result = arguments.command(arguments)
         if result is not None:
@@ -273,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_explain(groups)
@@ -425,6 +430,7 @@ def _add_eval(commands: Any) -> None:
     zero_shot.add_argument(
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
+    _add_answering(commands)
 
     verify = _command(
         commands,
@@ -434,6 +440,40 @@ def _add_eval(commands: Any) -> None:
         "glscl eval verify runs/demo/retrieval runs/demo/preference",
     )
     verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
+
+def _add_answering(commands: Any) -> None:
+    vqa = _command(
+        commands,
+        "vqa",
+        partial(_evaluation, "vqa"),
+        "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
+        "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
+    )
+    _add_evaluation(vqa)
+    vqa.add_argument(
+        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
+    )
+    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
+    prior = _command(
+        commands,
+        "vqa-prior",
+        partial(_evaluation, "vqa-prior"),
+        "what answers reach that know the training questions and see no picture",
+        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
+    )
+    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
+        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
+    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    prior.add_argument("--limit", metavar="N", type=_count, help="only the questions of the first N pictures")
+    nlvr2 = _command(
+        commands,
+        "nlvr2",
+        partial(_evaluation, "nlvr2"),
+        "whether statements are true of pairs of pictures: accuracy and consistency",
+        "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
+    )
+    _add_evaluation(nlvr2)
 
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
