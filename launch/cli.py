@@ -430,6 +430,12 @@ def _add_eval(commands: Any) -> None:
     zero_shot.add_argument(
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
+    for stage, about in {
+        "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
+        "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
+    }.items():
+        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
+        _add_evaluation(_command(commands, stage, partial(_evaluation, stage), about, example))
     _add_answering(commands)
 
     verify = _command(

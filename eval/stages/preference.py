@@ -53,6 +53,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Compare true and false captions over a scenes split; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -75,6 +76,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         precision=precision,
+        cache=cache,
     )
 
 
@@ -91,6 +93,7 @@ def compare(
     limit: int | None,
     batch_size: int,
     precision: str,
+    cache: Path | str | None,
 ) -> Result:
     """Score the choices that ``choices_of`` finds in a data set and write the result of ``stage`` into ``out``.
 
@@ -98,7 +101,7 @@ def compare(
     """
     manifest = Manifest.load(data)
     known = overlap(manifest, model)
-    loaded = load(model, precision)
+    loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
     choices = choices_of(images)

@@ -28,6 +28,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Compare true and false captions; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -50,6 +51,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         precision=precision,
+        cache=cache,
     )
 
 

@@ -8,6 +8,7 @@ caption, image whether each caption prefers its own picture, group for both. A t
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import evaluation_batches
 from data_pipeline.manifest import Manifest
+from eval.cache import Block, encoded_blocks
 from eval.features import Images, LoadedModel, encode_texts, load, processes
 from eval.matching import match_margins
 from eval.overlap import flags as overlap_flags
@@ -30,6 +31,7 @@ from eval.statistics import mean_interval
 from pretrain.ranking import unit_features
 
 SCORES = ("contrastive", "matching")
+PAIRS_AT_ONCE = 16
 CHANCE = {"text": 25.0, "image": 25.0, "group": 100 / 6}
 
 
@@ -41,6 +43,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Score every picture of an example with every caption; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -53,7 +56,7 @@ def evaluate(
     """
     manifest = Manifest.load(data)
     known = overlap(manifest, model)
-    loaded = load(model, precision)
+    loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = _encode_pairs(loaded, manifest, limit)
     captions = [caption for pair in images.captions[::2] for caption in pair]
@@ -135,41 +138,45 @@ def _right(table: NDArray[Any], beats: Any) -> dict[str, NDArray[np.bool_]]:
 
 @torch.inference_mode()
 def _encode_pairs(loaded: LoadedModel, manifest: Manifest, limit: int | None) -> Images:
-    """Encode the pictures of pairs, first and second by turns.
-
-    A pair at a time, so that the number of processes changes no batch.
-    """
-    model, state = loaded.model, processes()
-    found: list[tuple[Any, ...]] = []
-    for batch in evaluation_batches(
-        manifest,
-        size=model.config.image_size,
-        batch_size=1,
-        rank=state.process_index,
-        world=state.num_processes,
-        limit=limit,
-        pairs=True,
-    ):
-        [sample] = batch.samples
-        if len(sample.captions) != 2:
-            raise DataError(
-                f"sample {sample.key} has {len(sample.captions)} captions, an example of Winoground has two"
-            )
-        with loaded.autocast():
-            tokens = model.encode_image(model.normalize(batch.pixels[0].to(loaded.device)))
-        found.append((batch.indices[0], sample, model.contrastive_image(tokens.float()).cpu(), loaded.kept(tokens)))
-    found = sorted(gather_object(found), key=lambda item: item[0])
-    if not found:
+    """Encode the pictures of pairs, first and second by turns."""
+    manifest.check_kind("pair")
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
+    ranges = [(start, min(start + PAIRS_AT_ONCE, total)) for start in range(0, total, PAIRS_AT_ONCE)]
+    wanted = [{"pairs": manifest.digest, "name": manifest.name, "start": start, "stop": stop} for start, stop in ranges]
+    blocks = encoded_blocks(
+        processes(),
+        loaded.cache,
+        loaded.identity(),
+        wanted,
+        lambda number: _block(loaded, manifest, *ranges[number]),
+    )
+    if not blocks:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
-    _, samples, features, every_token = zip(*found, strict=True)
-    keys = [sample.key for sample in samples for _ in range(2)]
-    first: dict[bytes, int] = {}
-    media = [picture for sample in samples for picture in (sample.media, sample.second)]
+    items = [item for block in blocks for item in block.items]
+    keys = [item["key"] for item in items]
+    first: dict[str, int] = {}
     return Images(
         keys=keys,
-        captions=[sample.captions for sample in samples for _ in range(2)],
-        annotations=[sample.annotations for sample in samples for _ in range(2)],
-        row=np.array([first.setdefault(picture, number) for number, picture in enumerate(media)]),
-        features=unit_features(torch.cat(features), keys),
-        tokens=torch.cat(every_token),
+        captions=[tuple(item["annotations"]["captions"]) for item in items],
+        annotations=[item["annotations"] for item in items],
+        row=np.array([first.setdefault(item["media"], number) for number, item in enumerate(items)]),
+        features=unit_features(torch.cat([block.arrays["features"] for block in blocks]), keys),
+        tokens=torch.cat([block.arrays["tokens"] for block in blocks]),
     )
+
+
+def _block(loaded: LoadedModel, manifest: Manifest, start: int, stop: int) -> Block:
+    model, size = loaded.model, loaded.model.config.image_size
+    [batch] = evaluation_batches(manifest, size=size, batch_size=stop - start, start=start, limit=stop, pairs=True)
+    for sample in batch.samples:
+        if len(sample.captions) != 2:
+            raise DataError(f"sample {sample.key} has {len(sample.captions)} captions, Winoground's have two")
+    with loaded.autocast():
+        tokens = model.encode_image(model.normalize(batch.pixels.flatten(0, 1).to(loaded.device)))
+    items = [
+        {"key": sample.key, "annotations": sample.annotations | {"captions": list(sample.captions)}}
+        | {"media": hashlib.sha256(picture or b"").hexdigest()}
+        for sample in batch.samples
+        for picture in (sample.media, sample.second)
+    ]
+    return Block({"features": model.contrastive_image(tokens.float()).cpu(), "tokens": loaded.kept(tokens)}, items)

@@ -24,6 +24,8 @@ from data_pipeline.store import Store
 from data_pipeline.write import write_shards
 from eval.schema import read_records
 from eval.stages import sugarcrepe, winoground
+from eval.verify import verify
+from launch.cli import main
 from pretrain.model import GLSCLModel
 from tests.data_pipeline import official
 
@@ -107,6 +109,19 @@ def test_winoground_scores_every_picture_with_every_caption(knowing_model: Path,
     # It knows these pictures by heart.
     assert found.metric("contrastive/group").value > 80
     assert found.metric("matching/text").value > 80
+
+
+def test_the_commands_use_what_was_kept_and_reach_the_same(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
+    words = ["--model", str(knowing_model), "--data", str(ground), "--cache", str(tmp_path / "cache")]
+    for out in ("first", "again"):
+        assert main(["eval", "winoground", *words, "--out", str(tmp_path / out)]) == 0
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+        if out == "first":
+            written = kept
+    assert kept == written != {}
+    first, again = ((tmp_path / out / "samples.jsonl").read_bytes() for out in ("first", "again"))
+    assert first == again
+    assert verify(tmp_path / "again") == []
 
 
 @pytest.mark.slow

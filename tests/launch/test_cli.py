@@ -22,6 +22,8 @@ COMMANDS = (
     "pretrain",
     "eval retrieval",
     "eval align",
+    "eval sugarcrepe",
+    "eval winoground",
     "eval zero-shot",
     "explain",
     "export",
