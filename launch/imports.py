@@ -126,17 +126,18 @@ def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
             source=origin,
             workers=arguments.workers,
             resume=arguments.resume,
-            allow_unreadable=arguments.allow_unreadable,
+            unreadable=arguments.unreadable,
         )
     except UnreadableMedia as error:
         found = [{"key": one.key, "file": one.file, "reason": one.reason} for one in error.found]
         lines = "\n".join(f"{one['key']}: {one['file']}: {one['reason']}" for one in found)
         print(json.dumps({"out": str(arguments.out), "unreadable": found}) if arguments.json else lines)
         raise
-    left_out = len({one["key"] for one in manifest.source["left_out"]})
-    result = {"out": str(arguments.out), "name": manifest.name, "samples": manifest.samples, "left_out": left_out}
+    bad = {name: len(manifest.source[name]) for name in ("left_out", "kept_unreadable")}
+    result = {"out": str(arguments.out), "name": manifest.name, "samples": manifest.samples} | bad
     line = f"{arguments.out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
-    line += f"; {left_out:,} left out (dataset.json lists them)" if left_out else ""
+    line += f"; {bad['left_out']:,} left out (dataset.json lists them)" if bad["left_out"] else ""
+    line += f"; {bad['kept_unreadable']:,} unreadable (dataset.json lists them)" if bad["kept_unreadable"] else ""
     return result | {"shards": len(manifest.shards), "sha256": manifest.digest}, line
 
 
@@ -151,7 +152,9 @@ def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
         parser.add_argument("--split", choices=source.splits, required=True, help="which samples")
     parser.add_argument("--resume", action="store_true", help="keep the shards that an interrupted call finished")
     parser.add_argument(
-        "--allow-unreadable",
-        action="store_true",
-        help="leave out samples whose picture or clip is missing or unreadable, and list them in dataset.json",
+        "--unreadable",
+        choices=("refuse", "leave-out", "keep"),
+        default="refuse",
+        help="samples whose picture or clip is missing or unreadable: end with their list (default), leave them out, "
+        "or keep them, so that evaluations count them as wrong; dataset.json lists both",
     )

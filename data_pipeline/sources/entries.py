@@ -2,7 +2,8 @@
 
 In: entries (key, files, annotations) in the order they shall have. Out: a data set whose manifest says where it came
 from. Every picture is decoded and every clip opened before it is written. One that is missing or unreadable stops the
-import, with the list of all of them; where that is allowed, its sample is left out and listed in the manifest.
+import, with the list of all of them; or, as one chooses, its sample is left out, or kept as it is for an evaluation to
+count it as wrong, and the manifest lists it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
@@ -25,9 +26,10 @@ from data_pipeline.sample import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample
 from data_pipeline.tar_index import write_atomically
 from data_pipeline.write import Record, publish, unfinished_folder, write_tar
 
+Policy = Literal["refuse", "leave-out", "keep"]
+
 _PLAN = "import.json"
 _NO_KEY = re.compile(r"[^\w-]", re.ASCII)  # a key ends at its first dot, and a slash would be a folder
-_REENCODED = ("avi",)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def import_entries(
     source: dict[str, Any],
     workers: int = 1,
     resume: bool = False,
-    allow_unreadable: bool = False,
+    unreadable: Policy = "refuse",
     samples_per_shard: int = 1000,
 ) -> Manifest:
     """Write entries as the data set `root`, which appears whole or not at all.
@@ -77,9 +79,10 @@ def import_entries(
         Processes; they change no byte.
     resume
         Keep the shards that an interrupted call with the same entries finished.
-    allow_unreadable
-        Leave out samples whose picture or clip is missing or unreadable, and list them in the manifest's source as
-        "left_out".
+    unreadable
+        What becomes of samples whose picture or clip is missing or unreadable: `refuse` stops, `leave-out` goes on
+        without them ("left_out" in the manifest's source lists them), `keep` writes them with the bytes that are there,
+        or none ("kept_unreadable"): evaluations count them as wrong, training takes other samples instead.
 
     Raises
     ------
@@ -93,7 +96,7 @@ def import_entries(
         if count > 1:
             raise DataError(f"{count} samples are called {key}: the files describe it more than once")
     missing = [_unreadable(entry, file, "missing") for entry in entries for file in entry.media if not file.is_file()]
-    if missing and not allow_unreadable:
+    if missing and unreadable == "refuse":
         raise _refusal(missing, len(entries))
     unfinished = unfinished_folder(root, resume=resume)
     plan = _digest(entries, source, samples_per_shard).encode()
@@ -105,14 +108,16 @@ def import_entries(
         (f"shard-{number:06d}.tar", entries[start : start + samples_per_shard])
         for number, start in enumerate(range(0, len(entries), samples_per_shard))
     ]
-    done = map_shards(partial(_write_shard, unfinished), chunks, workers)
-    left_out = [unreadable for part in done for unreadable in part[1]]
-    if left_out and not allow_unreadable:
-        raise _refusal(left_out, len(entries))
+    done = map_shards(partial(_write_shard, unfinished, unreadable == "keep"), chunks, workers)
+    bad = [one for part in done for one in part[1]]
+    if bad and unreadable == "refuse":
+        raise _refusal(bad, len(entries))
     for name in (_PLAN, *(_receipt(name) for name, _ in chunks)):
         (unfinished / name).unlink()
     indexed = [part[0] for part in done if part[0] is not None]
-    return publish(root, unfinished, indexed, source | {"left_out": [asdict(unreadable) for unreadable in left_out]})
+    listed: dict[str, Any] = {"left_out": [], "kept_unreadable": []}
+    listed["kept_unreadable" if unreadable == "keep" else "left_out"] = [asdict(one) for one in bad]
+    return publish(root, unfinished, indexed, source | listed)
 
 
 def key_of(name: object) -> str:
@@ -134,7 +139,7 @@ def file_in(folder: Path, *names: str) -> Path:
 
 
 def _write_shard(
-    unfinished: Path, chunk: tuple[str, Sequence[Entry]]
+    unfinished: Path, keep: bool, chunk: tuple[str, Sequence[Entry]]
 ) -> tuple[tuple[Shard, Counter[str]] | None, list[Unreadable]]:
     """Write one shard with its index (none where no sample can be read), and a receipt that it is done."""
     name, entries = chunk
@@ -143,39 +148,54 @@ def _write_shard(
         return finished, []
     for file in unfinished.glob(f"{name}*"):
         file.unlink()  # what an earlier call began
-    unreadable: list[Unreadable] = []
-    write_tar(unfinished / name, _records(entries, unreadable))
-    if len(unreadable) == len(entries):
+    bad: list[Unreadable] = []
+    write_tar(unfinished / name, _records(entries, keep, bad))
+    if len(bad) == len(entries) and not keep:
         (unfinished / name).unlink()
         indexed = None
     else:
         indexed = write_index(unfinished, name)
     # Only a complete shard is not tried again: a file may be there the next time.
-    receipt = {"shard": asdict(indexed[0]), "fields": indexed[1]} if indexed and not unreadable else {}
+    receipt = {"shard": asdict(indexed[0]), "fields": indexed[1]} if indexed and not bad else {}
     write_atomically(unfinished / _receipt(name), json.dumps(receipt).encode())
-    return indexed, unreadable
+    return indexed, bad
 
 
 def _finished(unfinished: Path, name: str) -> tuple[Shard, Counter[str]] | None:
     receipt = json.loads(_read(unfinished / _receipt(name)) or b"{}")
-    if not receipt or (unfinished / name).stat().st_size != receipt["shard"]["bytes"]:
+    tar = unfinished / name
+    if not receipt or not tar.is_file() or tar.stat().st_size != receipt["shard"]["bytes"]:
         return None
     return Shard(**receipt["shard"]), Counter(receipt["fields"])
 
 
-def _records(entries: Sequence[Entry], unreadable: list[Unreadable]) -> Iterator[Record]:
+def _records(entries: Sequence[Entry], keep: bool, bad: list[Unreadable]) -> Iterator[Record]:
+    """Read the entries' files and list what is wrong with them, one line a sample."""
     for entry in entries:
         members: dict[str, bytes] = {}
+        problem = None
         for number, file in enumerate(entry.media):
             try:
                 extension, data = _media(file)
             except (OSError, BadSample) as error:
                 reason = str(error) if isinstance(error, BadSample) else error.strerror or str(error)
-                unreadable.append(_unreadable(entry, file, "missing" if not file.is_file() else reason))
-                break
+                problem = problem or _unreadable(entry, file, reason if file.is_file() else "missing")
+                extension, data = _as_it_is(file)
             members[extension if len(entry.media) == 1 else f"{number}.{extension}"] = data
-        else:
+        if problem is not None:
+            bad.append(problem)
+        if problem is None or keep:
             yield entry.key, members | {"json": json.dumps(entry.annotations, separators=(",", ":")).encode()}
+
+
+def _as_it_is(file: Path) -> tuple[str, bytes]:
+    """Return the member for a file that is missing or unreadable: its bytes, or none."""
+    extension = file.suffix.lower().removeprefix(".")
+    known = extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS)
+    try:
+        return (extension, file.read_bytes()) if known else ("mp4", b"")
+    except OSError:
+        return extension, b""
 
 
 def _media(file: Path) -> tuple[str, bytes]:
@@ -184,14 +204,14 @@ def _media(file: Path) -> tuple[str, bytes]:
     if extension in IMAGE_EXTENSIONS:
         decode(open_image(data))
         return extension, data
-    if extension not in (*VIDEO_EXTENSIONS, *_REENCODED):
+    if extension not in (*VIDEO_EXTENSIONS, "avi"):
         raise BadSample("undecodable", f"{extension or 'a file without extension'} is no format of pictures or clips")
     from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
 
-    if extension in _REENCODED:
+    if extension == "avi":
         from data_pipeline.sources.reencode import to_mp4
 
-        extension, data = "mp4", to_mp4(data, extension)
+        extension, data = "mp4", to_mp4(data)
     with open_clip(data):
         return extension, data
 
@@ -203,9 +223,9 @@ def _unreadable(entry: Entry, file: Path, reason: str) -> Unreadable:
 def _refusal(found: Sequence[Unreadable], samples: int) -> UnreadableMedia:
     first = found[0]
     return UnreadableMedia(
-        f"{len({unreadable.key for unreadable in found}):,} of {samples:,} samples have a picture or clip that is "
+        f"{len({one.key for one in found}):,} of {samples:,} samples have a picture or clip that is "
         f"missing or unreadable; the first: {first.file} ({first.reason}). Put the files there (--resume keeps what is "
-        "done), or leave these samples out with --allow-unreadable (the manifest will list them)",
+        "done), or choose with --unreadable what becomes of these samples",
         found,
     )
 

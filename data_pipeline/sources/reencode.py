@@ -1,4 +1,4 @@
-"""Clips in a container that shards do not hold (AVI), encoded again as H.264 in mp4; equal bytes for equal bytes."""
+"""AVI clips, which shards do not hold, encoded again as H.264 in mp4; equal bytes for equal bytes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from data_pipeline.sample import BadSample
 CRF = 18  # of x264: hardly told from the original
 
 
-def to_mp4(data: bytes, container_format: str) -> bytes:
+def to_mp4(data: bytes) -> bytes:
     """Encode the video of a clip again, frame by frame, without sound; sides are cut to even numbers.
 
     Raises `BadSample`: "too-large" as for other clips, "undecodable" for what FFmpeg refuses.
     """
     if len(data) > MAX_BYTES:
         raise BadSample("too-large", f"the clip has {len(data):,} bytes, more than {MAX_BYTES:,}")
+    announced = 8 + int.from_bytes(data[4:8], "little")  # of its first RIFF list
+    if announced > len(data):
+        raise BadSample("undecodable", f"the clip is cut: {announced:,} bytes announced, {len(data):,} found")
     buffer = io.BytesIO()
     try:
-        with av.open(io.BytesIO(data), "r", format=container_format, metadata_errors="ignore") as read:
+        with av.open(io.BytesIO(data), "r", format="avi", metadata_errors="ignore") as read:
             _encode(read, buffer)
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise BadSample("undecodable", f"the clip cannot be decoded: {error}") from error

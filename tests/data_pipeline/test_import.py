@@ -16,7 +16,7 @@ from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.regions import decode_mask, parse_regions
-from data_pipeline.sample import Sample
+from data_pipeline.sample import BadSample, Sample
 from data_pipeline.sources import align_bench, karpathy, lsmdc, msrvtt, nlvr2, sugarcrepe, vqa_v2, winoground
 from data_pipeline.sources.entries import UnreadableMedia, import_entries
 from data_pipeline.store import Store
@@ -141,7 +141,7 @@ def test_a_damaged_picture_stops_the_import_by_name(tmp_path, capsys):
     assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test"]) == 3
     said = capsys.readouterr()
     assert said.out.startswith(f"000000391895: {picture}: ")
-    assert "--allow-unreadable" in said.err
+    assert "--unreadable" in said.err
     assert not (tmp_path / "out").exists()
 
 
@@ -149,7 +149,7 @@ def test_what_may_be_left_out_is_listed_in_the_manifest(tmp_path, capsys):
     words = official.nlvr2(tmp_path)
     (tmp_path / "images" / "dev" / "dev-850-0-img1.png").write_bytes(b"not a picture")
     (tmp_path / "images" / "dev" / "dev-7-3-img0.png").unlink()
-    manifest = imported(words, tmp_path / "out", "--allow-unreadable", "--json")
+    manifest = imported(words, tmp_path / "out", "--unreadable", "leave-out", "--json")
     assert json.loads(capsys.readouterr().out)["left_out"] == 2
     assert list(samples(manifest, "pair", "questions")) == ["dev-850-1"]
     left_out = {one["key"]: one for one in manifest.source["left_out"]}
@@ -162,10 +162,26 @@ def test_what_may_be_left_out_is_listed_in_the_manifest(tmp_path, capsys):
     }
 
 
+def test_what_is_kept_is_a_bad_sample_with_its_statements(tmp_path):
+    words = official.nlvr2(tmp_path)
+    (tmp_path / "images" / "dev" / "dev-850-0-img1.png").write_bytes(b"not a picture")
+    (tmp_path / "images" / "dev" / "dev-7-3-img0.png").unlink()
+    assert main(["data", "import", *words, str(tmp_path / "out"), "--unreadable", "keep"]) == 0
+    manifest = Manifest.load(tmp_path / "out")
+    assert [one["key"] for one in manifest.source["kept_unreadable"]] == ["dev-850-0", "dev-7-3"]
+    assert manifest.samples == 3 and manifest.source["left_out"] == []
+    store = Store([manifest])
+    assert store.read(0, 0, "pair", "questions").second == b"not a picture"
+    with pytest.raises(BadSample, match="its 0.png member is empty") as bad:
+        store.read(0, 2, "pair", "questions")
+    assert bad.value.reason == "undecodable"
+    assert len(verify(tmp_path / "out", decode=True)) == 2
+
+
 def test_leaving_out_everything_is_an_error(tmp_path, capsys):
     words = official.winoground(tmp_path, examples=1)
     (tmp_path / "images" / "ex_0_img_1.png").unlink()
-    assert "no samples" in refused(capsys, [*words, str(tmp_path / "out"), "--allow-unreadable"])
+    assert "no samples" in refused(capsys, [*words, str(tmp_path / "out"), "--unreadable", "leave-out"])
 
 
 # Interrupted imports --------------------------------------------------------------------------------------------------
@@ -384,12 +400,13 @@ def test_lsmdc_clips_are_encoded_again_frame_by_frame(tmp_path):
     assert {number_of(frame) for frame in frames} == {1}
 
 
-def test_an_avi_that_is_none_is_named(tmp_path, capsys):
+def test_an_avi_that_is_cut_or_none_is_named(tmp_path, capsys):
     words = official.lsmdc(tmp_path)
     clip = next((tmp_path / "films").rglob("*00.54.129.avi"))
-    clip.write_bytes(b"RIFF nothing")
-    assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"]) == 3
-    assert f"{clip}: the clip cannot be decoded" in capsys.readouterr().out
+    for content, said in [(clip.read_bytes()[:-900], "the clip is cut"), (b"RIFF" + bytes(99), "cannot be decoded")]:
+        clip.write_bytes(content)
+        assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"]) == 3
+        assert f"{clip}: " in (out := capsys.readouterr().out) and said in out
 
 
 def test_a_row_with_other_columns_is_named(tmp_path):
