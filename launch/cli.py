@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+from launch import imports
 
 _Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
 
@@ -303,6 +304,8 @@ def _add_data(commands: Any) -> None:
     scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
     _add_workers(scenes)
 
+    _add_import(_group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
+
     index = _command(
         commands,
         "index",
@@ -358,6 +361,14 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
     tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+
+
+def _add_import(commands: Any) -> None:
+    for name, source in imports.SOURCES.items():
+        example = f"glscl data import {source.example}"
+        command = _command(commands, name, partial(imports.run, name), source.about, example)
+        imports.add_arguments(command, source)
+        _add_workers(command)
 
 
 def _add_plan(commands: Any) -> None:
@@ -419,6 +430,12 @@ def _add_eval(commands: Any) -> None:
     zero_shot.add_argument(
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
+    for stage, about in {
+        "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
+        "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
+    }.items():
+        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
+        _add_evaluation(_command(commands, stage, partial(_evaluation, stage), about, example))
     _add_answering(commands)
 
     verify = _command(
