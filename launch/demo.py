@@ -19,8 +19,9 @@ from data_pipeline import errors
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import IncompleteError, UsageError, UserError
 
-RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+RECIPES = Path(__file__).parent / "recipes"
 TRAIN, VALIDATION, TEST, NOVEL = 12_000, 500, 500, 500
+TRAIN_CLIPS, TEST_CLIPS = 800, 200
 VOCABULARY = 600
 
 
@@ -37,9 +38,10 @@ def main() -> int:
         with _stage("tokenizer"):
             _train_tokenizer(data / "train", tokenizer)
         with _stage("pre-training"):
-            _pretrain(data, tokenizer, run)
-        results = [out / "retrieval", out / "preference", out / "baseline"]
-        _evaluate(run, data, *results)
+            paths = {"data.train.0.path": data / "train", "validation.path": data / "val", "data.tokenizer": tokenizer}
+            precision = _precision(run)
+            _train("pretrain", "demo", run, paths | {"precision": precision})
+        results = [*_evaluate(run, data, out), *_fine_tune(run, data, tokenizer, precision, out)]
         with _stage("export, loaded again without this project"):
             from pretrain.export import export
 
@@ -47,7 +49,7 @@ def main() -> int:
         with _stage("report"):
             from eval.report import write_report
 
-            facts = {"command": "make demo", "training": f"accelerate launch -m pretrain {RECIPE.name}"}
+            facts = {"command": "make demo", "training": "accelerate launch -m pretrain demo.yaml"}
             report = write_report(results, out / "report.html", run=run, facts=facts, title="GLSCL demo")
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
@@ -55,7 +57,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("demo: interrupted; call again to go on", file=sys.stderr)
         return 130
-    _summarise(results, run, out / "export", report, time.monotonic() - started)
+    _summarise(out, report, time.monotonic() - started)
     return 0
 
 
@@ -71,6 +73,7 @@ def _draw_scenes(data: Path) -> None:
     from data_pipeline.scenes.generate import generate
 
     generate(data, train=TRAIN, val=VALIDATION, test=TEST, novel=NOVEL)
+    generate(data / "clips", train=TRAIN_CLIPS, val=0, test=TEST_CLIPS, novel=0, video=True)
 
 
 def _train_tokenizer(train: Path, out: Path) -> None:
@@ -80,15 +83,14 @@ def _train_tokenizer(train: Path, out: Path) -> None:
         train_tokenizer([train], out, VOCABULARY)
 
 
-def _pretrain(data: Path, tokenizer: Path, run: Path) -> None:
+def _train(module: str, recipe: str, run: Path, changes: dict[str, Any]) -> None:
     """Train under `accelerate launch`, in a process of its own; an interrupted run goes on where it stopped."""
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_cpu_threads_per_process", str(usable_cores())),  # accelerate's default is one
-        *("-m", "pretrain", str(RECIPE), "--run", str(run), "--precision", _precision(run)),
-        *("--data.train.0.path", str(data / "train"), "--data.tokenizer", str(tokenizer)),
-        *("--validation.path", str(data / "val")),
+        *("-m", module, str(RECIPES / f"{recipe}.yaml"), "--run", str(run)),
+        *(word for key, value in changes.items() for word in (f"--{key}", str(value))),
     ]
     (run / "status.json").unlink(missing_ok=True)  # of an earlier call; what is there afterwards is about this one
     code = _wait(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}))
@@ -113,13 +115,13 @@ def _check_status(run: Path, code: int) -> None:
     """Raise the error that a run ended with: launchers hide a worker's exit code, its status file does not."""
     status = run / "status.json"
     if not status.is_file():
-        raise UsageError(f"pre-training did not start (its launcher ended with {code}); its message stands above")
+        raise UsageError(f"{run.name} did not start (its launcher ended with {code}); its message stands above")
     state = json.loads(status.read_text())
     if state["state"] == "complete":
         return
     kind = getattr(errors, state["reason"].split(":")[0], IncompleteError)
     reason = state["reason"] or "it was killed"
-    raise kind(f"pre-training is {state['state']} at step {state['step']}: {reason}; call again to go on")
+    raise kind(f"{run.name} is {state['state']} at step {state['step']}: {reason}; call again to go on")
 
 
 def _precision(run: Path) -> str:
@@ -148,34 +150,79 @@ def _timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def _evaluate(run: Path, data: Path, retrieval_out: Path, preference_out: Path, baseline_out: Path) -> None:
+def _evaluate(run: Path, data: Path, out: Path) -> list[Path]:
+    """Measure what needs no further training; returns the results' folders."""
     from eval import baselines
-    from eval.stages import preference, retrieval
+    from eval.stages import align, preference, retrieval, zero_shot
 
+    test, cache = data / "test", out / "features"
     with _stage("retrieval over the test gallery"):
-        retrieval.evaluate(run, data / "test", retrieval_out)
+        retrieval.evaluate(run, test, out / "retrieval", cache=cache)
     with _stage("true against swapped captions"):
-        preference.evaluate(run, data / "test", preference_out)
+        preference.evaluate(run, test, out / "preference", cache=cache)
     with _stage("baseline without a model, and the ceiling"):
-        baselines.evaluate(data / "train", data / "test", baseline_out)
+        baselines.evaluate(data / "train", test, out / "baseline")
+    with _stage("zero-shot classification"):
+        zero_shot.evaluate(run, test, out / "zero-shot", cache=cache)
+    with _stage("alignment of words and regions"):
+        align.evaluate(run, test, out / "align", cache=cache)
+    return [out / name for name in ("retrieval", "preference", "baseline", "zero-shot", "align")]
 
 
-def _summarise(results: list[Path], run: Path, export: Path, report: Path, seconds: float) -> None:
+def _fine_tune(run: Path, data: Path, tokenizer: Path, precision: str, out: Path) -> list[Path]:
+    """Fine-tune for questions, statements and clips, and measure each; returns the results' folders."""
+    from eval.stages import nlvr2, video_retrieval, vqa, vqa_prior
+
+    shared = {"init_from": run, "data.tokenizer": tokenizer, "precision": precision}
+    with _stage("fine-tuning: questions"):
+        paths = {"data.train.0.path": data / "train", "validation.path": data / "val"}
+        _train("eval.finetune", "demo_vqa", out / "finetune-vqa", shared | paths)
+    with _stage("questions, with and without the picture"):
+        vqa_prior.evaluate(data / "train", data / "test", out / "vqa-prior")
+        vqa.evaluate(out / "finetune-vqa", data / "test", out / "vqa", prior=out / "vqa-prior")
+    with _stage("fine-tuning: statements on two pictures"):
+        paths = {"data.train.0.path": data / "pairs" / "train", "validation.path": data / "pairs" / "val"}
+        _train("eval.finetune", "demo_nlvr2", out / "finetune-nlvr2", shared | paths)
+    with _stage("statements"):
+        nlvr2.evaluate(out / "finetune-nlvr2", data / "pairs" / "test", out / "nlvr2")
+    with _stage("fine-tuning: clips"):
+        _train(
+            "eval.finetune",
+            "demo_video",
+            out / "finetune-video",
+            shared | {"data.video.train.0.path": data / "clips" / "train"},
+        )
+    with _stage("retrieval of clips"):
+        video_retrieval.evaluate(out / "finetune-video", data / "clips" / "test", out / "video-retrieval", frames=3)
+    return [out / name for name in ("vqa", "vqa-prior", "nlvr2", "video-retrieval")]
+
+
+def _summarise(out: Path, report: Path, seconds: float) -> None:
     from eval.schema import read_result
 
-    retrieval, preference, baseline = ({m.name: m for m in read_result(folder).metrics} for folder in results)
-    recall, reranked = retrieval["text_to_image/R@1"], retrieval["text_to_image/reranked/R@1"]
-    ceiling, plain = baseline["ceiling/text_to_image/R@1"], baseline["text_to_image/R@1"]
-    prefers = preference["matching/accuracy"]
-    steps = json.loads((run / "status.json").read_text())["step"]
+    def of(stage: str) -> dict[str, Any]:
+        return {metric.name: metric for metric in read_result(out / stage).metrics}
+
+    retrieval, baseline, video = of("retrieval"), of("baseline"), of("video-retrieval")
+    recall, ceiling = retrieval["text_to_image/R@1"], baseline["ceiling/text_to_image/R@1"]
+    steps = json.loads((out / "pretrain" / "status.json").read_text())["step"]
+    vqa, nlvr2, align = of("vqa"), of("nlvr2"), of("align")
     lines = [
         f"trained {steps} steps under accelerate launch; everything took {seconds / 60:.1f} minutes",
-        f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked: {_interval(reranked)}",
+        f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked: "
+        f"{_interval(retrieval['text_to_image/reranked/R@1'])}",
         f"that is {100 * recall.value / ceiling.value:.0f} % of the ceiling {ceiling.value:.1f} (captions that fit "
-        f"several pictures), the baseline without a model reaches {plain.value:.1f}, "
+        f"several pictures), the baseline without a model reaches {baseline['text_to_image/R@1'].value:.1f}, "
         f"chance {recall.chance:.1f}",
-        f"matching prefers the true caption over a swapped one in {_interval(prefers)} of pairs (chance 50)",
-        f"look at {report}; encoders for transformers in {export}; the run in {run}",
+        f"matching prefers the true caption over a swapped one in {_interval(of('preference')['matching/accuracy'])} "
+        "of pairs (chance 50)",
+        f"zero-shot classification: {_interval(of('zero-shot')['top1'])}",
+        f"questions, fine-tuned: {_interval(vqa['accuracy'])}; without the picture {_interval(vqa['prior/accuracy'])}",
+        f"statements on two pictures, fine-tuned: {_interval(nlvr2['accuracy'])} (chance 50)",
+        f"clips, fine-tuned: text-to-video R@1 {_interval(video['text_to_video/R@1'])} over {TEST_CLIPS}",
+        f"words look at their regions: {_interval(align['local/pixel/mass'])} of attention inside, "
+        f"{align['local/pixel/mass'].chance:.1f} if it were uniform",
+        f"look at {report}; encoders for transformers in {out / 'export'}; the runs in {out}",
     ]
     print("\n".join(lines))
 
