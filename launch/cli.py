@@ -396,6 +396,12 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
     )
+    retrieval.add_argument(
+        "--train",
+        metavar="DIR",
+        type=Path,
+        help="run or data set that may hold test pictures (default: the model's run)",
+    )
 
 
 def _add_compare(commands: Any) -> None:
