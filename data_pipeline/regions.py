@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,10 @@ def parse_regions(key: str, annotations: Mapping[str, Any]) -> tuple[Region, ...
 def encode_mask(mask: Mask) -> dict[str, Any]:
     """Run lengths of a mask, bool (h, w): {"size": [h, w], "counts": [...]}."""
     flat = np.asarray(mask, dtype=bool).ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat, prepend=False, append=~flat[-1:]))
-    return {"size": list(mask.shape), "counts": np.diff(edges, prepend=0).tolist()}
+    edges = (np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist()
+    if flat[:1].any():
+        edges = [0, *edges]
+    return {"size": list(mask.shape), "counts": [end - start for start, end in pairwise([0, *edges, flat.size])]}
 
 
 def decode_mask(rle: Mapping[str, Any]) -> Mask:

@@ -83,6 +83,10 @@ class Tokenizer:
             raise DataError(f"the tokenizer at {name} has no fast version, without which words are not known")
         return cls(loaded.backend_tokenizer, {role: getattr(loaded, f"{role}_token") for role in _ROLES})
 
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether every token has the same id; what else a file says may change when it is written again."""
+        return bool(self._backend.get_vocab(True) == other._backend.get_vocab(True)) and self._special == other._special
+
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE with RoBERTa's special tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last.
@@ -131,6 +135,12 @@ class Tokenizer:
         self._backend.enable_truncation(max_length)
         encoded = self._backend.encode_batch(list(texts))  # the "fast" variant loses the words
         return [Encoding(one.ids, one.word_ids) for one in encoded]
+
+    def offsets(self, text: str, max_length: int) -> list[tuple[int, int]]:
+        """Characters (first, last + 1) that each token of `encode` stands for; (0, 0) for special tokens."""
+        self._backend.enable_truncation(max_length)
+        offsets: list[tuple[int, int]] = self._backend.encode(text).offsets
+        return offsets
 
     def to_str(self) -> str:
         """Everything about the tokenizer as one JSON string, for another process; equal for equal tokenizers."""

@@ -24,7 +24,14 @@ STAGES = {
     "retrieval": "eval.stages.retrieval",
     "video-retrieval": "eval.stages.video_retrieval",
     "preference": "eval.stages.preference",
+    "align": "eval.stages.align",
+    "zero-shot": "eval.stages.zero_shot",
     "baseline": "eval.baselines",
+    "sugarcrepe": "eval.stages.sugarcrepe",
+    "winoground": "eval.stages.winoground",
+    "vqa": "eval.stages.vqa",
+    "vqa-prior": "eval.stages.vqa_prior",
+    "nlvr2": "eval.stages.nlvr2",
 }
 
 

@@ -12,11 +12,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+from launch import imports
 
 _Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
 
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])
+        if words[:1] == ["finetune"]:
+            from eval.finetune import main as finetune
+
+            return finetune(words[1:])
         arguments = parser().parse_args(words)
         result = arguments.command(arguments)
         if result is not None:
@@ -177,6 +183,27 @@ def _retrieval(arguments: argparse.Namespace) -> _Result:
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
 
+def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
+    from importlib import import_module
+
+    from eval.__main__ import STAGES
+
+    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
+    result = import_module(STAGES[stage]).evaluate(**options)
+    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _explain(arguments: argparse.Namespace) -> _Result:
+    from eval.report.explain import explain
+
+    done = explain(arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word)
+    rows, columns = done.heat.shape
+    row, column = done.peak
+    result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
+    result |= {"grid": [rows, columns], "peak": [row, column]}
+    return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
+
+
 def _verify_results(arguments: argparse.Namespace) -> _Result:
     from eval.schema import read_result
     from eval.verify import verify
@@ -228,6 +255,9 @@ def _report(arguments: argparse.Namespace) -> _Result:
 # What they take. ------------------------------------------------------------------------------------------------------
 
 
+_MODEL = "run, checkpoint or model folder, or the authors' file"
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like every other error."""
 
@@ -247,8 +277,10 @@ def parser() -> argparse.ArgumentParser:
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_explain(groups)
     _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
@@ -261,16 +293,18 @@ def _add_data(commands: Any) -> None:
         commands,
         "scenes",
         _scenes,
-        "write the embedded data set: generated scenes with exact captions, as shards and dataset.json per split",
+        "write the embedded data set: generated scenes with exact captions, questions and masks, as shards per split",
         "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
     )
-    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test and novel into")
+    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test, novel and pairs into")
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
         scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
     scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
     scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
     scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
     _add_workers(scenes)
+
+    _add_import(_group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
 
     index = _command(
         commands,
@@ -329,6 +363,14 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
 
 
+def _add_import(commands: Any) -> None:
+    for name, source in imports.SOURCES.items():
+        example = f"glscl data import {source.example}"
+        command = _command(commands, name, partial(imports.run, name), source.about, example)
+        imports.add_arguments(command, source)
+        _add_workers(command)
+
+
 def _add_plan(commands: Any) -> None:
     plan = _command(
         commands,
@@ -366,6 +408,35 @@ def _add_eval(commands: Any) -> None:
     )
     _add_retrieval_options(video)
     video.add_argument("--frames", metavar="N", type=_count, default=4, help="of each clip (default %(default)s)")
+    align = _command(
+        commands,
+        "align",
+        partial(_evaluation, "align"),
+        "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
+        "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
+    )
+    _add_evaluation(align)
+    zero_shot = _command(
+        commands,
+        "zero-shot",
+        partial(_evaluation, "zero-shot"),
+        "zero-shot classification: which class's name, put into sentences, is closest to the picture",
+        "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot",
+    )
+    _add_evaluation(zero_shot)
+    zero_shot.add_argument(
+        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+    )
+    zero_shot.add_argument(
+        "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
+    )
+    for stage, about in {
+        "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
+        "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
+    }.items():
+        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
+        _add_evaluation(_command(commands, stage, partial(_evaluation, stage), about, example))
+    _add_answering(commands)
 
     verify = _command(
         commands,
@@ -377,20 +448,56 @@ def _add_eval(commands: Any) -> None:
     verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
 
 
-def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
-    retrieval.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
+def _add_answering(commands: Any) -> None:
+    vqa = _command(
+        commands,
+        "vqa",
+        partial(_evaluation, "vqa"),
+        "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
+        "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
     )
-    retrieval.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
-    retrieval.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    retrieval.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
+    _add_evaluation(vqa)
+    vqa.add_argument(
+        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
+    )
+    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
+    prior = _command(
+        commands,
+        "vqa-prior",
+        partial(_evaluation, "vqa-prior"),
+        "what answers reach that know the training questions and see no picture",
+        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
+    )
+    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
+        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
+    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    prior.add_argument("--limit", metavar="N", type=_count, help="only the questions of the first N pictures")
+    nlvr2 = _command(
+        commands,
+        "nlvr2",
+        partial(_evaluation, "nlvr2"),
+        "whether statements are true of pairs of pictures: accuracy and consistency",
+        "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
+    )
+    _add_evaluation(nlvr2)
+
+
+def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
+    _add_evaluation(retrieval)
     retrieval.add_argument(
         "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
     )
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
     )
-    retrieval.add_argument(
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
+    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    parser.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
+    parser.add_argument(
         "--cache",
         metavar="DIR",
         type=Path,
@@ -402,6 +509,21 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
         type=Path,
         help="run or data set that may hold test pictures (default: the model's run)",
     )
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(
+        commands,
+        "explain",
+        _explain,
+        "draw where a caption, or a word of it, looks in a picture: cross-attention as a heat map",
+        'glscl explain street.jpg --caption "a dog beside a red bus" --word dog --model runs/demo --out dog.png',
+    )
+    explain.add_argument("image", metavar="IMAGE", type=Path, help="a JPEG, PNG or WebP file")
+    explain.add_argument("--caption", metavar="TEXT", required=True, help="what is in the picture")
+    explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
+    explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
+    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
 
 
 def _add_compare(commands: Any) -> None:

@@ -1,1 +1,1 @@
-"""The embedded data set: drawn scenes whose captions, and later questions and boxes, are exactly true."""
+"""The embedded data set: drawn scenes whose captions, questions, statements and regions are exactly true."""

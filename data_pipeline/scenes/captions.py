@@ -47,11 +47,12 @@ _PLACES = (
     ("bottom left", "bottom", "bottom right"),
 )
 _PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}
-_NUMBERS = ("", "one", "two", "three", "four")
+NUMBERS = ("", "one", "two", "three", "four")
 _MOVING = ("moving", "going")
 _STAYING = ("standing still", "not moving")
 _RESTING = ("staying", "resting")  # before a place
-_RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "up": "down", "down": "up"}
 _RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of", "above": "over", "below": "under"}
 
 
@@ -142,7 +143,8 @@ def render(statement: dict[str, Any]) -> str:
     elif form == "relation":
         text = _relations(statement)
     elif form == "counted":
-        text = _joined(_counted(statement["objects"]))
+        shapes = counted([told["shape"] for told in statement["objects"]])
+        text = _joined([words if words != shape else with_article(words) for shape, words in shapes.items()])
     elif form == "whole":
         text = f"{_named(statement, 0)} {_place(statement, 0)}"
     else:
@@ -153,7 +155,7 @@ def render(statement: dict[str, Any]) -> str:
 def _named(statement: dict[str, Any], k: int, article: bool = True) -> str:
     told = statement["objects"][k]
     words = " ".join(_word(statement, told[name]) for name in ("size", "fill", "colour", "shape") if name in told)
-    words = _with_article(words) if article else words
+    words = with_article(words) if article else words
     return f"{words} {_motion(statement, k)}" if "motion" in told else words
 
 
@@ -170,7 +172,8 @@ def _word(statement: dict[str, Any], word: str) -> str:
     return _SYNONYMS[word] if word in statement["synonyms"] else word
 
 
-def _with_article(words: str) -> str:
+def with_article(words: str) -> str:
+    """Put a or an before words."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -178,14 +181,15 @@ def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _counted(objects: list[dict[str, Any]]) -> list[str]:
-    shapes = [told["shape"] for told in objects]
-    parts = []
-    for shape in dict.fromkeys(shapes):
-        count = shapes.count(shape)
-        plural = shape + ("es" if shape == "cross" else "s")
-        parts.append(_with_article(shape) if count == 1 else f"{_NUMBERS[count]} {plural}")
-    return parts
+def counted(shapes: list[str]) -> dict[str, str]:
+    """Each of the shapes with the words that count it, without an article: "star", "two circles"."""
+    numbers = {shape: shapes.count(shape) for shape in shapes}
+    return {shape: shape if count == 1 else f"{NUMBERS[count]} {plural(shape)}" for shape, count in numbers.items()}
+
+
+def plural(shape: str) -> str:
+    """Name several of a shape."""
+    return shape + ("es" if shape == "cross" else "s")
 
 
 def _places(statement: dict[str, Any]) -> str:
@@ -205,14 +209,23 @@ def _place(statement: dict[str, Any], k: int, article: bool = True) -> str:
 
 
 def _at(statement: dict[str, Any], column: int, row: int, article: bool = True) -> str:
-    cell = _word(statement, _PLACES[row][column])
-    preposition = _PREPOSITIONS.get(cell, "in")
-    return f"{preposition} the {cell}" if article else f"{preposition} {cell}"
+    return at_place(_word(statement, place_of(column, row)), article)
+
+
+def place_of(column: int, row: int) -> str:
+    """Name a cell of the grid."""
+    return _PLACES[row][column]
+
+
+def at_place(place: str, article: bool = True) -> str:
+    """Put the preposition before a place."""
+    preposition = _PREPOSITIONS.get(place, "in")
+    return f"{preposition} the {place}" if article else f"{preposition} {place}"
 
 
 def _relations(statement: dict[str, Any]) -> str:
     relations, count = statement["relations"], len(statement["objects"])
-    words = [_RELATIONS[name] for _, name, _ in relations]
+    words = [RELATIONS[name] for _, name, _ in relations]
     if len(relations) == 1 and statement["variant"]:
         words = [_RELATION_SYNONYMS[words[0]]]
     text = f"{_named(statement, 0)} {words[0]} {_named(statement, 1)}"

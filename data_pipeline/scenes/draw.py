@@ -18,9 +18,25 @@ from data_pipeline.scenes.motion import still_at
 _FINE = 4  # subpixels per pixel side in an object's mask
 
 
-def draw(scene: dict[str, Any]) -> np.ndarray:
-    """Pixels of a scene, uint8 (size, size, 3), RGB."""
-    return _exposed(scene, *_surroundings(scene))
+Silhouette = tuple[tuple[slice, slice], np.ndarray, np.ndarray]
+
+
+def draw(scene: dict[str, Any], silhouettes: list[Silhouette] | None = None) -> np.ndarray:
+    """Pixels of a scene, uint8 (size, size, 3), RGB; `silhouettes` are its objects', where they are known already."""
+    return _exposed(scene, *_surroundings(scene), silhouettes)
+
+
+def silhouettes_of(scene: dict[str, Any]) -> list[Silhouette]:
+    """Silhouettes of a scene's objects, in their order; none hides any part of another."""
+    return [silhouette(item, scene["size"]) for item in scene["objects"]]
+
+
+def mask_of(shown: Silhouette, size: int) -> np.ndarray:
+    """Pixels that an object covers by half or more, bool (size, size)."""
+    window, alpha, _ = shown
+    mask = np.zeros((size, size), dtype=bool)
+    mask[window] = alpha >= 0.5
+    return mask
 
 
 def draw_clip(scene: dict[str, Any]) -> np.ndarray:
@@ -36,12 +52,14 @@ def _surroundings(scene: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return background, scene["camera"]["noise"] * rng.standard_normal(background.shape, dtype=np.float32)
 
 
-def _exposed(scene: dict[str, Any], background: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _exposed(
+    scene: dict[str, Any], background: np.ndarray, noise: np.ndarray, silhouettes: list[Silhouette] | None = None
+) -> np.ndarray:
     size = scene["size"]
     pixels = background.copy()
-    silhouettes = [(item, *silhouette(item, size)) for item in scene["objects"]]
+    silhouettes = silhouettes_of(scene) if silhouettes is None else silhouettes
     _cast_shadows(pixels, silhouettes, scene["light"])
-    for item, window, alpha, dark in silhouettes:
+    for item, (window, alpha, dark) in zip(scene["objects"], silhouettes, strict=True):
         rgb = np.array(item["rgb"], np.float32)
         paint = rgb * (1 - 0.7 * dark[..., None])
         pixels[window] += alpha[..., None] * (paint - pixels[window])
@@ -50,7 +68,7 @@ def _exposed(scene: dict[str, Any], background: np.ndarray, noise: np.ndarray) -
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def silhouette(item: dict[str, Any], size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+def silhouette(item: dict[str, Any], size: int) -> Silhouette:
     """Where an object covers the picture.
 
     Returns the (rows, columns) of its window, and in that window the covered share of each pixel and the share of dark
@@ -153,10 +171,10 @@ def _ramp(size: int, angle: float) -> np.ndarray:
     return np.add.outer(steps * np.float32(math.sin(turn)), steps * np.float32(math.cos(turn)))
 
 
-def _cast_shadows(pixels: np.ndarray, silhouettes: list[Any], light: dict[str, Any]) -> None:
+def _cast_shadows(pixels: np.ndarray, silhouettes: list[Silhouette], light: dict[str, Any]) -> None:
     size = len(pixels)
     shade = np.zeros((size, size), np.float32)
-    for _, window, alpha, _ in silhouettes:
+    for window, alpha, _ in silhouettes:
         shade[window] = np.maximum(shade[window], alpha)
     angle, distance = math.radians(light["angle"]), 0.02 * size
     # The light comes from where the ramp is bright, so shadows fall to the other side.

@@ -2,6 +2,7 @@
 
 In: how many samples each split shall have. Out: shards and a manifest per split; a split that is already there with the
 same parameters is kept. Sample i of a split depends on (seed, split, i, size) alone, never on workers or other samples.
+The pictures of train, val and test stand once more in `OUT/pairs/train` ..., two together with statements about them.
 As clips, the same scenes are set in motion: picture i is what clip i begins with.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
@@ -24,14 +25,20 @@ from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
-from data_pipeline.scenes.draw import draw, draw_clip
+from data_pipeline.scenes.draw import draw, draw_clip, silhouettes_of
 from data_pipeline.scenes.graph import SPLITS, scene_at
 from data_pipeline.scenes.motion import FRAMES, FRAMES_PER_SECOND, set_in_motion
+from data_pipeline.scenes.pairs import pair_count, pair_records
+from data_pipeline.scenes.phrases import regions_of
+from data_pipeline.scenes.questions import questions_of
+from data_pipeline.store import Store
 from data_pipeline.write import Record, write_shards
 
-# Of the pictures or clips and their captions; a data set of another version is not reused.
-VERSION = 1
+# Of the pictures or clips and what is said of them; a data set of another version is not reused.
+VERSION = 2
 CLIPS_VERSION = 1
+PAIRS_VERSION = 1
+PAIRED = ("train", "val", "test")
 SAMPLES_PER_SHARD = 1000
 MIN_SIZE = 48
 _CHUNK = 50
@@ -52,8 +59,8 @@ def generate(
 ) -> dict[str, Manifest]:
     """Write the splits that have samples, as pictures of `size` x `size` pixels, or with `video` as clips.
 
-    Returns the manifests by split. Raises `UsageError` for counts or sizes that make no sense and where a split with
-    other parameters is in the way.
+    Pictures of all but `novel` make pairs besides, half as many. Returns the manifests by split, without the pairs'.
+    Raises `UsageError` for counts or sizes that make no sense and where a split with other parameters is in the way.
     """
     counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
     if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
@@ -65,6 +72,9 @@ def generate(
     }
     finished = {split: _finished(Path(out) / split, source) for split, source in sources.items()}
     manifests = {split: manifest for split, manifest in finished.items() if manifest is not None}
+    pairs = {} if video else _pair_sources(counts, size, seed)
+    for split, source in pairs.items():
+        _finished(Path(out) / "pairs" / split, source)  # what is in the way is said before anything is drawn
     missing = [split for split in sources if split not in manifests]
     workers = usable_cores() if workers is None else workers
     inline = workers <= 1 or sum(counts[split] for split in missing) < _INLINE
@@ -79,6 +89,11 @@ def generate(
                 samples_per_shard=SAMPLES_PER_SHARD,
                 source=sources[split],
             )
+    for split, source in pairs.items():
+        folder = Path(out) / "pairs" / split
+        if _finished(folder, source) is None:
+            records = pair_records(split, _pictures(manifests[split]), partial(_stream, seed, split, purpose=5))
+            write_shards(folder, records, prefix=f"pairs-{split}", samples_per_shard=SAMPLES_PER_SHARD, source=source)
     return {split: manifests[split] for split in sources}
 
 
@@ -89,9 +104,10 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
         scene = set_in_motion(scene, _stream(seed, split, i, 2))
     # Another stream than the scene's own, so that new wordings would leave the pictures as they are.
     statements = (clip_statements_of if video else statements_of)(scene, _stream(seed, split, i, 3 if video else 1))
-    annotations = {
+    image_id = f"{split}-{seed}-{i:09d}"
+    annotations: dict[str, Any] = {
         "captions": [render(statement) for statement in statements],
-        "image_id": f"{split}-{seed}-{i:09d}",
+        "image_id": image_id,
         "scene": scene,
         "statements": statements,
     }
@@ -102,7 +118,12 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
 
         media = {"mp4": encode_clip(draw_clip(scene), frames_per_second=FRAMES_PER_SECOND, crf=crf)}
     else:
-        media = {"jpg": simplejpeg.encode_jpeg(draw(scene), quality=quality, colorsubsampling="420")}
+        silhouettes = silhouettes_of(scene)
+        annotations["questions"] = questions_of(scene, image_id, _stream(seed, split, i, 4))
+        annotations["regions"] = regions_of(scene, statements, silhouettes)
+        annotations["labels"] = sorted({item["shape"] for item in scene["objects"]})
+        pixels = draw(scene, silhouettes)
+        media = {"jpg": simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")}
     return f"{i:09d}", media | {"json": json.dumps(annotations, separators=(",", ":")).encode()}
 
 
@@ -115,6 +136,30 @@ def _source(split: str, count: int, video: bool) -> dict[str, Any]:
         return {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
     source = {"name": f"scene-clips-{split}", "kind": "scene-clips", "version": CLIPS_VERSION, "split": split}
     return source | {"samples": count, "frames": FRAMES, "frames_per_second": FRAMES_PER_SECOND}
+
+
+def _pair_sources(counts: dict[str, int], size: int, seed: int) -> dict[str, dict[str, Any]]:
+    return {
+        split: {
+            "name": f"scene-pairs-{split}",
+            "kind": "scene-pairs",
+            "version": PAIRS_VERSION,
+            "split": split,
+            "samples": pair_count(counts[split]),
+            "size": size,
+            "seed": seed,
+        }
+        for split in PAIRED
+        if pair_count(counts[split])
+    }
+
+
+def _pictures(manifest: Manifest) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the encoded pictures of a split with their annotations, in order."""
+    with closing(Store([manifest])) as store:
+        for i in range(manifest.samples):
+            members = store.members(0, i, ("jpg", "json"))
+            yield members["jpg"], json.loads(members["json"])
 
 
 def _finished(folder: Path, source: dict[str, Any]) -> Manifest | None:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from data_pipeline.scenes.captions import relations_of, render
+from data_pipeline.scenes.captions import OPPOSITE, relations_of, render
 from data_pipeline.scenes.graph import HELD_OUT
 from data_pipeline.scenes.motion import moments
 
 _EXCHANGED_TOGETHER = (("colour",), ("shape",), ("size",), ("fill",), ("column", "row"), ("motion", "from"))
-_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "up": "down", "down": "up"}
 
 
 def is_scene(annotation: dict[str, Any]) -> bool:
@@ -103,11 +102,11 @@ def _one_change_away(statement: dict[str, Any]) -> Iterator[tuple[str, dict[str,
                 objects[one][name], objects[other][name] = objects[other][name], objects[one][name]
             yield names[0], {**statement, "objects": objects}
     for number, told in enumerate(statement["objects"]):
-        if told.get("motion") in _OPPOSITE and "from" not in told:  # there may be no way in that direction
+        if told.get("motion") in OPPOSITE and "from" not in told:  # there may be no way in that direction
             objects = [dict(item) for item in statement["objects"]]
-            objects[number]["motion"] = _OPPOSITE[told["motion"]]
+            objects[number]["motion"] = OPPOSITE[told["motion"]]
             yield "direction", {**statement, "objects": objects}
     for number, (one, name, other) in enumerate(statement["relations"]):
         relations = list(statement["relations"])
-        relations[number] = [one, _OPPOSITE[name], other]
+        relations[number] = [one, OPPOSITE[name], other]
         yield "relation", {**statement, "relations": relations}

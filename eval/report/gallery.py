@@ -16,7 +16,7 @@ from data_pipeline.augment import write_evaluation_clip
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.sample import EXTENSIONS, IMAGE_EXTENSIONS, SECOND_EXTENSIONS, VIDEO_EXTENSIONS, BadSample
+from data_pipeline.sample import EXTENSIONS, IMAGE_EXTENSIONS, SECOND_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, Sample
 from data_pipeline.store import Store
 
 THUMBNAIL = 120  # pixels of the longer side
@@ -81,6 +81,10 @@ class Thumbnails:
         """All captions of a sample, none when it cannot be had."""
         return self._store.captions(0, self._rows[key]) if key in self._rows else ()
 
+    def sample(self, key: str) -> Sample | None:
+        """Read a picture's sample, None when it cannot be had."""
+        return self._store.read(0, self._rows[key]) if key in self._rows else None
+
     def _make(self, key: str) -> str | None:
         members = self._store.members(0, self._rows[key], _MEDIA)
         try:
@@ -124,9 +128,9 @@ def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
     near = [line for line in ranked if 1 < _rank(line[stage]) <= 10]
     worst = [line for line in ranked if _rank(line[stage]) > 10][::-1]
     chosen = {
-        "Right: the first answer is correct": _spread(right),
-        "Wrong: the correct answer comes later": _spread(near),
-        "Worst: the correct answer is far down": _distinct(worst),
+        "Right: the first answer is correct": spread(right),
+        "Wrong: the correct answer comes later": spread(near),
+        "Worst: the correct answer is far down": distinct(worst),
     }
     return [
         Group(title, [_query(line, stage, thumbnails) for line in several])
@@ -135,13 +139,14 @@ def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
     ]
 
 
-def _spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Choose lines of different pictures, evenly spread, so that nothing is picked by its looks."""
-    lines = _distinct(sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines))
+    lines = distinct(sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines))
     return [lines[i * len(lines) // PER_GROUP] for i in range(PER_GROUP)] if len(lines) > PER_GROUP else lines
 
 
-def _distinct(lines: list[dict[str, Any]], limit: int = PER_GROUP) -> list[dict[str, Any]]:
+def distinct(lines: list[dict[str, Any]], limit: int = PER_GROUP) -> list[dict[str, Any]]:
+    """Choose the first lines of different pictures."""
     seen: dict[str, dict[str, Any]] = {}
     for line in lines:
         seen.setdefault(line["image"], line)

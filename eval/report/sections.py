@@ -17,6 +17,7 @@ from eval.schema import Result, read_records
 
 from .charts import Bar, interval_chart
 from .gallery import Thumbnails, image_queries, text_queries
+from .overlays import overlays
 
 _EXAMPLES = 8  # true and false captions shown
 _TYPES = 12  # of questions shown
@@ -37,6 +38,12 @@ WORDS = {
     "nlvr2": "NLVR2",
     "above_prior": "above the prior",
     "answer_type": "answer type",
+    "align": "alignment",
+    "mass": "attention inside",
+    "mass_over_uniform": "attention inside, over uniform",
+    "pointing_over_uniform": "pointing, over uniform",
+    "IoU_over_uniform": "IoU, over uniform",
+    "mean_per_class": "mean per class",
 }
 
 
@@ -180,10 +187,15 @@ def _accuracy(line: dict[str, Any]) -> float | None:
     return float(line["label"] == line.get("prediction"))
 
 
+def _alignment(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+    return {"groups": overlays(records, thumbnails)}
+
+
 _PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbnails], dict[str, Any]]]] = {
     "retrieval": ("Retrieval", "retrieval.html.j2", _gallery),
     "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
     "preference": ("True or false captions", "preference.html.j2", _preference),
+    "align": ("Alignment", "alignment.html.j2", _alignment),
     "vqa": ("Questions", "questions.html.j2", _questions),
     "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),
 }

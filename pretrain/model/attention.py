@@ -1,6 +1,7 @@
-"""Attention that transformers' layers do not offer: over the frames of a clip, and of some tokens only.
+"""Attention that transformers' layers do not offer: over the frames of a clip, of some tokens only, and to look at.
 
-Both use the layers' own projections, and the attention function that the layer's configuration names.
+All use the layers' own projections, and those that compute states the attention function that the layer's configuration
+names.
 """
 
 from __future__ import annotations
@@ -56,21 +57,32 @@ def attend(attention: Any, queries: Tensor, memory: Tensor, mask: Tensor | None)
     `memory` (batch, tokens, width) gives keys and values; `mask` comes from `padding_mask`.
     """
     inner = attention.self
-
-    def heads(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
-
     mixed, _ = implementation(inner)(
         inner,
-        heads(inner.query(queries)),
-        heads(inner.key(memory)),
-        heads(inner.value(memory)),
+        _heads(inner, inner.query(queries)),
+        _heads(inner, inner.key(memory)),
+        _heads(inner, inner.value(memory)),
         mask,
         dropout=inner.dropout.p if inner.training else 0.0,
         scaling=inner.scaling,
         is_causal=False,  # the fusion layers count as a decoder's, which sdpa takes for causal where there is no mask
     )
     return attention.output(mixed.flatten(-2), queries)
+
+
+def attention_probabilities(attention: Any, queries: Tensor, memory: Tensor) -> Tensor:
+    """Probabilities (batch, heads, queries, tokens) with which `attend` mixes an unpadded memory, without dropout.
+
+    Fused attention functions never hold them, so they are computed again, in float32 at least.
+    """
+    inner = attention.self
+    query, key = _heads(inner, inner.query(queries)), _heads(inner, inner.key(memory))
+    logits = (query @ key.transpose(2, 3)) * inner.scaling
+    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _heads(inner: Any, tensor: Tensor) -> Tensor:
+    return tensor.unflatten(-1, (-1, inner.attention_head_size)).transpose(1, 2)
 
 
 def implementation(module: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
-from .attention import attend, padding_mask
+from .attention import attend, attention_probabilities, padding_mask
 from .configuration import GLSCLConfig
 
 Need = Literal["all", "none"] | Tensor
@@ -59,14 +59,8 @@ class CoAttention(nn.Module):
         chunk computes the states that its (text need, image need) name, and returns those.
         """
         mask = self._mask(text, text_mask)
-        attended: tuple[Tensor | None, Tensor | None] = (text_attended, image_attended)
-        *before, (last_text, last_image) = zip(self.text_layers, self.image_layers, strict=True)
-        for text_layer, image_layer in before:
-            text, image = (
-                text_layer(text, mask, image, None, attended[0]),
-                image_layer(image, None, text, mask, attended[1]),
-            )
-            attended = (None, None)
+        text, image, attended = self._to_last(text, mask, image, text_attended, image_attended)
+        last_text, last_image = self.text_layers[-1], self.image_layers[-1]
         fused = []
         for part, (text_need, image_need) in enumerate(needs):
             rows = slice(part * len(text) // len(needs), (part + 1) * len(text) // len(needs))
@@ -79,6 +73,33 @@ class CoAttention(nn.Module):
                 )
             )
         return fused
+
+    def text_to_image(
+        self, text: Tensor, text_mask: Tensor, image: Tensor, text_attended: Tensor, image_attended: Tensor
+    ) -> Tensor:
+        """Probabilities with which the last layer's text stream reads the image; arguments as of `forward`.
+
+        Float32 or wider (batch, heads, text tokens, image tokens), each row of sum 1.
+        """
+        mask = self._mask(text, text_mask)
+        text, image, (attended, _) = self._to_last(text, mask, image, text_attended, image_attended)
+        last = self.text_layers[-1]
+        queries = attend(last.attention, text, text, mask) if attended is None else attended
+        return attention_probabilities(last.crossattention, queries, image)
+
+    def _to_last(
+        self, text: Tensor, mask: Tensor, image: Tensor, text_attended: Tensor, image_attended: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
+        """Run all layers but the last: both streams, and their self-attention in the last where it is known already."""
+        attended: tuple[Tensor | None, Tensor | None] = (text_attended, image_attended)
+        *before, _ = zip(self.text_layers, self.image_layers, strict=True)
+        for text_layer, image_layer in before:
+            text, image = (
+                text_layer(text, mask, image, None, attended[0]),
+                image_layer(image, None, text, mask, attended[1]),
+            )
+            attended = (None, None)
+        return text, image, attended
 
     def _mask(self, text: Tensor, text_mask: Tensor) -> Tensor:
         return padding_mask(text_mask, self.layer_config, text.dtype)

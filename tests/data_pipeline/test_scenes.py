@@ -330,7 +330,7 @@ def test_leftovers_of_an_interrupted_call_are_removed(tmp_path):
     unfinished.mkdir()
     (unfinished / "train-000000.tar").write_bytes(b"half")
     few(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SPLITS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SPLITS, "pairs"])
 
 
 def test_other_parameters_in_the_way_are_said(tmp_path):

@@ -113,3 +113,25 @@ def test_a_clip_is_pooled_as_the_mean_of_its_class_tokens():
     torch.testing.assert_close(fused.pooled[:, WIDTH:], expected, atol=1e-12, rtol=0)
     expected = model.contrastive_image_head(tokens[:, :3].mean(1))
     torch.testing.assert_close(model.contrastive_image(tokens, frames=3), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_probabilities_that_are_shown_are_those_the_last_layer_mixes_with(layers, attention):
+    model = tiny_model(fusion_layers=layers)
+    model.fusion.layer_config._attn_implementation = attention
+    text, mask, image = sides(model, 3)
+    last, seen = model.fusion.text_layers[-1].crossattention, {}
+    hooks = [
+        last.self.value.register_forward_hook(lambda _, __, out: seen.update(value=out)),
+        last.output.register_forward_pre_hook(lambda _, given: seen.update(mixed=given[0])),
+    ]
+    model.fuse_pairs(text, mask, image, [("all", "all")])
+    for hook in hooks:
+        hook.remove()
+    shown = model.text_to_image_attention(text, mask, image)
+    assert shown.shape == (3, 2, 8, 10)
+    torch.testing.assert_close(shown.sum(-1), torch.ones(3, 2, 8).double())
+    values = seen["value"].unflatten(-1, (2, -1)).transpose(1, 2)
+    mixed = (shown @ values).transpose(1, 2).flatten(-2)
+    torch.testing.assert_close(mixed[mask == 1], seen["mixed"][mask == 1], atol=1e-10, rtol=0)
