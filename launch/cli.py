@@ -171,18 +171,6 @@ def _plan(arguments: argparse.Namespace) -> _Result:
     return asdict(result) | totals, f"{result.table()}\n\n{spent}"
 
 
-def _retrieval(arguments: argparse.Namespace) -> _Result:
-    from eval.stages import retrieval, video_retrieval
-
-    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
-    evaluated = arguments.model, arguments.data, arguments.out
-    if "frames" in arguments:
-        result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
-    else:
-        result = retrieval.evaluate(*evaluated, folds=arguments.folds, **options)
-    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
-
-
 def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
     from importlib import import_module
 
@@ -391,7 +379,7 @@ def _add_eval(commands: Any) -> None:
     retrieval = _command(
         commands,
         "retrieval",
-        _retrieval,
+        partial(_evaluation, "retrieval"),
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
@@ -402,7 +390,7 @@ def _add_eval(commands: Any) -> None:
     video = _command(
         commands,
         "video-retrieval",
-        _retrieval,
+        partial(_evaluation, "video-retrieval"),
         "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
         "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
     )
@@ -490,6 +478,12 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
     )
+    retrieval.add_argument(
+        "--train",
+        metavar="DIR",
+        type=Path,
+        help="run or data set that may hold test pictures (default: the model's run)",
+    )
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -502,12 +496,6 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
-    )
-    retrieval.add_argument(
-        "--train",
-        metavar="DIR",
-        type=Path,
-        help="run or data set that may hold test pictures (default: the model's run)",
     )
 
 
