@@ -1,17 +1,20 @@
 """InfoNCE in tiles beside the dense form: forward and backward of both sides, time and peak memory.
 
 Dense is one similarity matrix, two cross-entropies and autograd. Times alternate in one process; memory is the growth
-of the resident set above the inputs, each in a process of its own. On a GPU, both come from the GPU.
+of the resident set above the inputs, each in a process of its own. On a GPU, both come from the GPU. Then global
+batches of several sizes over two ranks, each with its own rows against all columns.
 """
 
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +24,7 @@ WIDTH, TEMPERATURE = 512, 0.07
 SIZES = {"cpu": (1024, 4096), "cuda": (4096, 16384, 32768)}
 """Rows at which both forms are timed."""
 LARGE = 32768
+GATHERED = (256, 1024, 4096, 16384, 32768)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -71,6 +75,15 @@ def status(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
 
 
+def gathered(batch: int, world: int = 2) -> float:
+    """Peak megabytes of a rank above its inputs, where `world` ranks share a global batch over gloo."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "benchmarks.nce", "tiled", str(batch // world), f"{folder}/meet", str(world)]
+        ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(world)]
+        said = [process.communicate()[0] for process in ranks]
+    return max(json.loads(line)["megabytes"] for line in said)
+
+
 def fresh(form: str, rows: int) -> dict[str, float]:
     """Memory and seconds of one call, in a process of its own."""
     finished = subprocess.run(
@@ -80,6 +93,9 @@ def fresh(form: str, rows: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        meet, world, rank = sys.argv[3:]
+        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=int(rank), world_size=int(world))
     if len(sys.argv) > 1:
         started = time.perf_counter()
         used = megabytes(sys.argv[1], int(sys.argv[2]))
@@ -102,3 +118,6 @@ if __name__ == "__main__":
         )
     alone = fresh("tiled", LARGE)
     print(f"{LARGE} rows: tiled {alone['seconds']:.1f} s and {alone['megabytes']:.0f} MB above the inputs")
+    if DEVICE == "cpu":
+        for batch in GATHERED:
+            print(f"{batch} rows over 2 ranks: {gathered(batch):.0f} MB of a rank above its inputs", flush=True)

@@ -3,11 +3,13 @@
     python -m benchmarks.train [--rounds 3] [--engines ddp fsdp2 zero2] [--worlds 1 2]
 
 First k micro-batches of a size, plain and exact in turn, each in a process of its own: seconds a step, and peak memory
-beside the estimate of `glscl plan`. Then one recipe under every engine named. Small towers, so that a CPU can do it;
+(as the C library keeps it, and with freed blocks returned at once) beside the estimate of `glscl plan`. Then one recipe
+under every engine named. Small towers, so that a CPU can do it;
 dropout on, AdamW.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,34 +25,44 @@ import yaml
 
 from benchmarks.nce import status
 from benchmarks.step import random_batch, sizes
+from data_pipeline.collate import Batch
 from pretrain.config import ObjectiveConfig, OptimizerConfig
-from pretrain.model import GLSCLModel
+from pretrain.memory import step_memory
+from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.optim import build_optimizer
 from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.parallel.selfcheck import start
-from pretrain.plan import kept_for_backward
 from pretrain.task import PretrainTask, TaskModel
 
 BATCH = 64
 
 
 def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step, its peak memory in MB, model included, and what `glscl plan` would say of that."""
+    """Median seconds of a step, its peak memory in MB, model included, and what `glscl plan` says of that."""
     engine, task = start("fp32", (), ".", None), PretrainTask(ObjectiveConfig())
-    before = status("VmRSS")
-    torch.manual_seed(0)
     config = sizes(tiny=True)
-    model = GLSCLModel(config).train()
-    engine.prepare(TaskModel(task, model), model, build_optimizer(model, OptimizerConfig(lr=1e-6)), size, 1.0)
-    batches = [random_batch(config, size, False, seed=n) for n in range(micro_batches)]
-    counts = task.counts(batches)
 
-    def step() -> None:
-        accumulate = accumulate_exactly if exact else accumulate_plainly
-        accumulate(task, engine, batches, counts, [1 / len(batches)] * len(batches), torch.manual_seed)
-        engine.gradient_norm()
-        engine.update(finite=True)
+    def prepared(config: GLSCLConfig, size: int) -> tuple[GLSCLModel, list[Batch], Callable[[], None]]:
+        torch.manual_seed(0)
+        model = GLSCLModel(config).train()
+        engine.prepare(TaskModel(task, model), model, build_optimizer(model, OptimizerConfig(lr=1e-6)), size, 1.0)
+        batches = [random_batch(config, size, False, seed=n) for n in range(micro_batches)]
 
+        def step() -> None:
+            accumulate = accumulate_exactly if exact else accumulate_plainly
+            shares = [1 / len(batches)] * len(batches)
+            accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
+            engine.gradient_norm()
+            engine.update(finite=True)
+
+        return model, batches, step
+
+    # Libraries load code and make pools at their first use: what a step of almost nothing takes is not the step's.
+    smallest = copy.deepcopy(config)
+    smallest.vision_config.num_hidden_layers = smallest.text_config.num_hidden_layers = smallest.fusion_layers = 1
+    prepared(smallest, 2)[2]()
+    before = status("VmRSS")
+    model, batches, step = prepared(config, size)
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -57,16 +70,15 @@ def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[
         times.append(time.perf_counter() - started)
     memory = status("VmHWM") - before
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with kept_for_backward(model) as kept:
-        task.features(model, batches[0])
-    estimate = (16 * parameters + sum(kept.values())) / 1e6
+    estimate = (16 * parameters + step_memory(task, model, batches[0], micro_batches, exact)) / 1e6
     return {"seconds": statistics.median(times[1:]), "memory": memory, "estimate": estimate}
 
 
-def alone(*words: str) -> dict[str, float]:
-    """Measure in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.train", *words]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
+def alone(*words: str, exact_heap: bool = False) -> dict[str, float]:
+    """Measure in a process of its own; with `exact_heap` freed blocks go back to the system, which takes time."""
+    command = [sys.executable, "-m", "benchmarks.train", "--accumulate", *words]
+    heap = {"MALLOC_MMAP_THRESHOLD_": "262144"} if exact_heap else {}
+    found = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | heap)
     return json.loads(found.stdout.splitlines()[-1])
 
 
@@ -115,16 +127,16 @@ def main() -> None:
         return
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     print(f"{'micro-batches':>14}{'of':>4}   {'plain s/step':>13}{'exact':>7}{'ratio':>7}", end="")
-    print(f"{'memory MB':>11}{'exact':>7}{'planned':>9}")
+    print(f"{'memory MB':>11}{'returned':>10}{'planned':>9}{'exact':>8}{'returned':>10}{'planned':>9}")
     for count, size in ((2, 32), (4, 16), (8, 16), (16, 16)):
-        found = {
-            how: alone("--accumulate", str(count), how, str(size), "--rounds", str(options.rounds))
-            for how in ("plain", "exact")
-        }
-        plain, exact = found["plain"], found["exact"]
+        words = {how: (str(count), how, str(size), "--rounds") for how in ("plain", "exact")}
+        plain, exact = (alone(*of, str(options.rounds)) for of in words.values())
         print(f"{count:>14}{size:>4}   {plain['seconds']:13.2f}{exact['seconds']:7.2f}", end="")
-        print(f"{exact['seconds'] / plain['seconds']:7.2f}{plain['memory']:11.0f}{exact['memory']:7.0f}", end="")
-        print(f"{plain['estimate']:9.0f}", flush=True)
+        print(f"{exact['seconds'] / plain['seconds']:7.2f}", end="")
+        for found, of, space in ((plain, words["plain"], 11), (exact, words["exact"], 8)):
+            returned = alone(*of, "1", exact_heap=True)["memory"]
+            print(f"{found['memory']:{space}.0f}{returned:10.0f}{found['estimate']:9.0f}", end="", flush=True)
+        print()
     from data_pipeline.manifest import Manifest
     from data_pipeline.scenes.generate import generate
     from data_pipeline.store import Store

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError, UsageError
@@ -26,6 +28,7 @@ __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "Member", "Shard", "ShardIndex
 MANIFEST_NAME = "dataset.json"
 FORMAT = "glscl-dataset/1"
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -212,13 +215,26 @@ def assemble(root: Path, indexed: Iterable[tuple[Shard, Counter[str]]], source: 
     return Manifest(root, sum(shard.samples for shard in shards), shards, dict(sorted(fields.items())), dict(source))
 
 
-def map_shards(function: Callable[[str], Result], names: Sequence[str], workers: int) -> list[Result]:
-    """Apply a function to every shard name, results in order, in up to `workers` processes."""
-    if min(workers, len(names)) <= 1:
-        return [function(name) for name in names]
+def map_shards(function: Callable[[Item], Result], shards: Sequence[Item], workers: int) -> list[Result]:
+    """Apply a function to every shard (its name, or what it is made of), in order, in up to `workers` processes."""
+    if min(workers, len(shards)) <= 1:
+        return [function(shard) for shard in shards]
     # Spawned, because a caller with threads (torch) must not be forked.
-    with ProcessPoolExecutor(min(workers, len(names)), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(function, names))
+    pool = ProcessPoolExecutor(min(workers, len(shards)), get_context("spawn"), initializer=_end_with_the_parent)
+    with pool:
+        return list(pool.map(function, shards))
+
+
+def _end_with_the_parent() -> None:
+    """Let no process of a pool stay, or write on, where the one that started it was killed."""
+
+    def wait() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def sha256_of(path: Path) -> str:

@@ -83,6 +83,10 @@ class Tokenizer:
             raise DataError(f"the tokenizer at {name} has no fast version, without which words are not known")
         return cls(loaded.backend_tokenizer, {role: getattr(loaded, f"{role}_token") for role in _ROLES})
 
+    def has_vocabulary_of(self, other: Tokenizer) -> bool:
+        """Whether every token has the same id; what else a file says may change when it is written again."""
+        return bool(self._backend.get_vocab(True) == other._backend.get_vocab(True)) and self._special == other._special
+
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE with RoBERTa's special tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest, assemble, write_index
+from data_pipeline.manifest import Manifest, Shard, assemble, write_index
 
 Record = tuple[str, Mapping[str, bytes]]
 
@@ -34,17 +35,33 @@ def write_shards(
     `root` already holds files, and `DataError` when there are no records or a key comes twice in a shard.
     """
     root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"{root} already exists and is not an empty folder: choose another folder or remove it")
-    unfinished = root.with_name(f".{root.name}.unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)  # an earlier call was interrupted
-    unfinished.mkdir(parents=True)
+    unfinished = unfinished_folder(root)
     indexed = []
     for number, shard_records in enumerate(_chunks(records, samples_per_shard)):
         name = f"{prefix}-{number:06d}.tar"
-        _write_tar(unfinished / name, shard_records)
+        write_tar(unfinished / name, shard_records)
         indexed.append(write_index(unfinished, name))
+    return publish(root, unfinished, indexed, source)
+
+
+def unfinished_folder(root: Path, *, resume: bool = False) -> Path:
+    """Make the folder in which the data set `root` is written; with `resume` what an earlier call left there stays.
+
+    Raises `UsageError` when `root` already holds files.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"{root} already exists and is not an empty folder: choose another folder or remove it")
+    unfinished = root.absolute().with_name(f".{root.absolute().name}.unfinished")
+    if unfinished.exists() and not resume:
+        shutil.rmtree(unfinished)  # an earlier call was interrupted
+    unfinished.mkdir(parents=True, exist_ok=True)
+    return unfinished
+
+
+def publish(
+    root: Path, unfinished: Path, indexed: Sequence[tuple[Shard, Counter[str]]], source: Mapping[str, Any]
+) -> Manifest:
+    """Write the manifest of the shards in `unfinished` and give the folder its name; `DataError` without samples."""
     if not indexed:
         raise DataError(f"there are no samples to write to {root}")
     manifest = assemble(unfinished, indexed, source)
@@ -53,13 +70,8 @@ def write_shards(
     return replace(manifest, root=root)
 
 
-def _chunks(records: Iterable[Record], length: int) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while chunk := list(islice(iterator, length)):
-        yield chunk
-
-
-def _write_tar(path: Path, records: Iterable[Record]) -> None:
+def write_tar(path: Path, records: Iterable[Record]) -> None:
+    """Write records as one tar, whose bytes depend on nothing else."""
     # Imported here because webdataset imports torch, which `glscl --help` and worker processes must not wait for.
     from webdataset import TarWriter
 
@@ -70,3 +82,9 @@ def _write_tar(path: Path, records: Iterable[Record]) -> None:
                 tar.write({"__key__": key, **members})
         file.flush()
         os.fsync(file.fileno())
+
+
+def _chunks(records: Iterable[Record], length: int) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while chunk := list(islice(iterator, length)):
+        yield chunk

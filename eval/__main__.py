@@ -27,6 +27,11 @@ STAGES = {
     "align": "eval.stages.align",
     "zero-shot": "eval.stages.zero_shot",
     "baseline": "eval.baselines",
+    "sugarcrepe": "eval.stages.sugarcrepe",
+    "winoground": "eval.stages.winoground",
+    "vqa": "eval.stages.vqa",
+    "vqa-prior": "eval.stages.vqa_prior",
+    "nlvr2": "eval.stages.nlvr2",
 }
 
 

@@ -49,6 +49,30 @@ def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, 
     return _interval((np.arange(len(counts)),), median)
 
 
+def mean_of_means_interval(values: ArrayLike, groups: Sequence[Any], clusters: Sequence[Any]) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over groups of the mean of each group's ``values`` (queries,).
+
+    Whole clusters are resampled, which may hold queries of several groups; a group that was not drawn is left out.
+    """
+    group, cluster = _numbered(groups), _numbered(clusters)
+    shape = (cluster.max() + 1, group.max() + 1)
+    place = np.ravel_multi_index((cluster, group), shape)
+    size = shape[0] * shape[1]
+    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64), minlength=size).reshape(shape)
+    counts = np.bincount(place, minlength=size).reshape(shape)
+
+    def mean_of_means(rows: NDArray[Any], axis: int) -> NDArray[Any]:
+        drawn = np.moveaxis(rows, axis, -1)
+        # How often each cluster was drawn, so that no table of all draws with all groups is made.
+        times = np.apply_along_axis(np.bincount, -1, drawn, minlength=shape[0])
+        total, number = times @ sums, times @ counts
+        there = number > 0
+        means = np.divide(total, number, out=np.zeros_like(total), where=there)
+        return means.sum(axis=-1) / there.sum(axis=-1)
+
+    return _interval((np.arange(shape[0]),), mean_of_means)
+
+
 def _numbered(clusters: Sequence[Any]) -> NDArray[np.intp]:
     return np.unique(np.asarray(clusters), return_inverse=True)[1].ravel()
 

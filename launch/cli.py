@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+from launch import imports
 
 _Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
 
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])
+        if words[:1] == ["finetune"]:
+            from eval.finetune import main as finetune
+
+            return finetune(words[1:])
         arguments = parser().parse_args(words)
         result = arguments.command(arguments)
         if result is not None:
@@ -272,6 +277,7 @@ def parser() -> argparse.ArgumentParser:
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(_group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
+    groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
     _add_explain(groups)
@@ -297,6 +303,8 @@ def _add_data(commands: Any) -> None:
     scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
     scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
     _add_workers(scenes)
+
+    _add_import(_group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
 
     index = _command(
         commands,
@@ -353,6 +361,14 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
     tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+
+
+def _add_import(commands: Any) -> None:
+    for name, source in imports.SOURCES.items():
+        example = f"glscl data import {source.example}"
+        command = _command(commands, name, partial(imports.run, name), source.about, example)
+        imports.add_arguments(command, source)
+        _add_workers(command)
 
 
 def _add_plan(commands: Any) -> None:
@@ -414,6 +430,13 @@ def _add_eval(commands: Any) -> None:
     zero_shot.add_argument(
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
+    for stage, about in {
+        "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
+        "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
+    }.items():
+        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
+        _add_evaluation(_command(commands, stage, partial(_evaluation, stage), about, example))
+    _add_answering(commands)
 
     verify = _command(
         commands,
@@ -423,6 +446,40 @@ def _add_eval(commands: Any) -> None:
         "glscl eval verify runs/demo/retrieval runs/demo/preference",
     )
     verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+
+
+def _add_answering(commands: Any) -> None:
+    vqa = _command(
+        commands,
+        "vqa",
+        partial(_evaluation, "vqa"),
+        "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
+        "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
+    )
+    _add_evaluation(vqa)
+    vqa.add_argument(
+        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
+    )
+    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
+    prior = _command(
+        commands,
+        "vqa-prior",
+        partial(_evaluation, "vqa-prior"),
+        "what answers reach that know the training questions and see no picture",
+        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
+    )
+    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
+        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
+    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+    prior.add_argument("--limit", metavar="N", type=_count, help="only the questions of the first N pictures")
+    nlvr2 = _command(
+        commands,
+        "nlvr2",
+        partial(_evaluation, "nlvr2"),
+        "whether statements are true of pairs of pictures: accuracy and consistency",
+        "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
+    )
+    _add_evaluation(nlvr2)
 
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:

@@ -7,25 +7,30 @@ encoder; text towers: any bidirectional encoder of transformers, bare or with it
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from data_pipeline.errors import UsageError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.text import Tokenizer
 
 from .config import ModelConfig
 from .model import GLSCLConfig, GLSCLModel
 from .model.vision import resize_grid
+from .run.checkpoint import model_folder
 
 POSITIONS = "embeddings.position_embedding.weight"
 _BLOCKS = "encoder.layers."
+_CLASSIFIER = "classifier."
 # What transformers raises for fields and folders that make no model.
 _UNFIT = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, StrictDataclassError)
 
@@ -66,11 +71,54 @@ def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int,
     return model
 
 
+def adapt_model(
+    source: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    image_size: int | None = None,
+    max_text_length: int,
+    frames: int = 0,
+    labels: Sequence[str] = (),
+    images: int = 1,
+) -> GLSCLModel:
+    """Make a GLSCL model for other pictures, clips or labels, with the weights of the one that `source` names.
+
+    `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it is); temporal
+    embeddings and labels become as many as are asked for. A classifier of the same labels and images is kept, another
+    one starts from random weights of torch's global generator.
+    Raises UsageError for sizes that do not fit together and for another tokenizer than the model's, DataError for a
+    model that cannot be read.
+    """
+    folder = model_folder(source)
+    try:
+        stored = GLSCLConfig.from_pretrained(folder)
+        values = stored.to_dict() | {"classifier_labels": list(labels), "classifier_images": images}
+        values["max_frames"] = max(frames, stored.max_frames)
+        values["max_text_length"] = max_text_length
+        values["vision_config"]["image_size"] = image_size or stored.image_size
+        config = GLSCLConfig.from_dict(values)
+        model = GLSCLModel(config)
+        weights = load_file(folder / "model.safetensors")
+    except _UNFIT as error:
+        raise UsageError(f"{source}: {' '.join(str(error).split())}") from None
+    except SafetensorError as error:
+        raise DataError(f"{source}: {error}") from None
+    _check_positions(config.text_config, max_text_length)
+    beside = (folder / "tokenizer.json").is_file()
+    if not Tokenizer.load(folder).has_vocabulary_of(tokenizer) if beside else _is_foreign(tokenizer, config):
+        raise UsageError(f"data.tokenizer is not the one that {source} was trained with: name {folder}")
+    if (list(stored.classifier_labels), stored.classifier_images) != (list(labels), images):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
+    load_weights(model, weights)
+    return model
+
+
 def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a GLSCL model that may have been made for other pictures or clips.
+    """Copy the weights of a GLSCL model that may have been made for other pictures, clips or labels.
 
     Positions of another image size are resized as the towers' are, a temporal table of another length is interpolated
-    linearly, its first and last row staying first and last. A table that only one side has is left as it is, or out.
+    linearly, its first and last row staying first and last. A table that only one side has is left as it is, or out,
+    and so is a classifier. A second picture's token type starts as the first one's.
     Raises UsageError for weights that do not fit otherwise.
     """
     weights, own = dict(weights), model.state_dict()
@@ -85,6 +133,14 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
     elif len(weights[name]) != len(own[name]):
         rows = weights[name].float().T[None]
         weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[0].T
+    name = "token_type.weight"
+    if name in weights:
+        types = torch.cat([weights[name], weights[name][-1:]])
+        weights[name] = types[: len(own[name])]
+    if not any(name.startswith(_CLASSIFIER) for name in weights):
+        weights |= {name: tensor for name, tensor in own.items() if name.startswith(_CLASSIFIER)}
+    elif model.classifier is None:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
     misfits = sorted(name for name in own.keys() | weights.keys() if _shape(weights, name) != _shape(own, name))
     if misfits:
         first = misfits[0]
@@ -93,6 +149,11 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
             f"({_shape(weights, first)} instead of {_shape(own, first)})"
         )
     model.load_state_dict(weights)
+
+
+def _is_foreign(tokenizer: Tokenizer, config: GLSCLConfig) -> bool:
+    text = config.text_config
+    return (tokenizer.vocab_size, tokenizer.pad_id) != (text.vocab_size, text.pad_token_id)
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
@@ -129,6 +190,12 @@ def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
 def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> None:
     if text.vocab_size < tokenizer.vocab_size:
         raise UsageError(f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+    _check_positions(text, max_text_length)
+    if config.text_from and text.pad_token_id != tokenizer.pad_id:
+        raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
+
+
+def _check_positions(text: Any, max_text_length: int) -> None:
     # RoBERTa counts positions from behind its padding id.
     extra = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
     positions = getattr(text, "max_position_embeddings", None)
@@ -137,8 +204,6 @@ def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_l
             f"model.text.max_position_embeddings {positions} is too small for texts of {max_text_length} tokens"
             + (f": RoBERTa needs {extra} more" if extra else "")
         )
-    if config.text_from and text.pad_token_id != tokenizer.pad_id:
-        raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
 
 
 def _load_vision(model: GLSCLModel, source: str) -> None:

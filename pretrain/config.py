@@ -187,7 +187,7 @@ class OptimizerConfig:
     fusion_multiplier: float = 5.0
     """Of the learning rate of projections, fusion layers and poolers."""
     head_multiplier: float = 5.0
-    """Of the learning rate of the matching and masked-language heads."""
+    """Of the learning rate of the matching and masked-language heads and of the classifier."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
@@ -216,7 +216,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Retrieval on a validation split while training."""
+    """A validation split, and how often the task is measured on it while training."""
 
     path: str
     every: int = 1000
@@ -275,8 +275,8 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One pre-training run."""
+class TrainingConfig:
+    """What every training run depends on, whatever it trains."""
 
     run: str
     """The run folder."""
@@ -294,10 +294,6 @@ class RunConfig:
     """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch; plain: those of one
     micro-batch of all ranks."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    model: ModelConfig = ModelConfig()
-    preset: Literal["published"] | None = None
-    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
-    objectives: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -341,6 +337,16 @@ class RunConfig:
             raise UsageError(f"batch.video is {self.batch.video} but data.video is missing")
 
 
+@dataclass(frozen=True)
+class RunConfig(TrainingConfig):
+    """One pre-training run."""
+
+    model: ModelConfig = ModelConfig()
+    preset: Literal["published"] | None = None
+    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
+    objectives: ObjectiveConfig = ObjectiveConfig()
+
+
 def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:
     weights = tuple(source.weight for source in data.train if source.weight is not None)
     return Mixture(tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape)
@@ -377,5 +383,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 # May differ between the runs that share a folder; every other difference always changes what is computed.
 FREE_ON_RESUME = (
     *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
-    "model.checkpoint_activations",
+    *("checkpoint_activations", "model.checkpoint_activations"),
 )

@@ -17,14 +17,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.errors import UsageError
 
-from .config import FREE_ON_RESUME, PRESETS, RunConfig
+from .config import FREE_ON_RESUME, PRESETS, RunConfig, TrainingConfig
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `--dotted.key value` pairs.
+    """Read the YAML file of a pre-training run and apply `--dotted.key value` pairs.
 
     Raises UsageError that names the file, the key and the closest known key.
     """
+    values = read_values(path, overrides)
+    if values.get("preset") is not None:
+        if values["preset"] not in list(PRESETS):
+            raise UsageError(f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}")
+        values = _merge(PRESETS[values["preset"]], values)
+    return parse_config(RunConfig, values, str(path))
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the nested values of a YAML file with `--dotted.key value` pairs over them; raises UsageError."""
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -38,11 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold a mapping of keys to values")
     apply_overrides(values, overrides)
-    if values.get("preset") is not None:
-        if values["preset"] not in list(PRESETS):
-            raise UsageError(f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}")
-        values = _merge(PRESETS[values["preset"]], values)
-    return parse_config(RunConfig, values, str(path))
+    return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -94,12 +100,12 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 
-def keys(config: RunConfig) -> set[str]:
+def keys(config: TrainingConfig) -> set[str]:
     """Dotted keys of a configuration."""
     return set(_flatten(dataclasses.asdict(config)))
 
 
-def differences(config: RunConfig, saved: RunConfig) -> list[str]:
+def differences(config: TrainingConfig, saved: TrainingConfig) -> list[str]:
     """Dotted keys whose change on resume would change what the run computes."""
     now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
     keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]

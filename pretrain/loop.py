@@ -17,8 +17,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -28,10 +26,11 @@ from data_pipeline.errors import DataError, NumericsError, UsageError, UserError
 from data_pipeline.loader import Loader, open_loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.order import hash_key
+from data_pipeline.sample import Kind
 from data_pipeline.text import Tokenizer
 
-from .build import build_model, load_weights
-from .config import RunConfig, ValidationConfig
+from .config import RunConfig, TrainingConfig
+from .job import Job, Pretraining
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .parallel.accumulate import accumulate_exactly, accumulate_plainly
 from .parallel.engines import Engine
@@ -39,22 +38,24 @@ from .parallel.gather import gather_counts
 from .parallel.selfcheck import check_samples, start
 from .plan import flop_counter
 from .run.checkpoint import (
+    Best,
     Position,
     check,
     find_checkpoint,
     load_checkpoint,
-    model_folder,
+    mark_best,
     save_checkpoint,
     set_aside,
+    step_name,
 )
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
-from .task import PretrainTask, TaskModel
+from .task import TaskModel
 from .utilization import peak
 
 # Updates in a row without a finite gradient that a run survives; fp16 needs some to find its scale.
 MOST_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 20}
-_PLURAL = {"image": "images", "video": "clips"}
+_PLURAL = {"image": "images", "video": "clips", "pair": "pairs"}
 
 
 class Stop(Protocol):
@@ -66,11 +67,16 @@ class Stop(Protocol):
 
 
 def train(config: RunConfig, stop: Stop, *, resume: str = "auto", allow_change: tuple[str, ...] = ()) -> int:
-    """Train until `config.steps`, from the start or from the run folder's last whole checkpoint.
+    """Pre-train; `train_job` says how."""
+    return train_job(Pretraining(config), stop, resume=resume, allow_change=allow_change)
+
+
+def train_job(job: Job, stop: Stop, *, resume: str = "auto", allow_change: tuple[str, ...] = ()) -> int:
+    """Train until `config.steps` of a job, from the start or from the run folder's last whole checkpoint.
 
     Parameters
     ----------
-    config : RunConfig
+    job : Job
         The run.
     stop : Stop
         Asked after every step, on every rank; the run saves and stops when any rank has a reason.
@@ -85,6 +91,7 @@ def train(config: RunConfig, stop: Stop, *, resume: str = "auto", allow_change: 
         0 when complete, 75 when stopped by a signal after saving.
     """
     transformers_logging.disable_progress_bar()
+    config = job.config
     engine = start(config.precision, config.log.trackers, config.run, config.world)
     accelerator = engine.accelerator
     if accelerator.is_main_process:
@@ -93,7 +100,7 @@ def train(config: RunConfig, stop: Stop, *, resume: str = "auto", allow_change: 
         _say(f"{count} process{'es' * (count > 1)} on {accelerator.device.type}{by}, {config.precision}")
     run = RunFolder(config) if accelerator.is_main_process else None
     try:
-        return _Training(config, engine, run, stop, resume, allow_change).train()
+        return _Training(job, engine, run, stop, resume, allow_change).train()
     except UsageError:
         raise  # refused: the folder stays as it was
     except BaseException as error:
@@ -110,32 +117,27 @@ class _Training:
 
     def __init__(
         self,
-        config: RunConfig,
+        job: Job,
         engine: Engine,
         run: RunFolder | None,
         stop: Stop,
         resume: str,
         allow_change: tuple[str, ...],
     ):
-        self.config, self.engine, self.run, self.stop = config, engine, run, stop
+        config: TrainingConfig = job.config
+        self.job, self.config, self.engine, self.run, self.stop = job, config, engine, run, stop
         self.accelerator = accelerator = engine.accelerator
         checkpoint = self._choose_checkpoint(resume)
         if run:
             run.check_config(allow_change)
         tokenizer = Tokenizer.load(config.data.tokenizer)
-        clips = config.validation is not None and config.validation.frames is not None
-        size = config.data.video.image_size if clips and config.data.video else None
-        self.task = PretrainTask(config.objectives, config.validation, tokenizer, size)
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, tokenizer, config.data.max_text_length, config.frames)
-        self.model.checkpoint_activations(config.model.checkpoint_activations)
+        self.model = job.build(tokenizer, checkpoint)
+        self.task = job.task(tokenizer, self.model)
+        self.exact = config.accumulates_exactly and self.task.contrasts
         self.saved_tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(config.data.tokenizer)
         if config.optimizer.ema and engine.name == "zero3":
             raise UsageError("optimizer.ema does not work under ZeRO-3: choose zero2 or fsdp2")
-        if config.init_from and checkpoint is None:
-            self._load_initial(config.init_from)
-        if config.validation:
-            _check_validation(config.validation, self.model.config.max_frames)
         micro_batch = config.batch.total // (accelerator.num_processes * config.micro_batches)
         optimizer = build_optimizer(self.model, config.optimizer)
         max_grad_norm = config.optimizer.max_grad_norm
@@ -148,18 +150,21 @@ class _Training:
         self.loaders = self._open_loaders(tokenizer)
         if checkpoint:
             self._check_position(checkpoint)
+            self._check_best(checkpoint.parent)
             self._say(f"resumed at step {self.position.step} from {checkpoint}")
             self._warn_of_other_ranks(accelerator.num_processes)
 
     def train(self) -> int:
         """Take the remaining steps."""
         config, run = self.config, self.run
-        each = " and ".join(f"{getattr(config.batch, kind)} {_PLURAL[kind]}" for kind in self.loaders)
+        each = " and ".join(f"{mixture.global_batch} {_PLURAL[kind]}" for kind, mixture in config.mixtures.items())
         self._say(f"step {self.position.step} of {config.steps}, {each} a step")
         manifests = [Manifest.load(folder) for mixture in config.mixtures.values() for folder in mixture.dirs]
         if run:
             run.write_config()
+            self.job.record(run.path)
             set_aside(run.checkpoints, self.position.step)
+            mark_best(run.checkpoints, self.position.best)
             run.trim_metrics(self.position.step)
             data = [{"path": str(m.root), "name": m.name, "digest": m.digest} for m in manifests]
             run.write_environment(self.accelerator.num_processes, str(self.accelerator.device), data)
@@ -187,7 +192,7 @@ class _Training:
                     row, stopped = self._step(step, batches, wait)
                 if counter:
                     operations = counter.get_total_flops()
-                    if config.accumulates_exactly:
+                    if self.exact:
                         operations = 3 * operations // 4  # without the second forward pass, as MFU is defined
                 counted += 1
                 done = step + 1
@@ -195,6 +200,7 @@ class _Training:
                 last = done == config.steps or stopped
                 validated = config.validation and (done % config.validation.every == 0 or done == config.steps)
                 metrics = {f"validation/{name}": value for name, value in self._validate().items()} if validated else {}
+                improved = self._improves(metrics)
                 if done % config.log.every == 0 or done == config.steps or metrics or row["skipped"]:
                     elapsed = time.monotonic() - since
                     row |= {
@@ -210,7 +216,7 @@ class _Training:
                     self._log({"step": done} | row, bar)
                     since, waited, counted = time.monotonic(), 0.0, 0
                 bar.update()
-                if done % config.checkpoint.every == 0 or last:
+                if done % config.checkpoint.every == 0 or last or improved:
                     self._save()
                 if stopped and done < config.steps:
                     reason = self.stop.reason or "another rank was asked to stop"
@@ -239,7 +245,7 @@ class _Training:
         counts = self.task.counts(batches)
         names = (*self.task.loss_names, "total")
         summed = {kind: torch.zeros(len(names), device=accelerator.device) for kind in self.loaders}
-        accumulate = accumulate_exactly if config.accumulates_exactly else accumulate_plainly
+        accumulate = accumulate_exactly if self.exact else accumulate_plainly
         shares = [self._share(batch.kind) / config.micro_batches for batch in batches]
         found, temperature = accumulate(
             self.task, engine, batches, counts, shares, lambda micro: self._seed_dropout(step, micro)
@@ -260,7 +266,10 @@ class _Training:
         found_of_all = torch.cat([of_ranks.mean(0), *slowest]).tolist()
         *flat, norm, temperature, asked_share, _, slowest_rank, longest, shortest = found_of_all
         means = {kind: dict(zip(names, flat[i * len(names) :], strict=False)) for i, kind in enumerate(summed)}
-        row = self._losses_row(means) | {"lr": rate, "grad_norm": norm, "temperature": temperature}
+        row = self._losses_row(means) | {"lr": rate, "grad_norm": norm}
+        learns_temperature = self.model.temperature.requires_grad
+        if learns_temperature:
+            row["temperature"] = temperature
         skipped = engine.update(math.isfinite(norm))
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         ends_skipped = skipped and step + 1 == config.steps and config.precision != "fp16"
@@ -270,8 +279,8 @@ class _Training:
                 f"step {step + 1}: {', '.join(broken)} not finite, {self.skipped_in_a_row} skipped in a row; the "
                 f"samples of this rank were {', '.join(key for b in batches for key in b.keys[:2])}, ..."
             )
-        if config.objectives.temperature_bounds and not skipped:
-            engine.clamp(self.model.temperature, config.objectives.temperature_bounds)
+        if learns_temperature and self.task.temperature_bounds and not skipped:
+            engine.clamp(self.model.temperature, self.task.temperature_bounds)
         if config.optimizer.ema and not skipped:
             engine.average(config.optimizer.ema)
         # JSON knows no NaN.
@@ -282,13 +291,13 @@ class _Training:
     def _seed_dropout(self, step: int, micro: int) -> None:
         torch.manual_seed(hash_key(self.config.seed, "dropout", step, micro, self.accelerator.process_index))
 
-    def _share(self, kind: str) -> float:
+    def _share(self, kind: Kind) -> float:
         """Share of the step's samples that are of this kind, which weighs its losses."""
-        return float(getattr(self.config.batch, kind) / self.config.batch.total)
+        return float(self.config.mixtures[kind].global_batch / self.config.batch.total)
 
-    def _losses_row(self, means: dict[str, dict[str, float]]) -> dict[str, float]:
+    def _losses_row(self, means: dict[Kind, dict[str, float]]) -> dict[str, float]:
         """Losses of the step under the names of metrics.jsonl: of all its samples and, where there are two, of each."""
-        row = {}
+        row: dict[str, float] = {}
         for name in (*self.task.loss_names, "total"):
             value = sum(self._share(kind) * of[name] for kind, of in means.items())
             row["loss" if name == "total" else f"loss/{name}"] = value
@@ -313,16 +322,32 @@ class _Training:
         without this a resumed run would not be bitwise the same.
         """
         self.wrapped.train()
-        losses = self.task.losses(self.wrapped("features", batches[-1]), self.task.counts(batches)[-1])
-        self.engine.backward(losses.total * 0)
+        features, counts = self.wrapped("features", batches[-1]), self.task.counts(batches)[-1]
+        losses = self.task.similarity_losses(features, counts) | self.task.pair_losses(features, counts)
+        self.engine.backward(self.task.weighted(losses) * 0)
         self.engine.optimizer.zero_grad()
 
     def _validate(self) -> dict[str, float]:
         self.wrapped.eval()
         return self.task.validate(self.wrapped, self.accelerator.device)
 
+    def _improves(self, metrics: dict[str, float]) -> bool:
+        """Note what the task has reached where that is more than ever before; every rank has the same metrics."""
+        name = f"validation/{self.task.best}"
+        if name not in metrics or (self.position.best is not None and metrics[name] <= self.position.best.value):
+            return False
+        self.position = replace(self.position, best=Best(self.position.step, name, metrics[name]))
+        return True
+
+    def _check_best(self, checkpoints: Path) -> None:
+        """Forget a best checkpoint that is gone, as when a run goes back; rank 0 looks for all."""
+        best = self.position.best
+        there = [best is not None and (checkpoints / step_name(best.step)).is_dir()]
+        if not broadcast_object_list(there)[0]:
+            self.position = replace(self.position, best=None)
+
     def _save(self) -> None:
-        state = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
+        state: dict[str, Any] = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}
         world = self.accelerator.num_processes
         self.position = replace(
             self.position, data=state, world=world, engine=self.engine.name, scaler=self.engine.scaler
@@ -374,25 +399,19 @@ class _Training:
 
     def _warn_of_other_ranks(self, world: int) -> None:
         """Say so where the number of ranks, which may change, is part of what is computed."""
-        objectives, before = self.config.objectives, self.position.world
+        before = self.position.world
         if before == world:
             return
-        plain = self.config.micro_batches > 1 and self.config.accumulation == "plain"
-        if plain or objectives.depends_on_ranks:
+        plain = self.config.micro_batches > 1 and self.config.accumulation == "plain" and self.task.contrasts
+        if plain or self.task.depends_on_ranks:
             self._say(
                 f"warning: {world} ranks instead of {before}: with plain accumulation, negatives of the rank or "
                 "published gradients, the losses from here on are not what the same samples would have given before"
             )
 
-    def _load_initial(self, source: str) -> None:
-        try:
-            load_weights(self.model, load_file(model_folder(source) / "model.safetensors"))
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"--init-from {source}: {error}") from None
-
-    def _open_loaders(self, tokenizer: Tokenizer) -> dict[str, Loader]:
+    def _open_loaders(self, tokenizer: Tokenizer) -> dict[Kind, Loader]:
         """Loaders of the kinds that the run takes."""
-        config, objectives = self.config, self.config.objectives
+        config = self.config
         shared: dict[str, Any] = {
             "seed": config.seed,
             "rank": self.accelerator.process_index,
@@ -406,9 +425,7 @@ class _Training:
             "masking": config.data.masking,
             "augment": config.data.augment,
             "quarantine": Path(config.run) / "quarantine.jsonl",
-            "dataset_negatives": objectives.matching_negatives == "dataset",
-            "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None,
-        }
+        } | self.job.reading()
         return {
             kind: open_loader(
                 mixture.dirs,
@@ -440,14 +457,6 @@ class _Training:
     def _say(self, message: str) -> None:
         if self.run:
             _say(message)
-
-
-def _check_validation(config: ValidationConfig, longest: int) -> None:
-    """Raise what would otherwise stop the run at its first validation: DataError, UsageError."""
-    Manifest.load(config.path).check_kind("image" if config.frames is None else "video")
-    if config.frames and config.frames > longest:
-        has = f"has {longest} temporal embeddings" if longest else "takes pictures only"
-        raise UsageError(f"validation.frames is {config.frames}, but the model {has}")
 
 
 def _say(message: str) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from .config import OptimizerConfig
 
 FUSION = ("fusion.", "text_projection.", "image_projection.", "text_pooler.", "image_pooler.")
-HEADS = ("matching_head.", "masked_language_head.")
+HEADS = ("matching_head.", "masked_language_head.", "classifier.")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

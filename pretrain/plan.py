@@ -6,15 +6,14 @@ those of the code that trains, not of formulas beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -30,6 +29,7 @@ from data_pipeline.text import Tokenizer
 
 from .build import model_config
 from .config import Mixture, ObjectiveConfig, RunConfig
+from .memory import step_memory
 from .model import GLSCLConfig, GLSCLModel
 from .model.fusion import Need
 from .model.modeling import Side
@@ -59,7 +59,7 @@ class KindPlan:
     step: float
     """Forward and backward together, losses included."""
     activations: int
-    """Bytes that the forward pass of a micro-batch keeps for the backward pass."""
+    """Bytes that a step takes of a rank beside weights, gradients and moments."""
     epoch_samples: int | None
     """None where the data are not on this machine."""
 
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Estimated bytes of a rank: parameters with their moments, and the largest activations."""
+        """Bytes of a rank: parameters with their moments, and what a step of the larger kind keeps alive."""
         return self.parameter_bytes + max(kind.activations for kind in self.kinds.values())
 
     @property
@@ -95,8 +95,8 @@ class Plan:
         """Everything as text for a person."""
         lines = [
             f"{self.parameters / 1e6:.1f} million trained parameters",
-            f"memory of a rank, at least: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB weights, "
-            "gradients and moments; the rest what one micro-batch keeps for the backward pass)",
+            f"memory of a rank: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB weights, gradients and "
+            "moments; the rest what a step keeps alive), beside what the process and its allocator take",
             f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s), {self.engine}: "
             f"{self.step_flops * self.steps:.2g} FLOP",
         ]
@@ -235,30 +235,16 @@ def _cost(
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
         forward = {name: _count(part) / rows for name, part in step_parts(model, batch, config.objectives).items()}
         half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32")
-        with half, flop_counter() as counter, kept_for_backward(model) as kept:
+        with half, flop_counter() as counter:
             total = task.forward(model, batch).total
         whole = counter.get_total_flops() / rows
         forward["losses"] = whole - sum(forward.values())
         step = whole + _count(total.backward) / rows
         if config.accumulates_exactly:
             step += whole
-    return KindPlan(division.global_batch, rows, length, tokens, forward, step, sum(kept.values()), samples)
-
-
-@contextmanager
-def kept_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Collect the bytes of every storage, beside the weights, that forward passes in this context keep."""
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+        with half:
+            memory = step_memory(task, model, batch, config.micro_batches, config.accumulates_exactly, division.world)
+    return KindPlan(division.global_batch, rows, length, tokens, forward, step, memory, samples)
 
 
 def _count(part: Callable[[], Any]) -> float:

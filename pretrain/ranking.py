@@ -154,7 +154,7 @@ def score_blocks(
     """
     left, right = _as_features(queries, query_ids, "query"), _as_features(candidates, candidate_ids, "candidate")
     distinct, place = np.unique(right, axis=0, return_inverse=True)
-    columns = np.ascontiguousarray(distinct.astype(np.float64).T)
+    columns = distinct.T.astype(np.float64, order="C")
     for start in range(0, len(left), block):
         scores = (left[start : start + block].astype(np.float64) @ columns).astype(np.float32)
         yield start, scores[:, place.ravel()]

@@ -5,31 +5,26 @@ The loop knows tasks only through `Task`; pre-training is one, each fine-tuning 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.collate import Batch
-from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
 from data_pipeline.text import Tokenizer
 
 from .config import ObjectiveConfig, ValidationConfig
-from .model import GLSCLConfig, GLSCLModel
+from .model import GLSCLModel
 from .objectives.completion import completion_loss, sampled_completion_loss
 from .objectives.contrastive import contrastive_loss
 from .objectives.masked_language import masked_language_loss
 from .objectives.matching import matching_loss
 from .objectives.tcl import global_local_loss, intra_modal_loss
-from .parallel.gather import gather_counts, gather_rows, rank, world_size
-from .ranking import ranks_of_features
-from .views import Completion, PretrainFeatures, pretrain_features
+from .parallel.gather import gather_counts, world_size
+from .validation import ContrastiveRetrieval
+from .views import Completion, PretrainFeatures, contrasted, join_features, pretrain_features, with_contrasted
 
 
 @dataclass
@@ -81,18 +76,55 @@ class TokenCounts:
 
 
 class Task(Protocol):
-    """What the loop needs of a task."""
+    """What the loop needs of a task.
 
-    loss_names: tuple[str, ...]
+    Features are whatever `features` computes; they hold the contrastive `temperature` (1,). Losses come as tensors by
+    name: the mean of each over ranks is that of the global micro-batch.
+    """
 
-    def counts(self, batches: list[Batch]) -> list[TokenCounts]:
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Names of all losses that the task computes."""
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a loss compares rows of several micro-batches, so that accumulation needs care to be exact."""
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether a loss or its gradient depends on how the global batch is divided over ranks."""
+
+    @property
+    def temperature_bounds(self) -> tuple[float, float] | None:
+        """Within which a learnt temperature is kept."""
+
+    @property
+    def best(self) -> str | None:
+        """Validation metric whose highest value marks the best checkpoint; None: the last one counts."""
+
+    def counts(self, batches: list[Batch]) -> list[Any]:
         """Agree with the other ranks on what normalises each micro-batch of a step."""
 
     def features(self, model: GLSCLModel, batch: Batch) -> Any:
         """Everything the losses read; runs inside the wrapped model's forward."""
 
-    def losses(self, features: Any, counts: TokenCounts | None = None) -> Losses:
-        """Losses of one micro-batch."""
+    def similarity_losses(self, features: Any, counts: Any = None) -> dict[str, Tensor]:
+        """Losses that contrast a row with all others."""
+
+    def pair_losses(self, features: Any, counts: Any = None) -> dict[str, Tensor]:
+        """Losses that need no other micro-batch."""
+
+    def weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        """Sum of losses by name, each with its weight."""
+
+    def contrasted(self, features: Any) -> list[Tensor]:
+        """List what the similarity losses send gradients to."""
+
+    def with_contrasted(self, features: Any, values: Sequence[Tensor]) -> Any:
+        """Features for the similarity losses alone, with other tensors in the places that `contrasted` lists."""
+
+    def join(self, parts: Sequence[Any], counts: Sequence[Any]) -> tuple[Any, Any]:
+        """Join features for the similarity losses, and counts, of micro-batches of one kind as if they were one."""
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Metrics on the validation split, the same on every rank."""
@@ -111,8 +143,11 @@ class TaskModel(nn.Module):
         return getattr(self.task, function)(self.model, *inputs)
 
 
-class PretrainTask:
+class PretrainTask(ContrastiveRetrieval):
     """GLSCL pre-training: contrast, matching, masked language, MGSC and MLTC."""
+
+    contrasts = True
+    best = None
 
     def __init__(
         self,
@@ -121,13 +156,22 @@ class PretrainTask:
         tokenizer: Tokenizer | None = None,
         validation_size: int | None = None,
     ):
-        """`validation_size` is the side of validated pictures or frames; None: the model's."""
+        """Take what `ContrastiveRetrieval` takes, for validation."""
+        super().__init__(validation, tokenizer, validation_size)
         self.config = config or ObjectiveConfig()
-        self.validation, self.validation_size = validation, validation_size
-        self.tokenizer = tokenizer
         optional = ("intra_modal", "global_local")
         names = [field.name for field in fields(Losses) if field.name != "total"]
         self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
+
+    @property
+    def depends_on_ranks(self) -> bool:
+        """Whether negatives or gradients do."""
+        return self.config.depends_on_ranks
+
+    @property
+    def temperature_bounds(self) -> tuple[float, float] | None:
+        """Those of the configuration."""
+        return self.config.temperature_bounds
 
     def forward(self, model: GLSCLModel, batch: Batch) -> Losses:
         """Losses of one batch on one process: `losses(features(model, batch))`."""
@@ -163,6 +207,21 @@ class PretrainTask:
     def weighted(self, parts: dict[str, Tensor]) -> Tensor:
         """Sum of losses by name, each with its weight."""
         return torch.stack([getattr(self.config, name) * value.reshape(()) for name, value in parts.items()]).sum()
+
+    def contrasted(self, features: PretrainFeatures) -> list[Tensor]:
+        """Contrastive features, temperature and recovered states."""
+        return contrasted(features)
+
+    def with_contrasted(self, features: PretrainFeatures, values: Sequence[Tensor]) -> PretrainFeatures:
+        """Put other tensors in their places, and drop the logits of masked words: large, and not contrasted."""
+        nothing = features.masked_language_logits.new_empty(0)
+        return with_contrasted(features, values)._replace(masked_language_logits=nothing)
+
+    def join(
+        self, parts: Sequence[PretrainFeatures], counts: Sequence[TokenCounts]
+    ) -> tuple[PretrainFeatures, TokenCounts]:
+        """Join rows, and count them as if they had come together."""
+        return join_features(parts), TokenCounts.join(counts)
 
     def pair_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
         """Losses of single pairs: matching and masked language."""
@@ -243,63 +302,6 @@ class PretrainTask:
             normalization=config.video_normalization if frames else "channels",
         )
 
-    def encode_images(self, model: GLSCLModel, pixels: Tensor) -> Tensor:
-        """Contrastive features (batch, projection) of images or clips."""
-        frames = pixels.shape[1] if pixels.ndim == 5 else 1
-        # All states, though the first would do: an engine gathers a layer's weights only for the layer's own forward.
-        return model.contrastive_image(model.encode_image(pixels), frames)
-
-    def encode_texts(self, model: GLSCLModel, ids: Tensor, mask: Tensor) -> Tensor:
-        """Contrastive text features (batch, projection)."""
-        return model.contrastive_text(model.encode_text(ids, mask))
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Retrieve by contrastive score on the validation split, each sample encoded by one rank; percentages."""
-        config = self.validation
-        assert config is not None and self.tokenizer is not None
-        images, texts, positions, owners = [], [], [], []
-        manifest, size = Manifest.load(config.path), self.validation_size or model_config(model).image_size
-        total = manifest.samples if config.limit is None else min(config.limit, manifest.samples)
-        calls = math.ceil(math.ceil(total / world_size()) / config.batch_size)
-        for batch in evaluation_batches(
-            manifest,
-            size=size,
-            batch_size=config.batch_size,
-            rank=rank(),
-            world=world_size(),
-            limit=config.limit,
-            frames=config.frames,
-        ):
-            images.append(model("encode_images", batch.pixels.to(device)).float())
-            positions += batch.indices
-            captions = [caption for sample in batch.samples for caption in sample.captions]
-            owners += [i for i, s in zip(batch.indices, batch.samples, strict=True) for _ in s.captions]
-            encoded = self.tokenizer.encode(captions, model_config(model).max_text_length)
-            ids = [torch.tensor(encoding.ids, device=device) for encoding in encoded]
-            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-            padded = pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad_id)
-            texts.append(model("encode_texts", padded, mask).float())
-            calls -= 1
-        if calls:  # a sharded engine waits in every forward for all ranks, and another one has a batch more
-            frames = () if config.frames is None else (config.frames,)
-            model("encode_images", torch.zeros(1, *frames, size, size, 3, dtype=torch.uint8, device=device))
-            filler = torch.full((1, 3), self.tokenizer.cls_id, device=device)
-            model("encode_texts", filler, torch.ones_like(filler))
-        image_rows, image_ids = _gather(images, positions, model, device)
-        text_rows, text_ids = _gather(texts, owners, model, device)
-        place = {index: row for row, index in enumerate(image_ids)}
-        to_image = ranks_of_features(text_rows, image_rows, [[place[owner]] for owner in text_ids])
-        captions_of: list[list[int]] = [[] for _ in image_ids]
-        for row, owner in enumerate(text_ids):
-            captions_of[place[owner]].append(row)
-        to_text = ranks_of_features(image_rows, text_rows, captions_of)
-        return {
-            f"{direction}/R@{k}": 100 * ranked.recall(k)
-            for direction, ranked in (("text_to_image", to_image), ("image_to_text", to_text))
-            for k in (1, 5, 10)
-        }
-
 
 def _sums(of_parts: Sequence[list[int]]) -> list[int]:
     """Sum over the parts, for each rank."""
@@ -319,16 +321,3 @@ def _row_counts(batch: Batch) -> list[int]:
         batch.text_mask[:, 1:].numel(),
         len(batch.mlm_positions),
     ]
-
-
-def model_config(model: nn.Module) -> GLSCLConfig:
-    """Find the configuration of a GLSCL model inside any wrapper."""
-    return next(module.config for module in model.modules() if isinstance(module, GLSCLModel))
-
-
-def _gather(rows: list[Tensor], ids: list[int], model: nn.Module, device: torch.device) -> tuple[Tensor, list[int]]:
-    width = model_config(model).projection_dim
-    own = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
-    counts = gather_counts([len(ids)])[0]
-    numbers = torch.tensor(ids, dtype=torch.int64, device=device)[:, None]
-    return F.normalize(gather_rows(own, counts), dim=-1).cpu(), gather_rows(numbers, counts)[:, 0].tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.truth import is_scene, swapped
 from eval.features import Images, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 
@@ -30,12 +32,17 @@ KINDS = ("attributes", "relation")
 
 @dataclass(frozen=True)
 class Choice:
-    """A picture with a caption that is true of it and one that is not; ``kind`` is `attributes` or `relation`."""
+    """A picture with a caption that is true of it and one that is not; ``kind`` says how the false one was made.
+
+    ``query`` names it in the records (default: its number), ``picture`` what is resampled (default: the sample).
+    """
 
     image: int
     true: str
     false: str
     kind: str
+    query: str | None = None
+    picture: str | None = None
 
 
 def evaluate(
@@ -46,6 +53,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
+    cache: Path | str | None = None,
 ) -> Result:
     """Compare true and false captions over a scenes split; write `result.json` and `samples.jsonl` into ``out``.
 
@@ -56,13 +64,49 @@ def evaluate(
     UsageError, DataError, NumericsError
         For an unknown option, for data without scene graphs, for scores that are not finite.
     """
+    return compare(
+        model,
+        data,
+        out,
+        stage="preference",
+        protocol="true against changed caption",
+        wanted="a split of generated scenes",
+        choices_of=choices_of,
+        metrics=metrics,
+        limit=limit,
+        batch_size=batch_size,
+        precision=precision,
+        cache=cache,
+    )
+
+
+def compare(
+    model: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    stage: str,
+    protocol: str,
+    wanted: str,
+    choices_of: Callable[[Images], list[Choice]],
+    metrics: Callable[[Iterable[dict[str, Any]]], list[Metric]],
+    limit: int | None,
+    batch_size: int,
+    precision: str,
+    cache: Path | str | None,
+) -> Result:
+    """Score the choices that ``choices_of`` finds in a data set and write the result of ``stage`` into ``out``.
+
+    ``wanted`` says what data have such choices; other arguments and errors as of `evaluate`.
+    """
     manifest = Manifest.load(data)
-    loaded = load(model, precision)
+    known = overlap(manifest, model)
+    loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
     choices = choices_of(images)
     if not choices:
-        raise DataError(f"{data} has no captions with a false counterpart: it must be a split of generated scenes")
+        raise DataError(f"{data} has no captions with a false counterpart: it must be {wanted}")
     captions = [choice.true for choice in choices] + [choice.false for choice in choices]
     image = np.tile([choice.image for choice in choices], 2)
     texts = encode_texts(loaded, captions, batch_size=batch_size)
@@ -72,16 +116,17 @@ def evaluate(
     margins = match_margins(loaded, images, texts, image, np.arange(len(captions)))
     scores = {"contrastive": cosines.reshape(2, -1), "matching": margins.reshape(2, -1)}
     records = [
-        {"query": number, "image": images.keys[choice.image], "kind": choice.kind}
-        | {"true": choice.true, "false": choice.false}
+        {"query": number if choice.query is None else choice.query, "image": images.keys[choice.image]}
+        | ({} if choice.picture is None else {"picture": choice.picture})
+        | {"kind": choice.kind, "true": choice.true, "false": choice.false}
         | {name: [float(both[0, number]), float(both[1, number])] for name, both in scores.items()}
         for number, choice in enumerate(choices)
     ]
     state = processes()
     result = Result(
-        stage="preference",
+        stage=stage,
         protocol={
-            "name": "true against changed caption",
+            "name": protocol,
             "ties": "half",
             "score_dtype": "float32",
             "precision": precision,
@@ -93,11 +138,13 @@ def evaluate(
             "hash": f"sha256:{manifest.digest}",
             "images": len(images.keys),
             "pairs": len(choices),
+            "overlap": known,
         },
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=[f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
+        flags=overlap_flags(known)
+        + [f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -124,22 +171,23 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     lines = list(records)
     found = []
     for score in SCORES:
-        found.append(_accuracy(f"{score}/accuracy", score, lines))
+        found.append(accuracy(f"{score}/accuracy", score, lines))
         for kind in KINDS:
             chosen = [line for line in lines if line["kind"] == kind]
             if chosen:
-                found.append(_accuracy(f"{score}/accuracy/{kind}", score, chosen))
+                found.append(accuracy(f"{score}/accuracy/{kind}", score, chosen))
     return found
 
 
-def _accuracy(name: str, score: str, lines: Sequence[dict[str, Any]]) -> Metric:
+def accuracy(name: str, score: str, lines: Sequence[dict[str, Any]]) -> Metric:
+    """Share of the lines whose true caption scores higher, with ties as half and the two extremes as its bounds."""
     true, false = np.array([line[score] for line in lines]).T
     right = 100 * ((true > false) + 0.5 * (true == false))
     return Metric(
         name=name,
         value=float(right.mean()),
         unit="percent",
-        ci95=mean_interval(right, [line["image"] for line in lines]),
+        ci95=mean_interval(right, [line.get("picture", line["image"]) for line in lines]),
         n=len(lines),
         chance=50.0,
         bounds=(100 * float((true > false).mean()), 100 * float((true >= false).mean())),

@@ -44,6 +44,10 @@ class GLSCLConfig(PreTrainedConfig):
         Per-channel statistics of pixels in [0, 1].
     initializer_range : float
         Standard deviation of the new linear layers and embeddings.
+    classifier_labels : sequence of str
+        What the classifier tells apart: answers, or false and true. Empty, the default: there is no classifier.
+    classifier_images : int
+        Pictures that a text is classified with, 1 or 2. With two there is a third token type, for the second one.
 
     Raises
     ------
@@ -74,6 +78,8 @@ class GLSCLConfig(PreTrainedConfig):
     image_mean: tuple[float, ...] | list[float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] | list[float] = (0.26862954, 0.26130258, 0.27577711)
     initializer_range: float = 0.02
+    classifier_labels: tuple[str, ...] | list[str] = ()
+    classifier_images: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
@@ -103,6 +109,10 @@ class GLSCLConfig(PreTrainedConfig):
         for name, tower in (("image", vision), ("text", text)):
             if tower.num_hidden_layers < 1:
                 raise ValueError(f"num_hidden_layers of the {name} tower must be at least 1")
+        if len(set(self.classifier_labels)) < len(self.classifier_labels):
+            raise ValueError("classifier_labels must differ from each other")
+        if self.classifier_images not in (1, 2):
+            raise ValueError(f"classifier_images must be 1 or 2, it is {self.classifier_images!r}")
         if self.contrastive_head not in ("mlp", "linear"):
             raise ValueError(f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}")
         if self.tie_masked_language_head and text.hidden_size != self.hidden_size:

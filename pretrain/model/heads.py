@@ -32,6 +32,12 @@ def contrastive_head(kind: str, width: int, projection: int) -> nn.Module:
     return nn.Sequential(TorchLinear(width, width), nn.LayerNorm(width), nn.GELU(), TorchLinear(width, projection))
 
 
+def classifier(width: int, images: int, labels: int) -> nn.Module:
+    """Pooled pairs, side by side -> logits: (batch, images * 2 width) -> (batch, labels), as METER classifies them."""
+    inner = 2 * width
+    return nn.Sequential(nn.Linear(images * inner, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, labels))
+
+
 class MaskedLanguageHead(nn.Module):
     """Fused text states -> vocabulary logits: (tokens, width) -> (tokens, words).
 

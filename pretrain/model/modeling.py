@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import FRAME_ATTENTION
 from .configuration import GLSCLConfig
 from .fusion import CoAttention, Need
-from .heads import MaskedLanguageHead, Pooler, TorchLinear, contrastive_head
+from .heads import MaskedLanguageHead, Pooler, TorchLinear, classifier, contrastive_head
 from .text import encode_text
 from .vision import Patches, embed_patches, encode_patches
 
@@ -82,7 +82,7 @@ class GLSCLModel(PreTrainedModel):
         self.visual_mask_token = nn.Parameter(torch.zeros(vision_width))
         self.image_projection = nn.Linear(vision_width, width)
         self.text_projection = nn.Linear(config.text_config.hidden_size, width)
-        self.token_type = nn.Embedding(2, width)
+        self.token_type = nn.Embedding(1 + config.classifier_images, width)
         self.fusion = CoAttention(config)
         self.text_pooler = Pooler(width)
         self.image_pooler = Pooler(width)
@@ -91,6 +91,8 @@ class GLSCLModel(PreTrainedModel):
         self.matching_head = nn.Linear(2 * width, 2)
         tied = self.text.get_input_embeddings() if config.tie_masked_language_head else None
         self.masked_language_head = MaskedLanguageHead(width, config.text_config.vocab_size, tied)
+        images, labels = config.classifier_images, len(config.classifier_labels)
+        self.classifier = classifier(width, images, labels) if labels else None
         self.temperature = nn.Parameter(torch.zeros(1))
         self.register_buffer("image_mean", torch.zeros(3), persistent=False)
         self.register_buffer("image_std", torch.ones(3), persistent=False)
@@ -182,9 +184,14 @@ class GLSCLModel(PreTrainedModel):
         typed = tokens + self.token_type.weight[0]
         return Side(typed, self.fusion.attend_text(typed, mask))
 
-    def image_side(self, tokens: Tensor) -> Side:
-        """Prepare projected image tokens (batch, image tokens, width) for the pairs they take part in."""
-        typed = tokens + self.token_type.weight[1]
+    def image_side(self, tokens: Tensor, second: bool = False) -> Side:
+        """Prepare projected image tokens (batch, image tokens, width) for the pairs they take part in.
+
+        With `second` they are of the second of two pictures. Raises ValueError for a model that knows no second one.
+        """
+        if second and self.config.classifier_images < 2:
+            raise ValueError("this model knows no second picture: its configuration has classifier_images 1")
+        typed = tokens + self.token_type.weight[2 if second else 1]
         return Side(typed, self.fusion.attend_image(typed))
 
     def fuse_pairs(
@@ -222,6 +229,16 @@ class GLSCLModel(PreTrainedModel):
     def match(self, pooled: Tensor) -> Tensor:
         """Score pairs: logits (batch, 2); index 1 says that text and image belong together."""
         return self.matching_head(pooled)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Score the labels of the configuration: logits (batch, labels) of pooled pairs (batch, images * 2 width).
+
+        The pair with the second picture, if there is one, stands behind that with the first. Raises ValueError for a
+        model without a classifier.
+        """
+        if self.classifier is None:
+            raise ValueError("this model has no classifier: its configuration has no classifier_labels")
+        return self.classifier(pooled)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Fused:
         """Fused states of pairs: pixels (batch, [frames,] 3, height, width), ids and mask (batch, tokens)."""

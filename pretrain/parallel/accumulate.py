@@ -2,7 +2,7 @@
 
 The features of every micro-batch are computed without a graph, the losses over all of them give each feature its
 gradient, and each micro-batch is then computed again, with the same dropout, and sends those gradients back (GradCache,
-arXiv 2101.06983). Matching and masked-language losses, which need no other micro-batch, share that second backward.
+arXiv 2101.06983). Losses that need no other micro-batch, as matching, share that second backward.
 Features and their gradients are float32, so that an fp16 scaler, which multiplies the second backward's loss, loses
 nothing in the first.
 """
@@ -10,23 +10,23 @@ nothing in the first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_pipeline.collate import Batch
 from pretrain.objectives.tiles import at_least_float32
-from pretrain.task import PretrainTask, TokenCounts
-from pretrain.views import PretrainFeatures, contrasted, join_features, with_contrasted
+from pretrain.task import Task
 
 from .engines import Engine
 
 
 def accumulate_plainly(
-    task: PretrainTask,
+    task: Task,
     engine: Engine,
     batches: Sequence[Batch],
-    counts: Sequence[TokenCounts],
+    counts: Sequence[Any],
     shares: Sequence[float],
     seed: Callable[[int], None],
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
@@ -43,10 +43,10 @@ def accumulate_plainly(
 
 
 def accumulate_exactly(
-    task: PretrainTask,
+    task: Task,
     engine: Engine,
     batches: Sequence[Batch],
-    counts: Sequence[TokenCounts],
+    counts: Sequence[Any],
     shares: Sequence[float],
     seed: Callable[[int], None],
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
@@ -69,24 +69,23 @@ def accumulate_exactly(
         The losses by name that each micro-batch stands for, whose mean over those of a kind is the loss of the kind,
         and the temperature.
     """
-    cached: list[PretrainFeatures] = []
+    cached: list[Any] = []
     for number, batch in enumerate(batches):
         seed(number)
         with torch.no_grad():
             features = engine.wrapped("features", batch)
-        leaves = [at_least_float32(value.detach()).requires_grad_() for value in contrasted(features)]
-        nothing = features.masked_language_logits[:0]  # a row of the vocabulary for each masked token is not kept
-        cached.append(with_contrasted(features, leaves)._replace(masked_language_logits=nothing))
+        leaves = [at_least_float32(value.detach()).requires_grad_() for value in task.contrasted(features)]
+        cached.append(task.with_contrasted(features, leaves))
     found: list[dict[str, Tensor]] = []
     for kind in dict.fromkeys(batch.kind for batch in batches):
         members = [n for n, batch in enumerate(batches) if batch.kind == kind]
-        joined = join_features([cached[n] for n in members])
-        losses = task.similarity_losses(joined, TokenCounts.join([counts[n] for n in members]))
+        joined, count = task.join([cached[n] for n in members], [counts[n] for n in members])
+        losses = task.similarity_losses(joined, count)
         (task.weighted(losses) * sum(shares[n] for n in members)).backward()
         found += [{name: value.detach() for name, value in losses.items()} for _ in members]
     temperature = cached[0].temperature.detach()
     # Gradients alone stay; what the losses contrasted is free before the second forward passes.
-    gradients = [[leaf.grad for leaf in contrasted(features)] for features in cached]
+    gradients = [[leaf.grad for leaf in task.contrasted(features)] for features in cached]
     del cached, joined, features, leaves
     for number, batch in enumerate(batches):
         seed(number)
@@ -94,7 +93,7 @@ def accumulate_exactly(
             features = engine.wrapped("features", batch)
             losses = task.pair_losses(features, counts[number])
             total = task.weighted(losses) * shares[number]
-            for value, gradient in zip(contrasted(features), gradients[number], strict=True):
+            for value, gradient in zip(task.contrasted(features), gradients[number], strict=True):
                 # Every feature stays in the graph, so that no rank lacks a gradient that another one waits for.
                 total = total + (at_least_float32(value) * (0.0 if gradient is None else gradient)).sum()
             engine.backward(total)

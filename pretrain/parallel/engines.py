@@ -166,6 +166,16 @@ class FSDP2(Engine):
         # Weights stay float32 and gradients are exchanged in it, as under the other engines; autocast does the rest.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
+    def _complete(self, module: nn.Module) -> None:
+        """Run the forward pass in the run's precision, which accelerate leaves to the policy above."""
+        forward = self.wrapped.forward
+
+        def in_precision(*inputs: Any) -> Any:
+            with self.accelerator.autocast():
+                return forward(*inputs)
+
+        self.wrapped.forward = in_precision
+
     def weights(self) -> dict[str, Tensor]:
         """Gather one tensor after the other; only rank 0 keeps them."""
         found = {}
@@ -279,12 +289,25 @@ class ZeRO(Engine):
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
         """Write DeepSpeed's own files, one per rank; IncompleteError for a full disk."""
+        failures: list[Exception] = []
+        writer = self.wrapped.checkpoint_engine
+        write = writer.save
+
+        def save(*arguments: Any, **options: Any) -> None:
+            # DeepSpeed ends in a barrier, where the other ranks would wait for one that has failed.
+            try:
+                write(*arguments, **options)
+            except (RuntimeError, OSError) as error:
+                failures.append(error)
+
+        writer.save = save
+        self.wrapped._copy_recovery_script = lambda _: None  # the checkpoint holds the whole weights already
         try:
-            self.wrapped.save_checkpoint(str(folder), tag=self.name)
-        except RuntimeError as error:  # what torch.save makes of it
-            if "PytorchStreamWriter" not in str(error):
-                raise
-            raise IncompleteError(f"cannot write {folder}: make room and run the same command again") from error
+            self.wrapped.save_checkpoint(str(folder), tag=self.name, save_latest=False)
+        finally:
+            writer.save = write
+        for error in failures:  # torch.save calls a full disk a RuntimeError, in several wordings
+            raise IncompleteError(f"cannot write {folder}: {error}: make room and run the same command again")
         return {}
 
     def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
 
+`best`, where a validation metric is the aim, names the checkpoint that reached most of it, which is never deleted.
 A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), `ema/`
 (the same of the averaged weights, where there are some), the optimiser's state, `trainer.json` (step, data position,
 ranks and engine) and `COMMITTED.json` (size and hash of every other file).
@@ -32,8 +33,18 @@ if TYPE_CHECKING:  # evaluation and export read checkpoints too, and need neithe
     from pretrain.parallel.engines import Engine
 
 COMMITTED = "COMMITTED.json"
+BEST = "best"
 OPTIMIZER = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step that reached the highest value of a validation metric."""
+
+    step: int
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -47,17 +58,18 @@ class Position:
     engine: str
     scaler: dict[str, Any] | None = None
     """State of fp16's loss scaler."""
+    best: Best | None = None
 
 
 def save_checkpoint(
     checkpoints: Path, engine: Engine, tokenizer: PreTrainedTokenizerBase, position: Position, keep: int
 ) -> Path:
-    """Write one checkpoint, then delete all but the newest `keep`; called on all ranks, rank 0 commits.
+    """Write one checkpoint, then delete all but the newest `keep` and the best; called on all ranks, rank 0 commits.
 
     An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
     """
     main = engine.accelerator.is_main_process
-    final = checkpoints / f"step-{position.step:08d}"
+    final = checkpoints / step_name(position.step)
     beside = checkpoints / f".{final.name}.tmp"
 
     def prepare() -> None:
@@ -72,6 +84,7 @@ def save_checkpoint(
             save_file(optimizer, beside / OPTIMIZER)
         _commit(beside, final, position)
         sync(checkpoints)
+        mark_best(checkpoints, position.best)
         write_whole(checkpoints / "latest", final.name + "\n")
 
     try:
@@ -85,9 +98,25 @@ def save_checkpoint(
             shutil.rmtree(beside, ignore_errors=True)
         raise
     if main:
+        best = None if position.best is None else step_name(position.best.step)
         for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
-            shutil.rmtree(old, ignore_errors=True)
+            if old.name != best:
+                shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def step_name(step: int) -> str:
+    """Name the folder of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def mark_best(checkpoints: Path, best: Best | None) -> None:
+    """Write the file `best`, JSON with the name of the checkpoint, the metric and its value; remove it for None."""
+    if best is None:
+        (checkpoints / BEST).unlink(missing_ok=True)
+    else:
+        found = {"checkpoint": step_name(best.step), "metric": best.metric, "value": best.value}
+        write_json(checkpoints / BEST, found)
 
 
 def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
@@ -127,7 +156,10 @@ def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Pos
     Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of ranks would have to
     read.
     """
-    position = Position(**json.loads((folder / "trainer.json").read_text()))
+    saved = json.loads((folder / "trainer.json").read_text())
+    if saved.get("best"):
+        saved["best"] = Best(**saved["best"])
+    position = Position(**saved)
     here = engine.name, engine.accelerator.num_processes
     portable = not position.engine.startswith("zero")
     if portable != engine.portable or (not portable and (position.engine, position.world) != here):
@@ -194,6 +226,8 @@ def check(folder: Path) -> str | None:
 def model_folder(path: str | Path) -> Path:
     """Folder that `from_pretrained` loads, of a run folder, a checkpoint, or such a folder itself.
 
+    Of a run folder it is the best checkpoint where the run has one, else the newest; one that is damaged is passed over
+    with a message.
     Raises UsageError when the path is not there or a file, DataError when it holds no whole model.
     """
     path = Path(path)
@@ -208,7 +242,11 @@ def model_folder(path: str | Path) -> Path:
     if (path / "model" / "config.json").is_file():
         _refuse_damaged(path)
         return path / "model"
-    found = find_checkpoint(path / "checkpoints", lambda message: print(message, file=sys.stderr))
+
+    def warn(message: str) -> None:
+        print(message, file=sys.stderr)
+
+    found = _best_checkpoint(path / "checkpoints", warn) or find_checkpoint(path / "checkpoints", warn)
     if found is None:
         inside = f": name {path / 'full'}" if (path / "full" / "config.json").is_file() else ""
         raise DataError(f"{path} holds neither a model nor a checkpoint{inside}")
@@ -247,6 +285,21 @@ def load_authors(file: Path) -> GLSCLModel:
         raise DataError(" ".join(str(error).split())) from error
     model.name_or_path = str(file)
     return model
+
+
+def _best_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
+    """Checkpoint that `best` names, where there is such a file and the checkpoint is whole."""
+    try:
+        folder = checkpoints / Path(json.loads((checkpoints / BEST).read_text())["checkpoint"]).name
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        warn(f"{checkpoints / BEST} cannot be read: the newest checkpoint is taken")
+        return None
+    if problem := check(folder):
+        warn(f"the best checkpoint {folder} is passed over: {problem}")
+        return None
+    return folder
 
 
 def _refuse_damaged(checkpoint: Path) -> None:

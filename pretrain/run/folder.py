@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from data_pipeline.errors import UsageError
-from pretrain.config import RunConfig
+from pretrain.config import TrainingConfig
 from pretrain.config_file import differences, keys, parse_config, to_yaml
 
 from .files import write_json, write_whole
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers",
 class RunFolder:
     """Files of a run, opened by rank 0 only."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: TrainingConfig):
         """Create and lock the folder. Raises UsageError when another job holds it, naming that job."""
         self.path = Path(config.run)
         self.config = config
@@ -71,7 +71,7 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if self.used and file.is_file():
-            saved = parse_config(RunConfig, yaml.safe_load(file.read_text()), str(file))
+            saved = parse_config(type(self.config), yaml.safe_load(file.read_text()), str(file))
             if unknown := set(allow_change) - keys(self.config) - keys(saved):
                 raise UsageError(f"--allow-change {sorted(unknown)[0]}: the configuration has no such key")
             changed = [key for key in differences(self.config, saved) if key not in allow_change]

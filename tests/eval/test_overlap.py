@@ -86,6 +86,15 @@ def test_visual_genome_holds_pictures_of_coco_unless_its_import_left_them_out(
         assert overlap(coco, None, train.root).startswith(expected), name
 
 
+def test_to_leave_out_the_captions_test_set_does_not_leave_out_that_of_questions(
+    scenes: Path, gallery: Path, tmp_path: Path
+) -> None:
+    train = pictures(scenes / "train", tmp_path / "vg", range(3), pictures="visual_genome", excluded=["coco"])
+    for kind, expected in (("coco", "none known"), ("vqa_v2", "possible"), ("sugarcrepe", "possible")):
+        asked = pictures(gallery, tmp_path / kind, range(4), pictures="coco", kind=kind)
+        assert overlap(asked, None, train.root).startswith(expected), kind
+
+
 def test_results_carry_it(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
     found = evaluate(knowing_model, gallery, tmp_path, rerank_k=0, limit=2, train=gallery)
     assert found.data["overlap"].startswith("possible: trained on this very data set")

@@ -12,6 +12,7 @@ import torch
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.manifest import Manifest
+from data_pipeline.scenes.generate import generate
 from data_pipeline.store import MEMBERS, Store
 from data_pipeline.write import write_shards
 from eval.features import encode_images, encode_texts, load
@@ -309,21 +310,40 @@ def test_the_command_says_chance_of_a_collapsed_model_and_refuses_nan(
     assert "not finite for 20 of 20: scenes-test/test-000000.tar/000000000" in error
 
 
-@pytest.mark.slow
-def test_three_processes_reach_the_same_result(
-    result: tuple[Result, Path], knowing_model: Path, gallery: Path, tmp_path: Path
-) -> None:
-    """G1: 20 pictures do not divide by 3."""
-    config = tmp_path / "retrieval.yaml"
-    config.write_text(json.dumps({"model": str(knowing_model), "data": str(gallery), "out": "replaced"}))
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no"
+def launched(world: int, config: Path, out: Path) -> Result:
+    """Evaluate on several processes; returns what they wrote."""
+    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1 --mixed_precision no"
     command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "eval", "retrieval", str(config), "--out", str(tmp_path / "out")]
+    command += ["-m", "eval", "retrieval", str(config), "--out", str(out)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = read_result(tmp_path / "out")
-    assert found.environment["world"] == 3
-    assert found.metrics == result[0].metrics
     assert json.loads(done.stdout.splitlines()[-1])["stage"] == "retrieval"
+    return read_result(out)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_reaches_the_same_result_and_shares_what_is_kept(
+    knowing_model: Path, tmp_path: Path
+) -> None:
+    """G1 and G2: 135 pictures are three blocks, the last of seven; two processes go on where three were killed."""
+    generate(tmp_path / "scenes", train=0, val=0, test=135, novel=0, size=48, seed=5, workers=1)
+    data, cache = tmp_path / "scenes" / "test", tmp_path / "cache"
+    alone = evaluate(knowing_model, data, tmp_path / "1", rerank_k=4)
+    config = tmp_path / "retrieval.yaml"
+    values = {"model": str(knowing_model), "data": str(data), "out": "replaced", "rerank_k": 4, "cache": str(cache)}
+    config.write_text(json.dumps(values))
+    for world in (3, 2):
+        found = launched(world, config, tmp_path / str(world))
+        assert found.environment["world"] == world
+        assert found.metrics == alone.metrics
+        lines = (tmp_path / str(world) / "samples.jsonl").read_bytes()
+        assert lines == (tmp_path / "1" / "samples.jsonl").read_bytes()
+        files = sorted(cache.rglob("*.safetensors"))
+        assert len(files) == 3 + 3
+        if world == 3:
+            kept = {file: file.stat().st_mtime_ns for file in files[::2]}
+            for file in files[1::2]:
+                file.unlink()
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept

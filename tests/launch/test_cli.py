@@ -14,6 +14,7 @@ from launch.cli import main, parser
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "data scenes",
+    "data import coco",
     "data index",
     "data verify",
     "data order",
@@ -21,6 +22,8 @@ COMMANDS = (
     "pretrain",
     "eval retrieval",
     "eval align",
+    "eval sugarcrepe",
+    "eval winoground",
     "eval zero-shot",
     "explain",
     "export",

@@ -1,7 +1,11 @@
-"""Run by test_engines under accelerate launch: one engine, everything that must be the same on all of them."""
+"""Run by test_engines under accelerate launch: one engine, everything that must be the same on all of them.
+
+engine_run.py SETTINGS FOLDER [PRECISION]     with a precision: one update alone
+"""
 
 import dataclasses
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -49,19 +53,24 @@ def updated(config: RunConfig, engine: Engine) -> dict[str, torch.Tensor]:
     return {name: value.detach().float().clone() for name, value in engine.weights().items()} | {"norm": norm}
 
 
-def main() -> None:
-    """One update; then a run, the same run in two parts, and one with a broken gradient."""
-    values, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    engine = start("fp32", (), ".", None)
-    config: RunConfig = parse_config(RunConfig, values, "settings")
-    for micro_batches in (1, 2):
+def save_updates(config: RunConfig, engine: Engine, folder: Path, of: tuple[int, ...]) -> None:
+    """Write the weights after one update in so many micro-batches."""
+    for micro_batches in of:
         result = updated(dataclasses.replace(config, micro_batches=micro_batches), engine)
         if engine.accelerator.is_main_process:
             save_file(result, folder / f"update{micro_batches}.safetensors")
+
+
+def in_two_parts(config: RunConfig, folder: Path) -> None:
+    """Train at once, and again with a stop between."""
     whole, parts = (dataclasses.replace(config, run=str(folder / name)) for name in ("whole", "parts"))
     assert train(whole, StopAfter()) == 0
     assert train(parts, StopAfter(3)) == 75
     assert train(parts, StopAfter()) == 0
+
+
+def with_a_broken_gradient(config: RunConfig, engine: Engine, folder: Path) -> None:
+    """Train with NaN on one rank in one step."""
     broken = dataclasses.replace(config, run=str(folder / "broken"), steps=3)
     forward = TaskModel.forward
     calls = []
@@ -75,12 +84,50 @@ def main() -> None:
         return features
 
     TaskModel.forward = spoilt
-    said = ""
+    said(folder, "broken", engine, dataclasses.replace(broken, validation=None))
+    TaskModel.forward = forward
+
+
+def with_a_full_disk(config: RunConfig, engine: Engine, folder: Path) -> None:
+    """Train until the second checkpoint, which one rank cannot write; then go on."""
+    full = dataclasses.replace(config, run=str(folder / "full"), steps=4, validation=None)
+    assert train(full, StopAfter(1)) == 75
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if engine.accelerator.process_index == (0 if engine.portable else 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    said(folder, "full", engine, full)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    if engine.accelerator.is_main_process:
+        (folder / "checkpoints").write_text(
+            " ".join(sorted(p.name for p in (folder / "full" / "checkpoints").iterdir()))
+        )
+    engine.accelerator.wait_for_everyone()
+    assert train(full, StopAfter()) == 0
+
+
+def said(folder: Path, name: str, engine: Engine, config: RunConfig) -> None:
+    """Train and write down the error, of each rank."""
+    message = ""
     try:
-        train(dataclasses.replace(broken, validation=None), StopAfter())
-    except UserError as error:
-        said = str(error)
-    (folder / f"said{engine.accelerator.process_index}").write_text(said)
+        train(config, StopAfter())
+    except (UserError, OSError) as error:
+        message = f"{type(error).__name__}: {error}"
+    (folder / f"{name}{engine.accelerator.process_index}").write_text(message)
+
+
+def main() -> None:
+    """Everything, or one update."""
+    values, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    precision = sys.argv[3] if len(sys.argv) > 3 else None
+    engine = start(precision or "fp32", (), ".", None)
+    config: RunConfig = parse_config(RunConfig, values, "settings")
+    if precision:
+        save_updates(config, engine, folder, (1,))
+    else:
+        save_updates(config, engine, folder, (1, 2))
+        in_two_parts(config, folder)
+        with_a_broken_gradient(config, engine, folder)
+        with_a_full_disk(config, engine, folder)
     engine.accelerator.end_training()
 
 

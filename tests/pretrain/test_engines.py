@@ -18,10 +18,12 @@ from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
 from pretrain.loop import train
 from pretrain.parallel.selfcheck import start
+from pretrain.run.checkpoint import model_folder
 from tests.pretrain.engine_run import updated
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, tiny_settings, weights
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = str(Path(__file__).with_name("engine_run.py"))
 ENGINES = [
     "ddp",
     pytest.param("fsdp2", marks=pytest.mark.slow),
@@ -41,12 +43,20 @@ def run_settings(scenes, clips, tokenizer) -> dict:
     return settings
 
 
-def launch(engine: str, folder: Path, *words: str) -> str:
-    """Launch two ranks under an engine as users do; returns what they said."""
+def launch(engine: str, folder: Path, *words: str, world: int = 2, use_cpu: bool = False, **changes: str) -> str:
+    """Launch ranks under an engine as users do, with `changes` to DeepSpeed's settings; returns what they said."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(world)]
+    file = ROOT / "launch" / "accelerate" / f"{engine}.yaml"
+    if changes:
+        values = yaml.safe_load(file.read_text())
+        values["deepspeed_config"] |= changes
+        file = folder / file.name
+        file.write_text(yaml.safe_dump(values))
+    if use_cpu:
+        inherited["ACCELERATE_USE_CPU"] = "true"
     found = subprocess.run(
-        [*command, "--config_file", str(ROOT / "launch" / "accelerate" / f"{engine}.yaml"), *words],
+        [*command, "--main_process_port", "0", "--config_file", str(file), *words],
         # Nothing is compiled: nobody waits for minutes at the first start, or for ever for the lock of a killed one.
         env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "/bin/false"},
         cwd=folder,
@@ -55,7 +65,6 @@ def launch(engine: str, folder: Path, *words: str) -> str:
         timeout=300,
     )
     assert found.returncode == 0, found.stderr[-4000:]
-    assert f"2 processes on cpu, {engine}, fp32" in found.stderr
     return found.stderr
 
 
@@ -63,8 +72,12 @@ def launch(engine: str, folder: Path, *words: str) -> str:
 def finished(request, run_settings, tmp_path_factory) -> tuple[str, Path]:
     engine, folder = request.param, tmp_path_factory.mktemp(request.param)
     (folder / "settings.json").write_text(json.dumps(run_settings))
-    script = Path(__file__).with_name("engine_run.py")
-    launch(engine, folder, str(script), str(folder / "settings.json"), str(folder))
+    if engine != "zero3":  # which refuses it
+        (folder / "settings.json").write_text(
+            json.dumps(run_settings | {"optimizer": run_settings["optimizer"] | {"ema": 0.5}})
+        )
+    said = launch(engine, folder, SCRIPT, str(folder / "settings.json"), str(folder))
+    assert f"2 processes on cpu, {engine}, fp32" in said
     return engine, folder
 
 
@@ -80,7 +93,9 @@ def test_a_run_goes_on_under_another_engine_and_number_of_ranks(run_settings, tm
     assert train(parse_config(RunConfig, whole, "whole"), StopAfter()) == 0
     assert train(parse_config(RunConfig, parts, "parts"), StopAfter(1)) == 75
     (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts | {"micro_batches": 2}))
-    assert "resumed at step 1" in launch("fsdp2", tmp_path, "-m", "pretrain", "parts.yaml", "--steps", "4")
+    # With this variable, accelerate alone would silently train under DDP.
+    said = launch("fsdp2", tmp_path, "-m", "pretrain", "parts.yaml", "--steps", "4", use_cpu=True)
+    assert "2 processes on cpu, fsdp2, fp32" in said and "resumed at step 1" in said
     for ours, expected in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
         assert ours["keys"] == expected["keys"]
         assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-4)
@@ -89,27 +104,70 @@ def test_a_run_goes_on_under_another_engine_and_number_of_ranks(run_settings, tm
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_two_ranks_make_the_update_of_one_process(finished, run_settings, micro_batches):
+@pytest.fixture(scope="module")
+def alone(run_settings) -> tuple[dict, dict]:
+    """Weights before and after one update of one process."""
     config = parse_config(RunConfig, run_settings | {"micro_batches": 1}, "settings")
-    expected = updated(config, start("fp32", (), ".", None))
+    after = updated(config, start("fp32", (), ".", None))
     torch.manual_seed(0)
     tokenizer = Tokenizer.load(config.data.tokenizer)
-    before = build_model(config.model, tokenizer, config.data.max_text_length, 2).state_dict()
-    ours = load_file(finished[1] / f"update{micro_batches}.safetensors")
-    assert ours.keys() == expected.keys()
-    assert ours.pop("norm").item() == pytest.approx(expected.pop("norm").item(), rel=1e-5)
-    for name, value in expected.items():
+    return build_model(config.model, tokenizer, config.data.max_text_length, 2).state_dict(), after
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_two_ranks_make_the_update_of_one_process(finished, alone, micro_batches):
+    assert_same_update(finished[1] / f"update{micro_batches}.safetensors", *alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "changes"),
+    [
+        ("fsdp2", {}),
+        ("zero2", {"offload_optimizer_device": "cpu"}),
+        ("zero3", {"offload_optimizer_device": "cpu"}),
+    ],
+    ids=["fsdp2", "zero2 with offloaded optimiser", "zero3 with offloaded optimiser"],
+)
+def test_four_ranks_make_the_update_of_one_process(run_settings, alone, tmp_path, engine, changes):
+    (tmp_path / "settings.json").write_text(json.dumps(run_settings))
+    launch(engine, tmp_path, SCRIPT, "settings.json", ".", "fp32", world=4, **changes)
+    assert_same_update(tmp_path / "update1.safetensors", *alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_bf16_makes_the_update_of_fp32_up_to_its_rounding(run_settings, alone, tmp_path, engine):
+    (tmp_path / "settings.json").write_text(json.dumps(run_settings))
+    launch(engine, tmp_path, SCRIPT, "settings.json", ".", "bf16")
+    before, after = alone
+    ours = load_file(tmp_path / "update1.safetensors")
+    wrong = sum((ours[name] - after[name]).square().sum() for name in before)
+    moved = sum((after[name] - before[name]).square().sum() for name in before)
+    assert 1e-5 < (wrong / moved).sqrt() < 0.05
+
+
+def assert_same_update(file: Path, before: dict, after: dict) -> None:
+    ours = load_file(file)
+    assert ours.keys() == after.keys()
+    assert ours.pop("norm").item() == pytest.approx(after["norm"].item(), rel=1e-5)
+    for name, value in ours.items():
         # The gradient of a key's bias is zero (softmax does not see it): only rounding, as large as its weight's.
         moved = name.replace(".bias", ".weight") if name.endswith(("key.bias", "k_proj.bias")) else name
-        step = (expected[moved] - before[moved]).abs().max()
-        assert (ours[name] - value).abs().max() <= 1e-5 * step + 1e-7 * value.abs().max(), name
-    assert (expected["temperature"] - before["temperature"]).abs() > 1e-2
+        step = (after[moved] - before[moved]).abs().max()
+        assert (value - after[name]).abs().max() <= 1e-5 * step + 1e-7 * value.abs().max(), name
+    assert (after["temperature"] - before["temperature"]).abs() > 1e-2
 
 
 def test_a_run_in_two_parts_is_bitwise_the_whole_one(finished):
     _, folder = finished
     assert_same_run(folder / "whole", folder / "parts")
+    averages = [model_folder(folder / name).parent / "ema" / "model.safetensors" for name in ("whole", "parts")]
+    if finished[0] != "zero3":
+        first, second = (load_file(file) for file in averages)
+        trained = weights(folder / "whole")
+        assert all(torch.equal(first[name], second[name]) for name in trained)
+        assert any(not torch.equal(first[name], trained[name]) for name in trained)
     assert [row["step"] for row in rows(folder / "whole")] == [1, 2, 3, 4, 5]
 
 
@@ -124,11 +182,21 @@ def test_the_temperature_stays_within_its_bounds(finished):
 
 def test_a_gradient_that_is_broken_on_one_rank_skips_the_step_on_all(finished):
     _, folder = finished
-    assert [(folder / f"said{rank}").read_text() for rank in range(2)] == ["", ""]
+    assert [(folder / f"broken{rank}").read_text() for rank in range(2)] == ["", ""]
     logged = rows(folder / "broken")
     assert [row["skipped"] for row in logged] == [0, 1, 0]
     assert logged[1]["grad_norm"] is None and logged[2]["grad_norm"] > 0
     assert logged[2]["samples"] == 3 * 32
+
+
+def test_a_full_disk_on_one_rank_stops_all_and_leaves_the_checkpoint_before(finished):
+    engine, folder = finished
+    said = [(folder / f"full{rank}").read_text() for rank in range(2)]
+    failed = 1 if engine.startswith("zero") else 0
+    assert "File too large" in said[failed] or "make room and run the same command again" in said[failed]
+    assert said[1 - failed].startswith(f"IncompleteError: rank {failed} could not write its part of a checkpoint")
+    assert (folder / "checkpoints").read_text() == "latest step-00000001"
+    assert [row["step"] for row in rows(folder / "full")] == [1, 2, 3, 4]
 
 
 def test_the_private_names_that_engines_rely_on_are_there():
@@ -140,3 +208,18 @@ def test_the_private_names_that_engines_rely_on_are_there():
     assert inspect.isfunction(GradientState._set_sync_gradients), "accelerate: GradientState._set_sync_gradients"
     assert "transformer_cls_names_to_wrap" in FullyShardedDataParallelPlugin.__dataclass_fields__
     assert "hf_ds_config" in DeepSpeedPlugin.__dataclass_fields__
+    from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
+    from deepspeed import DeepSpeedEngine, ops, utils, zero
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    assert "deepspeed_shm_comm" in ops.__compatible_ops__, "deepspeed: ops.__compatible_ops__"
+    needed = [
+        *((DeepSpeedEngine, name) for name in ("get_global_grad_norm", "_copy_recovery_script", "save_checkpoint")),
+        *((zero, name) for name in ("register_external_parameter", "GatheredParameters")),
+        *((utils, f"safe_{verb}_{part}_fp32_param") for verb in ("get", "set") for part in ("local", "full")),
+        (DeepSpeedOptimizerWrapper, "step_was_skipped"),
+        (TorchCheckpointEngine, "save"),
+    ]
+    assert [f"{owner.__name__}.{name}" for owner, name in needed if not hasattr(owner, name)] == []
+    assert callable(unset_hf_deepspeed_config)

@@ -1,0 +1,47 @@
+"""SugarCrepe: a folder with seven files (`add_att.json`, ..., `swap_obj.json`), and COCO's pictures of val2017.
+
+A sample is a picture with one true caption and the false ones (`foils`) that the files set against it, each with its
+kind (the file's name) and its number in that file. Nothing is left out: a caption may stand in several files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.sources.entries import Entry, file_in, key_of
+from data_pipeline.sources.official import check_folder, read_json, reading, source_of
+
+KINDS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+
+
+def read(folder: Path, pictures: Path) -> tuple[list[Entry], dict[str, Any]]:
+    """List the pictures with captions and foils; a file of another name is none of SugarCrepe's.
+
+    Raises `DataError` for files that are missing or not SugarCrepe's.
+    """
+    check_folder(folder, "seven JSON files of SugarCrepe")
+    check_folder(pictures, "pictures")
+    files = [folder / f"{kind}.json" for kind in KINDS]
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise DataError(f"{folder} lacks {', '.join(absent)} of SugarCrepe's seven files")
+    foils: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for kind, file in zip(KINDS, files, strict=True):
+        document = read_json(file)
+        with reading(file, "a file of SugarCrepe"):
+            for number, item in document.items():
+                foil = {"caption": item["negative_caption"], "kind": kind, "id": f"{kind}-{number}"}
+                if not item["caption"].strip() or not foil["caption"].strip():
+                    raise ValueError(f"a caption of item {number} is empty")
+                foils.setdefault((item["filename"], item["caption"]), []).append(foil)
+    count: dict[str, int] = {}
+    entries = []
+    for (filename, caption), against in foils.items():
+        stem = Path(filename).stem
+        count[stem] = count.get(stem, -1) + 1
+        image_id = str(int(stem)) if stem.isdecimal() else stem  # as the other data sets call COCO's pictures
+        file = file_in(pictures, filename, f"val2017/{filename}")
+        annotations = {"captions": [caption], "image_id": image_id, "foils": against}
+        entries.append(Entry(key_of(f"{stem}-{count[stem]}"), (file,), annotations))
+    return entries, source_of("sugarcrepe", "sugarcrepe", "test", "coco", files)

@@ -1,0 +1,1 @@
+"""Fine-tuning: pre-training's loop with another head, other samples and another loss."""

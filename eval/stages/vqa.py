@@ -1,0 +1,240 @@
+"""Visual question answering with the official accuracy, beside what the labels allow and what blind answers reach.
+
+In: a model with a classifier over answers, and a data set with questions. Out: accuracy with intervals, by type of
+question and of answer, under both versions of the official evaluator; an answer file for the test server. All metrics
+are computed from the records.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from eval.answering import Answer, answer_questions
+from eval.answers import LabelScores
+from eval.features import load, processes
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
+from eval.schema import Metric, Result, environment, read_records, read_result, write_result
+from eval.statistics import mean_interval
+from eval.vqa_accuracy import accuracy
+from pretrain.run.files import write_whole
+
+__all__ = ["accuracy", "evaluate", "metrics", "write_submission"]
+
+SUBMISSION_NAME = "submission.json"
+PROTOCOL = {
+    "name": "VQA, official accuracy of 2021",
+    "ties": "the first label, which is the most frequent in training",
+    "intervals": "percentile bootstrap over pictures",
+}
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    prior: Path | str | None = None,
+    submit: bool = False,
+    limit: int | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    cache: Path | str | None = None,
+) -> Result:
+    """Answer the questions of a data set and write `result.json` and `samples.jsonl` into ``out``.
+
+    Where the questions have no answers, as those of a test server, there are predictions and no metrics.
+
+    Parameters
+    ----------
+    model, data, out
+        Run folder, checkpoint or model folder; folder of a data set; folder to write.
+    prior
+        Folder of a `vqa-prior` result on the same data, to be compared with question by question.
+    submit
+        Also write `submission.json`, which the test server takes.
+    limit
+        Use only the questions of the first pictures.
+    batch_size
+        Pictures encoded at once; it does not change the result.
+    precision
+        `fp32` or `bf16` for the networks; the classifier is float32 in both.
+    cache
+        Folder that keeps answers block by block, so that a killed evaluation goes on.
+
+    Raises
+    ------
+    UsageError, DataError, NumericsError
+        For an unknown option or a model without a classifier, for missing or broken data or ids that a test server
+        does not take, for scores that are not finite.
+    """
+    if submit and limit is not None:
+        raise UsageError("a submission answers all questions: leave out limit, or submit")
+    manifest = Manifest.load(data)
+    known = overlap(manifest, model)
+    blind = None if prior is None else _blind_answers(prior, manifest)
+    loaded = load(model, precision, cache)
+    if loaded.model.config.classifier_images != 1:
+        raise UsageError(f"the classifier of {model} is for pairs of pictures: evaluate it with nlvr2")
+    started = time.perf_counter()
+    answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
+    labels = list(loaded.model.config.classifier_labels)
+    records = _records(answers, labels, blind)
+    unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
+    predicted = {record["prediction"] for record in records}
+    flags = overlap_flags(known)
+    if len(records) > 1 and len(predicted) == 1:
+        flags.append("constant_prediction")
+    if unreadable:
+        flags.append("unreadable_images")
+    if not records[0]["answers"]:
+        flags.append("no_answers")
+    state = processes()
+    result = Result(
+        stage="vqa",
+        protocol=PROTOCOL,
+        data={
+            "path": str(data),
+            "name": manifest.name,
+            "hash": f"sha256:{manifest.digest}",
+            "images": len({answer.key for answer in answers}),
+            "questions": len(answers),
+            "overlap": known,
+            "unreadable": unreadable,
+        },
+        model=loaded.description | {"labels": len(labels), "precision": precision},
+        environment=environment(state.num_processes, str(loaded.device)),
+        metrics=metrics(records),
+        flags=flags,
+        timing={"total_s": time.perf_counter() - started},
+    )
+    if state.is_main_process:
+        write_result(Path(out), result, records)
+        if submit:
+            write_submission(Path(out) / SUBMISSION_NAME, records, [answer.question.id for answer in answers])
+    state.wait_for_everyone()
+    return result
+
+
+def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`; none where the questions have no answers.
+
+    `accuracy` is the official one of 2021, `accuracy/2017` and `accuracy/always` those of the other versions,
+    `accuracy/type/TYPE` and `accuracy/answer_type/TYPE` parts of it. `ceiling` is what the best labels reach,
+    `prior/accuracy` what the answers without a picture do, `above_prior/accuracy` the paired difference;
+    `by_type/accuracy`, of such answers, what the most frequent answer to each type of question does.
+    """
+    lines = list(records)
+    unanswered = [line["query"] for line in lines if not line["answers"]]
+    if len(unanswered) == len(lines):
+        return []
+    if unanswered:
+        raise DataError(f"{len(unanswered)} of {len(lines)} questions have no answers, first {unanswered[0]!r}")
+    right = scores(lines)
+    found = [_mean("accuracy", right, lines)]
+    for version in ("2017", "always"):
+        other = np.array([100 * accuracy(line["prediction"], line["answers"], version) for line in lines])
+        found.append(_mean(f"accuracy/{version}", other, lines, guessed=False))
+    for field in ("type", "answer_type"):
+        for name in sorted({line[field] for line in lines} - {""}):
+            chosen = [number for number, line in enumerate(lines) if line[field] == name]
+            found.append(_mean(f"accuracy/{field}/{name}", right[chosen], [lines[number] for number in chosen]))
+    if "ceiling" in lines[0]:
+        best = np.array([100 * line["ceiling"] for line in lines])
+        found.append(_mean("ceiling", best, lines, guessed=False))
+    if "by_type" in lines[0]:
+        found.append(_mean("by_type/accuracy", scores(lines, "by_type"), lines, guessed=False))
+    if "prior" in lines[0]:
+        blind = scores(lines, "prior")
+        found.append(_mean("prior/accuracy", blind, lines, guessed=False))
+        above = _mean("above_prior/accuracy", right - blind, lines, guessed=False)
+        found.append(above.model_copy(update={"unit": "percentage points", "chance": 0.0}))
+    return found
+
+
+def scores(lines: Sequence[dict[str, Any]], field: str = "prediction") -> NDArray[np.float64]:
+    """Official accuracy of 2021, in percent, of each line's prediction or another field (lines,)."""
+    return np.array([100 * accuracy(line[field], line["answers"]) for line in lines])
+
+
+def write_submission(path: Path, records: Sequence[dict[str, Any]], asked: Sequence[Any]) -> None:
+    """Write the answer file of the VQA test server: `[{"question_id": 1, "answer": "yes"}, ...]`.
+
+    ``asked`` are the ids of all questions of the split.
+
+    Raises
+    ------
+    DataError
+        If an id is no whole number, an id is missing, unknown or there twice, or a picture could not be read.
+    """
+    for record in records:
+        if not isinstance(record["query"], int) or isinstance(record["query"], bool):
+            raise DataError(f"question id {record['query']!r} is no whole number, as the test server wants them")
+        if record["prediction"] is None:
+            raise DataError(f"question {record['query']} has no answer: the picture {record['image']} cannot be read")
+    questions, answers = Counter(asked), Counter(record["query"] for record in records)
+    twice = (questions - Counter(set(questions))) + (answers - Counter(set(answers)))
+    for what, counts in (
+        ("asked or answered more than once", twice),
+        ("not answered", questions - answers),
+        ("answered but not asked", answers - questions),
+    ):
+        if counts:
+            raise DataError(f"{path}: {len(counts)} question ids are {what}, first {next(iter(counts))}")
+    entries = [{"question_id": record["query"], "answer": record["prediction"]} for record in records]
+    write_whole(path, json.dumps(entries))
+
+
+def _records(
+    answers: Sequence[Answer], labels: Sequence[str], blind: dict[str | int, str] | None
+) -> list[dict[str, Any]]:
+    allowed = LabelScores(labels)
+    records = []
+    for answer in answers:
+        question = answer.question
+        record: dict[str, Any] = {"query": question.id, "image": answer.key, "question": question.question}
+        record |= {"type": question.type, "answer_type": question.answer_type, "answers": list(question.answers)}
+        record |= {"prediction": None if answer.label is None else labels[answer.label], "score": answer.score}
+        if question.answers:
+            record["accuracy"] = accuracy(record["prediction"], question.answers)
+            record["ceiling"], record["chance"] = allowed.best_and_mean(question.answers)
+        if blind is not None:
+            if question.id not in blind:
+                raise DataError(f"the prior does not answer question {question.id!r}: evaluate it without limit")
+            record["prior"] = blind[question.id]
+        records.append(record)
+    return records
+
+
+def _blind_answers(folder: Path | str, manifest: Manifest) -> dict[str | int, str]:
+    result = read_result(folder)
+    if (
+        result.stage != "vqa"
+        or result.model["hash"] is not None
+        or result.data.get("hash") != f"sha256:{manifest.digest}"
+    ):
+        raise DataError(f"{folder} is no vqa-prior result on {manifest.root}: evaluate the prior on the same data")
+    return {record["query"]: record["prediction"] for record in read_records(folder)}
+
+
+def _mean(name: str, values: NDArray[np.float64], lines: Sequence[dict[str, Any]], guessed: bool = True) -> Metric:
+    """Average percentages; with ``guessed`` beside what drawing a label reaches, where the lines say it."""
+    drawn = guessed and "chance" in lines[0]
+    return Metric(
+        name=name,
+        value=float(np.mean(values)),
+        unit="percent",
+        ci95=mean_interval(values, [line["image"] for line in lines]),
+        n=len(lines),
+        chance=100 * float(np.mean([line["chance"] for line in lines])) if drawn else None,
+    )

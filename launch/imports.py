@@ -1,0 +1,160 @@
+"""`glscl data import SOURCE ...`: the official files that each real data set takes, and the call that imports them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_PICTURES = ("pictures", "PICTURES", "folder of the pictures")
+_KARPATHY = ("train", "restval", "val", "test", "train+restval")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: the file of `data_pipeline/sources` that reads it, the paths that it takes by name, its splits."""
+
+    module: str
+    about: str
+    paths: tuple[tuple[str, str, str], ...]
+    example: str
+    splits: tuple[str, ...] = ()
+    optional: tuple[tuple[str, str, str], ...] = ()
+    given: tuple[tuple[str, str], ...] = ()
+
+
+SOURCES = {
+    "coco": Source(
+        "karpathy",
+        "COCO captions in Karpathy's splits",
+        (("annotations", "JSON", "dataset_coco.json"), _PICTURES),
+        "coco dataset_coco.json coco/ data/coco-test --split test",
+        splits=_KARPATHY,
+        given=(("dataset", "coco"),),
+    ),
+    "flickr30k": Source(
+        "karpathy",
+        "Flickr30k in Karpathy's splits",
+        (("annotations", "JSON", "dataset_flickr30k.json"), _PICTURES),
+        "flickr30k dataset_flickr30k.json flickr30k-images/ data/flickr30k-test --split test",
+        splits=tuple(split for split in _KARPATHY if "restval" not in split),
+        given=(("dataset", "flickr30k"),),
+    ),
+    "visual_genome": Source(
+        "visual_genome",
+        "Visual Genome's region phrases as captions, for training",
+        (("regions", "REGIONS", "region_descriptions.json"), ("images", "IMAGES", "image_data.json"), _PICTURES),
+        "visual_genome region_descriptions.json image_data.json vg/ data/vg "
+        "--without-coco dataset_coco.json --without-flickr30k dataset_flickr30k.json",
+        optional=(
+            ("without_coco", "JSON", "dataset_coco.json: leave out the pictures of its val and test"),
+            ("without_flickr30k", "JSON", "dataset_flickr30k.json: leave out the pictures of its val and test"),
+        ),
+    ),
+    "vqa_v2": Source(
+        "vqa_v2",
+        "VQA v2: questions with ten answers each",
+        (("questions", "QUESTIONS", "v2_OpenEnded_mscoco_..._questions.json"), _PICTURES),
+        "vqa_v2 v2_OpenEnded_mscoco_val2014_questions.json coco/ data/vqa-val "
+        "--annotations v2_mscoco_val2014_annotations.json",
+        optional=(("annotations", "JSON", "v2_mscoco_..._annotations.json (there is none of test)"),),
+    ),
+    "nlvr2": Source(
+        "nlvr2",
+        "NLVR2: statements about pairs of pictures",
+        (("statements", "STATEMENTS", "train.json, dev.json, test1.json, ... (one JSON a line)"), _PICTURES),
+        "nlvr2 dev.json nlvr2/images data/nlvr2-dev",
+    ),
+    "msrvtt": Source(
+        "msrvtt",
+        "MSR-VTT in the split 1k-A; 500 clips of training are held out as val",
+        (
+            ("captions", "CAPTIONS", "MSRVTT_data.json, of all 10,000 clips"),
+            ("test_list", "LIST", "MSRVTT_JSFusion_test.csv"),
+            ("videos", "CLIPS", "folder of video0.mp4, ..."),
+        ),
+        "msrvtt MSRVTT_data.json MSRVTT_JSFusion_test.csv videos/ data/msrvtt-test --split test",
+        splits=("train", "val", "test"),
+    ),
+    "lsmdc": Source(
+        "lsmdc",
+        "LSMDC 2016; AVI is encoded again as H.264",
+        (
+            ("table", "TABLE", "LSMDC16_annos_training.csv, ..._val.csv, LSMDC16_challenge_1000_publictect.csv"),
+            ("videos", "CLIPS", "folder of the films' folders"),
+        ),
+        "lsmdc LSMDC16_challenge_1000_publictect.csv lsmdc/ data/lsmdc-test --split test",
+        splits=("train", "val", "test"),
+    ),
+    "align_bench": Source(
+        "align_bench",
+        "ALIGN-BENCH: boxes and masks of the phrases of a caption; its pickles are read without unpickling",
+        (("folder", "FOLDER", "folder that holds images and pkls"),),
+        "align_bench ALIGN-BENCH data/align-bench",
+    ),
+    "sugarcrepe": Source(
+        "sugarcrepe",
+        "SugarCrepe: true captions and hard false ones",
+        (("folder", "FOLDER", "folder of the seven JSON files"), ("pictures", "PICTURES", "COCO's val2017")),
+        "sugarcrepe sugar-crepe/data coco/val2017 data/sugarcrepe",
+    ),
+    "winoground": Source(
+        "winoground",
+        "Winoground: two pictures, two captions of the same words",
+        (("examples", "EXAMPLES", "examples.jsonl"), _PICTURES),
+        "winoground examples.jsonl images/ data/winoground",
+    ),
+}
+
+
+def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Import the data set `name`; what is unreadable is printed one a line (with `--json` as one document)."""
+    from data_pipeline.sources.entries import UnreadableMedia, import_entries
+
+    source = SOURCES[name]
+    values: dict[str, Any] = dict(source.given)
+    values |= {path: getattr(arguments, path) for path, _, _ in (*source.paths, *source.optional)}
+    values |= {"split": arguments.split} if source.splits else {}
+    entries, origin = import_module(f"data_pipeline.sources.{source.module}").read(**values)
+    try:
+        manifest = import_entries(
+            arguments.out,
+            entries,
+            source=origin,
+            workers=arguments.workers,
+            resume=arguments.resume,
+            unreadable=arguments.unreadable,
+        )
+    except UnreadableMedia as error:
+        found = [{"key": one.key, "file": one.file, "reason": one.reason} for one in error.found]
+        lines = "\n".join(f"{one['key']}: {one['file']}: {one['reason']}" for one in found)
+        print(json.dumps({"out": str(arguments.out), "unreadable": found}) if arguments.json else lines)
+        raise
+    bad = {name: len(manifest.source[name]) for name in ("left_out", "kept_unreadable")}
+    result = {"out": str(arguments.out), "name": manifest.name, "samples": manifest.samples} | bad
+    line = f"{arguments.out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
+    line += f"; {bad['left_out']:,} left out (dataset.json lists them)" if bad["left_out"] else ""
+    line += f"; {bad['kept_unreadable']:,} unreadable (dataset.json lists them)" if bad["kept_unreadable"] else ""
+    return result | {"shards": len(manifest.shards), "sha256": manifest.digest}, line
+
+
+def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
+    """Add what a data set takes, up to the folder that is written."""
+    for path, metavar, about in source.paths:
+        parser.add_argument(path, metavar=metavar, type=Path, help=about)
+    parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder for the shards")
+    for path, metavar, about in source.optional:
+        parser.add_argument(f"--{path.replace('_', '-')}", metavar=metavar, type=Path, help=about)
+    if source.splits:
+        parser.add_argument("--split", choices=source.splits, required=True, help="which samples")
+    parser.add_argument("--resume", action="store_true", help="keep the shards that an interrupted call finished")
+    parser.add_argument(
+        "--unreadable",
+        choices=("refuse", "leave-out", "keep"),
+        default="refuse",
+        help="samples whose picture or clip is missing or unreadable: end with their list (default), leave them out, "
+        "or keep them, so that evaluations count them as wrong; dataset.json lists both",
+    )

@@ -1,0 +1,88 @@
+"""A fine-tuning run on tiny data and its first step; under accelerate launch, both on every rank, for test_finetune."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from data_pipeline.loader import open_loader
+from data_pipeline.text import Tokenizer
+from eval.finetuning.config import FinetuneConfig
+from eval.finetuning.job import Finetuning
+from pretrain.config_file import parse_config
+from pretrain.loop import train_job
+from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
+from pretrain.parallel.selfcheck import start
+from pretrain.task import TaskModel
+from tests.pretrain.runs import StopAfter
+
+
+def settings_of(task: str, colours: Path, run: Path) -> dict:
+    data = colours / "pairs" if task == "nlvr2" else colours
+    return {
+        "run": str(run),
+        "task": task,
+        "init_from": str(colours / "model"),
+        "steps": 4,
+        "precision": "fp32",
+        "batch": {"image": 8},
+        "data": {
+            "train": [{"path": str(data / "train")}],
+            "tokenizer": str(colours / "tokenizer"),
+            "max_text_length": 16,
+            "workers": 0,
+            "group": 4,
+        },
+        "optimizer": {"lr": 1e-3, "warmup": 0.2},
+        "validation": {"path": str(data / "val"), "every": 2, "batch_size": 5},
+        "checkpoint": {"every": 3, "keep": 1},
+        "log": {"every": 1},
+    }
+
+
+def job(settings: dict, **changed) -> Finetuning:
+    return Finetuning(parse_config(FinetuneConfig, settings | changed, "settings"))
+
+
+def one_step(settings: dict, micro_batches: int = 1):
+    """Job, float64 model, task, and the losses and gradients of its first step through the wrapped model."""
+    made = job(settings, micro_batches=micro_batches)
+    config, tokenizer = made.config, Tokenizer.load(made.config.data.tokenizer)
+    torch.manual_seed(0)
+    model = made.build(tokenizer, None)
+    task = made.task(tokenizer, model)
+    [mixture] = config.mixtures.values()
+    engine = start("fp32", (), ".", None)
+    shared = {"seed": 1, "global_batch": mixture.global_batch, "group": mixture.group, "size": model.config.image_size}
+    shared |= {"rank": engine.accelerator.process_index, "world": engine.accelerator.num_processes}
+    shared |= {"tokenizer": tokenizer, "max_text_length": 16, "micro_batches": micro_batches, "frames": mixture.frames}
+    with open_loader(mixture.dirs, **shared, **made.reading()) as loader:
+        batches = [next(loader) for _ in range(micro_batches)]
+    engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
+    engine.wrapped.eval()  # dropout off; the engine averages gradients all the same
+    accumulate = accumulate_exactly if task.contrasts else accumulate_plainly
+    shares = [1 / micro_batches] * micro_batches
+    found, _ = accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
+    losses = {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return model, batches, losses, gradients
+
+
+def main() -> None:
+    """Save the gradients of the first step of each run, then take all its steps."""
+    runs, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    engine = start("fp32", (), ".", None)
+    for number, settings in enumerate(runs):
+        if engine.name == "ddp":
+            *_, losses, gradients = one_step(settings)
+            reduced = {n: engine.accelerator.reduce(v.detach(), "mean").reshape(1) for n, v in losses.items()}
+            if engine.accelerator.is_main_process:
+                save_file(gradients | reduced, folder / f"{number}.safetensors")
+        assert train_job(job(settings), StopAfter()) == 0
+    engine.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The vocabulary holds what training questions say often enough, and what it cannot say still counts."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.questions import QuestionConfig, targets
+from eval.answers import LabelScores, Vocabulary
+from eval.vqa_accuracy import VERSIONS, accuracy, normalize
+
+from .questions import question, write_questions
+
+TRAINING = [
+    ["Two"] * 6 + ["2"] * 4,
+    ["two."] * 10,
+    ["The cat"] * 5 + ["cat"] * 5,
+    ["cat"] * 10,
+    ["a cat"] * 9 + ["dog"],
+    ["dog"] * 10,
+    ["A"] * 10,
+    ["A"] * 10,
+    [],
+]
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = [[question(i, "what is it?", answers)] for i, answers in enumerate(TRAINING)]
+    return write_questions(tmp_path_factory.mktemp("answers") / "train", samples)
+
+
+def test_answers_are_counted_as_normalised_the_most_frequent_first(training: Path) -> None:
+    vocabulary = Vocabulary.build([training], min_count=2)
+    assert vocabulary.labels == ("cat", "2")
+    assert Vocabulary.build([training, training], min_count=2).labels == ("cat", "2", "dog")
+    assert [name for name, digest in vocabulary.sources if digest.startswith("sha256:")] == ["train"]
+
+
+def test_every_spelling_of_a_label_counts_for_it(training: Path) -> None:
+    vocabulary = Vocabulary.build([training], min_count=2)
+    table = dict(vocabulary.label_table())
+    assert table == {"Two": 1, "2": 1, "two.": 1, "The cat": 0, "cat": 0, "a cat": 0}
+    config = QuestionConfig(labels=vocabulary.label_table(), count=len(vocabulary.labels), soft="vqa")
+    assert targets(TRAINING[0], table, config).tolist() == [0.0, 1.0]
+    assert targets(["a cat"] * 3 + ["ox"] * 7, table, config).tolist() == [pytest.approx(0.9), 0.0]
+
+
+def test_a_vocabulary_is_read_back_equal_and_not_after_a_change(training: Path, tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build([training], min_count=2)
+    path = tmp_path / "answers.json"
+    vocabulary.save(path)
+    assert Vocabulary.load(path) == vocabulary
+    assert json.loads(path.read_text())["sha256"] == vocabulary.digest
+    assert Vocabulary.build([training], min_count=1).digest != vocabulary.digest
+    path.write_text(path.read_text().replace('"cat"', '"cow"', 1))
+    with pytest.raises(DataError, match="was changed after it was written"):
+        Vocabulary.load(path)
+    for text in ("{}", "[]", "no", '{"format": "x", "sha256": "y"}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"answers\.json is not a vocabulary"):
+            Vocabulary.load(path)
+    with pytest.raises(DataError, match="cannot read the vocabulary"):
+        Vocabulary.load(tmp_path / "none.json")
+
+
+def test_what_makes_no_vocabulary_is_refused(training: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no answer in .* is the answer to 9 questions"):
+        Vocabulary.build([training])
+    with pytest.raises(UsageError, match="min_count of at least 1, not 0"):
+        Vocabulary.build([training], min_count=0)
+    with pytest.raises(UsageError, match="needs data sets"):
+        Vocabulary.build([])
+
+
+def test_a_question_that_no_label_answers_allows_nothing() -> None:
+    """V6."""
+    scores = LabelScores(["cat", "2"])
+    assert scores.best_and_mean(["ox"] * 10) == (0.0, 0.0)
+    assert scores.best_and_mean(["cat"] * 10) == (1.0, 0.5)
+    assert scores.best_and_mean(["two"] * 10) == (0.0, 0.0)  # of 2021 alone: nothing is normalised where all agree
+    assert scores.best_and_mean(["two"] * 10, "always") == (1.0, 0.5)
+
+
+WORDS = st.sampled_from(["cat", "the cat", "two", "2", "t-shirt", "t shirt", "3.", "ox", "A", ""])
+
+
+@given(st.lists(WORDS, min_size=1, max_size=10), st.lists(WORDS, min_size=1, unique=True), st.sampled_from(VERSIONS))
+def test_the_best_and_the_mean_are_those_of_all_labels_tried_in_turn(
+    answers: list[str], labels: list[str], version: str
+) -> None:
+    tried = [accuracy(label, answers, version) for label in labels]
+    best, mean = LabelScores(labels).best_and_mean(answers, version)
+    assert best == max(tried)
+    assert mean == pytest.approx(sum(tried) / len(tried))
+
+
+def test_labels_are_in_falling_order_of_how_often_they_answer(training: Path) -> None:
+    vocabulary = Vocabulary.build([training], min_count=1)
+    count = [sum(normalize(answers[0]) == label for answers in TRAINING if answers) for label in vocabulary.labels]
+    assert all(before >= after for before, after in pairwise(count))
