@@ -193,17 +193,16 @@ def _explain(arguments: argparse.Namespace) -> _Result:
 
 
 def _verify_results(arguments: argparse.Namespace) -> _Result:
-    from eval.schema import read_result
     from eval.verify import verify
 
-    counts = {}
-    for folder in arguments.dirs:
-        wrong = verify(folder)
-        counts[str(folder)] = len(read_result(folder).metrics)
-        if wrong:
-            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
-    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
-    return {"verified": counts}, line
+    wrong = {str(folder): verify(folder) for folder in arguments.dirs}
+    if any(wrong.values()):
+        if arguments.json:
+            print(json.dumps({"wrong": wrong}))
+        said = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in wrong.items() if names)
+        count = sum(map(len, wrong.values()))
+        raise DataError(f"{count} metrics do not follow from samples.jsonl: {said}")
+    return {"wrong": wrong}, "\n".join(f"{folder}: every metric follows from samples.jsonl" for folder in wrong)
 
 
 def _compare(arguments: argparse.Namespace) -> _Result:
