@@ -262,7 +262,7 @@ def evaluation_batches(
     """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
 
     Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
-    last among them. With `pairs` they are pairs of images. `texts` says what each must have, captions or questions.
+    last among them. With `pairs` they are pairs of images. `texts` says what each must have: captions, questions, none.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
     kind = _kind(frames, pairs)

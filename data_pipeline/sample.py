@@ -15,7 +15,7 @@ from typing import Any, Literal
 from data_pipeline.errors import DataError
 
 Kind = Literal["image", "video", "pair"]
-Texts = Literal["captions", "questions"]
+Texts = Literal["captions", "questions", "none"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm")
 # Of a pair, those of its first picture: they tell that it is one.

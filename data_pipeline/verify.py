@@ -93,7 +93,7 @@ def _bad_samples(name: str, path: Path, shard_index: ShardIndex) -> Iterator[str
 
 def _check(key: str, members: dict[str, bytes], kind: Kind) -> None:
     # A sample with questions may do without captions.
-    asks = "questions" in parse_annotations(key, members)
+    asks = parse_annotations(key, members).get("questions") not in (None, [])
     sample = parse_sample(key, members, kind, "questions" if asks else "captions")
     parse_regions(key, sample.annotations)
     if kind != "video":

@@ -25,6 +25,7 @@ STAGES = {
     "video-retrieval": "eval.stages.video_retrieval",
     "preference": "eval.stages.preference",
     "align": "eval.stages.align",
+    "zero-shot": "eval.stages.zero_shot",
     "baseline": "eval.baselines",
     "vqa": "eval.stages.vqa",
     "vqa-prior": "eval.stages.vqa_prior",

@@ -168,6 +168,6 @@ def _logits(loaded: LoadedModel, pixels: Tensor, rows: Tensor, texts: Sequence[s
             with loaded.autocast():
                 image = side[rows[part].to(device)]
                 [states] = model.fuse_pairs(text, mask[own, :longest], image, [(first, first)])
-            pooled.append(model.pool(*states).float())
+                pooled.append(model.pool(*states).float())
         logits[part] = model.classify(torch.cat(pooled, dim=-1)).cpu()
     return logits.numpy()

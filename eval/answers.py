@@ -82,7 +82,7 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
     def label_table(self) -> tuple[tuple[str, int], ...]:
-        """List the answers of the training data, as they stand there, with their labels."""
+        """List the answers of the training data, as they stand there, with their labels; other spellings have none."""
         return self.spellings
 
     def save(self, path: Path | str) -> None:

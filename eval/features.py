@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -168,11 +168,12 @@ def encode_images(
     limit: int | None = None,
     frames: int | None = None,
     skip_unreadable: bool = False,
+    captioned: bool = True,
 ) -> Images:
     """Encode the first ``limit`` pictures of a data set (all by default), in the order of its shards.
 
     With ``frames`` they are clips, of which so many evenly spaced frames are taken; a shorter clip repeats some. What
-    cannot be read is an error, or with ``skip_unreadable`` listed.
+    cannot be read is an error, or with ``skip_unreadable`` listed. All must have captions, unless not ``captioned``.
 
     Raises
     ------
@@ -192,7 +193,7 @@ def encode_images(
     data = {"data": manifest.digest, "name": manifest.name, "frames": frames}
 
     def compute(number: int) -> Block:
-        batches, problems = _readable(loaded, manifest, *ranges[number], batch_size, frames, skip_unreadable)
+        batches, problems = _readable(loaded, manifest, *ranges[number], batch_size, frames, skip_unreadable, captioned)
         return _image_block(loaded, batches, problems, frames or 1)
 
     wanted = [data | {"start": start, "stop": stop} for start, stop in ranges]
@@ -208,6 +209,9 @@ def encode_images(
         raise DataError(unreadable[0].problem)
     if not items:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
+    bare = next((item["key"] for item in items if captioned and not item["captions"]), None)
+    if bare is not None:  # an earlier evaluation needed none
+        raise DataError(f"sample {bare} cannot be evaluated: it has no caption")
     keys = [item["key"] for item in items]
     first: dict[str, int] = {}
     return Images(
@@ -278,14 +282,15 @@ def _readable(
     batch_size: int,
     frames: int | None,
     skip_unreadable: bool,
+    captioned: bool,
 ) -> tuple[list[EvaluationBatch], list[Unreadable]]:
     """Read the samples from ``start`` to ``stop``, one by one where one of them is unreadable and may be."""
     size = loaded.model.config.image_size
+    texts: Literal["captions", "none"] = "captions" if captioned else "none"
 
     def read(first: int, last: int) -> list[EvaluationBatch]:
-        return list(
-            evaluation_batches(manifest, size=size, batch_size=batch_size, start=first, limit=last, frames=frames)
-        )
+        which: dict[str, Any] = {"start": first, "limit": last, "frames": frames, "texts": texts}
+        return list(evaluation_batches(manifest, size=size, batch_size=batch_size, **which))
 
     try:
         return read(start, stop), []

@@ -175,7 +175,7 @@ def _plan(arguments: argparse.Namespace) -> _Result:
 def _retrieval(arguments: argparse.Namespace) -> _Result:
     from eval.stages import retrieval, video_retrieval
 
-    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache")}
+    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
     evaluated = arguments.model, arguments.data, arguments.out
     if "frames" in arguments:
         result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
@@ -192,6 +192,17 @@ def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
     options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
     result = import_module(STAGES[stage]).evaluate(**options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
+
+
+def _explain(arguments: argparse.Namespace) -> _Result:
+    from eval.report.explain import explain
+
+    done = explain(arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word)
+    rows, columns = done.heat.shape
+    row, column = done.peak
+    result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
+    result |= {"grid": [rows, columns], "peak": [row, column]}
+    return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
 
 
 def _verify_results(arguments: argparse.Namespace) -> _Result:
@@ -245,6 +256,9 @@ def _report(arguments: argparse.Namespace) -> _Result:
 # What they take. ------------------------------------------------------------------------------------------------------
 
 
+_MODEL = "run, checkpoint or model folder, or the authors' file"
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like every other error."""
 
@@ -267,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
     _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
+    _add_explain(groups)
     _add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
@@ -392,6 +407,20 @@ def _add_eval(commands: Any) -> None:
         "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
     )
     _add_evaluation(align)
+    zero_shot = _command(
+        commands,
+        "zero-shot",
+        partial(_evaluation, "zero-shot"),
+        "zero-shot classification: which class's name, put into sentences, is closest to the picture",
+        "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot",
+    )
+    _add_evaluation(zero_shot)
+    zero_shot.add_argument(
+        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+    )
+    zero_shot.add_argument(
+        "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
+    )
     _add_answering(commands)
 
     verify = _command(
@@ -449,9 +478,7 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="DIR", type=Path, required=True, help="run, checkpoint or model folder, or the authors' file"
-    )
+    parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
     parser.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
@@ -461,6 +488,21 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep what is encoded there, for the next time (default: keep nothing)",
     )
+
+
+def _add_explain(commands: Any) -> None:
+    explain = _command(
+        commands,
+        "explain",
+        _explain,
+        "draw where a caption, or a word of it, looks in a picture: cross-attention as a heat map",
+        'glscl explain street.jpg --caption "a dog beside a red bus" --word dog --model runs/demo --out dog.png',
+    )
+    explain.add_argument("image", metavar="IMAGE", type=Path, help="a JPEG, PNG or WebP file")
+    explain.add_argument("--caption", metavar="TEXT", required=True, help="what is in the picture")
+    explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
+    explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
+    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
 
 
 def _add_compare(commands: Any) -> None:

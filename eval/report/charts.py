@@ -81,7 +81,7 @@ def interval_chart(title: str, bars: Sequence[Bar]) -> str:
         axes.annotate(f"{bar.value:.1f} %", (right, row), (8, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(max(bar.value, bar.interval[1] if bar.interval else 0) for bar in bars))
+    axes.set_xlim(0, 1.12 * max(1, *(max(bar.value, bar.interval[1] if bar.interval else 0) for bar in bars)))
     axes.set_title(title, loc="left")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from data_pipeline.augment import write_evaluation_clip
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
+from data_pipeline.sample import EXTENSIONS, IMAGE_EXTENSIONS, SECOND_EXTENSIONS, VIDEO_EXTENSIONS, BadSample
 from data_pipeline.store import Store
 
 THUMBNAIL = 120  # pixels of the longer side
 PER_GROUP = 6
+_MEDIA = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS, *EXTENSIONS["pair"], *SECOND_EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Query:
     found: list[Found]
     first_rank: float
     rank: float
+    key: str
 
 
 @dataclass(frozen=True)
@@ -67,31 +72,49 @@ class Thumbnails:
             self.problem = str(error)
 
     def __call__(self, key: str) -> str | None:
-        """Picture of a sample, None when it cannot be had."""
+        """Picture of a sample (of a clip the middle frame, of a pair both), None when it cannot be had."""
         if key not in self._made:
             self._made[key] = self._make(key) if key in self._rows else None
         return self._made[key]
 
     def captions(self, key: str) -> Sequence[str]:
         """All captions of a sample, none when it cannot be had."""
-        return self._store.read(0, self._rows[key]).captions if key in self._rows else ()
+        return self._store.captions(0, self._rows[key]) if key in self._rows else ()
 
-    def _make(self, key: str) -> str:
-        picture = Image.fromarray(decode(open_image(self._store.read(0, self._rows[key]).media)))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    def _make(self, key: str) -> str | None:
+        members = self._store.members(0, self._rows[key], _MEDIA)
+        try:
+            pictures = [_picture(extension, members[extension]) for extension in _MEDIA if extension in members]
+        except BadSample:
+            return None
+        if not pictures:
+            return None
+        both = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+        for number, picture in enumerate(pictures):
+            both.paste(picture, (sum(p.width for p in pictures[:number]), 0))
         content = io.BytesIO()
-        picture.save(content, "JPEG", quality=82)
+        both.save(content, "JPEG", quality=82)
         return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _picture(extension: str, media: bytes) -> Image.Image:
+    if extension in VIDEO_EXTENSIONS:
+        pixels = np.empty((1, THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8)
+        write_evaluation_clip(media, pixels)
+        return Image.fromarray(pixels[0])
+    picture = Image.fromarray(decode(open_image(media)))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    return picture
 
 
 def text_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
     """Group captions with the pictures found for them."""
-    return _groups([line for line in records if line["direction"] == "text_to_image"], thumbnails)
+    return _groups([line for line in records if line["direction"].startswith("text_to_")], thumbnails)
 
 
 def image_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
     """Group pictures with the captions found for them."""
-    return _groups([line for line in records if line["direction"] == "image_to_text"], thumbnails)
+    return _groups([line for line in records if line["direction"].endswith("_to_text")], thumbnails)
 
 
 def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
@@ -130,7 +153,7 @@ def _query(line: dict[str, Any], stage: str, thumbnails: Thumbnails) -> Query:
     for place, (candidate, score) in enumerate(line[stage]["top"], 1):
         key, _, number = candidate.partition("#")
         texts = thumbnails.captions(key)
-        if line["direction"] == "text_to_image":
+        if line["direction"].startswith("text_to_"):
             found.append(Found(place, key == line["image"], score, thumbnails(key), texts[0] if texts else key))
         else:
             text = texts[int(number)] if texts else candidate
@@ -141,6 +164,7 @@ def _query(line: dict[str, Any], stage: str, thumbnails: Thumbnails) -> Query:
         found=found,
         first_rank=_rank(line["contrastive"]),
         rank=_rank(line[stage]),
+        key=line["image"],
     )
 
 

@@ -11,23 +11,11 @@ from typing import Any
 import jinja2
 
 from data_pipeline.errors import DataError
-from eval.schema import Metric, Result, read_records, read_result
+from eval.schema import Metric, Result, read_result
 from pretrain.run.files import write_whole
 
 from .charts import Bar, interval_chart, line_chart
-from .gallery import Group, Thumbnails, image_queries, text_queries
-
-_EXAMPLES = 8  # true and false captions shown
-_WORDS = {
-    "text_to_image": "text → image",
-    "image_to_text": "image → text",
-    "reranked": "re-ranked",
-    "reranked_gain": "gain by re-ranking",
-    "contrastive": "contrastive score",
-    "matching": "matching head",
-    "MdR": "median rank",
-    "MeanR": "mean rank",
-}
+from .sections import WORDS, label, sections_of, tell_apart
 
 
 @dataclass(frozen=True)
@@ -63,26 +51,24 @@ def write_report(
     Raises
     ------
     DataError
-        If a folder holds no result, or two hold results of one stage, which a page has no place for.
+        If a folder holds no result, or is named twice.
     """
     read = [(Path(folder), read_result(folder)) for folder in results]
+    names = tell_apart(read)
     rows = _metric_rows(Path(run)) if run is not None else []
-    sections: dict[str, tuple[Path, Result]] = {}
-    for folder, result in read:
-        if result.stage in sections:
-            other = sections[result.stage][0]
-            raise DataError(f"{other} and {folder} both hold a {result.stage} result: write a report for each")
-        sections[result.stage] = (folder, result)
+    first: dict[str, Result] = {}
+    for _, result in read:
+        first.setdefault(result.stage, result)
+    named = [(name, result) for name, (_, result) in zip(names, read, strict=True)]
     page = {
         "title": title,
-        "facts": {**(facts or {}), **_facts([result for _, result in read], run, rows)},
-        "tiles": _tiles({stage: result for stage, (_, result) in sections.items()}),
-        "overview": _overview({stage: result for stage, (_, result) in sections.items()}),
+        "facts": {**(facts or {}), **_facts(named, run, rows)},
+        "tiles": _tiles(first),
+        "overview": _overview(named, first.get("baseline")),
         "curves": _curves(rows),
-        "tables": [(f"{result.stage}: {result.data.get('name', '')}", _table(result)) for _, result in read],
-        "flags": [f"{result.stage}: {flag}" for _, result in read for flag in result.flags],
-        "retrieval": _gallery(*sections["retrieval"]) if "retrieval" in sections else None,
-        "preference": _preference(*sections["preference"]) if "preference" in sections else None,
+        "tables": [(f"{name}: {result.data.get('name', '')}", _table(result)) for name, result in named],
+        "flags": [f"{name}: {flag}" for name, result in named for flag in result.flags],
+        "sections": sections_of(read, names),
         "details": _details(Path(run)) if run is not None else {},
         "protocols": {str(folder): _json(result.protocol) for folder, result in read},
     }
@@ -95,7 +81,9 @@ def write_report(
     return out
 
 
-def _facts(results: Sequence[Result], run: Path | str | None, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _facts(
+    results: Sequence[tuple[str, Result]], run: Path | str | None, rows: Sequence[dict[str, Any]]
+) -> dict[str, str]:
     facts: dict[str, str] = {}
     if run is not None:
         folder = Path(run)
@@ -116,13 +104,17 @@ def _facts(results: Sequence[Result], run: Path | str | None, rows: Sequence[dic
             facts["Code"] = f"{environment.get('code')}, seed {environment.get('seed')}"
             if "command" in environment:
                 facts["Training command"] = " ".join(environment["command"])
-    for result in results:
+    for name, result in results:
         if "parameters" in result.model:
-            facts["Model"] = (
+            different = len({other.model.get("hash") for _, other in results if "parameters" in other.model}) > 1
+            facts[f"Model of {name}" if different else "Model"] = (
                 f"{result.model['parameters']:,} parameters, {result.model['image_size']} px, {result.model['path']}"
             )
-        sizes = ", ".join(f"{result.data[n]:,} {n}" for n in ("images", "texts", "pairs") if n in result.data)
-        facts[f"Data of {result.stage}"] = f"{result.data.get('name')}: {sizes}"
+        counted = ("images", "videos", "texts", "questions", "phrases", "pairs")
+        sizes = ", ".join(f"{result.data[n]:,} {n}" for n in counted if isinstance(result.data.get(n), int))
+        facts[f"Data of {name}"] = f"{result.data.get('name')}: {sizes}"
+        if "overlap" in result.data:
+            facts[f"Data of {name}"] += f"; test pictures in the training data: {result.data['overlap']}"
         facts["Evaluated"] = str(result.environment.get("date", "date unknown"))
     return facts
 
@@ -133,7 +125,7 @@ def _tiles(results: Mapping[str, Result]) -> list[Tile]:
     ours = retrieval.get("text_to_image/R@1")
     for name in ("text_to_image/R@1", "text_to_image/reranked/R@1", "image_to_text/reranked/R@1"):
         if name in retrieval:
-            tiles.append(Tile(_label(name), _value(retrieval[name]), _context(retrieval[name])))
+            tiles.append(Tile(label(name), _value(retrieval[name]), _context(retrieval[name])))
     ceiling, floor = baseline.get("ceiling/text_to_image/R@1"), baseline.get("text_to_image/R@1")
     if ours and ceiling:
         note = f"text → image R@1 as a share of the best possible, {ceiling.value:.1f} %"
@@ -144,23 +136,33 @@ def _tiles(results: Mapping[str, Result]) -> list[Tile]:
     if "matching/accuracy" in preference:
         best = preference["matching/accuracy"]
         tiles.append(Tile("prefers the true caption", _value(best), _context(best)))
+    for stage, result in results.items():
+        if stage not in ("retrieval", "baseline", "preference") and result.metrics:
+            metric = result.metrics[0]
+            tiles.append(Tile(f"{label(stage)}: {label(metric.name)}", _value(metric), _context(metric)))
     return tiles
 
 
-def _overview(results: Mapping[str, Result]) -> str | None:
-    retrieval, baseline = _metrics(results, "retrieval"), _metrics(results, "baseline")
-    if "text_to_image/R@1" not in retrieval:
+def _overview(named: Sequence[tuple[str, Result]], baseline: Result | None) -> str | None:
+    """Draw R@1 of all retrieval results on the data of the first one, between guessing and the ceiling."""
+    shown = [(name, result) for name, result in named if result.stage == "retrieval"]
+    if not shown:
         return None
-    first = retrieval["text_to_image/R@1"]
-    bars = [Bar("guessing", first.chance or 0.0, None, False)]
-    if "text_to_image/R@1" in baseline:
-        bars.append(Bar("baseline", baseline["text_to_image/R@1"].value, baseline["text_to_image/R@1"].ci95, False))
-    bars.append(Bar("contrastive", first.value, first.ci95, True))
-    if "text_to_image/reranked/R@1" in retrieval:
-        both = retrieval["text_to_image/reranked/R@1"]
-        bars.append(Bar("re-ranked", both.value, both.ci95, True))
-    if "ceiling/text_to_image/R@1" in baseline:
-        bars.append(Bar("ceiling", baseline["ceiling/text_to_image/R@1"].value, None, False))
+    data = shown[0][1].data.get("hash")
+    shown = [(name, result) for name, result in shown if result.data.get("hash") == data]
+    beside = {"baseline": baseline} if baseline is not None and baseline.data.get("hash") == data else {}
+    floor = _metrics(beside, "baseline")
+    bars = [Bar("guessing", shown[0][1].metric("text_to_image/R@1").chance or 0.0, None, False)]
+    if "text_to_image/R@1" in floor:
+        bars.append(Bar("baseline", floor["text_to_image/R@1"].value, floor["text_to_image/R@1"].ci95, False))
+    for name, result in shown:
+        found = _metrics({"retrieval": result}, "retrieval")
+        suffix = name.removeprefix("retrieval") if len(shown) > 1 else ""
+        for words, key in (("contrastive", "text_to_image/R@1"), ("re-ranked", "text_to_image/reranked/R@1")):
+            if key in found:
+                bars.append(Bar(words + suffix, found[key].value, found[key].ci95, True))
+    if "ceiling/text_to_image/R@1" in floor:
+        bars.append(Bar("ceiling", floor["ceiling/text_to_image/R@1"].value, None, False))
     return interval_chart("Text → image, R@1", bars)
 
 
@@ -175,7 +177,12 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
         recalls = {k: series(f"validation/{direction}/{k}") for k in ("R@1", "R@5", "R@10")}
         recalls = {k: line for k, line in recalls.items() if line[0]}
         if recalls:
-            charts.append(line_chart(f"Validation: {_WORDS[direction]}, %", recalls, from_zero=True))
+            charts.append(line_chart(f"Validation: {WORDS[direction]}, %", recalls, from_zero=True))
+    drawn = [f"validation/{direction}/" for direction in ("text_to_image", "image_to_text")]
+    for key in keys:
+        if key.startswith("validation/") and not key.startswith(tuple(drawn)) and series(key)[0]:
+            name = f"Validation: {label(key.removeprefix('validation/'))}"
+            charts.append(line_chart(name, {name: series(key)}))
     losses = [key for key in keys if key == "loss" or key.startswith("loss/")]
     charts += [line_chart(_loss_name(key), {_loss_name(key): series(key)}) for key in losses]
     others = {"lr": "Learning rate", "grad_norm": "Gradient norm", "samples_per_second": "Samples per second"}
@@ -187,7 +194,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _table(result: Result) -> list[dict[str, str]]:
     return [
         {
-            "name": _label(metric.name),
+            "name": label(metric.name),
             "value": _value(metric),
             "interval": _interval(metric),
             "chance": "" if metric.chance is None else _number(metric.chance, metric.unit),
@@ -195,36 +202,6 @@ def _table(result: Result) -> list[dict[str, str]]:
         }
         for metric in result.metrics
     ]
-
-
-def _gallery(folder: Path, result: Result) -> dict[str, Any]:
-    thumbnails = Thumbnails(Path(result.data["path"]), result.data.get("hash"))
-    records = list(read_records(folder))
-    texts: list[Group] = text_queries(records, thumbnails)
-    images: list[Group] = image_queries(records, thumbnails)
-    return {"text": texts, "image": images, "problem": thumbnails.problem}
-
-
-def _preference(folder: Path, result: Result) -> dict[str, Any]:
-    thumbnails = Thumbnails(Path(result.data["path"]), result.data.get("hash"))
-    lines = list(read_records(folder))
-    kinds = sorted({line["kind"] for line in lines})
-    shown = []
-    for kind in kinds:
-        several = [line for line in lines if line["kind"] == kind]
-        count = -(-_EXAMPLES // len(kinds))
-        shown += [several[i * len(several) // count] for i in range(min(count, len(several)))]
-    examples = [
-        {
-            "picture": thumbnails(line["image"]),
-            "kind": line["kind"],
-            "true": line["true"],
-            "false": line["false"],
-            "right": line["matching"][0] > line["matching"][1],
-        }
-        for line in shown
-    ]
-    return {"examples": examples}
 
 
 def _details(run: Path) -> dict[str, str]:
@@ -247,10 +224,6 @@ def _metric_rows(run: Path) -> list[dict[str, Any]]:
 
 def _metrics(results: Mapping[str, Result], stage: str) -> dict[str, Metric]:
     return {metric.name: metric for metric in results[stage].metrics} if stage in results else {}
-
-
-def _label(name: str) -> str:
-    return " · ".join(_WORDS.get(part, part) for part in name.split("/"))
 
 
 def _loss_name(key: str) -> str:
@@ -276,7 +249,9 @@ def _interval(metric: Metric) -> str:
 
 
 def _context(metric: Metric) -> str:
-    return f"95 % interval {_interval(metric)}; guessing {_number(metric.chance or 0.0, metric.unit)}"
+    parts = [f"95 % interval {_interval(metric)}"] if metric.ci95 else []
+    parts += [f"guessing {_number(metric.chance, metric.unit)}"] if metric.chance is not None else []
+    return "; ".join(parts)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from data_pipeline.decode import open_image
 from data_pipeline.errors import DataError, NumericsError
 from data_pipeline.manifest import Manifest
 from data_pipeline.regions import Mask, Region, decode_mask, parse_regions
+from data_pipeline.sample import Sample
 from data_pipeline.store import Store
 from eval.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
 from eval.features import Images, LoadedModel, encode_images, encode_texts, load, processes, share
@@ -192,35 +193,42 @@ def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps
     """Make the records of a caption as a whole and of each of its phrases."""
     if not np.isfinite(maps).all():
         raise NumericsError(f"attention is not finite for the picture {key} and its caption {caption.text!r}")
-    picture = open_image(media)
-    shapes = [_shapes(key, region, (picture.height, picture.width)) for _, region in caption.regions]
+    shapes = [_shapes(key, region, media) for _, region in caption.regions]
     named = {kind: [mask for own in shapes for mask in own[kind]] for kind in KINDS}
-    kept = {kind: [mask for mask in masks if not is_background(mask)] for kind, masks in named.items()}
+    kept = {kind: _foreground(masks) for kind, masks in named.items()}
     common = {"image": key, "caption": caption.text}
     background = sum(len(named[kind]) - len(kept[kind]) for kind in KINDS)
     lines = [
         {"query": f"{key}#{caption.number}", "level": "global", **common, "phrase": None}
+        | {"regions": [number for number, _ in caption.regions]}
         | {"tokens": [CLASS_TOKEN], "unmatched": 0, "background": background}
         | _scored(maps[CLASS_TOKEN], kept)
+        | {"empty": 0}  # counted by phrase
     ]
     for (number, region), own in zip(caption.regions, shapes, strict=True):
         tokens = phrase_tokens(loaded.tokenizer, caption.text, region.phrase, loaded.model.config.max_text_length)
         lines.append(
             {"query": f"{key}#{caption.number}/{number}", "level": "local", **common, "phrase": region.phrase}
-            | {"tokens": tokens, "unmatched": int(not tokens), "background": 0}
+            | {"regions": [number], "tokens": tokens, "unmatched": int(not tokens), "background": 0}
             | _scored(maps[tokens].sum(axis=0) if tokens else None, own)
         )
     return lines
 
 
-def _shapes(key: str, region: Region, size: tuple[int, int]) -> dict[str, list[Mask]]:
+def _shapes(key: str, region: Region, media: bytes) -> dict[str, list[Mask]]:
     """Draw masks (height, width) of what a region is, of each kind."""
+    picture = open_image(media)
+    size = picture.height, picture.width
     masks = [decode_mask(mask) for mask in region.masks]
     for mask in masks:
         if mask.shape != size:
             sizes = " and ".join(f"{width} x {height}" for height, width in (mask.shape, size))
             raise DataError(f"sample {key}: the mask of {region.phrase!r} and the picture differ in size: {sizes}")
     return {"box": [box_mask(box, size) for box in region.boxes], "pixel": masks}
+
+
+def _foreground(masks: Sequence[Mask]) -> list[Mask]:
+    return [mask for mask in masks if not is_background(mask)]
 
 
 def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> dict[str, Any]:
@@ -238,6 +246,24 @@ def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> dict[st
 
 
 def _as_bytes(heat: Array) -> dict[str, Any]:
-    """Map as 255ths of its maximum, for pictures of it; `map_of_record` reads it."""
+    """Pack a map as 255ths of its maximum, for pictures of it; `map_of_record` reads it."""
     scaled: NDArray[np.uint8] = np.rint(255 * heat / max(float(heat.max()), 1e-30)).astype(np.uint8)
     return {"grid": list(heat.shape), "values": base64.b64encode(scaled.tobytes()).decode()}
+
+
+def map_of_record(record: Mapping[str, Any]) -> Array:
+    """Return the map (rows, columns) of a line of `samples.jsonl`, from 0 to 1; it must have one."""
+    values = np.frombuffer(base64.b64decode(record["map"]["values"]), dtype=np.uint8)
+    return values.reshape(record["map"]["grid"]) / 255
+
+
+def region_of_record(record: Mapping[str, Any], sample: Sample) -> Mask:
+    """Return the pixels (height, width) that a line of `samples.jsonl` was measured against.
+
+    Those of masks if there are any, else of boxes; `sample` is the picture's.
+    """
+    regions = parse_regions(sample.key, sample.annotations)
+    kind = "box" if record["pixel"] is None else "pixel"
+    masks = [mask for n in record["regions"] for mask in _shapes(sample.key, regions[n], sample.media)[kind]]
+    found: Mask = np.logical_or.reduce(_foreground(masks) if record["level"] == "global" else masks)
+    return found

@@ -19,6 +19,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
 from eval.answering import Answer, answer_questions
 from eval.features import load, processes
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval
 
@@ -47,6 +49,7 @@ def evaluate(
         finite.
     """
     manifest = Manifest.load(data)
+    known = overlap(manifest, model)
     loaded = load(model, precision, cache)
     labels = tuple(loaded.model.config.classifier_labels)
     if loaded.model.config.classifier_images != 2 or sorted(labels) != sorted(LABELS):
@@ -54,8 +57,10 @@ def evaluate(
     started = time.perf_counter()
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     records = [_record(answer, labels, manifest.name) for answer in answers]
-    unreadable = sorted({answer.key for answer in answers if answer.problem})
-    flags = ["unreadable_images"] if unreadable else []
+    unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
+    flags = overlap_flags(known)
+    if unreadable:
+        flags.append("unreadable_images")
     if len(records) > 1 and len({record["prediction"] for record in records}) == 1:
         flags.append("constant_prediction")
     if records[0]["label"] is None:
@@ -74,6 +79,7 @@ def evaluate(
             "hash": f"sha256:{manifest.digest}",
             "pairs": len({answer.key for answer in answers}),
             "statements": len(answers),
+            "overlap": known,
             "unreadable": unreadable,
         },
         model=loaded.description | {"precision": precision},

@@ -21,6 +21,8 @@ from data_pipeline.manifest import Manifest
 from eval.directions import TOP, Captions, Direction, directions, missed, records_of, shortlist
 from eval.features import Images, LoadedModel, Texts, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap as overlap_with
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval, median_interval
 from pretrain.ranking import Ranks, chance_average_precision, tells_nothing_apart
@@ -44,6 +46,7 @@ def evaluate(
     batch_size: int = 64,
     precision: str = "fp32",
     cache: Path | str | None = None,
+    train: Path | str | None = None,
 ) -> Result:
     """Evaluate retrieval over a data set and write `result.json` and `samples.jsonl` into ``out``.
 
@@ -65,6 +68,8 @@ def evaluate(
         `fp32` or `bf16` for the networks; scores are float32 in both.
     cache
         Folder that keeps what is encoded, for the next time; none is kept without.
+    train
+        Run folder or data set that may hold test pictures; that of the model by default.
 
     Raises
     ------
@@ -73,6 +78,7 @@ def evaluate(
     """
     check_options(rerank_k, score, folds)
     manifest = Manifest.load(data)
+    known = overlap_with(manifest, model, train)
     loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
@@ -83,6 +89,7 @@ def evaluate(
         images,
         out,
         started,
+        overlap=known,
         rerank_k=rerank_k,
         score=score,
         folds=folds,
@@ -108,6 +115,7 @@ def retrieve(
     out: Path | str,
     started: float,
     *,
+    overlap: str,
     rerank_k: int,
     score: str,
     folds: int,
@@ -122,7 +130,7 @@ def retrieve(
     texts = encode_texts(loaded, captions.texts, batch_size=batch_size)
     encoded = time.perf_counter()
     both = directions(media, images, texts, captions, folds)
-    flags: list[str] = []
+    flags = overlap_flags(overlap)
     lists = [[shortlist(part, max(rerank_k, TOP)) for part in side] for side in both]
     margins = _margins(loaded, images, texts, both, lists, rerank_k) if rerank_k else None
     if margins is not None and any(all(tells_nothing_apart(part) for part in side) for side in margins):
@@ -161,6 +169,7 @@ def retrieve(
             "texts": len(captions.texts),
             f"duplicate_{media}s": len(images.keys) - len(np.unique(images.row)),
             "duplicate_texts": len(captions.texts) - len(np.unique(texts.row)),
+            "overlap": overlap,
             "unreadable": {bad.key: bad.problem for bad in images.unreadable},
         },
         model=loaded.description,

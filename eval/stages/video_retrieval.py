@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_pipeline.manifest import Manifest
 from eval.features import encode_images, load
+from eval.overlap import overlap
 from eval.schema import Result
 from eval.stages.retrieval import check_options, metrics, retrieve
 
@@ -30,6 +31,7 @@ def evaluate(
     batch_size: int = 16,
     precision: str = "fp32",
     cache: Path | str | None = None,
+    train: Path | str | None = None,
 ) -> Result:
     """Evaluate retrieval of and by clips, ``frames`` of each; everything else is as for pictures.
 
@@ -40,6 +42,7 @@ def evaluate(
     """
     check_options(rerank_k, score)
     manifest = Manifest.load(data)
+    known = overlap(manifest, model, train)
     loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit, frames=frames, skip_unreadable=True)
@@ -50,6 +53,7 @@ def evaluate(
         images,
         out,
         started,
+        overlap=known,
         rerank_k=rerank_k,
         score=score,
         folds=1,

@@ -22,6 +22,8 @@ from data_pipeline.manifest import Manifest
 from eval.answering import Answer, answer_questions
 from eval.answers import LabelScores
 from eval.features import load, processes
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Metric, Result, environment, read_records, read_result, write_result
 from eval.statistics import mean_interval
 from eval.vqa_accuracy import accuracy
@@ -79,6 +81,7 @@ def evaluate(
     if submit and limit is not None:
         raise UsageError("a submission answers all questions: leave out limit, or submit")
     manifest = Manifest.load(data)
+    known = overlap(manifest, model)
     blind = None if prior is None else _blind_answers(prior, manifest)
     loaded = load(model, precision, cache)
     if loaded.model.config.classifier_images != 1:
@@ -87,9 +90,15 @@ def evaluate(
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     labels = list(loaded.model.config.classifier_labels)
     records = _records(answers, labels, blind)
-    unreadable = sorted({answer.key for answer in answers if answer.problem})
+    unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
     predicted = {record["prediction"] for record in records}
-    flags = ["constant_prediction"] if len(records) > 1 and len(predicted) == 1 else []
+    flags = overlap_flags(known)
+    if len(records) > 1 and len(predicted) == 1:
+        flags.append("constant_prediction")
+    if unreadable:
+        flags.append("unreadable_images")
+    if not records[0]["answers"]:
+        flags.append("no_answers")
     state = processes()
     result = Result(
         stage="vqa",
@@ -100,12 +109,13 @@ def evaluate(
             "hash": f"sha256:{manifest.digest}",
             "images": len({answer.key for answer in answers}),
             "questions": len(answers),
+            "overlap": known,
             "unreadable": unreadable,
         },
         model=loaded.description | {"labels": len(labels), "precision": precision},
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=flags + (["unreadable_images"] if unreadable else []) + ([] if records[0]["answers"] else ["no_answers"]),
+        flags=flags,
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:

@@ -25,6 +25,8 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
 from eval.answering import check_ids
 from eval.answers import read_questions
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
 from eval.schema import Result, environment, write_result
 from eval.stages import vqa
 from eval.vqa_accuracy import Truth, accuracy
@@ -46,6 +48,7 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
     """
     started = time.perf_counter()
     known, asked = Manifest.load(train), Manifest.load(data)
+    shared = overlap(asked, None, train)
     training = [question for _, question in read_questions(known) if question.answers]
     if not training:
         raise DataError(f"the questions of {train} have no answers to learn from")
@@ -74,10 +77,12 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
             "train_path": str(train),
             "train_hash": f"sha256:{known.digest}",
             "train_questions": len(training),
+            "overlap": shared,
         },
         model={"name": "question only: one linear layer on words and pairs of words", "hash": None, "labels": LABELS},
         environment=environment(),
         metrics=vqa.metrics(records),
+        flags=overlap_flags(shared),
         timing={"total_s": time.perf_counter() - started},
     )
     write_result(Path(out), result, records)

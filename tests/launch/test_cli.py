@@ -21,6 +21,8 @@ COMMANDS = (
     "pretrain",
     "eval retrieval",
     "eval align",
+    "eval zero-shot",
+    "explain",
     "export",
     "convert",
     "report",

@@ -1,0 +1,113 @@
+"""One picture with where a caption, or a word of it, looks: a file in, a PNG with the map over the picture out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from data_pipeline.augment import resize_into
+from data_pipeline.decode import Pixels, decode, open_image
+from data_pipeline.errors import DataError, NumericsError, UsageError
+from data_pipeline.sample import BadSample
+from eval.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
+from eval.features import LoadedModel, encode_texts, load
+from eval.grounding import Array
+
+from .overlays import COLOURS, overlay
+
+WIDTH = 5.0  # inches of the picture in the figure, at DPI
+DPI = 120
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was drawn: the map (rows, columns), for a word the sum of its tokens', and where it is highest."""
+
+    out: Path
+    caption: str
+    word: str | None
+    heat: Array
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """Row and column of the highest cell."""
+        row, column = np.unravel_index(self.heat.argmax(), self.heat.shape)
+        return int(row), int(column)
+
+
+def explain(
+    image: Path | str, caption: str, model: Path | str, out: Path | str, *, word: str | None = None
+) -> Explanation:
+    """Draw the map of a caption, or of a word or phrase in it, over a picture into the PNG file ``out``.
+
+    Raises
+    ------
+    UsageError
+        If the caption is empty, or does not hold the word: the message names the words that are there.
+    DataError
+        If the picture cannot be read.
+    NumericsError
+        If attention is not finite.
+    """
+    caption = caption.strip()
+    if not caption:
+        raise UsageError("the caption is empty: say what is in the picture")
+    if word is not None and find_phrase(caption, word) is None:
+        raise UsageError(f"the caption has no {word!r}; its words are: {' '.join(caption.split())}")
+    pixels = _read(Path(image))
+    loaded = load(model)
+    heat = map_of(loaded, pixels, caption, word)
+    _draw(pixels, heat, caption, word, Path(out))
+    return Explanation(Path(out), caption, word, heat)
+
+
+@torch.inference_mode()
+def map_of(loaded: LoadedModel, pixels: Pixels, caption: str, word: str | None) -> Array:
+    """Map (rows, columns) of a caption, or of a word or phrase of it, over a picture uint8 (height, width, 3)."""
+    model, longest = loaded.model, loaded.model.config.max_text_length
+    tokens = [CLASS_TOKEN] if word is None else phrase_tokens(loaded.tokenizer, caption, word, longest)
+    if not tokens:
+        raise UsageError(f"the model reads only {longest} tokens of the caption, and {word!r} comes later: shorten it")
+    squashed = np.empty((model.config.image_size, model.config.image_size, 3), dtype=np.uint8)
+    resize_into(pixels, squashed)
+    with loaded.autocast():
+        image = model.encode_image(model.normalize(torch.from_numpy(squashed)[None].to(loaded.device)))
+    texts = encode_texts(loaded, [caption])
+    [maps] = attention_maps(loaded, image, texts.tokens, texts.mask)
+    heat: Array = maps[tokens].sum(dim=0).double().numpy()
+    if not np.isfinite(heat).all():
+        raise NumericsError("attention is not finite: the model's weights are broken")
+    return heat
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        return decode(open_image(path.read_bytes()))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except BadSample as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _draw(pixels: Pixels, heat: Array, caption: str, word: str | None, out: Path) -> None:
+    height = WIDTH * min(max(pixels.shape[0] / pixels.shape[1], 0.2), 3.0)
+    figure = Figure(figsize=(2 * WIDTH + 1, height + 1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(pixels)
+    right.imshow(overlay(pixels, heat))
+    for axes in (left, right):
+        axes.set_axis_off()
+    bar = figure.colorbar(ScalarMappable(Normalize(0, float(heat.max())), COLOURS), ax=right, shrink=0.9)
+    bar.set_label("attention of a patch")
+    what = "the whole caption" if word is None else f"“{word}”"
+    figure.suptitle(f"“{caption}”\nwhere {what} looks", wrap=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.set_canvas(FigureCanvasAgg(figure))
+    figure.savefig(out, format="png", dpi=DPI)

@@ -1,0 +1,62 @@
+"""Pictures of an alignment result: the worst are the worst, regions are framed, and missing data are said."""
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.regions import encode_mask
+from data_pipeline.write import write_shards
+from eval.report.overlays import overlays
+from eval.schema import read_records
+from eval.stages.align import evaluate
+
+
+@pytest.fixture
+def result(knowing_model: Path, tmp_path: Path) -> Path:
+    """Nine pictures with two phrases each, one with boxes, one with a mask."""
+    generator, records = np.random.default_rng(0), []
+    for number in range(9):
+        content = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (30, 60, 3), dtype=np.uint8)).save(content, "PNG")
+        mask = np.zeros((30, 60), dtype=bool)
+        mask[3 * number : 3 * number + 5, 10:20] = True
+        regions = [
+            {"phrase": "red circle", "boxes": [[5 * number, 2, 5 * number + 20, 25]]},
+            {"phrase": "star", "masks": [encode_mask(mask)]},
+        ]
+        annotations = {"captions": ["a red circle and a star"], "regions": regions}
+        records.append((f"s{number}", {"png": content.getvalue(), "json": json.dumps(annotations).encode()}))
+    write_shards(tmp_path / "data", records, source={"name": "d"})
+    evaluate(knowing_model, tmp_path / "data", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_examples_are_spread_or_the_worst_and_each_is_a_framed_picture(result: Path) -> None:
+    found = overlays(result)
+    spread, worst, whole = found.groups.values()
+    assert found.problem is None and [len(group) for group in (spread, worst, whole)] == [6, 6, 6]
+    gains: dict[str, float] = {}
+    for line in read_records(result):
+        scores = line["pixel"] or line["box"]
+        if line["level"] == "local":
+            gains[line["image"]] = min(scores["mass"] - scores["area"], gains.get(line["image"], 1.0))
+    assert [example.mass - example.area for example in worst] == pytest.approx(sorted(gains.values())[:6])
+    assert {example.phrase for example in whole} == {None}
+    for example in (*spread, *worst, *whole):
+        kind, _, content = example.picture.partition(",")
+        assert kind == "data:image/jpeg;base64"
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
+        assert pixels.shape == (120, 240, 3)
+        assert (pixels.min(axis=2) > 215).sum() > 50  # the white frame
+
+
+def test_without_the_data_there_are_no_pictures_and_the_reason_is_said(result: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "data")
+    found = overlays(result)
+    assert found.groups == {} and "data is not a folder" in (found.problem or "")

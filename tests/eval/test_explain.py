@@ -1,0 +1,80 @@
+"""`glscl explain`: the picture is drawn, its peak is the map's, and every mistake is said in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.manifest import Manifest
+from data_pipeline.store import Store
+from eval.report.explain import explain
+from eval.report.overlays import overlay
+from launch.cli import main
+
+CAPTION = "a red circle and a blue star"
+
+
+@pytest.fixture
+def photo(gallery: Path, tmp_path: Path) -> Path:
+    (tmp_path / "p.jpg").write_bytes(Store([Manifest.load(gallery)]).read(0, 0).media)
+    return tmp_path / "p.jpg"
+
+
+@pytest.mark.parametrize("word", [None, "circle", "Blue  star,"])
+def test_the_map_is_drawn_and_its_peak_is_said(
+    word: str | None, knowing_model: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "map.png"
+    arguments = ["explain", str(photo), "--caption", CAPTION, "--model", str(knowing_model), "--out", str(out)]
+    assert main([*arguments, "--json", *(["--word", word] if word else [])]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["grid"] == [3, 3] and said["word"] == word and said["caption"] == CAPTION
+    with Image.open(out) as drawn:
+        assert drawn.format == "PNG" and drawn.width > 600
+        assert len(drawn.convert("RGB").getcolors(10**7)) > 500
+    found = explain(photo, CAPTION, knowing_model, out, word=word)
+    assert list(found.peak) == said["peak"] and found.heat[found.peak] == found.heat.max()
+    if word:
+        words = [explain(photo, CAPTION, knowing_model, out, word=one).heat for one in word.strip(",").split()]
+        np.testing.assert_allclose(found.heat, sum(words), rtol=1e-6)
+
+
+def test_colours_go_where_the_map_is_high() -> None:
+    heat = np.zeros((2, 4))
+    heat[0, 3] = 0.5
+    coloured = overlay(np.full((40, 80, 3), 128, dtype=np.uint8), heat).astype(int)
+    yellow = coloured[..., 0] + coloured[..., 1] - coloured[..., 2]
+    assert coloured.shape == (40, 80, 3)
+    row, column = np.unravel_index(yellow.argmax(), yellow.shape)
+    assert row < 20 and column >= 60
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "message"),
+    [
+        ({"--word": "dog"}, 2, "the caption has no 'dog'; its words are: a red circle and a blue star"),
+        ({"--word": " "}, 2, "the caption has no ' '"),
+        ({"--caption": " "}, 2, "the caption is empty"),
+        ({"--caption": "so " * 60 + "far", "--word": "far"}, 2, "reads only 40 tokens of the caption"),
+        ({"image": "nowhere.jpg"}, 3, "cannot read nowhere.jpg"),
+        ({"image": __file__}, 3, "not a JPEG, PNG or WebP image"),
+        ({"--model": "nowhere"}, 2, "no model at nowhere"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(
+    changed: dict[str, str],
+    code: int,
+    message: str,
+    knowing_model: Path,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"--caption": CAPTION, "--model": str(knowing_model), "--out": str(tmp_path / "o.png")} | changed
+    image = given.pop("image", str(photo))
+    assert main(["explain", image, *(part for pair in given.items() for part in pair)]) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "o.png").exists()

@@ -1,0 +1,92 @@
+"""Test pictures in the training data are found by their bytes, known relations are said, and unknown is unknown."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_pipeline.errors import UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.store import MEMBERS, Store
+from data_pipeline.write import write_shards
+from eval.overlap import flags, overlap
+from eval.stages.retrieval import evaluate
+
+
+def pictures(split: Path, out: Path, chosen: range, **source) -> Manifest:
+    """Write some pictures of a split as a data set of its own."""
+    store = Store([Manifest.load(split)])
+    members = [(f"x{i}", store.members(0, i, MEMBERS["image"])) for i in chosen]
+    return write_shards(out, members, source={"name": out.name, **source})
+
+
+def run_folder(path: Path, trained: list[Manifest], **config) -> Path:
+    path.mkdir()
+    data = [{"path": str(m.root), "name": m.name, "digest": m.digest} for m in trained]
+    (path / "environment.json").write_text(json.dumps({"data": data}))
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def test(gallery: Path) -> Manifest:
+    return Manifest.load(gallery)
+
+
+def test_other_pictures_are_none_known(scenes: Path, test: Manifest, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", [Manifest.load(scenes / "train")])
+    assert overlap(test, run) == "none known"
+    assert overlap(test, run / "checkpoints" / "step-00000001" / "model") == "none known"
+    assert overlap(test, None, scenes / "train") == "none known"
+    assert flags("none known") == []
+
+
+def test_equal_pictures_are_counted_whatever_they_are_called(test: Manifest, gallery: Path, tmp_path: Path) -> None:
+    copies = pictures(gallery, tmp_path / "copies", range(3, 8))
+    said = overlap(test, None, copies.root)
+    assert said == f"possible: 5 of 20 test pictures are in {copies.root}, byte for byte"
+    assert flags(said) == [f"overlap: {said}"]
+    assert overlap(test, None, gallery).startswith("possible: trained on this very data set")
+
+
+def test_what_a_run_started_from_counts_too(scenes: Path, test: Manifest, gallery: Path, tmp_path: Path) -> None:
+    before = run_folder(tmp_path / "before", [pictures(gallery, tmp_path / "copies", range(2))])
+    run = run_folder(tmp_path / "run", [Manifest.load(scenes / "train")], init_from=str(before))
+    assert overlap(test, run).startswith("possible: 2 of 20 test pictures are in")
+
+
+def test_unknown_is_said_to_be_unknown(scenes: Path, test: Manifest, tmp_path: Path) -> None:
+    assert overlap(test, tmp_path) == f"unknown: {tmp_path} does not say what it was trained on"
+    train = pictures(scenes / "train", tmp_path / "t", range(4))
+    run = run_folder(tmp_path / "run", [train], init_from=str(tmp_path / "gone"))
+    assert overlap(test, run) == f"unknown: {tmp_path / 'gone'} does not say what it was trained on"
+    tower = run_folder(tmp_path / "tower", [train], model={"vision_from": "openai/clip-vit-base-patch16"})
+    assert overlap(test, tower) == "unknown: what openai/clip-vit-base-patch16 was trained on"
+    (train.root / "dataset.json").unlink()
+    gone = run_folder(tmp_path / "other", [train])
+    assert overlap(test, gone) == f"unknown: the training data {train.root} are not there as they were"
+    with pytest.raises(UsageError, match="is neither a run folder nor a data set"):
+        overlap(test, None, tmp_path)
+
+
+def test_visual_genome_holds_pictures_of_coco_unless_its_import_left_them_out(
+    scenes: Path, gallery: Path, tmp_path: Path
+) -> None:
+    coco = pictures(gallery, tmp_path / "coco", range(4), pictures="coco")
+    for name, source, expected in (
+        ("visual_genome", {}, "possible"),
+        ("vg-train", {"excluded": ["flickr30k"]}, "possible"),
+        ("vg-clean", {"excluded": ["coco", "flickr30k"]}, "none known"),
+        ("cc3m", {}, "none known"),
+        ("mscoco", {}, "possible"),  # someone else's copy, perhaps of other bytes
+        ("other", {"pictures": "coco"}, "none known"),  # ours, of the same files
+    ):
+        train = pictures(scenes / "train", tmp_path / name, range(3), **source)
+        assert overlap(coco, None, train.root).startswith(expected), name
+
+
+def test_results_carry_it(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    found = evaluate(knowing_model, gallery, tmp_path, rerank_k=0, limit=2, train=gallery)
+    assert found.data["overlap"].startswith("possible: trained on this very data set")
+    assert found.flags == [f"overlap: {found.data['overlap']}"]
