@@ -133,9 +133,11 @@ def _order(arguments: argparse.Namespace) -> None:
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
     """List what the order of each kind of a run depends on, pictures before clips."""
-    from pretrain.config_file import load_config
+    from eval.finetuning.config import load_finetune_config
+    from pretrain.config import TrainingConfig
+    from pretrain.config_file import load_config, read_values
 
-    config = load_config(path)
+    config: TrainingConfig = load_finetune_config(path) if "task" in read_values(path) else load_config(path)
     return [
         {
             "dirs": mixture.dirs,
