@@ -133,9 +133,11 @@ def _order(arguments: argparse.Namespace) -> None:
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
     """List what the order of each kind of a run depends on, pictures before clips."""
-    from pretrain.config_file import load_config
+    from eval.finetuning.config import load_finetune_config
+    from pretrain.config import TrainingConfig
+    from pretrain.config_file import load_config, read_values
 
-    config = load_config(path)
+    config: TrainingConfig = load_finetune_config(path) if "task" in read_values(path) else load_config(path)
     return [
         {
             "dirs": mixture.dirs,
@@ -171,18 +173,6 @@ def _plan(arguments: argparse.Namespace) -> _Result:
     return asdict(result) | totals, f"{result.table()}\n\n{spent}"
 
 
-def _retrieval(arguments: argparse.Namespace) -> _Result:
-    from eval.stages import retrieval, video_retrieval
-
-    options = {name: getattr(arguments, name) for name in ("rerank_k", "score", "limit", "cache", "train")}
-    evaluated = arguments.model, arguments.data, arguments.out
-    if "frames" in arguments:
-        result = video_retrieval.evaluate(*evaluated, frames=arguments.frames, **options)
-    else:
-        result = retrieval.evaluate(*evaluated, folds=arguments.folds, **options)
-    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
-
-
 def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
     from importlib import import_module
 
@@ -205,17 +195,16 @@ def _explain(arguments: argparse.Namespace) -> _Result:
 
 
 def _verify_results(arguments: argparse.Namespace) -> _Result:
-    from eval.schema import read_result
     from eval.verify import verify
 
-    counts = {}
-    for folder in arguments.dirs:
-        wrong = verify(folder)
-        counts[str(folder)] = len(read_result(folder).metrics)
-        if wrong:
-            raise DataError(f"{folder}: {len(wrong)} metrics do not follow from samples.jsonl: {', '.join(wrong)}")
-    line = "\n".join(f"{folder}: all {count} metrics follow from samples.jsonl" for folder, count in counts.items())
-    return {"verified": counts}, line
+    wrong = {str(folder): verify(folder) for folder in arguments.dirs}
+    if any(wrong.values()):
+        if arguments.json:
+            print(json.dumps({"wrong": wrong}))
+        said = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in wrong.items() if names)
+        count = sum(map(len, wrong.values()))
+        raise DataError(f"{count} metrics do not follow from samples.jsonl: {said}")
+    return {"wrong": wrong}, "\n".join(f"{folder}: every metric follows from samples.jsonl" for folder in wrong)
 
 
 def _compare(arguments: argparse.Namespace) -> _Result:
@@ -391,7 +380,7 @@ def _add_eval(commands: Any) -> None:
     retrieval = _command(
         commands,
         "retrieval",
-        _retrieval,
+        partial(_evaluation, "retrieval"),
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
@@ -402,7 +391,7 @@ def _add_eval(commands: Any) -> None:
     video = _command(
         commands,
         "video-retrieval",
-        _retrieval,
+        partial(_evaluation, "video-retrieval"),
         "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
         "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
     )
@@ -489,6 +478,12 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     )
     retrieval.add_argument(
         "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
+    )
+    retrieval.add_argument(
+        "--train",
+        metavar="DIR",
+        type=Path,
+        help="run or data set that may hold test pictures (default: the model's run)",
     )
 
 

@@ -274,6 +274,13 @@ class Mixture:
     """Side in pixels; None: that of the model's pictures."""
 
 
+# May differ between the runs that share a folder; every other difference always changes what is computed.
+FREE_ON_RESUME = (
+    *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
+    *("checkpoint_activations", "model.checkpoint_activations"),
+)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """What every training run depends on, whatever it trains."""
@@ -298,6 +305,11 @@ class TrainingConfig:
     validation: ValidationConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def free_on_resume(self) -> tuple[str, ...]:
+        """Keys that may differ between the starts of one run."""
+        return FREE_ON_RESUME
 
     @property
     def mixtures(self) -> dict[Kind, Mixture]:
@@ -379,9 +391,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"decay": "published", "max_grad_norm": None},
     }
 }
-
-# May differ between the runs that share a folder; every other difference always changes what is computed.
-FREE_ON_RESUME = (
-    *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
-    *("checkpoint_activations", "model.checkpoint_activations"),
-)

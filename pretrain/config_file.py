@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.errors import UsageError
 
-from .config import FREE_ON_RESUME, PRESETS, RunConfig, TrainingConfig
+from .config import PRESETS, RunConfig, TrainingConfig
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -110,7 +110,7 @@ def differences(config: TrainingConfig, saved: TrainingConfig) -> list[str]:
     now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
     keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     exact = config.accumulation == saved.accumulation == "exact"
-    free = (*FREE_ON_RESUME, "micro_batches") if exact else FREE_ON_RESUME
+    free = (*config.free_on_resume, "micro_batches") if exact else config.free_on_resume
     return [key for key in keys if not any(key == name or key.startswith(name + ".") for name in free)]
 
 

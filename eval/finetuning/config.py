@@ -28,6 +28,11 @@ class FinetuneConfig(TrainingConfig):
     """Towers whose activations are computed again in the backward pass: less memory, a third more work."""
 
     @property
+    def free_on_resume(self) -> tuple[str, ...]:
+        """Keys that may differ between the starts of one run: not the validation, which decides what is best."""
+        return (*(key for key in super().free_on_resume if key != "validation"), "validation.batch_size")
+
+    @property
     def mixtures(self) -> dict[Kind, Mixture]:
         """What is read: of pairs where the task is on pairs, for retrieval in groups of 16 unless another is given."""
         found = super().mixtures

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from data_pipeline.augment import resize_into
 from data_pipeline.decode import Pixels, decode, open_image
@@ -24,6 +25,7 @@ from .overlays import COLOURS, overlay
 
 WIDTH = 5.0  # inches of the picture in the figure, at DPI
 DPI = 120
+LARGEST = 1200  # pixels of a side that are drawn
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def explain(
 
 @torch.inference_mode()
 def map_of(loaded: LoadedModel, pixels: Pixels, caption: str, word: str | None) -> Array:
-    """Map (rows, columns) of a caption, or of a word or phrase of it, over a picture uint8 (height, width, 3)."""
+    """Return the map (rows, columns) of a caption, or of words in it, over a picture uint8 (height, width, 3)."""
     model, longest = loaded.model, loaded.model.config.max_text_length
     tokens = [CLASS_TOKEN] if word is None else phrase_tokens(loaded.tokenizer, caption, word, longest)
     if not tokens:
@@ -97,6 +99,9 @@ def _read(path: Path) -> Pixels:
 
 
 def _draw(pixels: Pixels, heat: Array, caption: str, word: str | None, out: Path) -> None:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture)
     height = WIDTH * min(max(pixels.shape[0] / pixels.shape[1], 0.2), 3.0)
     figure = Figure(figsize=(2 * WIDTH + 1, height + 1), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -107,7 +112,8 @@ def _draw(pixels: Pixels, heat: Array, caption: str, word: str | None, out: Path
     bar = figure.colorbar(ScalarMappable(Normalize(0, float(heat.max())), COLOURS), ax=right, shrink=0.9)
     bar.set_label("attention of a patch")
     what = "the whole caption" if word is None else f"“{word}”"
-    figure.suptitle(f"“{caption}”\nwhere {what} looks", wrap=True)
+    title = f"“{caption}”\nwhere {what} looks"
+    figure.suptitle(title.replace("$", r"\$"), wrap=True)  # between two dollars it would be read as a formula
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.set_canvas(FigureCanvasAgg(figure))
     figure.savefig(out, format="png", dpi=DPI)

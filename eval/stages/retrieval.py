@@ -25,7 +25,7 @@ from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap as overlap_with
 from eval.schema import Metric, Result, environment, write_result
 from eval.statistics import mean_interval, median_interval
-from pretrain.ranking import Ranks, chance_average_precision, tells_nothing_apart
+from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, tells_nothing_apart
 
 RECALL_AT = (1, 5, 10)
 SCORES = {
@@ -198,11 +198,10 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     for name, lines in by_direction.items():
         clusters = [line["image"] for line in lines]
         first = _ranks(lines, "contrastive")
-        positives, candidates = (np.array([line[key] for line in lines]) for key in ("positives", "candidates"))
-        chance = Ranks(np.zeros_like(positives), candidates, positives, first.candidates)
+        sizes = [(line["positives"], line["candidates"]) for line in lines]
         rerank_k = max((line["reranked"]["k"] for line in lines if "reranked" in line), default=0)
         for k in sorted({*RECALL_AT, *([rerank_k] if rerank_k else [])}):
-            found.append(_recall(f"{name}/R@{k}", first, chance, k, clusters))
+            found.append(_recall(f"{name}/R@{k}", first, sizes, k, clusters))
         for label, middle, interval in (("MdR", np.median, median_interval), ("MeanR", np.mean, mean_interval)):
             found.append(
                 Metric(
@@ -211,18 +210,19 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
                     unit="rank",
                     ci95=interval(first.expected, clusters),
                     n=len(lines),
-                    chance=float(middle(chance.expected)),
+                    chance=float(middle([_guessed_rank(*size) for size in sizes])),
                     bounds=(float(middle(first.pessimistic)), float(middle(first.optimistic))),
                 )
             )
         precision = np.array([line["contrastive"]["average_precision"] for line in lines])
-        guessed = [_chance_precision(int(p), int(c)) for p, c in zip(positives, candidates, strict=True)]
-        found.append(_mean(f"{name}/mAP", precision, clusters, float(np.mean(guessed))))
+        found.append(
+            _mean(f"{name}/mAP", precision, clusters, float(np.mean([_guessed_precision(*size) for size in sizes])))
+        )
         found.append(_mean(f"{name}/tie_rate", first.tied > first.tied_positives, clusters))
         if rerank_k:
             # Only R@k: a mean rank would mix what the head ordered with what it never saw.
             both = _ranks(lines, "reranked")
-            found += [_recall(f"{name}/reranked/R@{k}", both, chance, k, clusters) for k in RECALL_AT]
+            found += [_recall(f"{name}/reranked/R@{k}", both, sizes, k, clusters) for k in RECALL_AT]
             gain = _mean(f"{name}/reranked_gain/R@1", both.hits(1) - first.hits(1), clusters, 0.0)
             found.append(gain.model_copy(update={"unit": "percentage points"}))
             found.append(_mean(f"{name}/reranked/tie_rate", both.tied > both.tied_positives, clusters))
@@ -253,9 +253,22 @@ def _margins(
     return [parts[: len(both[0])], parts[len(both[0]) :]]
 
 
+# What equal scores reach with so many positives among so many candidates; a test set has few such sizes.
+
+
 @lru_cache(maxsize=4096)
-def _chance_precision(positives: int, candidates: int) -> float:
+def _guessed_rank(positives: int, candidates: int) -> float:
+    return float(chance_ranks([range(positives)], candidates).expected[0])
+
+
+@lru_cache(maxsize=4096)
+def _guessed_precision(positives: int, candidates: int) -> float:
     return chance_average_precision(positives, candidates)
+
+
+@lru_cache(maxsize=65536)
+def _guessed_hit(positives: int, candidates: int, k: int) -> float:
+    return chance_ranks([range(positives)], candidates).recall(k)
 
 
 def _ranks(lines: Sequence[dict[str, Any]], stage: str) -> Ranks:
@@ -277,9 +290,10 @@ def _mean(name: str, values: Any, clusters: Sequence[str], chance: float | None 
     )
 
 
-def _recall(name: str, ranked: Ranks, chance: Ranks, k: int, clusters: Sequence[str]) -> Metric:
+def _recall(name: str, ranked: Ranks, sizes: Sequence[tuple[int, int]], k: int, clusters: Sequence[str]) -> Metric:
     ranked_at_all = ranked.tied > 0  # not what could not be read
     bounds = tuple(
         100 * float(((rank <= k) & ranked_at_all).mean()) for rank in (ranked.pessimistic, ranked.optimistic)
     )
-    return _mean(name, ranked.hits(k), clusters, chance.recall(k)).model_copy(update={"bounds": bounds})
+    chance = float(np.mean([_guessed_hit(*size, k) for size in sizes]))
+    return _mean(name, ranked.hits(k), clusters, chance).model_copy(update={"bounds": bounds})

@@ -25,6 +25,7 @@ from eval.schema import read_records, read_result
 from eval.stages.align import evaluate, metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
+from tests.data_pipeline import official
 
 from .conftest import save_model
 
@@ -334,6 +335,16 @@ def test_data_that_cannot_be_used_are_refused(regions: list, message: str, knowi
 def test_a_region_that_ends_where_a_cell_ends_touches_no_other() -> None:
     for width in (96, 222, 334, 480, 640):
         assert (pooled(box_mask((0, 0, width / 2, 1), (1, width)), (1, 18)) > 0).sum() == 9
+
+
+def test_the_benchmarks_own_files_are_imported_and_scored(blind: Path, tmp_path: Path) -> None:
+    assert main(["data", "import", *official.align_bench(tmp_path), str(tmp_path / "d"), "--workers", "1"]) == 0
+    found = evaluate(blind, tmp_path / "d", tmp_path / "o")
+    lines = list(read_records(tmp_path / "o"))
+    assert [line["phrase"] for line in lines] == [None, "red dog", "grass"] * 2
+    assert all(line["box"] == pytest.approx(line["pixel"]) for line in lines)
+    assert lines[0]["pixel"]["mass"] == pytest.approx(220 / (48 * 64))
+    assert found.metric("local/pixel/mass").value == pytest.approx(100 * (220 + 200) / 2 / (48 * 64))
 
 
 @pytest.mark.slow

@@ -137,7 +137,12 @@ def test_the_verify_command_names_what_differs(
     assert "3 metrics do not follow from samples.jsonl" in error
     assert all(names[i] in error for i in (0, 3, -1))
     assert main(["eval", "verify", str(results["a"]), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"verified": {str(results["a"]): len(names)}}
+    assert json.loads(capsys.readouterr().out) == {"wrong": {str(results["a"]): []}}
+    shutil.copytree(results["a"], tmp_path / "records")
+    lines = (tmp_path / "records" / "samples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "records" / "samples.jsonl").write_text("".join(lines[1:]))
+    assert main(["eval", "verify", str(tmp_path / "records"), "--json"]) == 3
+    assert "text_to_image/R@1" in json.loads(capsys.readouterr().out)["wrong"][str(tmp_path / "records")]
 
 
 def test_records_of_another_stage_and_unknown_stages_are_refused(results: dict[str, Path], tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_the_map_is_drawn_and_its_peak_is_said(
         np.testing.assert_allclose(found.heat, sum(words), rtol=1e-6)
 
 
+def test_a_large_picture_and_a_caption_like_a_formula_are_drawn(knowing_model: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 200), (10, 200, 90)).save(tmp_path / "p.png")
+    explain(tmp_path / "p.png", r"a $\bad{ note and a $5 note", knowing_model, tmp_path / "o.png", word="$5")
+    with Image.open(tmp_path / "o.png") as drawn:
+        assert drawn.width < 2000
+
+
 def test_colours_go_where_the_map_is_high() -> None:
     heat = np.zeros((2, 4))
     heat[0, 3] = 0.5

@@ -1,8 +1,8 @@
 """Fine-tuning through its job and its command: the losses by hand, exact resume, the best checkpoint, refusals."""
 
-import dataclasses
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -175,7 +175,11 @@ def test_a_classifier_learns_what_it_is_asked(task, colours, tmp_path):
     settings = settings_of(task, colours, tmp_path / "run") | {"steps": 50, "batch": {"image": 16}}
     settings["validation"]["every"] = settings["log"]["every"] = settings["checkpoint"]["every"] = 50
     assert train_job(job(settings), StopAfter()) == 0
-    assert rows(settings["run"])[-1]["validation/accuracy"] > 90
+    measured = rows(settings["run"])[-1]["validation/accuracy"]
+    assert measured > 90
+    stage = import_module(f"eval.stages.{task}").evaluate
+    result = stage(settings["run"], settings["validation"]["path"], tmp_path / "result")
+    assert next(m for m in result.metrics if m.name == "accuracy").value == pytest.approx(measured)
 
 
 def test_the_best_checkpoint_stays_and_is_what_a_run_means(colours, tmp_path):
@@ -216,13 +220,13 @@ def test_a_damaged_best_checkpoint_is_passed_over_with_a_message(colours, tmp_pa
 def test_a_run_that_goes_back_forgets_a_best_checkpoint_of_the_branch_it_left(colours, tmp_path):
     settings = settings_of("retrieval", colours, tmp_path / "run")
     settings["checkpoint"] = {"every": 1, "keep": 9}
-    train_job(job(settings), StopAfter(2))
+    settings["validation"]["every"] = 3
+    train_job(job(settings), StopAfter(3))
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert json.loads((checkpoints / "best").read_text())["checkpoint"] == "step-00000002"
+    assert json.loads((checkpoints / "best").read_text())["checkpoint"] == "step-00000003"
     train_job(job(settings), StopAfter(1), resume=str(checkpoints / "step-00000001"))
-    assert json.loads((checkpoints / "best").read_text())["checkpoint"] == "step-00000002"
-    train_job(job(settings | {"validation": None}), StopAfter(1), resume=str(checkpoints / "step-00000001"))
     assert not (checkpoints / "best").exists()
+    assert model_folder(tmp_path / "run").parent.name == "step-00000002"
 
 
 def test_the_vocabulary_is_that_of_the_training_data_and_stays(colours, tmp_path):
@@ -316,13 +320,15 @@ def test_what_does_not_fit_the_task_is_refused_before_the_first_step(colours, tm
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_pre_training_folder_is_not_taken_for_a_fine_tuning(colours, tmp_path):
+def test_a_run_goes_on_with_the_configuration_that_it_was_started_with(colours, tmp_path):
     settings = settings_of("vqa", colours, tmp_path / "run")
     train_job(job(settings), StopAfter(1))
-    with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr\)"):
-        train_job(job(settings, optimizer={"lr": 1.0, "warmup": 0.2}), StopAfter(1))
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["task"] == "vqa" and dataclasses.asdict(job(saved).config) == dataclasses.asdict(job(settings).config)
+    other = settings["validation"] | {"limit": 5}  # another split would have another best
+    with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr, validation.limit\)"):
+        train_job(job(settings, optimizer={"lr": 1.0, "warmup": 0.2}, validation=other), StopAfter(1))
+    train_job(job(settings, validation=settings["validation"] | {"batch_size": 1}), StopAfter(1))
+    saved = load_finetune_config(tmp_path / "run" / "config.yaml", ["--validation.batch_size", "5"])
+    assert saved == job(settings).config
 
 
 def test_the_command_fine_tunes_and_explains_itself(colours, tmp_path, capsys):

@@ -9,6 +9,7 @@ import torch
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
+from data_pipeline.scenes.encode import encode_clip
 from data_pipeline.scenes.generate import generate
 from data_pipeline.store import MEMBERS, Store
 from data_pipeline.write import write_shards
@@ -98,6 +99,23 @@ def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, c
                 assert metric.bounds is not None and metric.bounds[1] == pytest.approx(100 * (CLIPS - 1) / CLIPS)
     with pytest.raises(DataError, match="cannot be evaluated"):
         encode_images(load(video_model, cache=tmp_path / "cache"), Manifest.load(broken), frames=4)
+
+
+def test_a_clip_of_one_frame_shows_it_in_the_place_of_every_frame(
+    video_model: Path, clips: Path, tmp_path: Path
+) -> None:
+    """W1."""
+    still = np.full((1, 48, 48, 3), (200, 30, 90), dtype=np.uint8)
+
+    def short(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
+        media = [encode_clip(still.repeat(count, 0), frames_per_second=8, crf=20) for count in (1, 2)]
+        return [own | ({"mp4": media[i]} if i < 2 else {}) for i, own in enumerate(members)]
+
+    data = rewritten(clips, tmp_path / "short", short)
+    assert evaluate(video_model, data, tmp_path / "o").data["unreadable"] == {}
+    images = encode_images(load(video_model), Manifest.load(data), frames=4)
+    np.testing.assert_allclose(images.features[0], images.features[1], atol=0.05)
+    assert images.tokens.shape[1] == 4 + 4 * 9
 
 
 def test_any_number_of_captions_joined_by_their_clip(video_model: Path, clips: Path, tmp_path: Path) -> None:
