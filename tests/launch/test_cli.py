@@ -19,6 +19,7 @@ COMMANDS = (
     "data order",
     "data tokenizer",
     "pretrain",
+    "finetune",
     "eval retrieval",
     "eval align",
     "eval zero-shot",
