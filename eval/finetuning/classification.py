@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.collate import Batch
+from data_pipeline.errors import DataError
 from data_pipeline.loader import evaluation_batches
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
@@ -118,7 +119,8 @@ class ClassificationTask:
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Accuracy on the validation split in percent: the official one (2021) of answers, plain that of statements.
 
-        Each sample is read by one rank; a rank that has no more questions waits in idle forwards for the others.
+        Each sample is read by one rank; a rank that has no more questions waits in idle forwards for the others. Raises
+        DataError where no question has an answer.
         """
         config = self.validation
         assert config is not None
@@ -136,7 +138,9 @@ class ClassificationTask:
             scores += [self._score(self.labels[p], q) for p, q in zip(predicted, questions, strict=False)]
         own = torch.tensor([[sum(scores), len(scores)]], dtype=torch.float64, device=device)
         correct, asked = gather_rows(own).sum(0).tolist()
-        return {"accuracy": 100 * correct / max(1, asked)}
+        if not asked:
+            raise DataError(f"{config.path} holds no question with an answer: nothing can be validated on it")
+        return {"accuracy": 100 * correct / asked}
 
     def _asked(self, config: ValidationConfig, size: int) -> Iterator[tuple[Tensor, list[Question]]]:
         """Yield the questions of this rank that have answers, at most `batch_size` at once, each with its pictures."""

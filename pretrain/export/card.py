@@ -92,7 +92,7 @@ def _training(folder: Path) -> str:
         lines.append(f"- code: `{environment['code']}`, seed {environment.get('seed')}")
     step, found = _validation(run / "metrics.jsonl", trainer["step"])
     if found:
-        lines += ["", f"Retrieval on the validation split at step {step:,}:", "", "| metric | value |", "|---|---|"]
+        lines += ["", f"On the validation split at step {step:,}:", "", "| metric | value |", "|---|---|"]
         lines += [f"| {name.removeprefix('validation/')} | {value:.2f} % |" for name, value in found.items()]
     return "\n".join(lines)
 

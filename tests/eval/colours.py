@@ -21,7 +21,7 @@ SIZE, WIDTH = 32, 32
 
 def write_colours(root: Path, split: str, count: int) -> None:
     """Write `root`/split and `root`/pairs/split, of another shade of each colour in every picture."""
-    write_shards(root / split, _pictures(split, count), source={"name": f"colours-{split}"})
+    write_shards(root / split, pictures(split, count), source={"name": f"colours-{split}"})
     write_shards(root / "pairs" / split, _pairs(split, count), source={"name": f"colour-pairs-{split}"})
 
 
@@ -68,7 +68,8 @@ def _picture(colour: str, shade: int) -> bytes:
     return content.getvalue()
 
 
-def _pictures(split: str, count: int) -> Iterator[Record]:
+def pictures(split: str, count: int) -> Iterator[Record]:
+    """Records of pictures, each with a caption and two questions."""
     for number in range(count):
         colour = list(COLOURS)[number % len(COLOURS)]
         questions = [

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.generate import generate
 from data_pipeline.text import Tokenizer
+from data_pipeline.write import write_shards
 from eval.answers import Vocabulary
 from eval.finetuning.config import load_finetune_config
 from launch.cli import main
 from pretrain.build import adapt_model
 from pretrain.loop import train_job
 from pretrain.run.checkpoint import load_model, model_folder
-from tests.eval.colours import write_colours, write_model, write_tokenizer
+from tests.eval.colours import pictures, write_colours, write_model, write_tokenizer
 from tests.eval.finetune_ranks import job, one_step, settings_of
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status
 from tests.pretrain.test_engines import launch
@@ -320,6 +321,15 @@ def test_what_does_not_fit_the_task_is_refused_before_the_first_step(colours, tm
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_validation_split_without_answers_is_an_error(colours, tmp_path):
+    secret = {"questions": [{"id": 1, "question": "is it red"}], "image_id": "secret"}
+    [(key, members)] = pictures("secret", 1)
+    write_shards(tmp_path / "secret", [(key, members | {"json": json.dumps(secret).encode()})], source={"name": "s"})
+    settings = settings_of("vqa", colours, tmp_path / "run") | {"validation": {"path": str(tmp_path / "secret")}}
+    with pytest.raises(DataError, match="secret holds no question with an answer"):
+        train_job(job(settings, steps=1), StopAfter())
+
+
 def test_a_run_goes_on_with_the_configuration_that_it_was_started_with(colours, tmp_path):
     settings = settings_of("vqa", colours, tmp_path / "run")
     train_job(job(settings), StopAfter(1))
@@ -338,6 +348,8 @@ def test_the_command_fine_tunes_and_explains_itself(colours, tmp_path, capsys):
     assert status(tmp_path / "run")["state"] == "complete"
     assert main(["finetune", str(file), "--tasks", "vqa"]) == 2
     assert "finetune: error" in capsys.readouterr().err
+    assert main(["data", "order", "--config", str(file)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["keys"]) == 8
 
 
 PUBLISHED = {  # pixels, samples a step, learning rate, multiplier of the head, of fusion

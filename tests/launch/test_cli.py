@@ -20,6 +20,7 @@ COMMANDS = (
     "data order",
     "data tokenizer",
     "pretrain",
+    "finetune",
     "eval retrieval",
     "eval video-retrieval",
     "eval verify",
