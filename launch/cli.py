@@ -11,16 +11,15 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
 from launch import imports
-
-_Result = tuple[dict[str, Any], str]  # what `--json` prints, and the line for a person
+from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
+from launch.evaluation import add_compare, add_eval, add_explain, add_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +72,7 @@ def _fail(message: str, exit_code: int) -> int:
 # The commands, in the order of `glscl --help`. ------------------------------------------------------------------------
 
 
-def _scenes(arguments: argparse.Namespace) -> _Result:
+def _scenes(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.scenes.generate import generate
 
     counts = {split: getattr(arguments, split) for split in ("train", "val", "test", "novel")}
@@ -90,7 +89,7 @@ def _scenes(arguments: argparse.Namespace) -> _Result:
     return {"out": str(arguments.out), "samples": samples}, line
 
 
-def _index(arguments: argparse.Namespace) -> _Result:
+def _index(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.manifest import index
 
     manifest = index(arguments.dir, name=arguments.name, workers=arguments.workers)
@@ -99,7 +98,7 @@ def _index(arguments: argparse.Namespace) -> _Result:
     return result | {"fields": manifest.fields, "sha256": manifest.digest}, line
 
 
-def _verify(arguments: argparse.Namespace) -> _Result:
+def _verify(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.verify import verify
 
     problems = verify(arguments.dir, decode=arguments.decode, workers=arguments.workers)
@@ -151,14 +150,14 @@ def _orders_of(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _tokenizer(arguments: argparse.Namespace) -> _Result:
+def _tokenizer(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.text import train_tokenizer
 
     vocabulary = train_tokenizer([arguments.dir], arguments.out, arguments.vocab_size).vocab_size
     return {"out": str(arguments.out), "vocab_size": vocabulary}, f"{arguments.out}: {vocabulary:,} entries"
 
 
-def _plan(arguments: argparse.Namespace) -> _Result:
+def _plan(arguments: argparse.Namespace) -> CommandResult:
     from dataclasses import asdict
 
     from pretrain.config_file import load_config
@@ -173,50 +172,7 @@ def _plan(arguments: argparse.Namespace) -> _Result:
     return asdict(result) | totals, f"{result.table()}\n\n{spent}"
 
 
-def _evaluation(stage: str, arguments: argparse.Namespace) -> _Result:
-    from importlib import import_module
-
-    from eval.__main__ import STAGES
-
-    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
-    result = import_module(STAGES[stage]).evaluate(**options)
-    return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
-
-
-def _explain(arguments: argparse.Namespace) -> _Result:
-    from eval.report.explain import explain
-
-    done = explain(arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word)
-    rows, columns = done.heat.shape
-    row, column = done.peak
-    result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
-    result |= {"grid": [rows, columns], "peak": [row, column]}
-    return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
-
-
-def _verify_results(arguments: argparse.Namespace) -> _Result:
-    from eval.verify import verify
-
-    wrong = {str(folder): verify(folder) for folder in arguments.dirs}
-    if any(wrong.values()):
-        if arguments.json:
-            print(json.dumps({"wrong": wrong}))
-        said = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in wrong.items() if names)
-        count = sum(map(len, wrong.values()))
-        raise DataError(f"{count} metrics do not follow from samples.jsonl: {said}")
-    return {"wrong": wrong}, "\n".join(f"{folder}: every metric follows from samples.jsonl" for folder in wrong)
-
-
-def _compare(arguments: argparse.Namespace) -> _Result:
-    from dataclasses import asdict
-
-    from eval.compare import compare, table
-
-    comparison = compare(arguments.a, arguments.b)
-    return asdict(comparison), table(comparison)
-
-
-def _export(arguments: argparse.Namespace) -> _Result:
+def _export(arguments: argparse.Namespace) -> CommandResult:
     from pretrain.export import export
 
     out = export(arguments.run, arguments.out, check=arguments.check)
@@ -224,7 +180,7 @@ def _export(arguments: argparse.Namespace) -> _Result:
     return {"out": str(out), "checked": arguments.check}, f"{out}: {checked}"
 
 
-def _convert(arguments: argparse.Namespace) -> _Result:
+def _convert(arguments: argparse.Namespace) -> CommandResult:
     from pretrain.export import convert
 
     model = convert(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
@@ -234,29 +190,12 @@ def _convert(arguments: argparse.Namespace) -> _Result:
     return result, f"{full}: {result['parameters']:,} parameters, {model.config.image_size} pixels"
 
 
-def _report(arguments: argparse.Namespace) -> _Result:
-    from eval.report import write_report
-
-    write_report(arguments.dirs, arguments.out, run=arguments.run)
-    return {"out": str(arguments.out)}, str(arguments.out)
-
-
 # What they take. ------------------------------------------------------------------------------------------------------
-
-
-_MODEL = "run, checkpoint or model folder, or the authors' file"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; `command` of what it parses is the function that runs it."""
-    top = _Parser(
+    top = Parser(
         prog="glscl",
         description="Vision-language pre-training: from WebDataset shards to a trained, evaluated, exported model.",
         epilog="exit codes: 0 done, 2 wrong usage or configuration, 3 bad or missing data, 4 non-finite or degenerate "
@@ -264,21 +203,21 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     groups = top.add_subparsers(metavar="COMMAND", required=True)
-    _add_data(_group(groups, "data", "make, check and look at data sets"))
+    _add_data(group(groups, "data", "make, check and look at data sets"))
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
-    _add_eval(_group(groups, "eval", "evaluate a model on a data set"))
-    _add_explain(groups)
-    _add_compare(groups)
+    add_eval(group(groups, "eval", "evaluate a model on a data set"))
+    add_explain(groups)
+    add_compare(groups)
     _add_export(groups)
     _add_convert(groups)
-    _add_report(groups)
+    add_report(groups)
     return top
 
 
 def _add_data(commands: Any) -> None:
-    scenes = _command(
+    scenes = add_command(
         commands,
         "scenes",
         _scenes,
@@ -287,15 +226,19 @@ def _add_data(commands: Any) -> None:
     )
     scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test, novel and pairs into")
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
-        scenes.add_argument(f"--{split}", metavar="N", type=_count, default=count, help="samples (default %(default)s)")
-    scenes.add_argument("--size", metavar="PX", type=_count, default=96, help="side of a picture (default %(default)s)")
+        scenes.add_argument(
+            f"--{split}", metavar="N", type=natural, default=count, help="samples (default %(default)s)"
+        )
+    scenes.add_argument(
+        "--size", metavar="PX", type=natural, default=96, help="side of a picture (default %(default)s)"
+    )
     scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
-    scenes.add_argument("--seed", metavar="S", type=_count, default=0, help="another seed, other scenes (default 0)")
-    _add_workers(scenes)
+    scenes.add_argument("--seed", metavar="S", type=natural, default=0, help="another seed, other scenes (default 0)")
+    add_workers(scenes)
 
-    _add_import(_group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
+    _add_import(group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
 
-    index = _command(
+    index = add_command(
         commands,
         "index",
         _index,
@@ -306,9 +249,9 @@ def _add_data(commands: Any) -> None:
     index.add_argument(
         "--name", metavar="NAME", help="first part of its samples' keys (default: what it was, else the folder's name)"
     )
-    _add_workers(index)
+    add_workers(index)
 
-    verify = _command(
+    verify = add_command(
         commands,
         "verify",
         _verify,
@@ -317,9 +260,9 @@ def _add_data(commands: Any) -> None:
     )
     verify.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     verify.add_argument("--decode", action="store_true", help="decode every sample too")
-    _add_workers(verify)
+    add_workers(verify)
 
-    order = _command(
+    order = add_command(
         commands,
         "order",
         _order,
@@ -332,15 +275,15 @@ def _add_data(commands: Any) -> None:
         "--config", metavar="CONFIG", type=Path, help="take what is not given here from a run's configuration"
     )
     order.add_argument("--weights", metavar="W", nargs="+", type=float, help="share of each DIR (default: its samples)")
-    order.add_argument("--seed", metavar="S", type=_count, help="the run's seed")
-    order.add_argument("--global-batch", metavar="B", type=_count, help="samples of a step over all ranks")
-    order.add_argument("--world", metavar="W", type=_count, help="number of ranks (default 1)")
-    order.add_argument("--rank", metavar="R", type=_count, default=0, help="which of them (default %(default)s)")
-    order.add_argument("--workers", metavar="K", type=_count, help="loader processes of the run; they change no key")
-    order.add_argument("--start-step", metavar="N", type=_count, default=0, help="first step (default %(default)s)")
-    order.add_argument("--steps", metavar="M", type=_count, default=1, help="how many steps (default %(default)s)")
+    order.add_argument("--seed", metavar="S", type=natural, help="the run's seed")
+    order.add_argument("--global-batch", metavar="B", type=natural, help="samples of a step over all ranks")
+    order.add_argument("--world", metavar="W", type=natural, help="number of ranks (default 1)")
+    order.add_argument("--rank", metavar="R", type=natural, default=0, help="which of them (default %(default)s)")
+    order.add_argument("--workers", metavar="K", type=natural, help="loader processes of the run; they change no key")
+    order.add_argument("--start-step", metavar="N", type=natural, default=0, help="first step (default %(default)s)")
+    order.add_argument("--steps", metavar="M", type=natural, default=1, help="how many steps (default %(default)s)")
 
-    tokenizer = _command(
+    tokenizer = add_command(
         commands,
         "tokenizer",
         _tokenizer,
@@ -349,19 +292,19 @@ def _add_data(commands: Any) -> None:
     )
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
-    tokenizer.add_argument("--vocab-size", metavar="N", type=_count, required=True, help="most entries")
+    tokenizer.add_argument("--vocab-size", metavar="N", type=natural, required=True, help="most entries")
 
 
 def _add_import(commands: Any) -> None:
     for name, source in imports.SOURCES.items():
         example = f"glscl data import {source.example}"
-        command = _command(commands, name, partial(imports.run, name), source.about, example)
+        command = add_command(commands, name, partial(imports.run, name), source.about, example)
         imports.add_arguments(command, source)
-        _add_workers(command)
+        add_workers(command)
 
 
 def _add_plan(commands: Any) -> None:
-    plan = _command(
+    plan = add_command(
         commands,
         "plan",
         _plan,
@@ -369,166 +312,15 @@ def _add_plan(commands: Any) -> None:
         "glscl plan launch/recipes/pretrain_base.yaml --world 64",
     )
     plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")
-    plan.add_argument("--world", metavar="W", type=_count, default=1, help="number of ranks (default %(default)s)")
+    plan.add_argument("--world", metavar="W", type=natural, default=1, help="number of ranks (default %(default)s)")
     engines = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
     plan.add_argument("--engine", choices=engines, default="ddp", help="what divides the memory (default %(default)s)")
     plan.add_argument("--peak", metavar="TFLOPS", type=float, default=989.0, help="of a device (default: H100, bf16)")
     plan.add_argument("--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached")
 
 
-def _add_eval(commands: Any) -> None:
-    retrieval = _command(
-        commands,
-        "retrieval",
-        partial(_evaluation, "retrieval"),
-        "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
-        "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
-    )
-    _add_retrieval_options(retrieval)
-    retrieval.add_argument(
-        "--folds", metavar="N", type=_count, default=1, help="parts ranked apart (5 of COCO's 5K are its 1K; default 1)"
-    )
-    video = _command(
-        commands,
-        "video-retrieval",
-        partial(_evaluation, "video-retrieval"),
-        "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
-        "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
-    )
-    _add_retrieval_options(video)
-    video.add_argument("--frames", metavar="N", type=_count, default=4, help="of each clip (default %(default)s)")
-    align = _command(
-        commands,
-        "align",
-        partial(_evaluation, "align"),
-        "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
-        "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
-    )
-    _add_evaluation(align)
-    zero_shot = _command(
-        commands,
-        "zero-shot",
-        partial(_evaluation, "zero-shot"),
-        "zero-shot classification: which class's name, put into sentences, is closest to the picture",
-        "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot",
-    )
-    _add_evaluation(zero_shot)
-    zero_shot.add_argument(
-        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
-    )
-    zero_shot.add_argument(
-        "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
-    )
-    for stage, about in {
-        "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
-        "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
-    }.items():
-        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
-        _add_evaluation(_command(commands, stage, partial(_evaluation, stage), about, example))
-    _add_answering(commands)
-
-    verify = _command(
-        commands,
-        "verify",
-        _verify_results,
-        "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
-        "glscl eval verify runs/demo/retrieval runs/demo/preference",
-    )
-    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
-
-
-def _add_answering(commands: Any) -> None:
-    vqa = _command(
-        commands,
-        "vqa",
-        partial(_evaluation, "vqa"),
-        "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
-        "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
-    )
-    _add_evaluation(vqa)
-    vqa.add_argument(
-        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
-    )
-    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
-    prior = _command(
-        commands,
-        "vqa-prior",
-        partial(_evaluation, "vqa-prior"),
-        "what answers reach that know the training questions and see no picture",
-        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
-    )
-    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
-        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
-    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    prior.add_argument("--limit", metavar="N", type=_count, help="only the questions of the first N pictures")
-    nlvr2 = _command(
-        commands,
-        "nlvr2",
-        partial(_evaluation, "nlvr2"),
-        "whether statements are true of pairs of pictures: accuracy and consistency",
-        "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
-    )
-    _add_evaluation(nlvr2)
-
-
-def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
-    _add_evaluation(retrieval)
-    retrieval.add_argument(
-        "--rerank-k", metavar="K", type=_count, default=16, help="candidates per query (default %(default)s; 0: none)"
-    )
-    retrieval.add_argument(
-        "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
-    )
-    retrieval.add_argument(
-        "--train",
-        metavar="DIR",
-        type=Path,
-        help="run or data set that may hold test pictures (default: the model's run)",
-    )
-
-
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
-    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    parser.add_argument("--limit", metavar="N", type=_count, help="only the first N pictures or clips")
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        help="keep what is encoded there, for the next time (default: keep nothing)",
-    )
-
-
-def _add_explain(commands: Any) -> None:
-    explain = _command(
-        commands,
-        "explain",
-        _explain,
-        "draw where a caption, or a word of it, looks in a picture: cross-attention as a heat map",
-        'glscl explain street.jpg --caption "a dog beside a red bus" --word dog --model runs/demo --out dog.png',
-    )
-    explain.add_argument("image", metavar="IMAGE", type=Path, help="a JPEG, PNG or WebP file")
-    explain.add_argument("--caption", metavar="TEXT", required=True, help="what is in the picture")
-    explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
-    explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
-    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
-
-
-def _add_compare(commands: Any) -> None:
-    compare = _command(
-        commands,
-        "compare",
-        _compare,
-        "what differs between two results of one stage on the same data: paired differences with intervals",
-        "glscl compare runs/one/retrieval runs/other/retrieval",
-    )
-    compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
-    compare.add_argument("b", metavar="B", type=Path, help="another one")
-
-
 def _add_export(commands: Any) -> None:
-    export = _command(
+    export = add_command(
         commands,
         "export",
         _export,
@@ -541,7 +333,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    convert = _command(
+    convert = add_command(
         commands,
         "convert",
         _convert,
@@ -555,56 +347,6 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument(
         "--tokenizer", metavar="FOLDER", type=Path, help="its tokenizer, to be kept beside it (evaluation needs one)"
     )
-
-
-def _add_report(commands: Any) -> None:
-    report = _command(
-        commands,
-        "report",
-        _report,
-        "results as one HTML file with pictures",
-        "glscl report runs/demo/retrieval --run runs/demo --out runs/demo/report.html",
-    )
-    report.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
-    report.add_argument("--out", metavar="FILE", type=Path, required=True, help="HTML file to write")
-    report.add_argument("--run", metavar="RUN", type=Path, help="run folder whose training curves are shown")
-
-
-def _group(groups: Any, name: str, about: str) -> Any:
-    parser = groups.add_parser(name, help=about, description=about, allow_abbrev=False)
-    return parser.add_subparsers(metavar="COMMAND", required=True)
-
-
-def _command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], _Result | None],
-    about: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=about,
-        description=about,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(command=run)
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
-    return parser
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    about = "processes (default: one a core, here %(default)s)"
-    parser.add_argument("--workers", metavar="K", type=_count, default=usable_cores(), help=about)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return value
 
 
 if __name__ == "__main__":
