@@ -182,7 +182,7 @@ def _fine_tune(run: Path, data: Path, tokenizer: Path, precision: str, out: Path
         vqa.evaluate(out / "finetune-vqa", data / "test", out / "vqa", prior=out / "vqa-prior")
     with _stage("fine-tuning: statements on two pictures"):
         paths = {"data.train.0.path": data / "pairs" / "train", "validation.path": data / "pairs" / "val"}
-        # After hours of pre-training this would start from there; here fusion has seen little, and questions taught more.
+        # Of so short a pre-training fusion has learnt little; the questions have taught it more.
         start = {"init_from": out / "finetune-vqa"}
         _train("eval.finetune", "demo_nlvr2", out / "finetune-nlvr2", shared | paths | start)
     with _stage("statements"):
