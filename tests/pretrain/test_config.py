@@ -7,6 +7,7 @@ import yaml
 
 from data_pipeline.errors import UsageError
 from pretrain.build import build_model
+from eval.finetuning.config import load_finetune_config
 from pretrain.config import RunConfig
 from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
 
@@ -81,9 +82,10 @@ def test_a_preset_fills_in_what_is_not_given(settings, tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_configurations_and_read_back_the_same(recipe, tmp_path):
-    config = load_config(recipe)
+    load = load_finetune_config if "task" in yaml.safe_load(recipe.read_text()) else load_config
+    config = load(recipe)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    assert load_config(tmp_path / "config.yaml") == config
+    assert load(tmp_path / "config.yaml") == config
 
 
 def test_an_unknown_preset_is_named(settings, tmp_path):
@@ -131,8 +133,9 @@ def test_only_changes_of_the_mathematics_count_as_differences(settings):
     apply_overrides(settings, ["--data.workers", "3", "--log.every", "7", "--checkpoint.keep", "9", "--world", "2"])
     assert differences(parse_config(RunConfig, settings, "b"), before) == []
     apply_overrides(settings, ["--seed", "5", "--optimizer.lr", "0.5", "--model.vision.num_hidden_layers", "2"])
+    apply_overrides(settings, ["--init_from", "runs/other"])
     changed = differences(parse_config(RunConfig, settings, "c"), before)
-    assert changed == ["model.vision.num_hidden_layers", "optimizer.lr", "seed"]
+    assert changed == ["init_from", "model.vision.num_hidden_layers", "optimizer.lr", "seed"]
 
 
 @pytest.mark.parametrize(
