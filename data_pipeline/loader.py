@@ -152,10 +152,10 @@ def open_loader(
     wanted; a sample without them is a bad one.
     `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
     `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
-    (default: the smallest that divides the global batch, 2 for even ones). `dataset_negatives` reads another sample of
-    the same source for every row that does not keep its image, `local_negatives` chooses up to so many masked patches
-    and tokens of each sample (see `Batch`). Bad samples are listed in the file `quarantine`; more than
-    `max_bad_fraction` of them end the run.
+    (default: the smallest that divides the global batch, 2 for even ones; with `questions`, which need none, always 1).
+    `dataset_negatives` reads another sample of the same source for every row that does not keep its image,
+    `local_negatives` chooses up to so many masked patches and tokens of each sample (see `Batch`). Bad samples are
+    listed in the file `quarantine`; more than `max_bad_fraction` of them end the run.
     Raises UsageError for an impossible division, DataError for data that is missing or cut.
     """
     division = Division(global_batch, world, rank, micro_batches)
@@ -180,7 +180,7 @@ def open_loader(
         seed=seed,
         lanes=default_lanes(global_batch) if lanes is None else lanes,
         division=division,
-        group=matching_group(division, group),
+        group=matching_group(division, group) if questions is None else 1,
         tokenizer=loaded.to_str(),
         size=size,
         frames=frames,

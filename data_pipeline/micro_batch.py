@@ -189,7 +189,7 @@ class Reader:
             random = np.random.Generator(np.random.Philox(key=words))
             try:
                 read = self._store.read(source, candidate, self._config.kind, self._config.texts)
-                text, answers = _draw_text(read, random, self._config.texts)
+                text, answers = _draw_text(read, random, self._config.questions)
                 write_training_pixels(read, random, self._config.augment, out)
             except BadSample as error:
                 failed.append(self._record(source, candidate, error))
@@ -231,11 +231,11 @@ class Reader:
         return BadRecord(name, shard, key, error.reason, str(error))
 
 
-def _draw_text(read: Sample, random: np.random.Generator, texts: Texts) -> tuple[str, tuple[str, ...]]:
+def _draw_text(read: Sample, random: np.random.Generator, config: QuestionConfig | None) -> tuple[str, tuple[str, ...]]:
     """One of the captions, or of the questions that have answers, with these."""
-    if texts == "captions":
+    if config is None:
         return read.captions[int(random.random() * len(read.captions))], ()
-    questions = answered(read.key, read.questions)
+    questions = answered(read.key, read.questions, config)
     drawn = questions[int(random.random() * len(questions))]
     return drawn.question, drawn.answers
 

@@ -149,9 +149,9 @@ def check_order_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
         "seed": "seed",
         "lanes": "number of lanes",
         "sources": "data sets (name, content, samples or share)",
+        "questions": "labels of the answers (sha256)",
         "group": "size of the matching groups",
         "tokenizer": "contents of the tokenizer (sha256)",
-        "questions": "labels of the answers (sha256)",
         "draw": "position in the order",
         "next": "next samples",
     }

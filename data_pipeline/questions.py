@@ -23,7 +23,7 @@ class QuestionConfig:
 
     `labels` gives answers as they stand in the data their label, 0 to `count` - 1; what it does not name counts for
     none. `soft` is `vqa`, the official accuracy that a label would get (the mean over the annotators of min(1, m / 3),
-    with m of the others who say so), or `share`, the share of the answers.
+    with m of the others who say so), or `share`, the share of the answers, where a sample is bad if one has no label.
     """
 
     labels: tuple[tuple[str, int], ...]
@@ -41,11 +41,20 @@ class QuestionConfig:
                 raise UsageError(f"the answer {answer!r} has {times} labels, it can have one")
 
 
-def answered(key: str, questions: Sequence[Question]) -> list[Question]:
-    """Those questions that have answers, which training needs; raises `BadSample` where there are none."""
+def answered(key: str, questions: Sequence[Question], config: QuestionConfig) -> list[Question]:
+    """Those questions that have answers, which training needs.
+
+    Raises `BadSample` where there are none, or, of `share`, where one of the answers is no label.
+    """
     found = [question for question in questions if question.answers]
     if not found:
         raise BadSample("missing-field", f"sample {key}: none of its questions has answers")
+    if config.soft == "share":
+        known = [answer for answer, _ in config.labels]
+        for answer in (answer for question in found for answer in question.answers):
+            if answer not in known:
+                names = ", ".join(map(repr, known))
+                raise BadSample("bad-json", f"sample {key}: the answer {answer!r} is none of the labels {names}")
     return found
 
 

@@ -18,12 +18,14 @@ from pydantic import TypeAdapter
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
-from data_pipeline.sample import Question, parse_annotations, parse_questions
+from data_pipeline.quarantine import FEWEST
+from data_pipeline.sample import BadSample, Question, parse_annotations, parse_questions
 from data_pipeline.store import Store
 from eval.vqa_accuracy import Truth, Version, normalize, one_line
 from pretrain.run.files import write_whole
 
 FORMAT = "glscl-answers/1"
+BAD_SHARE = 0.01  # of the samples of training data, as while training
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Vocabulary:
         UsageError
             If ``min_count`` is less than 1, or there is no data set.
         DataError
-            If a data set is missing or broken, or no answer is frequent enough.
+            If a data set is missing or broken, too many of its samples are bad, or no answer is frequent enough.
         """
         if min_count < 1 or not data:
             raise UsageError(f"a vocabulary needs data sets and min_count of at least 1, not {min_count}")
@@ -58,7 +60,7 @@ class Vocabulary:
         chosen: Counter[str] = Counter()
         seen: dict[str, str] = {}
         for manifest in manifests:
-            for _, question in read_questions(manifest):
+            for _, question in read_questions(manifest, strict=False):
                 seen |= {answer: normalize(answer) for answer in question.answers if answer not in seen}
                 if question.answers:
                     # Of equally frequent answers the first counts, as for the data set's own multiple_choice_answer.
@@ -131,17 +133,34 @@ class LabelScores:
         return max(scores.values(), default=0.0), drawn / self._count
 
 
-def read_questions(manifest: Manifest, limit: int | None = None) -> Iterator[tuple[str, Question]]:
+def read_questions(
+    manifest: Manifest, limit: int | None = None, *, strict: bool = True
+) -> Iterator[tuple[str, Question]]:
     """Yield the questions of the first ``limit`` samples with the samples' keys; no picture is read.
 
     Raises
     ------
     DataError
-        If a sample has no questions, or they are malformed.
+        If a sample has no questions, or they are malformed; unless ``strict``, if so many samples do that training
+        would stop.
     """
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
+    borne = max(FEWEST - 1, int(BAD_SHARE * total))
     with closing(Store([manifest])) as store:
-        for number in range(manifest.samples if limit is None else min(limit, manifest.samples)):
-            for question in questions_of(store, number):
+        for number in range(total):
+            try:
+                found = questions_of(store, number)
+            except BadSample as error:
+                if strict:
+                    raise
+                borne -= 1
+                if borne < 0:
+                    raise DataError(
+                        f"more than {BAD_SHARE:.0%} of the samples of {manifest.root} are bad (the last: {error}): "
+                        f'check them with "glscl data verify {manifest.root}"'
+                    ) from error
+                continue
+            for question in found:
                 yield store.key(0, number), question
 
 

@@ -84,8 +84,8 @@ def adapt_model(
     """Make a GLSCL model for other pictures, clips or labels, with the weights of the one that `source` names.
 
     `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it is); temporal
-    embeddings and labels become as many as are asked for. A classifier of the same labels and images is kept, another
-    one starts from random weights of torch's global generator.
+    embeddings become as many as `frames` (0: as they are), labels as many as are given. A classifier of the same labels
+    and images is kept, another one starts from random weights of torch's global generator.
     Raises UsageError for sizes that do not fit together and for another tokenizer than the model's, DataError for a
     model that cannot be read.
     """
@@ -93,7 +93,7 @@ def adapt_model(
     try:
         stored = GLSCLConfig.from_pretrained(folder)
         values = stored.to_dict() | {"classifier_labels": list(labels), "classifier_images": images}
-        values["max_frames"] = max(frames, stored.max_frames)
+        values["max_frames"] = frames or stored.max_frames
         values["max_text_length"] = max_text_length
         values["vision_config"]["image_size"] = image_size or stored.image_size
         config = GLSCLConfig.from_dict(values)

@@ -276,7 +276,7 @@ class Mixture:
 
 # May differ between the runs that share a folder; every other difference always changes what is computed.
 FREE_ON_RESUME = (
-    *("run", "init_from", "world", "data.workers", "log", "checkpoint", "validation"),
+    *("run", "world", "data.workers", "log", "checkpoint", "validation"),
     *("checkpoint_activations", "model.checkpoint_activations"),
 )
 

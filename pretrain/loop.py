@@ -336,15 +336,22 @@ class _Training:
         name = f"validation/{self.task.best}"
         if name not in metrics or (self.position.best is not None and metrics[name] <= self.position.best.value):
             return False
-        self.position = replace(self.position, best=Best(self.position.step, name, metrics[name]))
+        self.position = replace(self.position, best=Best(self.position.step, name, metrics[name], self._split()))
         return True
 
     def _check_best(self, checkpoints: Path) -> None:
-        """Forget a best checkpoint that is gone, as when a run goes back; rank 0 looks for all."""
+        """Forget a best checkpoint that is gone, as when a run goes back, or of another split; rank 0 looks for all."""
         best = self.position.best
         there = [best is not None and (checkpoints / step_name(best.step)).is_dir()]
+        if best is not None and best.split is not None and self._split() not in (None, best.split):
+            there = [False]
         if not broadcast_object_list(there)[0]:
             self.position = replace(self.position, best=None)
+
+    def _split(self) -> str | None:
+        """Say what is validated: values of other data cannot be compared."""
+        validation = self.config.validation
+        return None if validation is None else f"{Manifest.load(validation.path).digest}:{validation.limit}"
 
     def _save(self) -> None:
         state: dict[str, Any] = {kind: loader.state(self.position.step) for kind, loader in self.loaders.items()}

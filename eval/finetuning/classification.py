@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_pipeline.collate import Batch
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, NumericsError
 from data_pipeline.loader import evaluation_batches
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
@@ -112,21 +112,23 @@ class ClassificationTask:
         return parts[0], None
 
     def predict(self, model: GLSCLModel, pixels: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Most likely label (texts,) of each text."""
-        return classify(model, pixels, text_ids, text_mask).argmax(1)
+        """Most likely label (texts,) of each text, -1 where the logits are not finite."""
+        logits = classify(model, pixels, text_ids, text_mask)
+        return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Accuracy on the validation split in percent: the official one (2021) of answers, plain that of statements.
 
         Each sample is read by one rank; a rank that has no more questions waits in idle forwards for the others. Raises
-        DataError where no question has an answer.
+        DataError where no question has an answer, NumericsError on all ranks where logits of any are not finite.
         """
         config = self.validation
         assert config is not None
         longest, size = model_config(model).max_text_length, model_config(model).image_size
         shape = (2, size, size, 3) if self.images == 2 else (size, size, 3)
         scores: list[float] = []
+        broken = 0
         mine = self._asked(config, size)
         while True:
             found = next(mine, None)
@@ -134,12 +136,18 @@ class ClassificationTask:
                 break
             pixels, questions = found or (torch.zeros(1, *shape, dtype=torch.uint8), [])
             ids, mask = encode(self.tokenizer, [q.question for q in questions] or ["?"], longest, device)
-            predicted = model("predict", pixels.to(device), ids, mask).tolist()
-            scores += [self._score(self.labels[p], q) for p, q in zip(predicted, questions, strict=False)]
-        own = torch.tensor([[sum(scores), len(scores)]], dtype=torch.float64, device=device)
-        correct, asked = gather_rows(own).sum(0).tolist()
+            predicted = model("predict", pixels.to(device), ids, mask)[: len(questions)].tolist()
+            broken += predicted.count(-1)
+            scores += [self._score(self.labels[p], q) for p, q in zip(predicted, questions, strict=True)]
+        own = torch.tensor([[sum(scores), len(scores), broken]], dtype=torch.float64, device=device)
+        correct, asked, broken = gather_rows(own).sum(0).tolist()
         if not asked:
             raise DataError(f"{config.path} holds no question with an answer: nothing can be validated on it")
+        if broken:
+            raise NumericsError(
+                f"the classifier's scores are not finite for {broken:.0f} of {asked:.0f} questions of {config.path}: "
+                "go back to an earlier checkpoint, with a smaller learning rate"
+            )
         return {"accuracy": 100 * correct / asked}
 
     def _asked(self, config: ValidationConfig, size: int) -> Iterator[tuple[Tensor, list[Question]]]:

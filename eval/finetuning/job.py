@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.questions import QuestionConfig
 from data_pipeline.text import Tokenizer
-from eval.answers import Vocabulary
+from eval.answers import Vocabulary, read_questions
 from eval.finetuning.classification import ClassificationTask
 from eval.finetuning.config import FinetuneConfig
 from eval.finetuning.retrieval import RetrievalTask
@@ -20,6 +21,7 @@ from pretrain.task import Task
 
 ANSWERS = "answers.json"  # the vocabulary, in the run folder
 STATEMENTS = ("False", "True")
+TRIED = 1000  # questions of each data set, of which a given vocabulary must know an answer
 
 
 class Finetuning:
@@ -53,7 +55,7 @@ class Finetuning:
         return model
 
     def task(self, tokenizer: Tokenizer, model: GLSCLModel) -> Task:
-        """Make the task; refuses a validation split that holds the training data, or does not fit."""
+        """Make the task; refuses a validation split that holds the training data, does not fit, or is unusable."""
         config = self.config
         if config.validation:
             self._check_validation(Path(config.validation.path), model)
@@ -88,9 +90,19 @@ class Finetuning:
         config = self.config
         if resumed:
             return Vocabulary.load(Path(config.run) / ANSWERS)
-        if config.answers is not None:
-            return Vocabulary.load(config.answers)
-        return Vocabulary.build([folder for mixture in config.mixtures.values() for folder in mixture.dirs])
+        folders = [folder for mixture in config.mixtures.values() for folder in mixture.dirs]
+        if config.answers is None:
+            return Vocabulary.build(folders)
+        given = Vocabulary.load(config.answers)
+        known = dict(given.label_table())
+        for folder in folders:
+            tried = islice(read_questions(Manifest.load(folder), strict=False), TRIED)
+            if any(answer in known for _, question in tried for answer in question.answers):
+                return given
+        raise DataError(
+            f"{config.answers} has none of the answers to the first {TRIED:,} questions of {', '.join(folders)}: give "
+            "the vocabulary of like data, or leave answers out to make one of these"
+        )
 
     def _check_validation(self, path: Path, model: GLSCLModel) -> None:
         config = self.config
@@ -106,3 +118,12 @@ class Finetuning:
             validated.check_kind("pair")
         else:
             check_validation(config.validation, model)
+        if kept := validated.source.get("kept_unreadable"):
+            raise DataError(
+                f"validation.path {path} holds {len(kept):,} unreadable samples (the first is {kept[0]['key']}), which "
+                "cannot be validated on: import it with --unreadable leave-out"
+            )
+        if config.task != "retrieval":
+            questions = read_questions(validated, config.validation.limit)
+            if not any(question.answers for _, question in questions):
+                raise DataError(f"{path} holds no question with an answer: nothing can be validated on it")

@@ -45,6 +45,8 @@ class Best:
     step: int
     metric: str
     value: float
+    split: str | None = None
+    """What was validated: the data's digest and the limit; None: not recorded."""
 
 
 @dataclass(frozen=True)

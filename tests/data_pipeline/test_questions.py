@@ -202,7 +202,9 @@ def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
     return found
 
 
-@pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 2, 0), (3, 1, 0), (1, 2, 2), (4, 2, 0)])
+@pytest.mark.parametrize(
+    ("world", "micro_batches", "workers"), [(2, 2, 0), (3, 1, 0), (1, 2, 2), (4, 2, 0), (1, BATCH, 0)]
+)
 @pytest.mark.parametrize("kind", ["questions", "pairs"])
 def test_no_division_changes_what_is_asked(request, tokenizer, kind, world, micro_batches, workers):
     root = request.getfixturevalue(kind).root
@@ -279,6 +281,25 @@ def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_pat
         ("00001", "missing-field"),
         ("00003", "missing-field"),
     }
+
+
+def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tokenizer, tmp_path):
+    records = [(str(n), paired(n) if n else paired(n, json=asked(question(1, ["true"])))) for n in range(8)]
+    root = write_shards(tmp_path / "pairs", records, source={"name": "pairs"}).root
+    options = {**OPTIONS, "global_batch": 8, "questions": TRUTH, "pairs": True}
+    file = tmp_path / "bad.jsonl"
+    with open_loader([root], tokenizer=tokenizer, quarantine=file, max_bad_fraction=1.0, **options) as loader:
+        batches = [next(loader) for _ in range(3)]
+    assert all((batch.targets.sum(1) == 1).all() for batch in batches)
+    [bad] = [json.loads(line) for line in file.read_text().splitlines()]
+    assert bad["key"] == "0" and bad["reason"] == "bad-json"
+    records = [(str(n), paired(n, json=asked(question(1, ["true"])))) for n in range(8)]
+    root = write_shards(tmp_path / "all", records, source={"name": "all"}).root
+    with (
+        open_loader([root], tokenizer=tokenizer, **options) as loader,
+        pytest.raises(DataError, match=r"sample all/.*: the answer 'true' is none of the labels 'False', 'True'"),
+    ):
+        next(loader)
 
 
 def test_other_labels_are_another_run(questions, tokenizer):

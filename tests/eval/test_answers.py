@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
 from data_pipeline.questions import QuestionConfig, targets
-from eval.answers import LabelScores, Vocabulary
+from eval.answers import LabelScores, Vocabulary, read_questions
 from eval.vqa_accuracy import VERSIONS, accuracy, normalize
 
 from .questions import question, write_questions
@@ -75,6 +76,17 @@ def test_what_makes_no_vocabulary_is_refused(training: Path, tmp_path: Path) -> 
         Vocabulary.build([training], min_count=0)
     with pytest.raises(UsageError, match="needs data sets"):
         Vocabulary.build([])
+
+
+def test_a_vocabulary_passes_over_as_many_bad_samples_as_training_does(tmp_path: Path) -> None:
+    good = [[question(i, "what is it?", answers)] for i, answers in enumerate(TRAINING)]
+    one = write_questions(tmp_path / "one", [[], *good])
+    assert Vocabulary.build([one], min_count=2).labels == ("cat", "2")
+    with pytest.raises(DataError, match='has no "questions"'):
+        list(read_questions(Manifest.load(one)))
+    many = write_questions(tmp_path / "many", [*good, *[[]] * 20])
+    with pytest.raises(DataError, match='more than 1% of the samples of .*many are bad .* has no "questions"'):
+        Vocabulary.build([many], min_count=2)
 
 
 def test_a_question_that_no_label_answers_allows_nothing() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.scenes.generate import generate
 from data_pipeline.text import Tokenizer
 from data_pipeline.write import write_shards
@@ -21,6 +21,7 @@ from launch.cli import main
 from pretrain.build import adapt_model
 from pretrain.loop import train_job
 from pretrain.run.checkpoint import load_model, model_folder
+from pretrain.task import TaskModel
 from tests.eval.colours import pictures, write_colours, write_model, write_tokenizer
 from tests.eval.finetune_ranks import job, one_step, settings_of
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status
@@ -129,6 +130,17 @@ def test_micro_batches_give_the_gradient_of_the_whole_step(settings):
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_questions_may_come_one_at_a_time_and_in_odd_numbers(task, colours, tmp_path):
+    settings = settings_of(task, colours, tmp_path) | {"batch": {"image": 3}}
+    _, _, losses, whole = one_step(settings)
+    _, batches, found, parts = one_step(settings, micro_batches=3)
+    assert [len(batch.keys) for batch in batches] == [1, 1, 1]
+    assert found["classification"].item() == pytest.approx(losses["classification"].item(), rel=1e-6)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def steady(task: str, colours: Path, run: Path) -> dict:
     """Settings without dropout, and with a rate that makes no steps of rounding, so that two runs can be compared."""
     settings = settings_of(task, colours, run) | {
@@ -230,6 +242,18 @@ def test_a_run_that_goes_back_forgets_a_best_checkpoint_of_the_branch_it_left(co
     assert model_folder(tmp_path / "run").parent.name == "step-00000002"
 
 
+def test_the_best_of_another_split_is_forgotten(colours, tmp_path):
+    settings = settings_of("retrieval", colours, tmp_path / "run")
+    train_job(job(settings), StopAfter(2))
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert json.loads(best.read_text())["checkpoint"] == "step-00000002"
+    other = job(settings, validation=settings["validation"] | {"limit": 5})
+    train_job(other, StopAfter(1), allow_change=("validation.limit",))
+    assert not best.exists()
+    train_job(other, StopAfter())
+    assert json.loads(best.read_text())["checkpoint"] == "step-00000004"
+
+
 def test_the_vocabulary_is_that_of_the_training_data_and_stays(colours, tmp_path):
     settings = settings_of("vqa", colours, tmp_path / "run")
     train_job(job(settings), StopAfter(1))
@@ -251,6 +275,16 @@ def test_a_fine_tuned_model_starts_another_task_with_a_new_classifier_and_the_sa
     assert pairs.classifier[0].weight.shape == (64, 128)
     assert torch.equal(pairs.token_type.weight, trained.token_type.weight[[0, 1, 1]])
     assert adapt_model(tmp_path / "vqa", tokenizer, max_text_length=16).classifier is None
+
+
+def test_a_model_of_longer_clips_keeps_their_first_and_last_moment_on_shorter_ones(colours, tmp_path):
+    shared = {"tokenizer": Tokenizer.load(colours / "tokenizer"), "max_text_length": 16}
+    longer = adapt_model(colours / "model", frames=4, **shared)
+    longer.temporal_embedding.data.normal_()
+    longer.save_pretrained(tmp_path / "longer")
+    shorter = adapt_model(tmp_path / "longer", frames=2, **shared)
+    torch.testing.assert_close(shorter.temporal_embedding, longer.temporal_embedding[[0, 3]])
+    assert torch.equal(adapt_model(tmp_path / "longer", **shared).temporal_embedding, longer.temporal_embedding)
 
 
 def test_pictures_may_be_larger_than_in_pre_training(colours, tmp_path):
@@ -321,13 +355,45 @@ def test_what_does_not_fit_the_task_is_refused_before_the_first_step(colours, tm
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_validation_split_without_answers_is_an_error(colours, tmp_path):
-    secret = {"questions": [{"id": 1, "question": "is it red"}], "image_id": "secret"}
-    [(key, members)] = pictures("secret", 1)
-    write_shards(tmp_path / "secret", [(key, members | {"json": json.dumps(secret).encode()})], source={"name": "s"})
-    settings = settings_of("vqa", colours, tmp_path / "run") | {"validation": {"path": str(tmp_path / "secret")}}
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_a_validation_split_without_answers_is_refused_before_the_first_step(task, colours, tmp_path):
+    secret = json.dumps({"questions": [{"id": 1, "question": "is it red"}]}).encode()
+    (_, first), (_, second) = pictures("secret", 2)
+    members = {"png": first["png"]} if task == "vqa" else {"0.png": first["png"], "1.png": second["png"]}
+    write_shards(tmp_path / "secret", [("0", members | {"json": secret})], source={"name": "secret"})
+    settings = settings_of(task, colours, tmp_path / "run")
+    settings |= {"steps": 2, "validation": {"path": str(tmp_path / "secret"), "every": 2}}
     with pytest.raises(DataError, match="secret holds no question with an answer"):
-        train_job(job(settings, steps=1), StopAfter())
+        train_job(job(settings), StopAfter())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_validation_split_that_keeps_unreadable_samples_is_refused_before_the_first_step(colours, tmp_path):
+    kept = [{"key": "0001", "file": "0001.png", "reason": "missing", "questions": 2}]
+    write_shards(tmp_path / "kept", pictures("kept", 4), source={"name": "kept", "kept_unreadable": kept})
+    settings = settings_of("retrieval", colours, tmp_path / "run")
+    settings |= {"steps": 2, "validation": {"path": str(tmp_path / "kept"), "every": 2}}
+    with pytest.raises(DataError, match=r"1 unreadable samples \(the first is 0001\).*--unreadable leave-out"):
+        train_job(job(settings), StopAfter())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_vocabulary_that_knows_no_answer_of_the_training_data_is_refused(colours, tmp_path):
+    file = tmp_path / "answers.json"
+    Vocabulary(("tabby",), (("tabby", 0),), 9, (("cats", "sha256:0"),)).save(file)
+    with pytest.raises(DataError, match=r"answers\.json has none of the answers to the first 1,000 questions"):
+        train_job(job(settings_of("vqa", colours, tmp_path / "run"), answers=str(file)), StopAfter())
+
+
+def test_scores_that_are_not_finite_are_no_answers(colours, tmp_path):
+    made = job(settings_of("vqa", colours, tmp_path))
+    tokenizer = Tokenizer.load(colours / "tokenizer")
+    model = made.build(tokenizer, None).eval()
+    task = made.task(tokenizer, model)
+    assert 0 <= task.validate(TaskModel(task, model), torch.device("cpu"))["accuracy"] <= 100
+    model.classifier[-1].bias.data[0] = torch.nan
+    with pytest.raises(NumericsError, match="scores are not finite for 24 of 24 questions of .*val"):
+        task.validate(TaskModel(task, model), torch.device("cpu"))
 
 
 def test_a_run_goes_on_with_the_configuration_that_it_was_started_with(colours, tmp_path):
@@ -336,6 +402,8 @@ def test_a_run_goes_on_with_the_configuration_that_it_was_started_with(colours, 
     other = settings["validation"] | {"limit": 5}  # another split would have another best
     with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr, validation.limit\)"):
         train_job(job(settings, optimizer={"lr": 1.0, "warmup": 0.2}, validation=other), StopAfter(1))
+    with pytest.raises(UsageError, match=r"another configuration \(init_from\)"):  # it would not be read
+        train_job(job(settings, init_from=str(colours / "steady")), StopAfter(1))
     train_job(job(settings, validation=settings["validation"] | {"batch_size": 1}), StopAfter(1))
     saved = load_finetune_config(tmp_path / "run" / "config.yaml", ["--validation.batch_size", "5"])
     assert saved == job(settings).config

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UsageError
-from pretrain.build import build_model
 from eval.finetuning.config import load_finetune_config
+from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
 
