@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,18 @@ def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(model: Pat
     other = changed(model, tmp_path / "m", lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[3] * 1000))
     evaluate(other, data, tmp_path / "other", batch_size=5, cache=cache)
     assert {line["prediction"] for line in read_records(tmp_path / "other")} == {"cat"}
+
+
+def test_answers_that_another_tokenizer_led_to_are_never_used(model: Path, data: Path, tmp_path: Path) -> None:
+    cache, same = tmp_path / "cache", shutil.copytree(model, tmp_path / "m")
+    evaluate(same, data, tmp_path / "one", cache=cache)
+    before = set(cache.rglob("*.safetensors"))
+    file = same / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(words))
+    evaluate(same, data, tmp_path / "other", cache=cache)
+    assert len(list(cache.rglob("*.safetensors"))) == 2 * len(before)
 
 
 def test_the_commands_print_their_result(
