@@ -71,6 +71,7 @@ def evaluate(
         protocol={
             "name": "NLVR2, accuracy and consistency",
             "ties": "the label with the lowest number",
+            "precision": precision,
             "intervals": "percentile bootstrap over sets of pairs",
         },
         data={
@@ -82,7 +83,7 @@ def evaluate(
             "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description | {"precision": precision},
+        model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags,

@@ -102,7 +102,7 @@ def evaluate(
     state = processes()
     result = Result(
         stage="vqa",
-        protocol=PROTOCOL,
+        protocol=PROTOCOL | {"precision": precision},
         data={
             "path": str(data),
             "name": manifest.name,
@@ -112,7 +112,7 @@ def evaluate(
             "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description | {"labels": len(labels), "precision": precision},
+        model=loaded.description | {"labels": len(labels)},
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags,

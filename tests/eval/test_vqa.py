@@ -302,6 +302,18 @@ def test_blind_answers_are_compared_question_by_question(
         evaluate(model, tmp_path / "d", tmp_path / "o", prior=tmp_path / "prior")
 
 
+def test_only_blind_answers_are_compared_whatever_the_precision(
+    result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "half", precision="bf16")
+    with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
+        compare(result[1], tmp_path / "half")
+    vqa_prior.evaluate(data, data, tmp_path / "prior")
+    for out in (result[1], tmp_path / "half"):
+        assert compare(tmp_path / "prior", out).differences
+        assert compare(out, tmp_path / "prior").only_in_one["by_type/accuracy"] == "B"
+
+
 def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path: Path) -> None:
     def asked(count: int, start: int, says: str) -> list:
         colours = ["red", "blue", "green"]
