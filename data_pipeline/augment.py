@@ -68,7 +68,7 @@ def write_training_view(data: bytes, random: np.random.Generator, config: Augmen
     factor = 2 if pixels.shape[0] < encoded.height else 1
     top, left = box.top // factor, box.left // factor
     crop = pixels[top : top + box.height // factor, left : left + box.width // factor]
-    _resize_into(crop, out)
+    resize_into(crop, out)
     if mirrored:
         out[:] = out[:, ::-1].copy()
 
@@ -86,7 +86,7 @@ def write_training_clip(data: bytes, random: np.random.Generator, config: Augmen
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         frames = clip.decode(random_frames(random, clip.frames, len(out)))
         for view, pixels in zip(out, frames, strict=True):
-            _resize_into(pixels[rows, columns], view)
+            resize_into(pixels[rows, columns], view)
     if mirrored:
         out[:] = out[:, :, ::-1].copy()
 
@@ -154,7 +154,7 @@ def random_box(random: np.random.Generator, width: int, height: int, config: Aug
     return Box((width - box_width) // 2, (height - box_height) // 2, box_width, box_height)
 
 
-def _resize_into(pixels: Pixels, out: Pixels) -> None:
+def resize_into(pixels: Pixels, out: Pixels) -> None:
     """Resize into `out`, written in place, without aliasing.
 
     Near the same size linear interpolation does. Up to LARGEST_SMOOTHED the image is smoothed first, by a Gaussian of
