@@ -26,11 +26,9 @@ from data_pipeline.sample import BadSample, Kind, Question
 from data_pipeline.store import Store
 from eval.answers import questions_of
 from eval.cache import Block, encoded_blocks
-from eval.features import LoadedModel, processes
+from eval.features import UNREADABLE, LoadedModel, processes
 from eval.matching import TOKENS_AT_ONCE
 from pretrain.model.modeling import Side
-
-UNREADABLE = ("undecodable", "too-large")  # what is wrong with a picture, not with the data set
 
 
 @dataclass(frozen=True)

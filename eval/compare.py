@@ -41,11 +41,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What differs between two results; ``left_out`` are metrics that are no means over pictures."""
+    """What differs between two results.
+
+    ``left_out`` are metrics of both that are no means over the same pictures and queries, ``only_in_one`` those that
+    one result lacks, each with the one that has it.
+    """
 
     stage: str
     differences: list[Difference]
     left_out: list[str]
+    only_in_one: dict[str, Literal["A", "B"]]
     notes: list[str]
 
 
@@ -63,13 +68,17 @@ def compare(a: Path | str, b: Path | str) -> Comparison:
     if Counter(map(_identity, lines_a)) != Counter(map(_identity, lines_b)):
         raise DataError(f"{a} and {b} did not answer the same queries: evaluate both on all of the data")
     by_picture = [_by_picture(r.stage, n, f) for r, n, f in ((left, lines_a, a), (right, lines_b, b))]
-    theirs = {metric.name: metric for metric in right.metrics}
+    ours, theirs = ({metric.name: metric for metric in result.metrics} for result in (left, right))
+    only_in_one: dict[str, Literal["A", "B"]] = {name: "A" for name in ours if name not in theirs}
+    only_in_one |= {name: "B" for name in theirs if name not in ours}
     differences, left_out = [], []
     for metric in left.metrics:
         other = theirs.get(metric.name)
+        if other is None:
+            continue
         parts = [found.get(metric.name, {}) for found in by_picture]
-        found = None if other is None else _difference(metric.value, other.value, *parts)
-        if other is None or found is None:
+        found = _difference(metric.value, other.value, *parts)
+        if found is None:
             left_out.append(metric.name)
             continue
         difference, interval = found
@@ -90,7 +99,7 @@ def compare(a: Path | str, b: Path | str) -> Comparison:
     if left.model.get("hash") is not None and left.model.get("hash") == right.model.get("hash"):
         notes.append("both have the same weights")
     notes += [f"{which} is flagged: {flag}" for which, r in (("A", left), ("B", right)) for flag in r.flags]
-    return Comparison(left.stage, differences, left_out, notes)
+    return Comparison(left.stage, differences, left_out, only_in_one, notes)
 
 
 def table(comparison: Comparison) -> str:
@@ -105,7 +114,10 @@ def table(comparison: Comparison) -> str:
     lines.append(f"{comparison.stage}: {verdicts or 'nothing to compare'} (paired by query, pictures resampled; ")
     lines[-1] += "not corrected for the number of metrics)"
     if comparison.left_out:
-        lines.append(f"no means over pictures, not compared: {', '.join(comparison.left_out)}")
+        lines.append(f"no means over the same pictures and queries, not compared: {', '.join(comparison.left_out)}")
+    if comparison.only_in_one:
+        named = ", ".join(f"{name} (in {which})" for name, which in comparison.only_in_one.items())
+        lines.append(f"in one of the results alone, not compared: {named}")
     return "\n".join(lines + comparison.notes)
 
 
@@ -117,6 +129,8 @@ def _refuse_different(left: Result, right: Result, a: Path | str, b: Path | str)
             f"{a} and {b} were evaluated on different data ({left.data.get('hash')}, {right.data.get('hash')})"
         )
     keys = [key for key in {**left.protocol, **right.protocol} if left.protocol.get(key) != right.protocol.get(key)]
+    if any(r.model.get("hash") is None and "precision" not in r.protocol for r in (left, right)):
+        keys = [key for key in keys if key != "precision"]  # a baseline without networks has none
     if keys:
         said = "; ".join(f"{key}: {left.protocol.get(key)} against {right.protocol.get(key)}" for key in keys)
         raise DataError(f"{a} and {b} followed different protocols ({said}): evaluate one of them again")
@@ -129,10 +143,10 @@ def _identity(record: dict[str, Any]) -> tuple[str, ...]:
 def _by_picture(
     stage: str, records: list[dict[str, Any]], folder: Path | str
 ) -> dict[str, dict[str, tuple[float, int]]]:
-    """Compute value and number of queries of each metric on each picture's records."""
+    """Compute value and number of queries of each metric on the records of each picture, as stages resample them."""
     pictures: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        pictures[str(record.get("image", record.get("query")))].append(record)
+        pictures[str(record.get("picture", record.get("image", record.get("query"))))].append(record)
     found: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
     for picture, lines in pictures.items():
         for metric in metrics_of(stage, lines, folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,6 +35,7 @@ from pretrain.run.checkpoint import load_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PICTURES_AT_ONCE = 64  # of a block
+UNREADABLE = ("undecodable", "too-large")  # what is wrong with a picture, not with the data set
 TEXTS_AT_ONCE = 256
 
 
@@ -56,13 +57,14 @@ class LoadedModel:
         """Return all that features depend on besides pictures and texts, wherever the model lies."""
         config = self.model.config.to_dict()
         config.pop("_name_or_path", None)
+        libraries = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "opencv-python-headless", "av")
         return {
             "weights": self.description["hash"],
             "config": config,
+            "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
+            "versions": {name: importlib.metadata.version(name) for name in libraries},
             "precision": self.precision,
             "device": self.device.type,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
             "code": _code_hash(),
         }
 
@@ -241,11 +243,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     lengths = torch.tensor([len(row) for row in ids])
     order = torch.argsort(lengths, stable=True)
     chunks = list(order.split(TEXTS_AT_ONCE))
-    tokenizer = hashlib.sha256(loaded.tokenizer.to_str().encode()).hexdigest()
-    wanted = [
-        {"tokenizer": tokenizer, "longest": longest, "texts": [distinct[row] for row in rows.tolist()]}
-        for rows in chunks
-    ]
+    wanted = [{"longest": longest, "texts": [distinct[row] for row in rows.tolist()]} for rows in chunks]
 
     def compute(number: int) -> Block:
         return _text_block(loaded, [ids[row] for row in chunks[number].tolist()], batch_size)
@@ -295,7 +293,7 @@ def _readable(
     try:
         return read(start, stop), []
     except DataError as error:
-        if not skip_unreadable or not isinstance(error.__cause__, BadSample):
+        if not skip_unreadable or not _is_unreadable(error):
             raise
     batches, problems = [], []
     with closing(Store([manifest])) as store:
@@ -303,10 +301,15 @@ def _readable(
             try:
                 batches += read(index, index + 1)
             except DataError as error:
-                if not isinstance(error.__cause__, BadSample):
+                if not _is_unreadable(error):
                     raise
                 problems.append(Unreadable(store.key(0, index), store.captions(0, index), str(error)))
     return batches, problems
+
+
+def _is_unreadable(error: DataError) -> bool:
+    """Whether a picture or clip is to blame; a damaged shard is not, which can be mended."""
+    return isinstance(error.__cause__, BadSample) and error.__cause__.reason in UNREADABLE
 
 
 def _image_block(
@@ -355,7 +358,7 @@ def _joined(blocks: Sequence[Block], name: str) -> Tensor:
 def _code_hash() -> str:
     """Hash the code that turns bytes and texts into features, so that a change of it never meets old ones."""
     root = Path(__file__).parents[1]
-    names = ("augment", "decode", "decode_video", "frames", "sample", "text")
+    names = ("augment", "decode", "decode_video", "frames", "loader", "sample", "text")
     files = [*sorted((root / "pretrain" / "model").glob("*.py")), Path(__file__)]
     files += [root / "data_pipeline" / f"{name}.py" for name in names]
     return hashlib.sha256(json.dumps([file.read_text("utf-8") for file in files]).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Whether the training data may hold the test pictures: said in words with every result, and unknown where it is.
 
-In: a test set, and the run folder of a model (whose data and predecessors it names) or a training set. Pictures are
-compared by the hashes in the shards' indexes, without reading one; and some data sets are known to hold others.
+In: a test set, and the run folder of a model (whose data, validation split and predecessors it names) or a training
+set. Pictures are compared by the hashes in the shards' indexes, without reading one. Equal bytes prove that pictures
+are the same, other bytes prove nothing: without a known origin on both sides, what else is shared is unknown.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -23,14 +23,16 @@ from data_pipeline.sample import EXTENSIONS
 HOLDS = {"visual_genome": ("coco", "flickr30k")}
 _NAMES = {
     "visual_genome": r"visual.?genome|\bvg\b",
-    "coco": r"coco|vqa.?v?2|karpathy",
     "flickr30k": r"flickr.?30k|f30k",
+    "coco": r"coco|vqa.?v?2",  # not Karpathy, who split Flickr30k too
 }
+_GENERATED = ("scenes", "scene-clips", "scene-pairs")
+_NO_ORIGIN = ("align_bench",)  # it names no collection that its pictures come from
 _MEDIA = {extension for several in EXTENSIONS.values() for extension in several}
 
 
 def overlap(test: Manifest, model: Path | str | None, train: Path | str | None = None) -> str:
-    """Say `none known`, `possible: ...` or `unknown: ...` of test pictures in the training data.
+    """Say `none known`, `possible: ...` or `unknown: ...` of test pictures in the training or validation data.
 
     Parameters
     ----------
@@ -49,14 +51,14 @@ def overlap(test: Manifest, model: Path | str | None, train: Path | str | None =
     possible: list[str] = []
     unknown: list[str] = []
     if train is not None and (Path(train) / MANIFEST_NAME).is_file():
-        possible += _shared(Manifest.load(train), test)
+        _judge(Manifest.load(train), test, "trained on", possible, unknown)
     elif train is not None and not (Path(train) / "environment.json").is_file():
         raise UsageError(f"{train} is neither a run folder nor a data set: it says nothing about what was trained on")
     else:
         _follow(Path(train or model or "."), test, possible, unknown, set())
     if possible:
-        return f"possible: {'; '.join(possible)}"
-    return f"unknown: {'; '.join(unknown)}" if unknown else "none known"
+        return f"possible: {'; '.join(dict.fromkeys(possible))}"
+    return f"unknown: {'; '.join(dict.fromkeys(unknown))}" if unknown else "none known"
 
 
 def flags(said: str) -> list[str]:
@@ -88,17 +90,34 @@ def _follow(folder: Path, test: Manifest, possible: list[str], unknown: list[str
         if train is None or train.digest != entry["digest"]:
             unknown.append(f"the training data {entry['path']} are not there as they were")
         else:
-            possible += _shared(train, test)
+            _judge(train, test, "trained on", possible, unknown)
+    validation = (config.get("validation") or {}).get("path")
+    if validation:
+        try:
+            _judge(Manifest.load(validation), test, "checkpoint chosen on", possible, unknown)
+        except DataError:
+            unknown.append(f"the validation data {validation} are not there")
     if config.get("init_from"):
         _follow(Path(config["init_from"]), test, possible, unknown, seen)
     pretrained = [(config.get("model") or {}).get(name) for name in ("vision_from", "text_from")]
     unknown += [f"what {name} was trained on" for name in pretrained if name]
 
 
+def _judge(known: Manifest, test: Manifest, use: str, possible: list[str], unknown: list[str]) -> None:
+    """Collect what is known of a data set that was put to a use, as `trained on`, and the test set."""
+    if known.digest == test.digest:
+        possible.append(f"{use} this very data set ({known.root})")
+        return
+    found = _shared(known, test)
+    possible += found if use == "trained on" else [f"{use} {known.root}: {said}" for said in found]
+    both = (known, test)
+    if not any(manifest.source.get("kind") in _GENERATED for manifest in both):
+        nameless = [manifest for manifest in both if _family(manifest) is None]
+        unknown += [f"{manifest.root} does not say where its pictures come from" for manifest in nameless]
+
+
 def _shared(train: Manifest, test: Manifest) -> list[str]:
-    """Say what two data sets have in common."""
-    if train.digest == test.digest:
-        return [f"trained on this very data set ({train.root})"]
+    """Say what two data sets that are not the same have in common."""
     asked = _media(test)
     equal = int(np.isin(asked, _media(train)).sum())
     found = [f"{equal:,} of {len(asked):,} test pictures are in {train.root}, byte for byte"] if equal else []
@@ -126,14 +145,13 @@ def _media(manifest: Manifest) -> NDArray[np.uint64]:
 
 
 def _family(manifest: Manifest) -> str | None:
-    """Name of the data set that pictures come from, as the importer recorded it or as the name suggests."""
+    """Name of the data set that pictures come from, as the importer recorded it or as the name suggests, or None."""
     recorded = manifest.source.get("pictures")
     if recorded is not None:
-        return str(recorded)
+        return None if recorded in _NO_ORIGIN else str(recorded)
     return next((family for family, name in _NAMES.items() if re.search(name, manifest.name, re.IGNORECASE)), None)
 
 
 def _stated(*manifests: Manifest) -> bool:
     """Whether importers recorded where the pictures come from: they keep files as they are, so that hashes tell."""
-    origins: list[Any] = [manifest.source.get("pictures") for manifest in manifests]
-    return None not in origins
+    return all(manifest.source.get("pictures") is not None for manifest in manifests)

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest
 from pretrain.run.files import write_whole
 
 SCHEMA = "glscl-result/1"
@@ -101,6 +102,12 @@ def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path} line {number} is not JSON: {error.msg}") from None
+
+
+def data_flags(manifest: Manifest) -> list[str]:
+    """Flag samples of the official data set that an import left out (`left_out/N`): results are of the rest alone."""
+    missing = len(manifest.source.get("left_out", ()))
+    return [f"left_out/{missing}"] if missing else []
 
 
 def environment(world: int = 1, device: str = "cpu") -> dict[str, Any]:

@@ -63,6 +63,7 @@ def add_eval(commands: Any) -> None:
         "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
     )
     for stage, about in {
+        "preference": "whether a true caption scores higher than one with attributes or a relation swapped (scenes)",
         "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
         "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
     }.items():
@@ -93,17 +94,16 @@ def _add_answering(commands: Any) -> None:
         "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
     )
     vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
-    prior = add_command(
-        commands,
-        "vqa-prior",
-        partial(_evaluation, "vqa-prior"),
-        "what answers reach that know the training questions and see no picture",
-        "glscl eval vqa-prior --train data/train --data data/val --out runs/vqa/prior",
-    )
-    for name, help_ in (("train", "data set to learn from"), ("data", "data set with the questions to answer")):
-        prior.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
-    prior.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    prior.add_argument("--limit", metavar="N", type=natural, help="only the questions of the first N pictures")
+    for stage, about in {
+        "vqa-prior": "what answers reach that know the training questions and see no picture",
+        "baseline": "retrieval of scenes without a model, and the best that any could reach",
+    }.items():
+        example = f"glscl eval {stage} --train data/train --data data/test --out runs/{stage}"
+        blind = add_command(commands, stage, partial(_evaluation, stage), about, example)
+        for name, help_ in (("train", "data set to learn from"), ("data", "data set to be measured on")):
+            blind.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
+        blind.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+        blind.add_argument("--limit", metavar="N", type=natural, help="only the first N pictures")
     nlvr2 = add_command(
         commands,
         "nlvr2",
@@ -139,6 +139,10 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
     parser.add_argument("--limit", metavar="N", type=natural, help="only the first N pictures or clips")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=natural, default=argparse.SUPPRESS, help="encoded at once; changes no result"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (%(default)s)")
     parser.add_argument(
         "--cache",
         metavar="DIR",

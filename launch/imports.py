@@ -156,5 +156,5 @@ def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
         choices=("refuse", "leave-out", "keep"),
         default="refuse",
         help="samples whose picture or clip is missing or unreadable: end with their list (default), leave them out, "
-        "or keep them, so that evaluations count them as wrong; dataset.json lists both",
+        "or keep them, so that vqa, nlvr2 and video-retrieval count them as wrong; dataset.json lists both",
     )

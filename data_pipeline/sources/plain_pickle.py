@@ -86,6 +86,8 @@ class _Machine:
             stack.append(_known(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
+            if not isinstance(module, str) or not isinstance(attribute, str):
+                raise ValueError("it is a damaged pickle (a name that is no text)")
             stack.append(_known(f"{module}.{attribute}"))
         elif name == "REDUCE":
             arguments, made_by = stack.pop(), stack.pop()
@@ -167,7 +169,8 @@ def _make(made_by: Any, arguments: Any) -> Any:
 def _encode(text: str, encoding: str) -> bytes:
     """Stand for how protocol 2 writes bytes."""
     if encoding != "latin1":
-        raise ValueError(f"it encodes text as {encoding!r}")
+        # Not what it is: references make data that would take for ever to print.
+        raise ValueError("it encodes text otherwise than as latin1")
     return text.encode("latin1")
 
 

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data_pipeline.augment import resize_into
+from data_pipeline.augment import write_evaluation_view
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.sample import BadSample
@@ -63,22 +63,22 @@ def explain(
         raise UsageError("the caption is empty: say what is in the picture")
     if word is not None and find_phrase(caption, word) is None:
         raise UsageError(f"the caption has no {word!r}; its words are: {' '.join(caption.split())}")
-    pixels = _read(Path(image))
+    pixels, file = _read(Path(image))
     loaded = load(model)
-    heat = map_of(loaded, pixels, caption, word)
+    heat = map_of(loaded, file, caption, word)
     _draw(pixels, heat, caption, word, Path(out))
     return Explanation(Path(out), caption, word, heat)
 
 
 @torch.inference_mode()
-def map_of(loaded: LoadedModel, pixels: Pixels, caption: str, word: str | None) -> Array:
-    """Return the map (rows, columns) of a caption, or of words in it, over a picture uint8 (height, width, 3)."""
+def map_of(loaded: LoadedModel, image_file: bytes, caption: str, word: str | None) -> Array:
+    """Return the map (rows, columns) of a caption, or of words in it, over the picture in a JPEG, PNG or WebP file."""
     model, longest = loaded.model, loaded.model.config.max_text_length
     tokens = [CLASS_TOKEN] if word is None else phrase_tokens(loaded.tokenizer, caption, word, longest)
     if not tokens:
         raise UsageError(f"the model reads only {longest} tokens of the caption, and {word!r} comes later: shorten it")
     squashed = np.empty((model.config.image_size, model.config.image_size, 3), dtype=np.uint8)
-    resize_into(pixels, squashed)
+    write_evaluation_view(image_file, squashed)
     with loaded.autocast():
         image = model.encode_image(model.normalize(torch.from_numpy(squashed)[None].to(loaded.device)))
     texts = encode_texts(loaded, [caption])
@@ -89,9 +89,10 @@ def map_of(loaded: LoadedModel, pixels: Pixels, caption: str, word: str | None) 
     return heat
 
 
-def _read(path: Path) -> Pixels:
+def _read(path: Path) -> tuple[Pixels, bytes]:
     try:
-        return decode(open_image(path.read_bytes()))
+        file = path.read_bytes()
+        return decode(open_image(file)), file
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except BadSample as error:

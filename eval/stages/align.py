@@ -29,7 +29,7 @@ from eval.grounding import BACKGROUND, KINDS, Array, foreground, measures, packe
 from eval.matching import TOKENS_AT_ONCE
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.statistics import mean_interval
 
 LEVELS = ("local", "global")
@@ -119,6 +119,7 @@ def evaluate(
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=overlap_flags(known)
+        + data_flags(manifest)
         + [f"{name}/{counts[name]}" for name in ("unmatched", "empty", "zero_map") if counts[name]],
         timing={"total_s": time.perf_counter() - started},
     )

@@ -21,7 +21,7 @@ from eval.answering import Answer, answer_questions
 from eval.features import load, processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.statistics import mean_interval
 
 LABELS = ("False", "True")
@@ -58,7 +58,7 @@ def evaluate(
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     records = [_record(answer, labels, manifest.name) for answer in answers]
     unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
-    flags = overlap_flags(known)
+    flags = overlap_flags(known) + data_flags(manifest)
     if unreadable:
         flags.append("unreadable_images")
     if len(records) > 1 and len({record["prediction"] for record in records}) == 1:
@@ -71,6 +71,7 @@ def evaluate(
         protocol={
             "name": "NLVR2, accuracy and consistency",
             "ties": "the label with the lowest number",
+            "precision": precision,
             "intervals": "percentile bootstrap over sets of pairs",
         },
         data={
@@ -82,7 +83,7 @@ def evaluate(
             "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description | {"precision": precision},
+        model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags,

@@ -23,7 +23,7 @@ from eval.features import Images, encode_images, encode_texts, load, processes
 from eval.matching import match_margins
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.statistics import mean_interval
 
 SCORES = ("contrastive", "matching")
@@ -144,6 +144,7 @@ def compare(
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=overlap_flags(known)
+        + data_flags(manifest)
         + [f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
         timing={"total_s": time.perf_counter() - started},
     )

@@ -23,7 +23,7 @@ from eval.features import Images, LoadedModel, Texts, encode_images, encode_text
 from eval.matching import match_margins
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap as overlap_with
-from eval.schema import Metric, Result, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.statistics import mean_interval, median_interval
 from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, tells_nothing_apart
 
@@ -130,7 +130,7 @@ def retrieve(
     texts = encode_texts(loaded, captions.texts, batch_size=batch_size)
     encoded = time.perf_counter()
     both = directions(media, images, texts, captions, folds)
-    flags = overlap_flags(overlap)
+    flags = overlap_flags(overlap) + data_flags(manifest) + ["unreadable_images"] * bool(images.unreadable)
     lists = [[shortlist(part, max(rerank_k, TOP)) for part in side] for side in both]
     margins = _margins(loaded, images, texts, both, lists, rerank_k) if rerank_k else None
     if margins is not None and any(all(tells_nothing_apart(part) for part in side) for side in margins):
@@ -152,7 +152,7 @@ def retrieve(
     result = Result(
         stage=stage,
         protocol={
-            "name": "zero-shot",
+            "name": "contrastive score" + (", then the matching head" if rerank_k else ""),
             "ties": "expected value",
             "score_dtype": "float32",
             "precision": loaded.precision,

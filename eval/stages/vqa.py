@@ -24,7 +24,7 @@ from eval.answers import LabelScores
 from eval.features import load, processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, read_records, read_result, write_result
+from eval.schema import Metric, Result, data_flags, environment, read_records, read_result, write_result
 from eval.statistics import mean_interval
 from eval.vqa_accuracy import accuracy
 from pretrain.run.files import write_whole
@@ -92,7 +92,7 @@ def evaluate(
     records = _records(answers, labels, blind)
     unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
     predicted = {record["prediction"] for record in records}
-    flags = overlap_flags(known)
+    flags = overlap_flags(known) + data_flags(manifest)
     if len(records) > 1 and len(predicted) == 1:
         flags.append("constant_prediction")
     if unreadable:
@@ -102,7 +102,7 @@ def evaluate(
     state = processes()
     result = Result(
         stage="vqa",
-        protocol=PROTOCOL,
+        protocol=PROTOCOL | {"precision": precision},
         data={
             "path": str(data),
             "name": manifest.name,
@@ -112,7 +112,7 @@ def evaluate(
             "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description | {"labels": len(labels), "precision": precision},
+        model=loaded.description | {"labels": len(labels)},
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=flags,

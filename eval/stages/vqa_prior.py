@@ -27,7 +27,7 @@ from eval.answering import check_ids
 from eval.answers import read_questions
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Result, environment, write_result
+from eval.schema import Result, data_flags, environment, write_result
 from eval.stages import vqa
 from eval.vqa_accuracy import Truth, accuracy
 
@@ -82,7 +82,7 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
         model={"name": "question only: one linear layer on words and pairs of words", "hash": None, "labels": LABELS},
         environment=environment(),
         metrics=vqa.metrics(records),
-        flags=overlap_flags(shared),
+        flags=overlap_flags(shared) + data_flags(asked),
         timing={"total_s": time.perf_counter() - started},
     )
     write_result(Path(out), result, records)

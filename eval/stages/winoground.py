@@ -26,7 +26,7 @@ from eval.features import Images, LoadedModel, encode_texts, load, processes
 from eval.matching import match_margins
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.statistics import mean_interval
 from pretrain.ranking import unit_features
 
@@ -96,6 +96,7 @@ def evaluate(
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
         flags=overlap_flags(known)
+        + data_flags(manifest)
         + [f"constant_scores/{n}" for n, table in scores.items() if np.ptp(table) <= 1e-6 * np.abs(table).max()],
         timing={"total_s": time.perf_counter() - started},
     )

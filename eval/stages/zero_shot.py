@@ -21,8 +21,8 @@ from data_pipeline.scenes.truth import is_scene
 from eval.features import LoadedModel, encode_images, encode_texts, load, processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, environment, write_result
-from eval.statistics import mean_interval
+from eval.schema import Metric, Result, data_flags, environment, write_result
+from eval.statistics import mean_interval, mean_of_means_interval
 from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this shows a {}")
@@ -112,7 +112,7 @@ def evaluate(
         model=loaded.description,
         environment=environment(state.num_processes, str(loaded.device)),
         metrics=metrics(records),
-        flags=overlap_flags(known) + ["degenerate_scores"] * degenerate,
+        flags=overlap_flags(known) + data_flags(manifest) + ["degenerate_scores"] * degenerate,
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -163,8 +163,9 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     found = [_accuracy("top1", right, keys, chance)]
     if ranked.candidates > TOP:
         found.append(_accuracy(f"top{TOP}", 100 * ranked.hits(TOP), keys, TOP * chance))
-    alike = len(group) / len(labels) / np.bincount(group)[group]
-    found.append(_accuracy("mean_per_class", right * alike, keys, chance))
+    alike = float((np.bincount(group, right) / np.bincount(group)).mean())
+    interval = mean_of_means_interval(right, group.tolist(), keys)
+    found.append(Metric(name="mean_per_class", value=alike, unit="percent", ci95=interval, n=len(group), chance=chance))
     for number, label in enumerate(labels):
         rows = np.flatnonzero(group == number)
         found.append(_accuracy(f"class/{label}", right[rows], [keys[row] for row in rows], chance))

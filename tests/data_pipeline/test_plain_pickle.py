@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 from collections import OrderedDict
@@ -104,6 +105,23 @@ def test_a_command_inside_a_tensors_storage_does_not_run(tmp_path):
 def test_anything_else_is_refused(value):
     with pytest.raises(ValueError, match="it (names|uses|has|holds)"):
         read_pickle(pickle.dumps({"value": value}))
+
+
+def test_a_refusal_does_not_print_what_the_pickle_holds():
+    """A few bytes can stand for data that double with each level."""
+    nested: list = []
+    for _ in range(16):
+        nested = [nested, nested]
+
+    class Encoded:
+        def __reduce__(self):
+            return codecs.encode, ("a", nested)
+
+    module = pickle.dumps(nested, 4)[:-1] + b"\x8c\x01a\x93."  # SHORT_BINUNICODE, STACK_GLOBAL, STOP
+    for harmful, expected in ((pickle.dumps(Encoded(), 2), "it encodes text otherwise"), (module, "no text")):
+        with pytest.raises(ValueError, match=expected) as refused:
+            read_pickle(harmful)
+        assert len(str(refused.value)) < 100
 
 
 @settings(deadline=None)

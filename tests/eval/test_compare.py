@@ -11,8 +11,8 @@ import torch
 from data_pipeline.errors import DataError
 from eval import baselines
 from eval.compare import compare
-from eval.schema import read_records, read_result
-from eval.stages import preference, retrieval
+from eval.schema import Result, read_records, read_result, write_result
+from eval.stages import preference, retrieval, sugarcrepe
 from eval.statistics import mean_interval
 from eval.verify import verify
 from launch.cli import main
@@ -80,6 +80,48 @@ def test_verdicts_follow_the_intervals(results: dict[str, Path]) -> None:
             assert (d.verdict == "A is better") == (d.difference < 0) or d.unit == "rank" or "tie" in d.name
     rank = next(d for d in forth.differences if d.name == "text_to_image/MeanR")
     assert (rank.difference > 0, rank.verdict) == (True, "A is better")
+
+
+def test_pictures_are_resampled_with_all_their_samples(tmp_path: Path) -> None:
+    """SugarCrepe has a sample for each caption of a picture."""
+    random = np.random.default_rng(0)
+    pictures = [str(number // 6) for number in range(60)]
+    both = {}
+    for name in "ab":
+        lines = [
+            {"query": str(number), "image": f"{picture}-{number % 3}", "picture": picture, "kind": "swap_obj"}
+            | {"contrastive": [float(random.random() < 0.7), 0.5], "matching": [1.0, 0.5]}
+            for number, picture in enumerate(pictures)
+        ]
+        both[name] = np.array([100.0 * (line["contrastive"][0] > 0.5) for line in lines])
+        parts = {"protocol": {}, "data": {"hash": "one"}, "model": {"hash": name}, "environment": {}}
+        write_result(tmp_path / name, Result(stage="sugarcrepe", metrics=sugarcrepe.metrics(lines), **parts), lines)
+    one = next(
+        d for d in compare(tmp_path / "a", tmp_path / "b").differences if d.name == "contrastive/accuracy/swap_obj"
+    )
+    assert (one.n, one.pictures) == (60, 10)
+    assert one.ci95 == pytest.approx(mean_interval(both["b"] - both["a"], pictures))
+
+
+def test_metrics_of_one_result_alone_are_named_with_the_one_that_has_them(
+    results: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(name: str):
+        return lambda stored: stored.update(metrics=[m for m in stored["metrics"] if m["name"] != name])
+
+    first = edited(results["a"], tmp_path / "first", without("text_to_image/R@5"))
+    second = edited(results["b"], tmp_path / "second", without("image_to_text/MdR"))
+    found = compare(first, second)
+    assert found.left_out == ["text_to_image/MdR"]
+    assert found.only_in_one == {"image_to_text/MdR": "A", "text_to_image/R@5": "B"}
+    assert main(["compare", str(first), str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "no means over the same pictures and queries, not compared: text_to_image/MdR" in lines
+    said = "in one of the results alone, not compared: image_to_text/MdR (in A), text_to_image/R@5 (in B)"
+    assert said in lines
+    assert main(["compare", str(first), str(second), "--json"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert (stored["left_out"], stored["only_in_one"]) == (found.left_out, found.only_in_one)
 
 
 @pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])

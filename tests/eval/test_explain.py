@@ -8,9 +8,13 @@ import pytest
 from PIL import Image
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.scenes.generate import generate
 from data_pipeline.store import Store
+from eval.grounding import map_of_record
 from eval.report.explain import explain
 from eval.report.overlays import overlay
+from eval.schema import read_records
+from eval.stages.align import evaluate as align
 from launch.cli import main
 
 CAPTION = "a red circle and a blue star"
@@ -39,6 +43,16 @@ def test_the_map_is_drawn_and_its_peak_is_said(
     if word:
         words = [explain(photo, CAPTION, knowing_model, out, word=one).heat for one in word.strip(",").split()]
         np.testing.assert_allclose(found.heat, sum(words), rtol=1e-6)
+
+
+def test_the_map_is_the_one_that_alignment_is_measured_by(knowing_model: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "d", train=0, val=0, test=2, novel=0, size=100, seed=5, workers=1)  # not the model's size
+    align(knowing_model, tmp_path / "d" / "test", tmp_path / "out")
+    line = next(line for line in read_records(tmp_path / "out") if line["level"] == "local" and line["pixel"])
+    store = Store([Manifest.load(tmp_path / "d" / "test")])
+    (tmp_path / "p.jpg").write_bytes(next(store.read(0, i).media for i in range(2) if store.key(0, i) == line["image"]))
+    found = explain(tmp_path / "p.jpg", line["caption"], knowing_model, tmp_path / "p.png", word=line["phrase"])
+    np.testing.assert_allclose(found.heat / found.heat.max(), map_of_record(line), atol=0.51 / 255)
 
 
 def test_a_large_picture_and_a_caption_like_a_formula_are_drawn(knowing_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from eval.answering import answer_questions
+from eval.compare import compare
 from eval.features import load
 from eval.schema import read_records, read_result
 from eval.stages.nlvr2 import evaluate, metrics
@@ -77,6 +78,14 @@ def test_always_true_gets_the_share_of_true_statements(model: Path, data: Path, 
     assert found.metric("accuracy").value == found.metric("majority/accuracy").value == pytest.approx(70)
     assert found.metric("consistency").value == pytest.approx(100 / 3)  # of the sentence that is true of both pairs
     assert found.flags[1:] == ["constant_prediction"]
+
+
+def test_results_of_other_precision_are_not_compared(model: Path, data: Path, tmp_path: Path) -> None:
+    for precision in ("fp32", "bf16"):
+        evaluate(model, data, tmp_path / precision, precision=precision)
+    assert {d.verdict for d in compare(tmp_path / "bf16", tmp_path / "bf16").differences} == {"equal"}
+    with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
+        compare(tmp_path / "fp32", tmp_path / "bf16")
 
 
 def test_every_metric_follows_from_the_records(model: Path, data: Path, tmp_path: Path) -> None:

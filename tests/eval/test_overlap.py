@@ -1,4 +1,4 @@
-"""Test pictures in the training data are found by their bytes, known relations are said, and unknown is unknown."""
+"""Test pictures in training or validation data are found by their bytes, known relations said, unknown is unknown."""
 
 import json
 from pathlib import Path
@@ -78,12 +78,73 @@ def test_visual_genome_holds_pictures_of_coco_unless_its_import_left_them_out(
         ("visual_genome", {}, "possible"),
         ("vg-train", {"excluded": ["flickr30k"]}, "possible"),
         ("vg-clean", {"excluded": ["coco", "flickr30k"]}, "none known"),
-        ("cc3m", {}, "none known"),
+        ("cc3m", {}, "unknown"),
         ("mscoco", {}, "possible"),  # someone else's copy, perhaps of other bytes
         ("other", {"pictures": "coco"}, "none known"),  # ours, of the same files
     ):
         train = pictures(scenes / "train", tmp_path / name, range(3), **source)
         assert overlap(coco, None, train.root).startswith(expected), name
+
+
+@pytest.mark.parametrize("name", ["cc3m", "sbu", "data", "laion-coyo"])
+def test_pictures_from_nobody_knows_where_may_be_those_of_the_test_set_in_other_bytes(
+    scenes: Path, gallery: Path, tmp_path: Path, name: str
+) -> None:
+    coco = pictures(gallery, tmp_path / "coco", range(4), pictures="coco")
+    other = pictures(scenes / "train", tmp_path / name, range(3))
+    unknown = f"unknown: {other.root} does not say where its pictures come from"
+    assert overlap(coco, None, other.root) == unknown
+    assert overlap(coco, run_folder(tmp_path / "run", [other, other])) == unknown
+    assert overlap(other, None, coco.root) == unknown, "a test set of which that is not known"
+    copies = pictures(gallery, tmp_path / "copies", range(2, 6))
+    said = overlap(coco, run_folder(tmp_path / "both", [other, copies]))
+    assert said == f"possible: 2 of 4 test pictures are in {copies.root}, byte for byte"
+
+
+def test_align_bench_does_not_say_whose_pictures_it_has(scenes: Path, gallery: Path, tmp_path: Path) -> None:
+    bench = pictures(gallery, tmp_path / "bench", range(4), pictures="align_bench", kind="align_bench")
+    unknown = f"unknown: {bench.root} does not say where its pictures come from"
+    for family in ("coco", "visual_genome"):
+        train = pictures(scenes / "train", tmp_path / family, range(3), pictures=family)
+        assert overlap(bench, None, train.root) == unknown
+        assert overlap(train, None, bench.root) == unknown
+    assert overlap(bench, None, scenes / "train") == "none known"
+
+
+@pytest.mark.parametrize("kind", ["scenes", "scene-clips", "scene-pairs"])
+def test_generated_scenes_are_nobodys_pictures(scenes: Path, gallery: Path, tmp_path: Path, kind: str) -> None:
+    generated = pictures(gallery, tmp_path / "generated", range(4), kind=kind)
+    other = pictures(scenes / "train", tmp_path / "other", range(3))
+    assert overlap(generated, None, other.root) == overlap(other, None, generated.root) == "none known"
+
+
+def test_karpathy_split_flickr30k_too(scenes: Path, gallery: Path, tmp_path: Path) -> None:
+    flickr = pictures(gallery, tmp_path / "flickr30k-karpathy-test", range(4))
+    coco = pictures(scenes / "train", tmp_path / "coco-karpathy-train", range(3))
+    other = pictures(scenes / "train", tmp_path / "f30k-train", range(3, 6))
+    assert overlap(flickr, None, coco.root) == "none known"
+    said = overlap(flickr, None, other.root)
+    assert said == f"possible: {other.root} and the test set both seem to be of flickr30k"
+
+
+def test_a_checkpoint_that_was_chosen_on_test_pictures_is_flagged(
+    scenes: Path, test: Manifest, gallery: Path, tmp_path: Path
+) -> None:
+    train = Manifest.load(scenes / "train")
+
+    def said(name: str, validation: Path) -> str:
+        run_folder(tmp_path / name, [train], validation={"path": str(validation), "every": 10})
+        return overlap(test, tmp_path / name / "checkpoints" / "step-00000001" / "model")
+
+    assert said("same", gallery) == f"possible: checkpoint chosen on this very data set ({gallery})"
+    copies = pictures(gallery, tmp_path / "val", range(6))
+    expected = f"{copies.root}: 6 of 20 test pictures are in {copies.root}, byte for byte"
+    assert said("copies", copies.root) == f"possible: checkpoint chosen on {expected}"
+    assert said("other", pictures(scenes / "train", tmp_path / "others", range(3)).root) == "none known"
+    gone = tmp_path / "gone"
+    assert said("moved", gone) == f"unknown: the validation data {gone} are not there"
+    after = run_folder(tmp_path / "after", [train], init_from=str(tmp_path / "same"), validation=None)
+    assert overlap(test, after).startswith("possible: checkpoint chosen on this very data set")
 
 
 def test_to_leave_out_the_captions_test_set_does_not_leave_out_that_of_questions(

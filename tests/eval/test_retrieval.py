@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -347,3 +348,28 @@ def test_any_number_of_processes_reaches_the_same_result_and_shares_what_is_kept
             for file in files[1::2]:
                 file.unlink()
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_ends_with_the_result_of_an_undisturbed_one(knowing_model: Path, tmp_path: Path) -> None:
+    """G2, with a process that is really killed."""
+    generate(tmp_path / "d", train=0, val=0, test=200, novel=0, size=48, seed=5, workers=1)
+    where = ["--model", str(knowing_model), "--data", str(tmp_path / "d" / "test"), "--cache", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "launch.cli", "eval", "retrieval", *where, "--out", str(tmp_path / "parts")]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(command, cwd=root)
+    while not (kept := list((tmp_path / "cache").rglob("*.safetensors"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    written = {file: file.stat().st_mtime_ns for file in kept}
+    assert not (tmp_path / "parts" / "result.json").exists()
+    assert subprocess.run(command, cwd=root).returncode == 0
+    assert {file: file.stat().st_mtime_ns for file in kept} == written
+    evaluate(knowing_model, tmp_path / "d" / "test", tmp_path / "whole")
+    parts, whole = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("parts", "whole"))
+    for found in (parts, whole):
+        del found["timing"], found["environment"]["date"]
+    assert parts == whole
+    assert (tmp_path / "parts" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()

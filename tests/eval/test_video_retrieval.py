@@ -85,6 +85,7 @@ def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, c
     for name in ("first", "from the cache"):
         found = evaluate(video_model, broken, tmp_path / name, rerank_k=2, cache=tmp_path / "cache")
         ((key, problem),) = found.data["unreadable"].items()
+        assert "unreadable_images" in found.flags
         assert key.endswith("/002") and "cannot be evaluated" in problem
         lines = [line for line in read_records(tmp_path / name) if line["image"] == key]
         assert len(lines) == 1 + len({line["query"] for line in lines} - {key})
@@ -97,6 +98,13 @@ def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, c
         for metric in found.metrics:
             if metric.name == "video_to_text/R@10":
                 assert metric.bounds is not None and metric.bounds[1] == pytest.approx(100 * (CLIPS - 1) / CLIPS)
+    damaged = rewritten(clips, tmp_path / "damaged", lambda members: members)
+    shard = next(damaged.glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[content.find(b"mdat") + 100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError):  # the shard is to blame, not the clip: it is no miss, and can be mended
+        evaluate(video_model, damaged, tmp_path / "no", cache=tmp_path / "cache")
     with pytest.raises(DataError, match="cannot be evaluated"):
         encode_images(load(video_model, cache=tmp_path / "cache"), Manifest.load(broken), frames=4)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,18 @@ def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(model: Pat
     assert {line["prediction"] for line in read_records(tmp_path / "other")} == {"cat"}
 
 
+def test_answers_that_another_tokenizer_led_to_are_never_used(model: Path, data: Path, tmp_path: Path) -> None:
+    cache, same = tmp_path / "cache", shutil.copytree(model, tmp_path / "m")
+    evaluate(same, data, tmp_path / "one", cache=cache)
+    before = set(cache.rglob("*.safetensors"))
+    file = same / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(words))
+    evaluate(same, data, tmp_path / "other", cache=cache)
+    assert len(list(cache.rglob("*.safetensors"))) == 2 * len(before)
+
+
 def test_the_commands_print_their_result(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +300,18 @@ def test_blind_answers_are_compared_question_by_question(
     write_questions(tmp_path / "d", [questions(0)])
     with pytest.raises(DataError, match="is no vqa-prior result on"):
         evaluate(model, tmp_path / "d", tmp_path / "o", prior=tmp_path / "prior")
+
+
+def test_only_blind_answers_are_compared_whatever_the_precision(
+    result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path
+) -> None:
+    evaluate(model, data, tmp_path / "half", precision="bf16")
+    with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
+        compare(result[1], tmp_path / "half")
+    vqa_prior.evaluate(data, data, tmp_path / "prior")
+    for out in (result[1], tmp_path / "half"):
+        assert compare(tmp_path / "prior", out).differences
+        assert compare(out, tmp_path / "prior").only_in_one["by_type/accuracy"] == "B"
 
 
 def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_every_metric_follows_from_the_records_and_classes_recombine(
     assert found.protocol["templates"] == list(TEMPLATES)
 
 
+def test_classes_of_unequal_size_leave_no_doubt_about_a_classifier_that_is_always_right() -> None:
+    right = {"above": 0, "tied": 1, "candidates": 2}
+    lines = [right | {"image": str(i), "label": "rare" if i < 3 else "common"} for i in range(30)]
+    [alike] = [metric for metric in metrics(lines) if metric.name == "mean_per_class"]
+    assert (alike.value, alike.ci95) == (100.0, (100.0, 100.0))
+
+
 def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
     knowing_model: Path, tokenizer: Path, labelled: Path, tmp_path: Path
 ) -> None:
