@@ -219,18 +219,19 @@ def _summarise(out: Path, report: Path, seconds: float) -> None:
         f"matching prefers the true caption over a swapped one in {_interval(of('preference')['matching/accuracy'])} "
         "of pairs (chance 50)",
         f"zero-shot classification: {_interval(of('zero-shot')['top1'])}",
-        f"questions, fine-tuned: {_interval(vqa['accuracy'])}; without the picture {_interval(vqa['prior/accuracy'])}",
+        f"questions, fine-tuned: {_interval(vqa['accuracy'])}; without the picture {_interval(vqa['prior/accuracy'])}, "
+        f"a difference of {_interval(vqa['above_prior/accuracy'], 'points')}",
         f"statements on two pictures, fine-tuned: {_interval(nlvr2['accuracy'])} (chance 50)",
         f"clips, fine-tuned: text-to-video R@1 {_interval(video['text_to_video/R@1'])} over {TEST_CLIPS}",
         f"words look at their regions: {_interval(align['local/pixel/mass'])} of attention inside, "
-        f"{align['local/pixel/mass'].chance:.1f} if it were uniform",
+        f"{_interval(align['local/pixel/mass_over_uniform'], 'points')} more than uniform attention",
         f"look at {report}; encoders for transformers in {out / 'export'}; the runs in {out}",
     ]
     print("\n".join(lines))
 
 
-def _interval(metric: Any) -> str:
-    return f"{metric.value:.1f} % [{metric.ci95[0]:.1f}, {metric.ci95[1]:.1f}]"
+def _interval(metric: Any, unit: str = "%") -> str:
+    return f"{metric.value:.1f} {unit} [{metric.ci95[0]:.1f}, {metric.ci95[1]:.1f}]"
 
 
 if __name__ == "__main__":
