@@ -36,6 +36,7 @@ class Metric(BaseModel):
     n: int
     chance: float | None = None
     bounds: tuple[float, float] | None = Field(default=None, description="the value if every tie were lost, and won")
+    intervals: dict[str, tuple[float, float]] = Field(default={}, description="further 95 % intervals, by their name")
 
 
 class Result(BaseModel):
