@@ -54,8 +54,8 @@ class Split:
 
     def learning_sampler(self, way: int, shot: int, queries: int, episodes: int, seed: int) -> EpisodeSampler:
         """Return a sampler of episodes to learn from or choose on, with fewer queries where the data have no more."""
-        counts = np.unique(np.unique(np.stack([self.world.labels, self.world.tokens.media]), axis=1)[0], return_counts=True)[1]
-        return self.sampler(way, shot, max(1, min(queries, int(counts.min()) - shot)), episodes, seed)
+        most = self.sampler(way, shot, 1, 1, seed).smallest_class - shot
+        return self.sampler(way, shot, min(queries, most), episodes, seed)
 
 
 def load_split(
