@@ -24,9 +24,7 @@ from tests.pretrain.runs import StopAfter, assert_same_run, rows, tiny_settings,
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("engine_run.py"))
-ENGINES = [
-    pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-]
+ENGINES = [pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")]
 
 
 @pytest.fixture(scope="module")
