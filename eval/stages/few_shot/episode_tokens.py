@@ -27,7 +27,7 @@ class EpisodeTokens:
 
     @classmethod
     def of(cls, tokens: ImageTokens, rows: NDArray[Any], *, patches: bool = True) -> EpisodeTokens:
-        """Take the pictures ``rows`` (..., n) of a token set; without ``patches`` none are copied, (..., n, 0, width)."""
+        """Take pictures ``rows`` (..., n) of a token set; without ``patches`` none are copied, (..., n, 0, width)."""
         flat = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).flatten()
 
         def take(tensor: Tensor) -> Tensor:
