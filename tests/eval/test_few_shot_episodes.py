@@ -100,10 +100,10 @@ def test_a_list_on_disk_gives_the_same_episodes_whatever_the_order_of_the_data(t
     labels = labels_of(9, 8, 7, 6)
     keys = [f"data/{row:03d}" for row in range(len(labels))]
     sampler = EpisodeSampler(labels, **FORM, disjoint=disjoint)
-    digest = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
+    written = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
     read = read_episodes(tmp_path / "new" / "list.json", keys, labels=labels)
     assert all(same(a, b) for a, b in zip(read.episodes, sampler, strict=True))
-    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, digest)
+    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, written.hash)
     turned = read_episodes(tmp_path / "new" / "list.json", keys[::-1], labels=labels[::-1])
     assert [keys[::-1][row] for row in turned.episodes[0].query] == [keys[row] for row in read.episodes[0].query]
 
