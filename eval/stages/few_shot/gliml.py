@@ -121,7 +121,7 @@ class GLICCE(nn.Module):
         choice("the head", head, Score)
         self.head, self.patches, self.include_global = head, patches, include_global
         if head == "gated_sum":
-            self.log_tau = nn.Parameter(torch.tensor(20.0).log())
+            self.log_tau = nn.Parameter(torch.tensor(10.0).log())
         else:
             size = (patches + include_global) ** 2
             self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
@@ -164,7 +164,7 @@ class GLICCE(nn.Module):
 class GLIMLHead(nn.Module):
     """Classify queries by their relation to the examples of each class.
 
-    ``patches`` is the number of local tokens of a picture (only ``mlp`` depends on it). ``shots`` averages the tokens of
+    ``patches`` is the number of a picture's local tokens (only ``mlp`` depends on it). ``shots`` averages the tokens of
     a class's examples by position (``map_mean``, as SAML and CPEA do) or the scores of each. ``text_weight`` times the
     cosine with the class's text is added where texts are given. Parameters depend on ``seed`` alone.
     """
@@ -189,11 +189,7 @@ class GLIMLHead(nn.Module):
             torch.manual_seed(seed)
             self.interplay = GLICL(width, interplay, lam, include_global=include_global)
             self.similarity = GLICCE(patches, head, include_global=include_global)
-
-    @property
-    def trained_only(self) -> bool:
-        """Whether the head says nothing before it is trained."""
-        return self.similarity.head == "mlp"
+        self.eval()
 
     def logits(
         self,
