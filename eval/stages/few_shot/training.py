@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from data_pipeline.errors import NumericsError, UsageError
 from eval.encoders import Encoder
-from eval.episodes import Episode
+from eval.episodes import Episode, EpisodeSampler
 from eval.tokens import ImageTokens, pool_patches
 
 from .episode_tokens import EpisodeTokens
@@ -92,7 +92,7 @@ class TrainLog:
 def train_head(
     head: GLIMLHead,
     base: World,
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode] | EpisodeSampler,
     val: World,
     val_episodes: Sequence[Episode],
     settings: TrainSettings,
@@ -120,13 +120,11 @@ def train_head(
         If the loss is not finite.
     """
     _check(head, base, episodes, val, val_episodes, settings, finetuning)
-    learning = nn.ModuleDict(
-        {"head": head} if finetuning is None else {"head": head, "encoder": finetuning.encoder.module}
-    )
-    start = deepcopy(learning.state_dict())
+    learning = nn.ModuleDict({"head": head})
     if finetuning is not None:
+        learning["encoder"] = finetuning.encoder.module.requires_grad_(True)
         finetuning.encoder.cache = None
-        learning.requires_grad_(True)
+    start = deepcopy(learning.state_dict())
     epochs = 0 if settings.mode == "none" else settings.epochs
     each = len(episodes) // max(epochs, 1)
     log: list[Epoch] = []
@@ -141,16 +139,10 @@ def train_head(
             for epoch in range(epochs + 1):
                 loss = None
                 if epoch > 0:
-                    loss = _epoch(
-                        head, base, episodes[(epoch - 1) * each : epoch * each], optimizer, settings, finetuning
-                    )
+                    some = [episodes[number] for number in range((epoch - 1) * each, epoch * each)]
+                    loss = _epoch(head, base, some, optimizer, settings, finetuning)
                     schedule.step()
-                known = (
-                    val
-                    if finetuning is None
-                    else replace(val, tokens=encode_again(finetuning.encoder, finetuning.val, val.tokens))
-                )
-                log.append(Epoch(lam, epoch, loss, accuracy(head, known, val_episodes)))
+                log.append(Epoch(lam, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes)))
                 if log[-1].accuracy > max((one.accuracy for one in log[:-1]), default=-1.0):
                     kept = deepcopy(learning.state_dict())
     best = max(log, key=lambda one: one.accuracy)  # of equals the first
@@ -169,6 +161,12 @@ def encode_again(
     cls, patch = (torch.cat([getattr(one, name) for one in found]) for name in ("cls", "patch"))
     proj = None if tokens.proj is None else torch.cat([one.proj for one in found if one.proj is not None])
     return replace(tokens, cls=cls, patch=patch.to(tokens.patch.dtype), proj=proj, layers={})
+
+
+def _now(val: World, finetuning: Finetuning | None) -> World:
+    if finetuning is None:
+        return val
+    return replace(val, tokens=encode_again(finetuning.encoder, finetuning.val, val.tokens))
 
 
 def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int]) -> EpisodeTokens:
@@ -229,7 +227,7 @@ def _pictures(tokens: EpisodeTokens, part: slice) -> EpisodeTokens:
 def _check(
     head: GLIMLHead,
     base: World,
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode] | EpisodeSampler,
     val: World,
     val_episodes: Sequence[Episode],
     settings: TrainSettings,
