@@ -29,7 +29,7 @@ from eval.statistics import paired_difference
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead
 from .lists import Lists, drawn_lists, given_lists
-from .methods import GLIML, VALIDATION_EPISODES, Form, Ready, make, usable
+from .methods import GLIML, VALIDATION_EPISODES, Form, Interplay, Ready, make, usable
 from .recognise import cost, recognise
 from .scores import KINDS, by_method, metrics
 from .splits import described, load_split, refuse_shared_classes, shared_pictures
@@ -53,6 +53,7 @@ def evaluate(
     methods: Sequence[str] | None = None,
     episode_list: Sequence[Path | str] | None = None,
     mode: Mode = "frozen",
+    interplay: Interplay = "gated",
     epochs: int = 20,
     pool_grid: int = 7,
     templates: Sequence[str] | None = None,
@@ -82,6 +83,8 @@ def evaluate(
         Files to take the episodes from instead of drawing them, as an evaluation writes them.
     mode
         Of GLIML: a head trained on frozen tokens, the encoder trained with it, or no training.
+    interplay
+        Of GLIML: `gated` needs no training, `additive` adds a multiple of the global token that validation chooses.
     epochs
         Of training, each of 100 episodes; the one that is best on validation classes is kept.
     pool_grid
@@ -121,8 +124,10 @@ def evaluate(
     heads: dict[str, dict[str, Any]] = {}
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
     for both in lists:
-        form = Form(both.closed.way, both.closed.shot, both.closed.queries, seed, mode, epochs)
+        form = Form(both.closed.way, both.closed.shot, both.closed.queries, seed, mode, epochs, interplay)
         lines = _lines(both)
+        if len(both.apart.episodes) < 2:
+            flags.append(f"no_open_world_interval/{both.name}: the data allow no two disjoint episodes")
         for name in names:
             label = f"{both.name}/{name}"
             started = time.perf_counter()
@@ -147,6 +152,7 @@ def evaluate(
             "name": "few-shot classification",
             "methods": names,
             "mode": mode,
+            "interplay": interplay,
             "epochs": epochs,
             "episodes": {both.name: both.described() for both in lists},
             "seed": seed,
@@ -185,7 +191,7 @@ def _lines(both: Lists) -> list[dict[str, Any]]:
 def _show(keys: Sequence[str], episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
     """Name the pictures of the first episodes, which the report shows."""
     for line, episode in zip(lines, episodes, strict=False):
-        line |= {name: [keys[row] for row in getattr(episode, name)] for name in ("support", "query")}
+        line |= {f"{part}_pictures": [keys[row] for row in getattr(episode, part)] for part in ("support", "query")}
 
 
 def _explain(ready: Ready, episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
