@@ -1,5 +1,6 @@
 """The few-shot stage and `glscl predict`: all methods on the same episodes, nothing chosen on the data."""
 
+import inspect
 import io
 import json
 import shutil
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+import launch
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.write import write_shards
 from eval.compare import compare
 from eval.episodes import read_episodes
+from eval.report import write_report
 from eval.schema import Result, read_records, read_result
 from eval.stages.few_shot import evaluate, metrics
 from eval.statistics import t_interval
@@ -97,7 +101,9 @@ def test_every_method_stands_on_the_same_episodes_with_both_intervals(out: Path)
         assert found.value == pytest.approx(np.mean(right)) and found.n == 20 == len(closed)
         assert found.ci95 == pytest.approx(t_interval(right)) == found.intervals["closed_world"]
         opened = [100 * float((np.array(line["predicted"]["proto"]) == truth).mean()) for line in apart]
-        assert found.intervals["open_world"] == pytest.approx(t_interval(opened))
+        low, high = t_interval(opened) or (0, 0)
+        assert np.mean(found.intervals["open_world"]) == pytest.approx(found.value)
+        assert np.diff(found.intervals["open_world"]) == pytest.approx(high - low)
         assert found.chance == pytest.approx(100 / 3) and found.unit == "percent"
         assert found.value > 60  # colours are seen even by this model
         for reference in ("proto", "zero_shot"):
@@ -223,6 +229,19 @@ def test_the_command_says_what_is_wrong(
     ]
     assert main(["eval", "few-shot", *where, *small, *given]) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_report_shows_methods_and_episodes(out: Path, tmp_path: Path) -> None:
+    page = write_report([out], tmp_path / "report.html").read_text("utf-8")
+    assert page.count("3-way 3-shot") >= 3 and "GLIML without training" in page
+    assert "answers of GLIML" in page and page.count("weights of its patches") == 2 * 2 * 3 * 3
+    assert page.count('alt="an example of') == 2 * 3 * (1 + 3)
+    assert "by class:" in page
+
+
+def test_the_recipe_names_options_of_the_stage() -> None:
+    recipe = yaml.safe_load((Path(launch.__file__).parent / "recipes" / "few_shot.yaml").read_text("utf-8"))
+    assert set(recipe) <= set(inspect.signature(evaluate).parameters)
 
 
 def test_data_without_labels_are_refused(knowing_model: Path, gallery: Path, tmp_path: Path, jpeg: bytes) -> None:
