@@ -288,4 +288,3 @@ def _check_episode(
 
 def _generator(*entropy: int) -> Generator:
     return Generator(Philox(SeedSequence(entropy)))
-

@@ -7,10 +7,10 @@ of several episodes, with a leading dimension; they share ``support_y``), and un
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +133,7 @@ class TipAdapter:
     @classmethod
     def grid(cls) -> Iterator[Self]:
         """Yield all settings that are tried on validation episodes."""
-        for alpha, beta in product((0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0), (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)):
+        for alpha, beta in product((0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)):
             yield cls(alpha, beta)
 
 

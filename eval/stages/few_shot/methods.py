@@ -146,7 +146,7 @@ def _trained(head: GLIMLHead, splits: Mapping[str, Split], form: Form, encoder: 
     if form.mode == "finetune":
         tuning = Finetuning(encoder, _pixels(base, encoder), _pixels(val, encoder))
         before = deepcopy(encoder.module.state_dict()), encoder.cache
-    log = train_head(head, base.world, to_learn, val.world, list(to_choose), settings, tuning)
+    log = train_head(head, base.world, list(to_learn), val.world, list(to_choose), settings, tuning)
     said = {"mode": form.mode, "epochs": form.epochs, "epoch": log.best.epoch, "lam": log.best.lam}
     said |= {"validation_accuracy": log.best.accuracy, "training": [asdict(epoch) for epoch in log.epochs]}
     if before is None:
