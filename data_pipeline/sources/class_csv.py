@@ -68,4 +68,4 @@ def _folders(spec: Path, pictures: Path) -> dict[str, Path]:
         folders = [Path(folder).name for folder in document["class_roots"]]
         if not all(folders):
             raise ValueError("a class has no folder")
-        return {name: pictures / folder for name, folder in zip(classes, folders, strict=True)}
+        return {name: file_in(pictures, folder) for name, folder in zip(classes, folders, strict=True)}

@@ -48,10 +48,14 @@ def read_classes(path: Path) -> list[str]:
 def read_names(path: Path) -> dict[str, str]:
     """Read what classes are called: a JSON object, or lines of a class and its name.
 
-    Raises `DataError` for a file that is neither.
+    Raises `DataError` for a file that is neither, and for a class that has two names.
     """
     if path.suffix.lower() != ".json":
-        return dict(read_lines(path, columns=2))
+        names: dict[str, str] = {}
+        for name, called in read_lines(path, columns=2):
+            if names.setdefault(name, called) != called:
+                raise DataError(f"{path} has two names for the class {name}: {names[name]!r} and {called!r}")
+        return names
     document = read_json(path)
     with reading(path, "an object of classes and their names"):
         if bad := [name for name in document.values() if not isinstance(name, str) or not name.strip()]:

@@ -144,7 +144,15 @@ def test_a_table_that_is_no_split_is_refused(tmp_path, table, said):
         class_csv.read(put(tmp_path / "test.csv", table.encode()), tmp_path)
 
 
-@pytest.mark.parametrize("spec", [{"class_names": ["a", "b"], "class_roots": ["x/a"]}, {"class_names": ["a"]}, []])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"class_names": ["a", "b"], "class_roots": ["x/a"]},
+        {"class_names": ["a"]},
+        {"class_names": ["a"], "class_roots": [""]},
+        [],
+    ],
+)
 def test_a_spec_that_is_none_is_refused(tmp_path, spec):
     with pytest.raises(DataError, match="val.json is not"):
         class_csv.read(put(tmp_path / "val.json", spec), tmp_path)
@@ -161,9 +169,11 @@ def test_a_class_without_name_and_two_of_one_name_are_named(tmp_path):
         class_csv.read(Path(table), Path(pictures), same)
 
 
-def test_a_line_without_name_is_named(tmp_path):
+def test_a_line_without_name_and_a_class_with_two_are_named(tmp_path):
     with pytest.raises(DataError, match=r"names.txt line 3 is 'n02', where 2 columns are needed"):
         class_names.read_names(put(tmp_path / "names.txt", b"n01 one\n\nn02\n"))
+    with pytest.raises(DataError, match=r"names.txt has two names for the class n01: 'one' and 'another'"):
+        class_names.read_names(put(tmp_path / "names.txt", b"n01 one\nn01 another\n"))
 
 
 # CUB-200-2011 ---------------------------------------------------------------------------------------------------------
@@ -246,4 +256,7 @@ def test_cifar_fs_without_a_class_or_in_another_folder_is_refused(tmp_path):
         cifar_fs.read(tmp_path, "train")
     put(root / "splits" / "bertinetto" / "val.txt", b"otter\nokapi\n")
     with pytest.raises(DataError, match="data/okapi is not a folder"):
+        cifar_fs.read(root, "val")
+    put(root / "splits" / "bertinetto" / "val.txt", b"../../secret\n")
+    with pytest.raises(DataError, match="leads out of the folder"):
         cifar_fs.read(root, "val")
