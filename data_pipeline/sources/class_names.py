@@ -74,6 +74,8 @@ def labels_of(classes: Iterable[str], names: Mapping[str, str] | None = None, fi
         if names is not None and name not in names:
             raise DataError(f"{file} has no name for the class {name}")
         label = (name if names is None else names[name]).replace("_", " ").strip()
+        if not label:
+            raise DataError(f"the class {name!r} has no letter in its name: give it another one")
         if of_label.setdefault(label, name) != name:
             raise DataError(f"the classes {of_label[label]} and {name} are both called {label!r}: give other names")
         labels[name] = label

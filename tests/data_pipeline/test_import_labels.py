@@ -77,6 +77,13 @@ def test_two_classes_of_one_name_are_refused(tmp_path):
         labelled_folder.read(root)
 
 
+def test_a_class_without_a_letter_is_refused(tmp_path):
+    root = Path(official.folder(tmp_path)[1])
+    put(root / "_" / "a.jpg", encoded_picture(9))
+    with pytest.raises(DataError, match="the class '_' has no letter"):
+        labelled_folder.read(root)
+
+
 def test_a_picture_that_is_none_is_named(tmp_path, capsys):
     words = official.folder(tmp_path)
     put(tmp_path / "animals" / "zebra" / "a.jpg", b"text")
