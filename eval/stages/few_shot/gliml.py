@@ -67,11 +67,12 @@ class GLICL(nn.Module):
             self.query, self.key = (nn.Parameter(torch.eye(width)) for _ in range(2))
         if mode == "additive" or (mode == "gated" and include_global):
             hidden = max(width // 4, 1)
+            back = nn.Linear(hidden, width)
+            nn.init.zeros_(back.weight)
+            nn.init.zeros_(back.bias)
             self.summary = nn.Sequential(
-                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), back, nn.Dropout(dropout)
             )
-            nn.init.zeros_(self.summary[3].weight)
-            nn.init.zeros_(self.summary[3].bias)
             self.norm = nn.LayerNorm(width)
 
     def forward(self, cls: Tensor, patch: Tensor) -> GLFeatures:
