@@ -30,7 +30,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class InterplayWorld:
-    """``distractors`` patches of every other family on a ``grid``; ``noise`` is how long what is added to a token is."""
+    """``distractors`` patches of every other family on a ``grid``; ``noise`` is the length of what all tokens get."""
 
     seed: int
     families: int = 3

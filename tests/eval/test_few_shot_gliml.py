@@ -130,8 +130,8 @@ def test_class_tokens_of_other_pictures_take_the_gain_away(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lambda_chosen_on_validation_beats_the_constant_of_cpea(seed: int) -> None:
     world = InterplayWorld(seed, families=2, distractors=1, grid=(1, 2), noise=1.0)
-    drawn = {"base": world.draw("base", 800, queries=5), "val": world.draw("val", 30), "novel": world.draw("novel", 60)}
-    settings = TrainSettings(epochs=2, seed=seed)
+    drawn = {"base": world.draw("base", 400, queries=5), "val": world.draw("val", 20), "novel": world.draw("novel", 60)}
+    settings = TrainSettings(epochs=1, seed=seed)
     searched, constant = (GLIMLHead(WIDTH, 2, interplay="additive", head="mlp"), CPEAHead(WIDTH, 2))
     log = train(searched, drawn, replace(settings, lambdas=(0.5, 2.0)))
     train(constant, drawn, settings)
@@ -207,7 +207,7 @@ def test_episodes_do_not_depend_on_the_number_of_workers() -> None:
         list(
             DataLoader(Rows(EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)), None, num_workers=n)
         )
-        for n in (0, 1, 3)
+        for n in (0, 1, 2)
     ]
     assert len(drawn[0]) == 12
     for other in drawn[1:]:
@@ -276,7 +276,8 @@ def test_text_counts_only_where_it_is_asked_for_and_given() -> None:
 
 def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() -> None:
     support, query = random_tokens(2), random_tokens(3, 1)
-    found = GLIMLHead(16, PATCHES, include_global=True).explain(support, query)
+    head = GLIMLHead(16, PATCHES, interplay="additive", head="mlp", include_global=True)
+    found = head.explain(support, query)
     assert found.query_weights.shape == (3, PATCHES)
     assert found.support_weights.shape == (2, PATCHES)
     torch.testing.assert_close(found.shares.sum((-2, -1)), torch.ones(3, 2))
@@ -366,20 +367,19 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(root / "model", write_tokenizer(root / "tokenizer"))
 
 
-def stripes(classes: range, count: int) -> tuple[torch.Tensor, list[str]]:
-    """Pictures of 32 pixels with stripes of each class's width and random colours; bytes, and names."""
-    drawn = np.random.default_rng(classes.start)
+def tinted(classes: list[int], count: int) -> tuple[torch.Tensor, list[str]]:
+    """Noisy pictures of 32 pixels with a faint tint of each class's hue on any grey; bytes, and names."""
+    drawn = np.random.default_rng(len(classes))
     pixels, names = [], []
     for one, _ in product(classes, range(count)):
-        wave = np.sin(np.arange(32) * (0.3 + 0.35 * one) + drawn.uniform(0, 6.28))[None, :, None]
-        light, dark = drawn.uniform(0, 255, (2, 1, 1, 3))
-        pixels.append(np.where(wave > 0, light, dark) * np.ones((32, 32, 1)))
-        names.append(f"width {one}")
-    return torch.from_numpy(np.stack(pixels).astype(np.uint8)), names
+        hue = np.cos(2 * np.pi * (one / 9 + np.arange(3) / 3))
+        pixels.append(drawn.uniform(70, 185) + 40 * hue + drawn.normal(0, 15, (32, 32, 3)))
+        names.append(f"hue {one}")
+    return torch.from_numpy(np.stack(pixels).clip(0, 255).astype(np.uint8)), names
 
 
-def striped(encoder: Encoder, classes: range, count: int) -> tuple[World, torch.Tensor]:
-    pixels, names = stripes(classes, count)
+def world_of(encoder: Encoder, classes: list[int], count: int) -> tuple[World, torch.Tensor]:
+    pixels, names = tinted(classes, count)
     keys = [str(row) for row in range(len(names))]
     empty = torch.zeros(len(names), 1, WIDTH)
     shape = ImageTokens(keys, [(name,) for name in names], [{}] * len(keys), keys, empty[:, 0], empty, None, (1, 1))
@@ -391,7 +391,7 @@ def striped(encoder: Encoder, classes: range, count: int) -> tuple[World, torch.
 
 def finetune(folder: Path) -> tuple[Encoder, TrainLog]:
     encoder = load_encoder(folder)
-    (base, base_pixels), (val, val_pixels) = striped(encoder, range(6), 20), striped(encoder, range(6, 9), 20)
+    (base, base_pixels), (val, val_pixels) = world_of(encoder, [0, 1, 3, 4, 6, 7], 20), world_of(encoder, [2, 5, 8], 20)
     drawn = [
         EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=episodes, seed=0)
         for world, episodes in ((base, 60), (val, 60))
@@ -404,9 +404,7 @@ def finetune(folder: Path) -> tuple[Encoder, TrainLog]:
 def test_fine_tuning_changes_the_encoder_for_the_better_and_equally_each_time(encoder_folder: Path) -> None:
     start = load_encoder(encoder_folder).module.state_dict()
     encoder, log = finetune(encoder_folder)
-    print(log.epochs)
-    assert log.best.epoch > 0
-    assert log.best.accuracy > log.epochs[0].accuracy
+    assert log.best.accuracy > log.epochs[0].accuracy + 10
     moved = [name for name, value in encoder.module.state_dict().items() if not torch.equal(value, start[name])]
     assert any("vision" in name for name in moved)
     assert not any("text" in name for name in moved)  # they took no part

@@ -67,11 +67,12 @@ class GLICL(nn.Module):
             self.query, self.key = (nn.Parameter(torch.eye(width)) for _ in range(2))
         if mode == "additive" or (mode == "gated" and include_global):
             hidden = max(width // 4, 1)
+            back = nn.Linear(hidden, width)
+            nn.init.zeros_(back.weight)
+            nn.init.zeros_(back.bias)
             self.summary = nn.Sequential(
-                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), back, nn.Dropout(dropout)
             )
-            nn.init.zeros_(self.summary[3].weight)
-            nn.init.zeros_(self.summary[3].bias)
             self.norm = nn.LayerNorm(width)
 
     def forward(self, cls: Tensor, patch: Tensor) -> GLFeatures:
@@ -155,10 +156,17 @@ class GLICCE(nn.Module):
         w = features.w.clamp_min(1e-12)  # the root's slope at 0 is infinite
         if self.head == "mlp":
             w = w * w.shape[-1]  # 1 on average: the size of the MLP's inputs depends on no grid
-        z = F.normalize(features.z, dim=-1) * w.sqrt()[..., None]
-        if self.include_global:
-            z = torch.cat([F.normalize(features.g, dim=-1)[..., None, :], z], dim=-2)
-        return z * (z.shape[-1] - 1) ** 0.5
+        z = scaled(features.z, w)
+        if not self.include_global:
+            return z
+        g = features.g[..., None, :]
+        return torch.cat([scaled(g, g.new_ones(g.shape[:-1])), z], dim=-2)
+
+
+def scaled(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Give tokens (..., width) the squared length of weight * (width - 1), in one pass."""
+    length = tokens.norm(dim=-1).clamp_min(1e-12)
+    return tokens * ((weight * (tokens.shape[-1] - 1)).sqrt() / length)[..., None]
 
 
 class GLIMLHead(nn.Module):
