@@ -6,7 +6,10 @@ The file's own field `test` divides the pictures of every class and is not used.
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,11 +49,19 @@ def read(annotations: Path, pictures: Path, split: str) -> tuple[list[Entry], di
 
 
 def _read_matlab(path: Path) -> dict[str, Any]:
-    content = BytesIO(read_bytes(path))
-    try:
-        return loadmat(content, squeeze_me=True, variable_names=("annotations", "class_names"))
-    except Exception as error:  # bytes that mean nothing lead scipy's reader to errors of any kind
-        raise DataError(f"{path} is no MATLAB file before version 7.3, or cut: {error}") from None
+    content = read_bytes(path)
+    # Apart, because there are damaged files at which the process ends that scipy reads them in.
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+        try:
+            return apart.submit(_load, content).result()
+        except BrokenProcessPool:
+            raise DataError(f"{path} is no MATLAB file, or damaged: the process that read it has crashed") from None
+        except Exception as error:  # bytes that mean nothing lead scipy's reader to errors of any kind
+            raise DataError(f"{path} is no MATLAB file before version 7.3, or damaged: {error}") from None
+
+
+def _load(content: bytes) -> dict[str, Any]:
+    return loadmat(BytesIO(content), squeeze_me=True, variable_names=("annotations", "class_names"))
 
 
 def _items(value: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from tests.data_pipeline.conftest import encoded_picture
 from tests.data_pipeline.official import put
 
 
-def cars196(root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196)) -> list[str]:
+def cars196(root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196), *, compressed: bool = True) -> list[str]:
     """One picture for each number of a class; the file names all 196 classes."""
     fields = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
     annotations = np.empty((1, len(classes)), [(field, object) for field in fields])
@@ -29,7 +29,7 @@ def cars196(root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196)) -> list[st
     names = np.empty((1, 196), object)
     names[0] = [f"AM General C/V Hummer SUV {2000 + number}" for number in range(1, 197)]
     file = root / "cars_annos.mat"
-    savemat(file, {"annotations": annotations, "class_names": names}, do_compression=True)
+    savemat(file, {"annotations": annotations, "class_names": names}, do_compression=compressed)
     return ["cars196", str(file), str(root / "cars")]
 
 

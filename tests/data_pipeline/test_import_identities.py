@@ -47,45 +47,49 @@ def test_cars_are_split_in_half_by_class(tmp_path):
 
 
 def test_the_manifest_of_cars_holds_the_files_hash(tmp_path):
-    words = official.cars196(tmp_path)
-    imported(words, tmp_path / "out", "test")
+    words = official.cars196(tmp_path, (7,))  # one alone, which scipy gives as no list
+    imported(words, tmp_path / "out", "train")
     source = Manifest.load(tmp_path / "out").source
     assert source["files"] == {"cars_annos.mat": f"sha256:{hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()}"}
-    assert (source["kind"], source["split"], source["pictures"]) == ("cars196", "test", "cars196")
+    assert (source["kind"], source["split"], source["pictures"]) == ("cars196", "train", "cars196")
 
 
 def test_classes_of_cars_may_be_whole_numbers_of_any_type(tmp_path):
-    words = official.cars196(tmp_path, (np.uint8(1), 2.0))
-    assert len(imported(words, tmp_path / "out", "train")) == 2
+    _, file, pictures = official.cars196(tmp_path, (np.uint8(1), 2.0))
+    assert len(cars196.read(Path(file), Path(pictures), "train")[0]) == 2
 
 
-def test_one_picture_of_cars_is_a_list_of_one(tmp_path):
-    assert len(imported(official.cars196(tmp_path, (7,)), tmp_path / "out", "train")) == 1
-
-
-@pytest.mark.parametrize("number", [0, 197, 2.5, "two"])
+@pytest.mark.parametrize("number", [0, 2.5, "two"])
 def test_a_class_of_cars_that_is_no_number_of_one_is_named(tmp_path, number):
     _, file, pictures = official.cars196(tmp_path, (3, number))
     with pytest.raises(DataError, match=r"cars_annos\.mat is not .*: the class of picture 2 \(car_ims/000002\.jpg\)"):
         cars196.read(Path(file), Path(pictures), "train")
 
 
-@pytest.mark.parametrize("end", [0, 60, 128, 140, 300, -1])
+@pytest.mark.parametrize("end", [0, 140, -1])
 def test_a_matlab_file_that_is_cut_is_refused(tmp_path, end):
     _, file, pictures = official.cars196(tmp_path)
     Path(file).write_bytes(Path(file).read_bytes()[:end])
-    with pytest.raises(DataError, match=r"cars_annos\.mat is no"):
+    with pytest.raises(DataError, match=r"cars_annos\.mat is no MATLAB file"):
+        cars196.read(Path(file), Path(pictures), "train")
+
+
+def test_a_matlab_file_at_which_scipy_crashes_is_refused(tmp_path):
+    _, file, pictures = official.cars196(tmp_path, compressed=False)
+    content = bytearray(Path(file).read_bytes())
+    assert content[144] == 2
+    content[144] = 5  # a struct becomes a sparse matrix
+    Path(file).write_bytes(content)
+    with pytest.raises(DataError, match=r"cars_annos\.mat is no MATLAB file"):
         cars196.read(Path(file), Path(pictures), "train")
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        {"annotations": 1.0, "class_names": "a"},
         {"annotations": np.arange(3), "class_names": np.array([f"class {n}" for n in range(196)], object)},
-        {"annotations": {"class": 1}, "class_names": np.array([f"class {n}" for n in range(196)], object)},
         {"annotations": np.arange(3), "class_names": np.array(["a", "a"], object)},
-        {"class_names": np.array(["a"], object)},
+        {"class_names": "a"},
     ],
 )
 def test_another_matlab_file_is_refused(tmp_path, content):
@@ -94,12 +98,10 @@ def test_another_matlab_file_is_refused(tmp_path, content):
         cars196.read(tmp_path / "cars_annos.mat", tmp_path, "train")
 
 
-def test_matlab_files_of_other_kinds_are_refused(tmp_path):
+def test_a_matlab_file_of_version_7_3_is_refused(tmp_path):
     (tmp_path / "cars_annos.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n")
     with pytest.raises(DataError, match="no MATLAB file before version 7.3"):
         cars196.read(tmp_path / "cars_annos.mat", tmp_path, "train")
-    with pytest.raises(DataError, match=r"nothing\.mat cannot be read: No such file"):
-        cars196.read(tmp_path / "nothing.mat", tmp_path, "train")
 
 
 # Stanford Online Products ---------------------------------------------------------------------------------------------
