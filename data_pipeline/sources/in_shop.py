@@ -32,13 +32,15 @@ def read(partition: Path, pictures: Path, split: str) -> tuple[list[Entry], dict
             raise ValueError(f"its second line is not {' '.join(_COLUMNS)!r}")
         if int(lines[0]) != len(lines) - 2:
             raise ValueError(f"its first line announces {lines[0]} pictures, it lists {len(lines) - 2}")
-        found = []
+        entries: dict[str, Entry] = {}
         for number, line in enumerate(lines[2:], 3):
             words = line.split()
             if len(words) != len(_COLUMNS) or words[2] not in SPLITS:
                 raise ValueError(f"line {number} is {line!r}, not a picture, an item and {', '.join(SPLITS)}")
-            found += [_entry(pictures, words[0], words[1])] if words[2] == split else []
-    return found, source_of(f"in-shop-{split}", "in_shop", split, "in_shop", [partition])
+            entry = _entry(pictures, words[0], words[1])
+            if words[2] == split and entries.setdefault(entry.key, entry) is not entry:
+                raise ValueError(f"line {number}: {words[0]} comes twice")
+    return list(entries.values()), source_of(f"in-shop-{split}", "in_shop", split, "in_shop", [partition])
 
 
 def _entry(pictures: Path, path: str, item: str) -> Entry:

@@ -197,11 +197,6 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    """Stand for how protocol 2 writes no bytes, as an array without elements has them."""
-    return b""
-
-
 def _hooks(*items: Any) -> dict[str, Any]:
     """Stand for the empty OrderedDict of a tensor's hooks."""
     if items:
@@ -239,7 +234,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("it holds a tensor whose sizes and strides are not of one number of dimensions")
-    if not all(type(number) is int and 0 <= number < 2**40 for number in numbers):
+    if not _are_sizes(numbers):
         raise ValueError("it holds a tensor whose sizes, strides or offset are no whole numbers of 0 or more")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = math.prod(shape)
@@ -251,6 +246,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.
         return np.empty(shape, storage.dtype)
     steps = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
+
+
+def _are_sizes(numbers: tuple[Any, ...]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**40 for number in numbers)
 
 
 def _dtype(name: Any, *_: Any) -> _Unbuilt:
@@ -276,9 +275,7 @@ def _array(kind: Any, *_: Any) -> _Unbuilt:
         raise ValueError("it holds an array of an unusual type")
 
     def build(_version: Any, shape: Any, dtype: Any, columns_first: Any, content: Any) -> np.ndarray:
-        if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
-            raise ValueError("it holds an array whose shape is none")
-        if not all(type(size) is int and 0 <= size < 2**40 for size in shape):
+        if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS or not _are_sizes(shape):
             raise ValueError("it holds an array whose sizes are no whole numbers of 0 or more")
         elements = _elements(dtype, content, math.prod(shape))
         return elements.reshape(shape, order="F" if columns_first else "C")
@@ -299,7 +296,7 @@ _MADE: dict[str, Callable[..., Any]] = {
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},  # before numpy 2, and since
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
     "_codecs.encode": _encode,
-    "__builtin__.bytes": _no_bytes,
+    "__builtin__.bytes": lambda: b"",  # as protocol 2 writes it
     "collections.OrderedDict": _hooks,
     "torch.storage._load_from_bytes": _load_storage,
     "torch._utils._rebuild_tensor": _tensor,

@@ -30,8 +30,12 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     with reading(listed, "a list of Stanford Online Products"):
         if not rows or rows[0] != _COLUMNS:
             raise ValueError(f"its first line is not {' '.join(_COLUMNS)!r}")
-        entries = [_entry(folder, number, row) for number, row in enumerate(rows[1:], 2)]
-    return entries, source_of(f"sop-{split}", "sop", split, "sop", [listed])
+        entries: dict[str, Entry] = {}
+        for line, row in enumerate(rows[1:], 2):
+            entry = _entry(folder, line, row)
+            if entries.setdefault(entry.key, entry) is not entry:
+                raise ValueError(f"line {line}: picture {row[0]} comes twice")
+    return list(entries.values()), source_of(f"sop-{split}", "sop", split, "sop", [listed])
 
 
 def _entry(folder: Path, line: int, row: list[str]) -> Entry:

@@ -121,6 +121,7 @@ def test_products_are_labels_and_their_kind_is_kept(tmp_path):
         ("1 1 1 a.JPG", r"its first line is not 'image_id class_id super_class_id path'"),
         ("image_id class_id super_class_id path\n1 1 a.JPG", r"line 2 is '1 1 a.JPG', where 4 columns are needed"),
         ("image_id class_id super_class_id path\n1 one 1 a.JPG", r"line 2: class_id is 'one', no number"),
+        ("image_id class_id super_class_id path\n1 1 1 a.JPG\n1 1 1 b.JPG", "line 3: picture 1 comes twice"),
         ("", "its first line"),
     ],
 )
@@ -160,6 +161,11 @@ def test_pictures_of_in_shop_may_lie_without_the_folder_img(tmp_path):
         ("6\n", "", "its second line is not 'image_name item_id evaluation_status'"),
         (" query", " question", r"line 5 is '.*question', not a picture, an item and train, query, gallery"),
         ("id_00000080 query", "query", "line 7 is"),
+        (
+            "img/MEN/Denim/id_00000080/01_1_front.jpg",
+            "img/WOMEN/Blouses_Shirts/id_00000001/02_1_front.jpg",
+            "comes twice",
+        ),
         ("6\n", "six\n", "six"),
     ],
 )
