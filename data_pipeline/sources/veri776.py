@@ -1,7 +1,7 @@
 """VeRi-776: vehicles before twenty cameras, `name_train.txt`, `name_query.txt` and `name_test.txt` with their folders.
 
-`0001_c001_00016450_0.jpg` shows vehicle 0001 before camera 1. The queries' own pictures may stand in the gallery too, where
-the rule of one identity and one camera takes them out of the ranking.
+`0001_c001_00016450_0.jpg` shows vehicle 0001 before camera 1. The queries' own pictures may stand in the gallery too,
+where the rule of one identity and one camera takes them out of the ranking.
 """
 
 from __future__ import annotations
