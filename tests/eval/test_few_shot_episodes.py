@@ -66,7 +66,6 @@ def test_an_episode_depends_on_seed_and_number_alone() -> None:
 def test_copies_of_a_picture_count_once() -> None:
     media = [f"file {row // 2}" for row in range(40)]  # every picture twice, in four classes of five pictures
     sampler = EpisodeSampler(labels_of(10, 10, 10, 10), **FORM | {"episodes": 50}, media=media)
-    assert sampler.copies == 20
     for episode in sampler:
         rows = [*episode.support, *episode.query]
         assert len({media[row] for row in rows}) == len(rows)
