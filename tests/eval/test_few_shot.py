@@ -1,6 +1,5 @@
 """The few-shot stage and `glscl predict`: all methods on the same episodes, nothing chosen on the data."""
 
-import inspect
 import io
 import json
 import shutil
@@ -17,6 +16,7 @@ from PIL import Image
 import launch
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.write import write_shards
+from eval.__main__ import main as run_stage
 from eval.compare import compare
 from eval.episodes import read_episodes
 from eval.report import write_report
@@ -239,9 +239,18 @@ def test_the_report_shows_methods_and_episodes(out: Path, tmp_path: Path) -> Non
     assert "by class:" in page
 
 
-def test_the_recipe_names_options_of_the_stage() -> None:
+def test_the_recipe_runs(
+    knowing_model: Path, splits: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = yaml.safe_load((Path(launch.__file__).parent / "recipes" / "few_shot.yaml").read_text("utf-8"))
-    assert set(recipe) <= set(inspect.signature(evaluate).parameters)
+    recipe |= {"model": str(knowing_model), "out": str(tmp_path / "out"), "cache": str(tmp_path / "cache"), "shot": [2]}
+    recipe |= {name: str(splits[split]) for name, split in (("data", "novel"), ("base", "base"), ("val", "val"))}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | SMALL | {"methods": ["proto", "simpleshot"]}))
+    assert run_stage(["few-shot", str(tmp_path / "recipe.yaml")]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["stage"] == "few-shot" and said["model"]["heads"]["3way-2shot/simpleshot"]["centre"] == "base"
+    assert run_stage(["few-shot", str(tmp_path / "recipe.yaml"), "--mode", "thawed"]) == 2
+    assert "mode: Input should be 'frozen', 'finetune' or 'none'" in capsys.readouterr().err
 
 
 def test_data_without_labels_are_refused(knowing_model: Path, gallery: Path, tmp_path: Path, jpeg: bytes) -> None:
