@@ -27,9 +27,9 @@ def methods() -> dict[str, Method]:
     """Untrained: the cost of a head does not depend on what it learned."""
     heads: dict[str, nn.Module] = {
         "GLIML gated_sum": GLIMLHead(WIDTH, PATCHES),
-        "GLIML gated_sum, four blocks": GLIMLHead(WIDTH, PATCHES, include_global=True),
+        "GLIML gated_sum, local block": GLIMLHead(WIDTH, PATCHES, include_global=False),
         "GLIML mlp": GLIMLHead(WIDTH, PATCHES, interplay="additive", head="mlp"),
-        "GLIML mlp, four blocks": GLIMLHead(WIDTH, PATCHES, interplay="additive", head="mlp", include_global=True),
+        "GLIML mlp, local block": GLIMLHead(WIDTH, PATCHES, interplay="additive", head="mlp", include_global=False),
         REFERENCE: CPEAHead(WIDTH, PATCHES),
     }
     return {name: head.to(DEVICE) for name, head in heads.items()} | {"ProtoNet": Proto()}
