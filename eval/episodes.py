@@ -91,7 +91,6 @@ class EpisodeSampler:
         self.way, self.shot, self.queries = way, shot, queries
         self.seed, self.disjoint, self._episodes = seed, disjoint, episodes
         first = np.arange(len(labels)) if media is None else np.unique(np.asarray(media), return_index=True)[1]
-        self.copies = len(labels) - len(first)
         first = np.sort(first)
         own = np.asarray(labels)[first]
         self.classes = tuple(sorted(set(own.tolist())))

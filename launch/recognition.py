@@ -45,6 +45,12 @@ def add_few_shot(commands: Any) -> None:
         help="what of GLIML is trained on --base: its head, the encoder too, nothing (%(default)s)",
     )
     few_shot.add_argument(
+        "--interplay",
+        choices=("gated", "additive"),
+        default="gated",
+        help="of GLIML: weights of patches, or a multiple of the global token, chosen on --val (%(default)s)",
+    )
+    few_shot.add_argument(
         "--epochs", metavar="N", type=natural, default=20, help="of training, 100 episodes each (%(default)s)"
     )
     few_shot.add_argument(

@@ -71,7 +71,7 @@ def test_proto_simpleshot_and_nearest_neighbour_measure_written_out_distances() 
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     def apart(x: np.ndarray, shown: np.ndarray) -> np.ndarray:
-        means = np.stack([shown[OWN == one].mean(axis=0) for one in range(3)])
+        means = np.stack([shown[one == OWN].mean(axis=0) for one in range(3)])
         return -((x[:, None] - means) ** 2).sum(axis=-1)
 
     np.testing.assert_allclose(Proto().logits(SUPPORT, OWN, QUERY, 3), apart(q, s), rtol=1e-4)
@@ -80,7 +80,7 @@ def test_proto_simpleshot_and_nearest_neighbour_measure_written_out_distances() 
     np.testing.assert_allclose(own, apart(unit(q - centre), unit(s - centre)), rtol=1e-4)
     np.testing.assert_allclose(base, apart(unit(q - 1), unit(s - 1)), rtol=1e-4)
     cosines = unit(q) @ unit(s).T
-    expected = np.stack([cosines[:, OWN == one].max(axis=1) for one in range(3)], axis=1)
+    expected = np.stack([cosines[:, one == OWN].max(axis=1) for one in range(3)], axis=1)
     np.testing.assert_allclose(NearestNeighbour().logits(SUPPORT, OWN, QUERY, 3), expected, rtol=1e-4)
 
 

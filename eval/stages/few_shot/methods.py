@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -21,8 +21,9 @@ from .cpea import CPEAHead
 from .gliml import GLIMLHead
 from .recognise import World, choose
 from .splits import Split
-from .training import Finetuning, Mode, TrainSettings, encode_again, train_head
+from .training import LAMBDAS, Finetuning, Mode, TrainSettings, encode_again, train_head
 
+Interplay = Literal["gated", "additive"]
 METHODS = (
     "zero_shot",
     "nearest_neighbour",
@@ -95,7 +96,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Form:
-    """What the episodes are like that a method is made for, and how it may learn."""
+    """What the episodes are like that a method is made for, and how GLIML is made and may learn.
+
+    Its ``interplay`` is `gated`, with the sum that needs no training, or `additive`, with the MLP on all four blocks
+    and a lambda that is chosen.
+    """
 
     way: int
     shot: int
@@ -103,6 +108,7 @@ class Form:
     seed: int
     mode: Mode
     epochs: int
+    interplay: Interplay
 
 
 def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -> Ready:
@@ -127,6 +133,9 @@ def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -
     if name == "cpea":
         return _trained(CPEAHead(width, patches, seed=form.seed), splits, replace(form, mode="frozen"), encoder)
     if name == "gliml":
+        if form.interplay == "additive":
+            head = GLIMLHead(width, patches, interplay="additive", head="mlp", include_global=True, seed=form.seed)
+            return _trained(head, splits, form, encoder, LAMBDAS)
         return _trained(GLIMLHead(width, patches, seed=form.seed), splits, form, encoder)
     simple: dict[str, Method] = {
         "zero_shot": ZeroShot(),
@@ -137,17 +146,24 @@ def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -
     return Ready(simple[name], {}, world)
 
 
-def _trained(head: GLIMLHead, splits: Mapping[str, Split], form: Form, encoder: Encoder) -> Ready:
+def _trained(
+    head: GLIMLHead,
+    splits: Mapping[str, Split],
+    form: Form,
+    encoder: Encoder,
+    lambdas: tuple[float, ...] = (),
+) -> Ready:
     data, base, val = splits["data"], splits["base"], splits["val"]
     to_learn = _drawn(base, form, EPISODES_AN_EPOCH * form.epochs)
     to_choose = _drawn(val, form, VALIDATION_EPISODES)
-    settings = TrainSettings(mode=form.mode, epochs=form.epochs, seed=form.seed)
+    settings = TrainSettings(mode=form.mode, epochs=form.epochs, lambdas=lambdas, seed=form.seed)
     tuning, before = None, None
     if form.mode == "finetune":
         tuning = Finetuning(encoder, _pixels(base, encoder), _pixels(val, encoder))
         before = deepcopy(encoder.module.state_dict()), encoder.cache
     log = train_head(head, base.world, list(to_learn), val.world, list(to_choose), settings, tuning)
-    said = {"mode": form.mode, "epochs": form.epochs, "epoch": log.best.epoch, "lam": log.best.lam}
+    said: dict[str, Any] = {"mode": form.mode, "epoch": log.best.epoch}
+    said |= {"lam": log.best.lam} if head.interplay.mode == "additive" else {}
     said |= {"validation_accuracy": log.best.accuracy, "training": [asdict(epoch) for epoch in log.epochs]}
     if before is None:
         return Ready(head, said, data.world)

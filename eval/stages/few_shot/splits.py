@@ -135,6 +135,7 @@ def described(splits: Mapping[str, Split], known: str) -> dict[str, Any]:
             "name": split.manifest.name,
             "hash": f"sha256:{split.manifest.digest}",
             "images": len(split.rows),
+            "copies": len(split.rows) - len(set(split.world.tokens.media)),
             "without_one_label": split.without_one_label,
             "classes": split.classes,
         }

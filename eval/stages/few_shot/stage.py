@@ -8,31 +8,31 @@ a closed-world and an open-world interval, paired differences, and the lists of 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
-from eval.encoders import load_encoder
+from eval.encoders import Encoder, load_encoder
 from eval.episodes import Episode
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
 from eval.schema import Result, data_flags, environment, write_result
-from eval.stages.zero_shot import TEMPLATES
+from eval.stages.zero_shot import checked_templates
 from eval.statistics import paired_difference
 
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead
 from .lists import Lists, drawn_lists, given_lists
-from .methods import GLIML, VALIDATION_EPISODES, Form, Ready, make, usable
+from .methods import GLIML, VALIDATION_EPISODES, Form, Interplay, Ready, make, usable
 from .recognise import cost, recognise
 from .scores import KINDS, by_method, metrics
-from .splits import described, load_split, refuse_shared_classes, shared_pictures
+from .splits import Split, described, load_split, refuse_shared_classes, shared_pictures
 from .training import Mode
 
 _SHOWN = 3  # episodes of each form whose pictures and patch weights the records hold, for the report
@@ -53,6 +53,7 @@ def evaluate(
     methods: Sequence[str] | None = None,
     episode_list: Sequence[Path | str] | None = None,
     mode: Mode = "frozen",
+    interplay: Interplay = "gated",
     epochs: int = 20,
     pool_grid: int = 7,
     templates: Sequence[str] | None = None,
@@ -82,6 +83,8 @@ def evaluate(
         Files to take the episodes from instead of drawing them, as an evaluation writes them.
     mode
         Of GLIML: a head trained on frozen tokens, the encoder trained with it, or no training.
+    interplay
+        Of GLIML: `gated` needs no training, `additive` adds a multiple of the global token that validation chooses.
     epochs
         Of training, each of 100 episodes; the one that is best on validation classes is kept.
     pool_grid
@@ -98,10 +101,7 @@ def evaluate(
     NumericsError
         For tokens or scores that are not finite.
     """
-    templates = TEMPLATES if templates is None else templates
-    for template in templates or [""]:
-        if template.count("{}") != 1:
-            raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
+    templates = checked_templates(templates)
     encoder = load_encoder(model, precision, cache)
     names, left_out = usable(methods, joint=encoder.joint, base=base is not None, val=val is not None, mode=mode)
     manifests = {"data": Manifest.load(data)}
@@ -111,35 +111,14 @@ def evaluate(
     reading: dict[str, Any] = {"templates": templates, "pool_grid": pool_grid, "limit": limit, "batch_size": batch_size}
     splits = {name: load_split(encoder, manifest, f"--{name}", **reading) for name, manifest in manifests.items()}
     refuse_shared_classes(splits)
-    timing = {"encoding_s": time.perf_counter() - started}
-    own = splits["data"]
+    encoded, own = time.perf_counter(), splits["data"]
     if episode_list:
         lists = given_lists(episode_list, own, seed)
     else:
         lists = drawn_lists(own, way, shot, queries, episodes, seed)
-    records: list[dict[str, Any]] = []
-    heads: dict[str, dict[str, Any]] = {}
-    flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    for both in lists:
-        form = Form(both.closed.way, both.closed.shot, both.closed.queries, seed, mode, epochs)
-        lines = _lines(both)
-        for name in names:
-            label = f"{both.name}/{name}"
-            started = time.perf_counter()
-            ready = make(name, splits, form, encoder)
-            timing[f"preparing_s/{label}"] = time.perf_counter() - started
-            started = time.perf_counter()
-            found = [recognise(ready.method, ready.world, one.episodes, label) for one in both.by_kind().values()]
-            timing[f"episodes_per_s/{label}"] = len(lines) / (time.perf_counter() - started)
-            for line, predicted in zip(lines, [row for one in found for row in one.predicted.tolist()], strict=True):
-                line["predicted"][name] = predicted
-            heads[label] = cost(ready.method, ready.world, both.closed.episodes[0]) | ready.settings
-            flags += [f"degenerate_scores/{label}"] * all(one.constant for one in found)
-            if name == next((one for one in GLIML if one in names), None):
-                _explain(ready, both.closed.episodes[:_SHOWN], lines)
-        _show(own.world.tokens.keys, both.closed.episodes[:_SHOWN], lines)
-        flags += _not_above(lines, both.name)
-        records += lines
+    learning = {"seed": seed, "mode": mode, "epochs": epochs, "interplay": interplay}
+    measured = [_measure(both, names, splits, learning, encoder) for both in lists]
+    records = [line for one in measured for line in one.lines]
     state = processes()
     result = Result(
         stage="few-shot",
@@ -147,6 +126,7 @@ def evaluate(
             "name": "few-shot classification",
             "methods": names,
             "mode": mode,
+            "interplay": interplay,
             "epochs": epochs,
             "episodes": {both.name: both.described() for both in lists},
             "seed": seed,
@@ -158,11 +138,17 @@ def evaluate(
             "intervals": "Student t over episodes; closed_world: they share pictures, open_world: they share none",
         },
         data=described(splits, known),
-        model={**encoder.description, "heads": heads},
+        model={**encoder.description, "heads": {name: head for one in measured for name, head in one.heads.items()}},
         environment=environment(state.num_processes, str(encoder.device)),
         metrics=metrics(records),
-        flags=overlap_flags(known) + data_flags(own.manifest) + shared_pictures(splits) + flags,
-        timing=timing,
+        flags=[
+            *overlap_flags(known),
+            *data_flags(own.manifest),
+            *shared_pictures(splits),
+            *(f"left_out/{name}: {reason}" for name, reason in left_out.items()),
+            *(flag for one in measured for flag in one.flags),
+        ],
+        timing={"encoding_s": encoded - started} | {name: s for one in measured for name, s in one.timing.items()},
     )
     if state.is_main_process:
         for both in lists:
@@ -170,6 +156,44 @@ def evaluate(
         write_result(Path(out), result, records)
     state.wait_for_everyone()
     return result
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one form of episodes gave: records, and by method how it was set up and how long it took."""
+
+    lines: list[dict[str, Any]]
+    heads: dict[str, dict[str, Any]]
+    timing: dict[str, float]
+    flags: list[str]
+
+
+def _measure(
+    both: Lists, names: Sequence[str], splits: Mapping[str, Split], learning: dict[str, Any], encoder: Encoder
+) -> _Measured:
+    form = Form(both.closed.way, both.closed.shot, both.closed.queries, **learning)
+    measured = _Measured(_lines(both), {}, {}, [])
+    if len(both.apart.episodes) < 2:
+        measured.flags.append(f"no_open_world_interval/{both.name}: the data allow no two disjoint episodes")
+    shown = both.closed.episodes[:_SHOWN]
+    for name in names:
+        label, started = f"{both.name}/{name}", time.perf_counter()
+        ready = make(name, splits, form, encoder)
+        prepared = time.perf_counter()
+        found = [recognise(ready.method, ready.world, one.episodes, label) for one in both.by_kind().values()]
+        measured.timing[f"preparing_s/{label}"] = prepared - started
+        measured.timing[f"episodes_per_s/{label}"] = len(measured.lines) / (time.perf_counter() - prepared)
+        predicted = [row for one in found for row in one.predicted.tolist()]
+        for line, own in zip(measured.lines, predicted, strict=True):
+            line["predicted"][name] = own
+        measured.heads[label] = cost(ready.method, ready.world, shown[0]) | ready.settings
+        if all(one.constant for one in found):
+            measured.flags.append(f"degenerate_scores/{label}")
+        if name == next((one for one in GLIML if one in names), None):
+            _explain(ready, shown, measured.lines)
+    _show(splits["data"].world.tokens.keys, shown, measured.lines)
+    measured.flags.extend(_not_above(measured.lines, both.name))
+    return measured
 
 
 def _lines(both: Lists) -> list[dict[str, Any]]:
@@ -185,7 +209,7 @@ def _lines(both: Lists) -> list[dict[str, Any]]:
 def _show(keys: Sequence[str], episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
     """Name the pictures of the first episodes, which the report shows."""
     for line, episode in zip(lines, episodes, strict=False):
-        line |= {name: [keys[row] for row in getattr(episode, name)] for name in ("support", "query")}
+        line |= {f"{part}_pictures": [keys[row] for row in getattr(episode, part)] for part in ("support", "query")}
 
 
 def _explain(ready: Ready, episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
