@@ -26,7 +26,8 @@ from tests.eval.interplay_world import EMPTY, IRRELEVANT, RELEVANT, Drawn, Inter
 
 SEEDS = [0, 1, 2]
 WIDTH, PATCHES, WAY = 64, 9, 5
-LOCAL_ALONE = {"interplay": "none"}
+LOCAL = {"include_global": False}
+LOCAL_ALONE = {"interplay": "none", "include_global": False}  # nothing but a scale to learn
 HEADS = [
     {"interplay": interplay, "head": head, "include_global": both}
     for interplay, head, both in product(("none", "additive", "gated"), ("gated_sum", "mlp"), (False, True))
@@ -58,8 +59,8 @@ def train(head: GLIMLHead, drawn: dict[str, Drawn], settings: TrainSettings) -> 
 
 @cache
 def trained(seed: int) -> GLIMLHead:
-    """60 steps of 8 episodes."""
-    head = GLIMLHead(WIDTH, PATCHES, seed=seed)
+    """60 steps of 8 episodes; the block of local tokens, which the gate alone tells what counts."""
+    head = GLIMLHead(WIDTH, PATCHES, **LOCAL, seed=seed)
     train(head, splits(seed), TrainSettings(epochs=2, seed=seed))
     return head
 
@@ -87,7 +88,7 @@ def awake(head: GLIMLHead) -> GLIMLHead:
 def test_interplay_recognises_parts_that_neither_global_nor_local_tokens_tell(seed: int) -> None:
     novel = splits(seed)["novel"]
     interplay = measured(trained(seed), novel)
-    local = measured(GLIMLHead(WIDTH, PATCHES, interplay="none"), novel)  # nothing but a scale to learn
+    local = measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), novel)
     overall = measured(Proto(), novel)
     print(f"seed {seed}: interplay {interplay:.1f}, local {local:.1f}, global {overall:.1f}")
     assert interplay >= 70
@@ -117,12 +118,25 @@ def test_pooled_features_vary_less_within_a_class_than_the_mean_does(seed: int) 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_global_blocks_that_tell_nothing_lose_their_scale(seed: int) -> None:
+    drawn, head = splits(seed), GLIMLHead(WIDTH, PATCHES, seed=seed)
+    untrained = measured(head, drawn["novel"])
+    train(head, drawn, TrainSettings(epochs=2, seed=seed))
+    found, local = measured(head, drawn["novel"]), measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), drawn["novel"])
+    print(f"seed {seed}: four blocks {found:.1f}, untrained {untrained:.1f}, local {local:.1f}")
+    assert found >= local + 20
+    assert found >= untrained + 15
+    tau = head.similarity.log_tau
+    assert tau[0, 0] < 0 < tau[1, 1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_class_tokens_of_other_pictures_take_the_gain_away(seed: int) -> None:
     novel = splits(seed)["novel"]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(novel.world.tokens)))
     tokens = replace(novel.world.tokens, cls=novel.world.tokens.cls[order])
     shuffled = accuracy(trained(seed), replace(novel.world, tokens=tokens), novel.episodes)
-    local = measured(GLIMLHead(WIDTH, PATCHES, interplay="none"), novel)
+    local = measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), novel)
     print(f"seed {seed}: shuffled {shuffled:.1f}, local {local:.1f}")
     assert shuffled <= local + 5
 
@@ -132,7 +146,7 @@ def test_lambda_chosen_on_validation_beats_the_constant_of_cpea(seed: int) -> No
     world = InterplayWorld(seed, families=2, distractors=1, grid=(1, 2), noise=1.0)
     drawn = {"base": world.draw("base", 400, queries=5), "val": world.draw("val", 20), "novel": world.draw("novel", 60)}
     settings = TrainSettings(epochs=1, seed=seed)
-    searched, constant = (GLIMLHead(WIDTH, 2, interplay="additive", head="mlp"), CPEAHead(WIDTH, 2))
+    searched, constant = (GLIMLHead(WIDTH, 2, interplay="additive", head="mlp", **LOCAL), CPEAHead(WIDTH, 2))
     log = train(searched, drawn, replace(settings, lambdas=(0.5, 2.0)))
     train(constant, drawn, settings)
     found, published = measured(searched, drawn["novel"]), measured(constant, drawn["novel"])
@@ -282,7 +296,7 @@ def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() 
     assert found.support_weights.shape == (2, PATCHES)
     torch.testing.assert_close(found.shares.sum((-2, -1)), torch.ones(3, 2))
     assert (found.shares > 0).all()
-    local = GLIMLHead(16, PATCHES).explain(support, query).shares
+    local = GLIMLHead(16, PATCHES, **LOCAL).explain(support, query).shares
     torch.testing.assert_close(local[..., 1, 1], torch.ones(3, 2))
 
 

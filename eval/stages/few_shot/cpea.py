@@ -14,4 +14,4 @@ class CPEAHead(GLIMLHead):
     """Compare patches that hold their class token, each with each, by an MLP that must be trained."""
 
     def __init__(self, width: int, patches: int, *, lam: float = 2.0, seed: int = 0):
-        super().__init__(width, patches, interplay="additive", lam=lam, head="mlp", seed=seed)
+        super().__init__(width, patches, interplay="additive", lam=lam, head="mlp", include_global=False, seed=seed)

@@ -19,6 +19,8 @@ from eval.stages.few_shot.episode_tokens import EpisodeTokens
 Interplay = Literal["none", "additive", "gated"]
 Score = Literal["gated_sum", "mlp"]
 Shots = Literal["map_mean", "score_mean"]
+TAU = 10.0
+TAU_RATE = 10.0  # its logarithm learns this much faster than weights do: epochs are short
 
 
 class GLFeatures(NamedTuple):
@@ -106,8 +108,9 @@ class GLICCE(nn.Module):
     """Score pairs of pictures by the cross-covariance of their tokens.
 
     With ``include_global`` the covariance has four blocks (global and local on either side), else local-local alone.
-    ``gated_sum`` is tau * sum_ij w_i w_j relu(C_ij)^2, indifferent to the order and the number of patches; ``mlp``
-    reads the flattened w_i w_j C_ij^2 and knows positions. UsageError for another head.
+    ``gated_sum`` is sum_ij tau_ij w_i w_j relu(C_ij)^2, indifferent to the order and the number of patches, with a tau
+    for each block, so that it learns which of them tell classes apart; ``mlp`` reads the flattened w_i w_j C_ij^2 and
+    knows positions. UsageError for another head.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class GLICCE(nn.Module):
         choice("the head", head, Score)
         self.head, self.patches, self.include_global = head, patches, include_global
         if head == "gated_sum":
-            self.log_tau = nn.Parameter(torch.tensor(10.0).log())
+            self.log_tau = nn.Parameter(torch.zeros(2, 2))
         else:
             size = (patches + include_global) ** 2
             self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
@@ -143,13 +146,21 @@ class GLICCE(nn.Module):
         """Scores (..., q, s)."""
         relation = self.relation(query, support)
         if self.head == "gated_sum":
-            return self.log_tau.exp() * relation.sum((-2, -1))
+            return self.blocks(relation).sum((-2, -1))
         if relation.shape[-1] != self.patches + self.include_global:
             raise UsageError(
                 f"this head reads {self.patches} patches a picture, the tokens have {support.z.shape[-2]}: "
                 'train it on the same grid, or take the "gated_sum" head, which fits every grid'
             )
         return self.mlp(relation.flatten(-2)).squeeze(-1)
+
+    def blocks(self, relation: Tensor) -> Tensor:
+        """Sum a relation over each of the four blocks, (..., q, s, 2, 2): global 0, local 1; tau included."""
+        first = int(self.include_global)
+        sides = (slice(0, first), slice(first, None))
+        sums = [relation[..., query, support].sum((-2, -1)) for query in sides for support in sides]
+        found = torch.stack(sums, dim=-1).unflatten(-1, (2, 2))
+        return found * TAU * (TAU_RATE * self.log_tau).exp() if self.head == "gated_sum" else found
 
     def _tokens(self, features: GLFeatures) -> Tensor:
         """Tokens of length sqrt(width - 1), so that C is a cosine, times the root of what weighs their squares."""
@@ -185,7 +196,7 @@ class GLIMLHead(nn.Module):
         interplay: Interplay = "gated",
         lam: float = 0.25,
         head: Score = "gated_sum",
-        include_global: bool = False,
+        include_global: bool = True,
         shots: Shots = "map_mean",
         text_weight: float = 0.0,
         seed: int = 0,
@@ -228,11 +239,5 @@ class GLIMLHead(nn.Module):
     def explain(self, support: EpisodeTokens, query: EpisodeTokens) -> Explanation:
         """Weights of all patches, and each block's share of the relation between each query and each example."""
         q, s = self.interplay(query.cls, query.patch), self.interplay(support.cls, support.patch)
-        relation = self.similarity.relation(q, s)
-        shares = relation.new_zeros(*relation.shape[:-2], 2, 2)
-        first = int(self.similarity.include_global)
-        sides = [slice(0, first), slice(first, None)]
-        for row, of_query in enumerate(sides):
-            for column, of_support in enumerate(sides):
-                shares[..., row, column] = relation[..., of_query, of_support].sum((-2, -1))
-        return Explanation(q.w, s.w, shares / shares.sum((-2, -1), keepdim=True).clamp_min(1e-12))
+        parts = self.similarity.blocks(self.similarity.relation(q, s))
+        return Explanation(q.w, s.w, parts / parts.sum((-2, -1), keepdim=True).clamp_min(1e-12))
