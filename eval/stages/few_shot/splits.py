@@ -90,9 +90,12 @@ def selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
     if len(rows) == len(tokens):
         return tokens
     index = torch.tensor(rows)
+    listed: dict[str, Any] = {
+        name: [getattr(tokens, name)[row] for row in rows] for name in ("keys", "labels", "annotations", "media")
+    }
     return dataclasses.replace(
         tokens,
-        **{name: [getattr(tokens, name)[row] for row in rows] for name in ("keys", "labels", "annotations", "media")},
+        **listed,
         cls=tokens.cls[index],
         patch=tokens.patch[index],
         proj=None if tokens.proj is None else tokens.proj[index],
