@@ -120,10 +120,11 @@ def evaluate(
 
 def checked_templates(given: Sequence[str] | None) -> Sequence[str]:
     """Return the sentences, `TEMPLATES` by default; raises UsageError for one without a single `{}`."""
-    for template in (given or [""]) if given is not None else ():
+    templates = TEMPLATES if given is None else given
+    for template in templates or [""]:
         if template.count("{}") != 1:
             raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
-    return TEMPLATES if given is None else given
+    return templates
 
 
 def label_of(key: str, annotation: dict[str, Any]) -> str | None:
