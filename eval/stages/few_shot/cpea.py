@@ -1,8 +1,8 @@
 """CPEA, the nearest published relative of GLIML: class-aware patches and an MLP over their squared correlations.
 
-Source: Hao, He, Liu, Wu, Tao and Cheng, "Class-aware Patch Embedding Adaptation for Few-Shot Image Classification"
-(ICCV 2023). It is the corner of GLIML with the additive interplay, the constant 2, the MLP and no global token in the
-covariance. Patches come on the pooled grid, where CPEA reads all 196; the summary's last layer starts at zero.
+Source: Hao et al., "Class-Aware Patch Embedding Adaptation for Few-Shot Image Classification" (ICCV 2023). It is the
+corner of GLIML with the additive interplay, the constant 2, the MLP and no global token in the covariance. Two things
+differ: patches come on the pooled grid, where CPEA reads all 196, and the summary's last layer starts at zero.
 """
 
 from __future__ import annotations

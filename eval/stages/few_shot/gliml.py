@@ -1,8 +1,8 @@
 """GLIML: few-shot recognition from what the global and the local tokens of two pictures say together.
 
-In: the tokens of an episode. Out: a score of every query for every class. Source: Hao, He, Cheng and Tao,
-"Global-Local Interplay in Semantic Alignment for Few-Shot Learning" (IEEE TCSVT), of which only the abstract could be
-read; the relation follows the authors' neighbouring methods SAML and CPEA, the interplay is a reconstruction.
+In: the tokens of an episode. Out: a score of every query for every class. Source: Hao, He, Cheng and Tao, IEEE TCSVT,
+doi 10.1109/tcsvt.2021.3132912, of which only the abstract could be read; the relation follows the authors' neighbouring
+methods SAML and CPEA, the interplay is a reconstruction.
 """
 
 from __future__ import annotations
