@@ -72,7 +72,7 @@ def predict(pictures: Sequence[Path | str], support: Path | str, model: Path | s
     own = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(several) for several in examples.values()]))
     shown, asked = (_encoded(encoder, some) for some in (files, [Path(picture) for picture in pictures]))
     patches, width = shown.patch.shape[1:]
-    methods: dict[str, Method] = {"proto": Proto(), "gliml_untrained": GLIMLHead(width, patches).eval()}
+    methods: dict[str, Method] = {"proto": Proto(), "gliml_untrained": GLIMLHead(width, patches)}
     tables = {name: each.logits(shown, own, asked, len(examples)).softmax(dim=-1) for name, each in methods.items()}
     if not all(torch.isfinite(table).all() for table in tables.values()):
         raise NumericsError("scores are not finite: the model's weights are broken")

@@ -134,14 +134,14 @@ def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -
         return _trained(CPEAHead(width, patches, seed=form.seed), splits, replace(form, mode="frozen"), encoder)
     if name == "gliml":
         if form.interplay == "additive":
-            head = GLIMLHead(width, patches, interplay="additive", head="mlp", include_global=True, seed=form.seed)
+            head = GLIMLHead(width, patches, interplay="additive", head="mlp", seed=form.seed)
             return _trained(head, splits, form, encoder, LAMBDAS)
         return _trained(GLIMLHead(width, patches, seed=form.seed), splits, form, encoder)
     simple: dict[str, Method] = {
         "zero_shot": ZeroShot(),
         "nearest_neighbour": NearestNeighbour(),
         "proto": Proto(),
-        "gliml_untrained": GLIMLHead(width, patches, seed=form.seed).eval(),
+        "gliml_untrained": GLIMLHead(width, patches, seed=form.seed),
     }
     return Ready(simple[name], {}, world)
 
