@@ -191,6 +191,17 @@ def test_an_encoder_that_is_finetuned_serves_the_next_method_unchanged(
         assert tuned.metric(f"3way-2shot/{name}/accuracy") == alone.metric(f"3way-2shot/{name}/accuracy")
 
 
+def test_the_additive_interplay_has_its_lambda_chosen_on_validation(
+    knowing_model: Path, splits: dict[str, Path], tmp_path: Path
+) -> None:
+    learning: dict[str, Any] = {"base": splits["base"], "val": splits["val"], "methods": ["proto", "gliml"], **SMALL}
+    found = evaluate(knowing_model, splits["novel"], tmp_path, shot=[1], interplay="additive", **learning)
+    head = found.model["heads"]["3way-1shot/gliml"]
+    best = max(head["training"], key=lambda epoch: epoch["accuracy"])
+    assert {epoch["lam"] for epoch in head["training"]} == {0, 0.25, 0.5, 1, 2}
+    assert (head["lam"], head["validation_accuracy"]) == (best["lam"], best["accuracy"])
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
