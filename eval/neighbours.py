@@ -86,9 +86,9 @@ def neighbours(
         raise DataError(f"{len(embeddings)} and {len(items)} embeddings, but {len(labels)} and {right.gallery} labels")
     parts = []
     for start, scores in similarities(embeddings, items, chunk=chunk):
-        rows = np.arange(start, start + len(scores))
+        rows = range(start, start + len(scores))
         if own:
-            scores[rows - start, rows] = -np.inf
+            scores[np.arange(len(rows)), rows] = -np.inf
         found = places(scores, (right[row] for row in rows))
         parts.append(
             [found.positives, found.candidates, *(found.hits(k) for k in ks)]

@@ -126,7 +126,7 @@ class Places:
         return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, most + 1))])
 
     def _sum(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(self.query, weights=values, minlength=len(self.candidates))
+        return np.bincount(self.query, weights=values, minlength=len(self.candidates)).astype(np.float64)
 
     def _of_positives(self, values: NDArray[Any]) -> NDArray[np.float64]:
         positives = self.positives
@@ -144,10 +144,10 @@ def places(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> Places:
         For each query the gallery positions of its right items, distinct; those out of the ranking do not count.
     """
     found: list[tuple[int, NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    for query, (row, chosen) in enumerate(zip(scores, right, strict=True)):
+    for number, (row, chosen) in enumerate(zip(scores, right, strict=True)):
         own = row[chosen]
-        value, number = np.unique(own[own > -np.inf], return_counts=True)
-        value, number = value[::-1], number[::-1]
+        value, equal = np.unique(own[own > -np.inf], return_counts=True)
+        value, equal = value[::-1], equal[::-1]
         if not len(value):
             continue
         if len(value) <= COUNTED:
@@ -157,12 +157,12 @@ def places(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> Places:
             ranked = np.sort(row[row >= value[-1]])
             above = len(ranked) - np.searchsorted(ranked, value, "right")
             up_to = len(ranked) - np.searchsorted(ranked, value, "left")
-        found.append((query, above, up_to - above, number))
+        found.append((number, above, up_to - above, equal))
     query = np.repeat(np.array([one[0] for one in found], dtype=np.int64), [len(one[1]) for one in found])
-    above, tied, number = (
+    above, tied, equal_right = (
         np.concatenate([np.empty(0, np.int64), *(one[part] for one in found)]).astype(np.int64) for part in (1, 2, 3)
     )
-    return Places(query, above, tied, number, np.count_nonzero(scores > -np.inf, axis=1).astype(np.int64))
+    return Places(query, above, tied, equal_right, np.count_nonzero(scores > -np.inf, axis=1).astype(np.int64))
 
 
 def places_in_lists(
