@@ -41,11 +41,6 @@ class Places:
         """Right items per query."""
         return self._sum(self.right).astype(np.int64)
 
-    def chance(self) -> Places:
-        """Return the places under one score for everything: what guessing reaches with as many right items."""
-        some = np.flatnonzero(self.positives)
-        return Places(some, np.zeros_like(some), self.candidates[some], self.positives[some], self.candidates)
-
     def hits(self, k: int) -> NDArray[np.float64]:
         """Probability that a right item is among the first ``k`` (R@k; CMC at rank k)."""
         query, first = np.unique(self.query, return_index=True)
@@ -131,6 +126,12 @@ class Places:
     def _of_positives(self, values: NDArray[Any]) -> NDArray[np.float64]:
         positives = self.positives
         return np.where(positives > 0, self._sum(values) / np.maximum(positives, 1), np.nan)
+
+
+def guessed_places(positives: ArrayLike, candidates: ArrayLike) -> Places:
+    """Return the places under one score for everything: what guessing reaches with as many right items (queries,)."""
+    right, every = np.asarray(positives, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
+    return Places(np.arange(len(right)), np.zeros_like(right), every, right, every)
 
 
 def places(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> Places:

@@ -259,6 +259,8 @@ def test_a_protocol_says_what_it_lacks() -> None:
     pictures = Pictures(["x", "y"], [("a",), ("a", "b")], [{}, {}], np.eye(2))
     with pytest.raises(DataError, match='sample y has 2 "labels"'):
         records("classes", pictures)
+    with pytest.raises(DataError, match="sample y has 2 .* a gallery picture needs one"):
+        records("query-gallery", pictures, Pictures(["x"], [("a",)], [{}], np.eye(2)[:1]))
     with pytest.raises(UsageError, match="needs queries"):
         records("query-gallery", pictures)
     with pytest.raises(UsageError, match="query-gallery"):

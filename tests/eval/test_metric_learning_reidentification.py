@@ -103,6 +103,8 @@ def test_queries_without_a_valid_match_are_left_out_and_counted() -> None:
     found = {metric.name: metric for metric in metrics_of(lines)}
     assert found["left_out"].value == 2 and found["left_out"].n == 3
     assert found["rank@1"].n == 1
+    junk = records("re-identification", seen([("", "c1", False), ("p", "c2", True)]), seen([("p", "c1", True)]))
+    assert junk[0]["positives"] == 0  # no identity matches no identity
 
 
 def test_junk_and_pictures_of_the_own_camera_are_not_named_as_neighbours() -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError, UsageError
 from eval.clusters import kmeans_clusters, mutual_information
 from eval.neighbours import CHUNK, KS, SameLabel, best, similarities
-from eval.places import Places, places
+from eval.places import Places, guessed_places, places
 from eval.schema import Metric
 from eval.stages.metric_learning import reidentification, revisited, visible_infrared
 from eval.stages.metric_learning.pictures import Pictures, Task
@@ -132,7 +132,7 @@ def metrics_of(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
     for setup in setups:
         metrics += _means([line for line in lines if setup in (None, line["setting"])], f"{setup}/" if setup else "")
     if not any(metric.unit == "percent" for metric in metrics):
-        raise DataError("no query has a right item in its gallery: nothing can be retrieved")
+        raise DataError("no query has a right item in its gallery: every class needs two pictures, or one on each side")
     if "clusters" in lines[0]:
         labels = [line["label"] for line in lines]
         runs = np.array([line["clusters"] for line in lines]).T
@@ -146,10 +146,12 @@ def metrics_of(records: Iterable[Mapping[str, Any]]) -> list[Metric]:
 
 def _by_label(gallery: Pictures, query: Pictures) -> Task:
     labels = query.only_labels()
-    # A gallery picture of no class is a distractor: its key, in a pair, is nobody's label.
-    theirs = [
-        names[0] if len(names) == 1 else (key, names) for key, names in zip(gallery.keys, gallery.labels, strict=True)
-    ]
+    # A gallery picture of no class is a distractor: its key, as a tuple, is nobody's label.
+    theirs: list[str | tuple[str]] = []
+    for key, names in zip(gallery.keys, gallery.labels, strict=True):
+        if len(names) > 1:
+            raise DataError(f'sample {key} has {len(names)} "labels"; a gallery picture needs one, or none')
+        theirs.append(names[0] if names else (key,))
     right, nothing = SameLabel(labels, theirs), np.empty(0, np.intp)
     return Task(query, gallery, labels, lambda row, _: (right[row], nothing))
 
@@ -209,17 +211,16 @@ def _values(protocol: str, found: Places, ranked: Places | None, ks: Sequence[in
 
 def _means(lines: Sequence[Mapping[str, Any]], prefix: str) -> list[Metric]:
     scored = [line for line in lines if line["positives"]]
-    missing = len(lines) - len(scored)
-    left_out = Metric(name=f"{prefix}left_out", value=missing, unit="queries", n=len(lines))
+    left_out = Metric(name=f"{prefix}left_out", value=len(lines) - len(scored), unit="queries", n=len(lines))
     if not scored:
         return [left_out]
     names = list(scored[0]["values"])
     ks = [int(name.split("@")[1]) for name in names if name.startswith("recall@")]
-    guess = _guessing([line["positives"] for line in scored], [line["candidates"] for line in scored])
-    ranked = (
-        _guessing([1] * len(scored), [line["identities"] for line in scored]) if "identities" in scored[0] else None
-    )
-    chance = _values(scored[0]["protocol"], guess, ranked, ks)
+    guessed = guessed_places([line["positives"] for line in scored], [line["candidates"] for line in scored])
+    ranked = None
+    if "identities" in scored[0]:
+        ranked = guessed_places(np.ones(len(scored)), [line["identities"] for line in scored])
+    chance = _values(scored[0]["protocol"], guessed, ranked, ks)
     clusters = [line["label"] for line in scored]
     metrics = []
     for name in names:
@@ -235,12 +236,6 @@ def _means(lines: Sequence[Mapping[str, Any]], prefix: str) -> list[Metric]:
             )
         )
     return [*metrics, left_out]
-
-
-def _guessing(positives: Sequence[int], candidates: Sequence[int]) -> Places:
-    number = np.arange(len(positives))
-    some, every = np.array(positives, dtype=np.int64), np.array(candidates, dtype=np.int64)
-    return Places(number, np.zeros_like(some), every, some, every)
 
 
 def _permuted(order: NDArray[np.intp], first: NDArray[np.intp]) -> NDArray[np.intp]:
