@@ -103,6 +103,16 @@ def test_only_attended_patches_are_matched() -> None:
     assert inliers(same, 0, same, np.empty(0, dtype=np.intp)).tolist() == []
 
 
+def test_an_object_on_a_plain_background_is_found_where_it_moved_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(WIDTH, generator=generator).expand(1, SIDE, SIDE, WIDTH).clone()
+    tokens[:, 1:5, 1:4] = torch.randn(4, 3, WIDTH, generator=generator)
+    moved = tokens.roll((1, 2), (1, 2))
+    query, gallery = (LocalFeatures(one.flatten(1, 2), torch.ones(1, 49), (SIDE, SIDE)) for one in (tokens, moved))
+    # 37 patches of background are nearest to any one of background: matched one way they would outvote the object.
+    assert inliers(query, 0, gallery, np.array([0]))[0] >= 12
+
+
 def test_patches_must_fill_their_grid() -> None:
     with pytest.raises(ValueError, match="no grids of 7 x 6"):
         LocalFeatures(torch.zeros(2, 49, 3), torch.zeros(2, 49), (7, 6))
