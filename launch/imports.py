@@ -11,6 +11,7 @@ from typing import Any
 
 _PICTURES = ("pictures", "PICTURES", "folder of the pictures")
 _KARPATHY = ("train", "restval", "val", "test", "train+restval")
+_SEARCH = ("train", "query", "gallery")
 _PARTS = ("base", "val", "novel")
 
 
@@ -171,6 +172,55 @@ SOURCES = {
         "imaterialist validation.json images/ data/imaterialist-val --names iMat_fashion_2018_label_map_228.csv",
         optional=(("names", "FILE", "the table of labelId and labelName, or a JSON object"),),
         labels=_PARTS,
+    ),
+    "cars196": Source(
+        "cars196",
+        "Stanford Cars: the first 98 classes as train, the last 98 as test",
+        (("annotations", "MAT", "cars_annos.mat"), ("pictures", "PICTURES", "folder that holds car_ims")),
+        "cars196 cars_annos.mat cars/ data/cars196-test --split test",
+        splits=("train", "test"),
+    ),
+    "sop": Source(
+        "sop",
+        "Stanford Online Products",
+        (("folder", "FOLDER", "Stanford_Online_Products"),),
+        "sop Stanford_Online_Products data/sop-test --split test",
+        splits=("train", "test"),
+    ),
+    "in_shop": Source(
+        "in_shop",
+        "DeepFashion's In-Shop Clothes Retrieval",
+        (("partition", "LIST", "list_eval_partition.txt"), ("pictures", "PICTURES", "folder that holds img")),
+        "in_shop list_eval_partition.txt Img/ data/in-shop-query --split query",
+        splits=_SEARCH,
+    ),
+    "market1501": Source(
+        "market1501",
+        "Market-1501: persons before six cameras",
+        (("folder", "FOLDER", "Market-1501-v15.09.15"),),
+        "market1501 Market-1501-v15.09.15 data/market-query --split query",
+        splits=_SEARCH,
+    ),
+    "veri776": Source(
+        "veri776",
+        "VeRi-776: vehicles before twenty cameras",
+        (("folder", "FOLDER", "VeRi"),),
+        "veri776 VeRi data/veri-query --split query",
+        splits=_SEARCH,
+    ),
+    "sysu_mm01": Source(
+        "sysu_mm01",
+        "SYSU-MM01: infrared queries, visible gallery",
+        (("folder", "FOLDER", "SYSU-MM01, which holds exp and cam1 to cam6"),),
+        "sysu_mm01 SYSU-MM01 data/sysu-query --split query",
+        splits=_SEARCH,
+    ),
+    "revisited": Source(
+        "revisited",
+        "Revisited Oxford and Paris; the pickle is read without unpickling",
+        (("ground_truth", "PICKLE", "gnd_roxford5k.pkl, gnd_rparis6k.pkl"), _PICTURES),
+        "revisited gnd_roxford5k.pkl roxford5k/jpg data/roxford5k-query --split query",
+        splits=("query", "gallery"),
     ),
 }
 

@@ -24,6 +24,14 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise DataError(f"{path} is not {what}: {said}") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file that is no text; raises `DataError` that names it when it is missing."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises `DataError` that names it when it is missing or damaged."""
     try:
