@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import mean_interval, median_interval
+from eval.statistics import mean_interval, median_interval, paired_difference, t_interval
 
 rng = np.random.default_rng(0)
 
@@ -56,3 +56,18 @@ def test_the_same_values_give_the_same_interval_in_any_order() -> None:
 def test_one_picture_has_no_spread() -> None:
     assert mean_interval([0.0, 1.0], ["a", "a"]) == (0.5, 0.5)
     assert median_interval([3.0], ["a"]) == (3.0, 3.0)
+
+
+def test_the_t_interval_is_that_of_the_textbook() -> None:
+    # Mean 3, standard deviation 1.5811, t(0.975, 4) = 2.7764: 3 +- 1.9632.
+    assert t_interval([1, 2, 3, 4, 5]) == pytest.approx((1.0368, 4.9632), abs=1e-4)
+    assert t_interval([1.0]) is None
+
+
+def test_a_paired_difference_forgets_what_both_share() -> None:
+    common, gain = 20 * rng.normal(size=200), 1 + rng.normal(size=200)
+    value, interval = paired_difference(common + gain, common)
+    apart = width(t_interval(common + gain) or (0, 0))
+    assert interval is not None and interval[0] < 1 < interval[1] and width(interval) < apart / 10
+    assert value == pytest.approx(gain.mean())
+    assert paired_difference([2.0], [1.0]) == (1.0, None)

@@ -1,0 +1,178 @@
+"""Episodes depend on seed and number alone, never show a query's picture, and mean what their intervals say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError, UsageError
+from eval.episodes import Episode, EpisodeSampler, read_episodes, write_episodes
+from eval.statistics import t_interval
+
+FORM = {"way": 3, "shot": 2, "queries": 3, "episodes": 20, "seed": 4}
+
+
+def labels_of(*counts: int) -> list[str]:
+    return [f"class {number}" for number, count in enumerate(counts) for _ in range(count)]
+
+
+def same(a: Episode, b: Episode) -> bool:
+    return a.classes == b.classes and bool((a.support == b.support).all() and (a.query == b.query).all())
+
+
+@given(
+    counts=st.lists(st.integers(4, 12), min_size=3, max_size=7),
+    seed=st.integers(0, 2**40),
+    disjoint=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_episode_is_whole_and_shows_no_query(counts: list[int], seed: int, disjoint: bool) -> None:
+    labels = np.array(labels_of(*counts))
+    sampler = EpisodeSampler(labels.tolist(), way=3, shot=1, queries=3, episodes=9, seed=seed, disjoint=disjoint)
+    for episode in sampler:
+        assert len(set(episode.classes)) == 3
+        for rows, own, each in ((episode.support, episode.support_y, 1), (episode.query, episode.query_y, 3)):
+            assert own.tolist() == np.arange(3).repeat(each).tolist()
+            assert labels[rows].tolist() == [episode.classes[number] for number in own]
+        assert len({*episode.support, *episode.query}) == 12
+
+
+@given(counts=st.lists(st.integers(5, 30), min_size=3, max_size=8), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_disjoint_episodes_share_no_picture_and_are_as_many_as_there_can_be(counts: list[int], seed: int) -> None:
+    sampler = EpisodeSampler(labels_of(*counts), **FORM | {"episodes": 1000, "seed": seed}, disjoint=True)
+    used = [row for episode in sampler for row in (*episode.support, *episode.query)]
+    assert len(used) == len(set(used))
+    # t episodes need 3 t parts of 5 pictures, of which no class can give more than t.
+    possible = max(t for t in range(100) if sum(min(count // 5, t) for count in counts) >= 3 * t)
+    assert len(sampler) == possible
+
+
+def test_an_episode_depends_on_seed_and_number_alone() -> None:
+    labels = labels_of(9, 8, 7, 6, 5)
+    sampler, again = EpisodeSampler(labels, **FORM), EpisodeSampler(labels, **FORM | {"episodes": 500})
+    assert all(same(sampler[number], again[number]) for number in (19, 3, 0))
+    assert not same(sampler[3], sampler[4])
+    assert not same(sampler[3], EpisodeSampler(labels, **FORM | {"seed": 5})[3])
+    with pytest.raises(IndexError):
+        sampler[20]
+
+
+def test_copies_of_a_picture_count_once() -> None:
+    media = [f"file {row // 2}" for row in range(40)]  # every picture twice, in four classes of five pictures
+    sampler = EpisodeSampler(labels_of(10, 10, 10, 10), **FORM | {"episodes": 50}, media=media)
+    assert sampler.copies == 20
+    for episode in sampler:
+        rows = [*episode.support, *episode.query]
+        assert len({media[row] for row in rows}) == len(rows)
+    with pytest.raises(DataError, match="'class 0' .5.*too few|too few pictures of 'class 0' .5."):
+        EpisodeSampler(labels_of(10, 10, 10, 10), **FORM | {"queries": 4}, media=media)
+
+
+@pytest.mark.parametrize(
+    ("counts", "change", "error", "message"),
+    [
+        ((9, 9), {}, UsageError, "--data has 2 classes, fewer than the 3 ways: choose way 2"),
+        ((9,), {}, UsageError, "an episode needs at least two"),
+        ((9, 4, 9, 3), {}, DataError, r"'class 1' \(4\), 'class 3' \(3\).*choose at most 1 queries, or leave these"),
+        ((9, 2, 9), {}, DataError, r"'class 1' \(2\).*choose at most 1 shots"),
+        ((9, 1, 9), {}, DataError, "add pictures"),
+        ((4,) * 8, {}, DataError, "and 3 more"),
+        ((9, 9, 9), {"way": 1}, UsageError, "way must be at least 2"),
+        ((9, 9, 9), {"queries": 0}, UsageError, "queries must be at least 1"),
+        ((9, 9, 9), {"seed": -1}, UsageError, "seed must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    counts: tuple[int, ...], change: dict[str, int], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        EpisodeSampler(labels_of(*counts), **FORM | change, name="--data")
+
+
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_a_list_on_disk_gives_the_same_episodes_whatever_the_order_of_the_data(tmp_path: Path, disjoint: bool) -> None:
+    labels = labels_of(9, 8, 7, 6)
+    keys = [f"data/{row:03d}" for row in range(len(labels))]
+    sampler = EpisodeSampler(labels, **FORM, disjoint=disjoint)
+    digest = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
+    read = read_episodes(tmp_path / "new" / "list.json", keys, labels=labels)
+    assert all(same(a, b) for a, b in zip(read.episodes, sampler, strict=True))
+    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, digest)
+    turned = read_episodes(tmp_path / "new" / "list.json", keys[::-1], labels=labels[::-1])
+    assert [keys[::-1][row] for row in turned.episodes[0].query] == [keys[row] for row in read.episodes[0].query]
+
+
+def listed(tmp_path: Path, **changes: object) -> Path:
+    episode = {"classes": ["a", "b"], "support": [[0], [3]], "query": [[1, 2], [4, 5]]}
+    content = {"format": "glscl-episodes/1", "pictures": list("uvwxyz"), "episodes": [episode | changes]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    return tmp_path / "list.json"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": [[0, 2], [4, 5]]}, "episode 0: u or a copy stands in support and query"),
+        ({"query": [[2, 2], [4, 5]]}, "w or a copy stands in query and query"),
+        ({"query": [[1, 2], [4, 2]]}, "w is 'a', not 'b'"),
+        ({"query": [[1], [4, 5]]}, "is not a list of episodes"),
+        ({"query": [[1, 2]]}, "must list pictures of each of its 2 classes"),
+        ({"query": [[1, 2], [4, 6]]}, "is not a list of episodes"),
+        ({"classes": ["a", "a"]}, "names a class twice"),
+    ],
+)
+def test_a_broken_list_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    assert len(read_episodes(listed(tmp_path), list("uvwxyz"), labels=list("aaabbb")).episodes) == 1
+    with pytest.raises(DataError, match=message):
+        read_episodes(listed(tmp_path, **changes), list("uvwxyz"), labels=list("aaabbb"))
+
+
+def test_a_list_of_other_data_is_refused(tmp_path: Path) -> None:
+    path = listed(tmp_path)
+    with pytest.raises(DataError, match="no picture 'z' of one class in the data"):
+        read_episodes(path, list("uvwxy"))
+    with pytest.raises(DataError, match="v or a copy stands in support and query"):
+        read_episodes(path, list("uvwxyz"), media=["m", "m", *"wxyz"])
+    with pytest.raises(UsageError, match="cannot read the episode list"):
+        read_episodes(tmp_path / "none.json", list("uvwxyz"))
+    content = json.loads(path.read_text())
+    twice = content | {"episodes": content["episodes"] * 2, "disjoint": True}
+    path.write_text(json.dumps(twice))
+    with pytest.raises(DataError, match="episodes 0 and 1 share u"):
+        read_episodes(path, list("uvwxyz"))
+
+
+def _rows(**form: int | bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Support (episodes, 5) and queries (episodes, 5 * queries) of 1-shot episodes of 20 classes of 60 pictures."""
+    sampler = EpisodeSampler(labels_of(*[60] * 20), way=5, shot=1, episodes=600, **form)  # type: ignore[arg-type]
+    return np.stack([e.support for e in sampler]), np.stack([e.query for e in sampler])
+
+
+def _accuracy(pictures: NDArray[np.float64], support: NDArray[np.int64], query: NDArray[np.int64]) -> Any:
+    """Accuracy in percent of the nearest support picture, episode by episode."""
+    shown = pictures[support]
+    apart = (shown**2).sum(axis=2)[:, None] - 2 * pictures[query] @ shown.transpose(0, 2, 1)
+    return 100 * (apart.argmin(axis=2) == np.arange(5).repeat(query.shape[1] // 5)).mean(axis=1)
+
+
+def test_disjoint_episodes_cover_the_truth_and_episodes_that_share_pictures_do_not() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 10)).repeat(60, axis=0)
+    shared = [_rows(queries=15, seed=seed) for seed in range(3)]
+    apart = [_rows(queries=5, seed=seed, disjoint=True) for seed in range(20)]
+    redraws = 60
+    drawn = [centres + 1.3 * rng.normal(size=centres.shape) for _ in range(2 * redraws)]
+    truth = np.mean([_accuracy(pictures, *shared[0]).mean() for pictures in drawn[redraws:]])
+    covered = {"closed world": 0, "open world": 0}
+    for number, pictures in enumerate(drawn[:redraws]):
+        for name, lists in (("closed world", shared), ("open world", apart)):
+            low, high = t_interval(_accuracy(pictures, *lists[number % len(lists)])) or (0, 0)
+            covered[name] += bool(low <= truth <= high)
+    assert covered["closed world"] / redraws < 0.85, covered
+    assert 0.90 <= covered["open world"] / redraws <= 1.0, covered
