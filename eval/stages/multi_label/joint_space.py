@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from eval.encoders import Encoder
+
 from .loss_change import joint_logits
 
 SCALE = 20.0
@@ -38,6 +40,19 @@ class Labelled:
     proj: Tensor
     truth: NDArray[np.bool_]
     text: Tensor
+
+    def subset(self, rows: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> Labelled:
+        """Take some pictures, and where given some labels alone."""
+        columns = np.arange(len(self.names)) if labels is None else labels
+        return Labelled(
+            names=tuple(self.names[column] for column in columns),
+            keys=[self.keys[row] for row in rows],
+            media=[self.media[row] for row in rows],
+            patch=self.patch[rows],
+            proj=self.proj[rows],
+            truth=self.truth[np.ix_(rows, columns)],
+            text=self.text[columns],
+        )
 
     def present(self, rows: NDArray[np.int64] | slice = slice(None)) -> Tensor:
         """Return the truth of some pictures as 0 and 1."""
@@ -66,6 +81,19 @@ class Logistic:
         return cls(1.0, float(np.log(share / (1 - share)) - scores.mean()), False)
 
 
+class Projection(nn.Module):
+    """An encoder's own map into its joint space, which is not trained."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.project = encoder.project
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (..., width) to (..., projection) on the CPU."""
+        with torch.no_grad():
+            return self.project(tokens).float().cpu()
+
+
 class JointSpace(nn.Module):
     """Maps patches and texts into one space, where the logit of a pair is ``scale * (1 - distance) + bias``."""
 
@@ -92,10 +120,15 @@ class JointSpace(nn.Module):
         """Map patches (pictures, patches, width) without gradients, some pictures at once, to float32."""
         return torch.cat([self.vision(part.float()) for part in patch.split(at_once)])
 
+    @torch.no_grad()
+    def pooled(self, patch: Tensor, at_once: int = 256) -> Tensor:
+        """Mean of every picture's mapped patches (pictures, width), without gradients."""
+        return torch.cat([self.vision(part.float()).mean(1) for part in patch.split(at_once)])
+
     def fit_scale(self, data: Labelled) -> bool:
         """Fit scale and bias to base pictures and their labels' texts; False, and nothing done, where they disagree."""
         with torch.no_grad():
-            closeness = joint_logits(self.local(data.patch).mean(1), self.text(data.text), 1.0)
+            closeness = joint_logits(self.pooled(data.patch), self.text(data.text), 1.0)
         fitted = Logistic.fit(closeness.double().numpy(), data.truth)
         if fitted.fitted:
             self.scale, self.bias = fitted.scale, fitted.bias
@@ -104,7 +137,8 @@ class JointSpace(nn.Module):
 
 def fit_joint(space: JointSpace, data: Labelled, *, epochs: int = 30, lr: float = 2e-3, seed: int = 0) -> list[float]:
     """Train the maps by binary cross-entropy of pictures (mean of patches) and all base labels; the loss by epoch."""
-    pooled, present = data.patch.float().mean(1), data.present()
+    pooled = torch.cat([part.float().mean(1) for part in data.patch.split(_BATCH)])  # a linear map keeps means
+    present = data.present()
     adam = torch.optim.Adam(space.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
     losses = []

@@ -19,7 +19,7 @@ from data_pipeline import sources
 from data_pipeline.errors import DataError, UsageError
 
 Filter = Literal["strict", "any"]
-SPLITS = {"base": "train", "val": "val", "data": "test"}
+SPLITS = {"base": ("train", "base"), "val": ("val",), "data": ("test", "novel")}
 _SHIPPED = Path(sources.__path__[0]) / "label_splits"
 
 
@@ -38,8 +38,8 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
     Parameters
     ----------
     source
-        A JSON list or a text file of a name a line, for `data` alone; a JSON object with `train`, `val` and `test`;
-        or the name of a shipped one, such as `coco_52_12_16`.
+        A JSON list or a text file of a name a line, for `data` alone; a JSON object with `train` (or `base`), `val`
+        and `test` (or `novel`); or the name of a shipped one, such as `coco_52_12_16`.
 
     Raises
     ------
@@ -61,22 +61,22 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
         value: Any = json.loads(text) if path.suffix == ".json" else [x for x in map(str.strip, text.splitlines()) if x]
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error.msg}") from None
-    lists = {role: value.get(split) for role, split in SPLITS.items()} if isinstance(value, dict) else {"data": value}
+    lists = {"data": value}
+    if isinstance(value, dict):
+        lists = {
+            role: next((value[split] for split in splits if split in value), None) for role, splits in SPLITS.items()
+        }
     for role, names in lists.items():
+        under = f" under {' or '.join(map(repr, SPLITS[role]))}" if isinstance(value, dict) else ""
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            split = f' under "{SPLITS[role]}"' if isinstance(value, dict) else ""
-            raise UsageError(f"{path} must hold a list of names{split}")
-    found = {role: tuple(names) for role, names in lists.items()}
-    for role, names in found.items():
+            raise UsageError(f"{path} must hold a list of names{under}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UsageError(f"{path} names a label of {SPLITS[role]} twice: {', '.join(twice)}")
-    return found
+            raise UsageError(f"{path} names a label twice{under}: {', '.join(twice)}")
+    return {role: tuple(names) for role, names in lists.items()}
 
 
-def choose(
-    labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: Path | str
-) -> Chosen:
+def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: Path | str) -> Chosen:
     """Choose the pictures of a data set that show ``names`` (all its labels, sorted, by default).
 
     With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and its others are

@@ -38,6 +38,7 @@ SELECTIONS = {
     "lcm_exact": Selection(mode="exact"),
     "lcm_source": Selection(mode="ema", scope="image"),
 }
+NEEDS = {"cross": ("base", "val"), "tip_adapter_ml": ("val",)}
 _ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _BETAS = (1.0, 3.0, 5.5, 10.0)
 
@@ -75,9 +76,7 @@ class TipAdapter:
     @classmethod
     def tuned(cls, val: Labelled, *, shot: int, draws: int, seed: int) -> TipAdapter:
         """Choose both by mean average precision on draws of validation labels; of equal ones the first."""
-        sampler = MultiLabelEpisodeSampler(
-            val.truth, val.names, shot=shot, draws=draws, seed=seed, media=val.media
-        )
+        sampler = MultiLabelEpisodeSampler(val.truth, val.names, shot=shot, draws=draws, seed=seed, media=val.media)
         found = {}
         for alpha, beta in product(_ALPHAS, _BETAS):
             adapter = cls(alpha, beta)
@@ -119,9 +118,7 @@ class Methods:
         return self.model.predict(query, made.vectors), None if name == "all_patch" else made.chosen
 
 
-def _by_loss_change(
-    methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
-) -> Tensor:
+def _by_loss_change(methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int) -> Tensor:
     by = SELECTIONS.get(name, Selection())
     return methods.model.chosen(local, present, labels, Selection(by.mode, by.scope, by.rule, methods.k))
 

@@ -1,8 +1,8 @@
 """Metrics of pictures with several labels: average precision, precision, recall and F1, over labels and over pairs.
 
 In: scores and truth (pictures, labels). Averages over labels leave out labels that no picture has, for which recall and
-average precision are undefined. Definitions are scikit-learn's; average precision is written out because intervals need
-it for hundreds of weightings of the same ranking.
+average precision are undefined. Definitions are scikit-learn's; average precision is written out because its interval
+needs every picture's influence on it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,29 @@ from sklearn.metrics import precision_recall_fscore_support
 Array = NDArray[np.float64]
 
 
-def average_precision(scores: Array, truth: NDArray[np.bool_], weights: Array | None = None) -> Array:
-    """Average precision in 0..1 of one ranking under several weightings, (weightings,).
+def average_precision(scores: Array, truth: NDArray[np.bool_]) -> tuple[float, Array]:
+    """Average precision in 0..1 of one label, and every picture's influence on it (pictures,).
 
-    Parameters
-    ----------
-    scores, truth
-        (pictures,); equal scores are one step of the curve, so that their order does not matter.
-    weights
-        (weightings, pictures), 0 or more; one weighting of ones by default. Without a positive the value is NaN.
+    Equal scores are one step of the curve, so that their order does not matter. The influence is the derivative with
+    respect to the picture's weight (1); the sum of its squares is the variance of the value when other pictures are
+    drawn (infinitesimal jackknife). Without a positive both are NaN.
     """
+    if not truth.any():
+        return float("nan"), np.full(len(scores), np.nan)
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    every = np.ones((1, len(scores))) if weights is None else weights
-    above = np.cumsum(every[:, order], axis=1)[:, ends]
-    right = np.cumsum(every[:, order] * truth[order], axis=1)[:, ends]
-    precision = np.divide(right, above, out=np.zeros_like(right), where=above > 0)
-    gained = np.diff(right, axis=1, prepend=0)
-    with np.errstate(invalid="ignore"):
-        return (gained * precision).sum(axis=1) / right[:, -1]
+    new = np.append(True, np.diff(scores[order]) != 0)
+    step = np.cumsum(new) - 1  # of the curve, that each picture belongs to
+    ends = np.flatnonzero(np.append(new[1:], True))
+    above, right = ends + 1.0, np.cumsum(truth[order])[ends].astype(np.float64)
+    gained, total = np.diff(right, prepend=0), right[-1]
+    precision = right / above
+    value = float((gained * precision).sum() / total)
+    # A picture moves the precision of its own step and of all below it.
+    as_one = np.cumsum((gained * right / above**2)[::-1])[::-1]
+    as_right = np.cumsum((gained / above)[::-1])[::-1]
+    influence = np.empty(len(scores))
+    influence[order] = (truth[order] * (precision - value + as_right)[step] - as_one[step]) / total
+    return value, influence
 
 
 def multilabel_metrics(
@@ -57,7 +61,7 @@ def multilabel_metrics(
     if not scored.any():
         return found, by_label
     found |= {"mAP": float(by_label[scored].mean())}
-    found |= {"micro_AP": float(average_precision(scores.ravel(), truth.ravel())[0])}
+    found |= {"micro_AP": average_precision(scores.ravel(), truth.ravel())[0]}
     if threshold is None:
         return found, by_label
     said = scores > threshold

@@ -76,7 +76,9 @@ class MultiLabelEpisodeSampler:
         chosen = []
         for label in range(self.truth.shape[1]):
             rows = rng.permutation(np.flatnonzero(self.truth[:, label]))
-            first = np.sort(np.unique(self.same[rows], return_index=True)[1])  # of every picture one copy, in this order
+            first = np.sort(
+                np.unique(self.same[rows], return_index=True)[1]
+            )  # of every picture one copy, in this order
             chosen.append(rows[first[: self.shot]])
         support = np.unique(np.concatenate(chosen))
         query = np.flatnonzero(~np.isin(self.same, self.same[support]))

@@ -61,9 +61,7 @@ def fit_base(
         log.validation.append(validate(model, val, settings.validation_draws, seed))
     total = settings.epochs * settings.episodes
     # One draw's support pictures are an episode's; its queries are chosen among the rest.
-    sampler = MultiLabelEpisodeSampler(
-        base.truth, base.names, shot=1, draws=max(1, total), seed=seed, media=base.media
-    )
+    sampler = MultiLabelEpisodeSampler(base.truth, base.names, shot=1, draws=max(1, total), seed=seed, media=base.media)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout
         for number in range(total):
@@ -113,9 +111,7 @@ def _episode(
     return draw.support, np.unique(np.concatenate(by_label))
 
 
-def _episode_loss(
-    model: MLFSIC, base: Labelled, support: NDArray[np.int64], query: NDArray[np.int64]
-) -> torch.Tensor:
+def _episode_loss(model: MLFSIC, base: Labelled, support: NDArray[np.int64], query: NDArray[np.int64]) -> torch.Tensor:
     space = model.space
     labels, present = space.text(base.text), base.present(support)
     local, asked = space.vision(base.patch[support].float()), space.vision(base.patch[query].float())
