@@ -1,8 +1,8 @@
 """A label's prototype from the patches that speak for it: attention asked by the label, filters made from the label.
 
-In: label vectors and their kept patches, padded. Out: prototypes in the joint space. Source: Yan et al., ACM TOMM (arXiv
-2412.13732); dynamic convolution as in Sparse R-CNN, with a masked mean in place of its fixed grid. Where the paper says
-nothing about the start, the block starts as the attention-weighted mean of the patches, the prototype without training.
+In: label vectors and their kept patches, padded. Out: prototypes in the joint space. Source: Yan et al., ACM TOMM
+(arXiv 2412.13732); dynamic convolution as in Sparse R-CNN, with a masked mean in place of its fixed grid. A new block
+weights patches by attention and hands on their mean: it starts from the prototype that needs no training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DynamicConv(nn.Module):
         self.inner_norm, self.outer_norm, self.norm = nn.LayerNorm(hidden), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, label: Tensor, local: Tensor, mask: Tensor) -> Tensor:
-        """Refine labels (labels, width) by patches (labels, patches, width) where ``mask`` (labels, patches) is true."""
+        """Refine labels (labels, width) by patches (labels, patches, width) where ``mask`` (labels, patches)."""
         first, second = self.filters(label).chunk(2, dim=-1)
         inner = local @ first.unflatten(-1, (-1, self.hidden))
         inner = F.relu(self.inner_norm(inner)) @ second.unflatten(-1, (self.hidden, -1))
@@ -77,17 +77,16 @@ class _Block(nn.Module):
         self.heads = heads
         self.norm, self.inner_norm, self.outer_norm = (nn.LayerNorm(width) for _ in range(3))
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-        narrow = max(1, width // 2)
-        self.channel = nn.Sequential(nn.Linear(width, narrow), nn.Linear(narrow, width)) if channel_attention else None
-        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), nn.Linear(mlp_width, width))
+        narrow, wide = nn.Linear(width, max(1, width // 2)), nn.Linear(max(1, width // 2), width)
+        self.channel = nn.Sequential(narrow, wide) if channel_attention else None
+        last = nn.Linear(mlp_width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_width), nn.GELU(), last)
         for same in (self.value, self.out):
             nn.init.eye_(same.weight)
             nn.init.zeros_(same.bias)
-        nn.init.zeros_(self.mlp[2].weight)
-        nn.init.zeros_(self.mlp[2].bias)
-        if self.channel is not None:
-            nn.init.zeros_(self.channel[1].weight)
-            nn.init.zeros_(self.channel[1].bias)
+        for zero in (last, wide):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
 
     def forward(self, query: Tensor, local: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         local, query = self.norm(local), self.norm(query)

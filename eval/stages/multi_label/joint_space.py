@@ -106,10 +106,10 @@ class JointSpace(nn.Module):
     def learned(cls, width: int, text_width: int, joint: int = _JOINT_WIDTH, *, seed: int) -> JointSpace:
         """Make a space of two linear maps, to be trained by `fit_joint`."""
         generator = torch.Generator().manual_seed(seed)
-        maps = [nn.Linear(wide, joint, bias=False) for wide in (width, text_width)]
-        for each in maps:
+        vision, text = (nn.Linear(wide, joint, bias=False) for wide in (width, text_width))
+        for each in (vision, text):
             nn.init.normal_(each.weight, std=each.in_features**-0.5, generator=generator)
-        return cls(*maps)
+        return cls(vision, text)
 
     def logits(self, a: Tensor, b: Tensor) -> Tensor:
         """Logits (..., n, c) of vectors (..., n, width) and (c, width) of the space."""

@@ -1,7 +1,8 @@
 """The ways of recognising labels that are measured beside each other, all on the same draws.
 
 In: pictures mapped into the joint space, support and queries of a draw. Out: scores (queries, labels), of which only
-the order counts until they are turned into logits. `lcm` is the method; the others are what it must beat, and its parts.
+the order counts until they are turned into logits. `lcm` is the method (with `cross` trained), the others are its forms
+and what it must beat.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ABOUT = {
     "all_patch": "prototypes of all patches",
     "text_proto": "the label's text as prototype",
     "zero_shot": "the picture's contrastive feature against the label's text",
-    "tip_adapter_ml": "zero_shot, and closeness to the support pictures' features (Tip-Adapter), tuned on validation labels",
+    "tip_adapter_ml": "zero_shot and closeness to support pictures (Tip-Adapter), weighed by validation labels",
 }
 COMPARED_TO = ("all_patch", "text_proto", "text_similarity")
 SELECTIONS = {
@@ -82,7 +83,7 @@ class TipAdapter:
             adapter = cls(alpha, beta)
             each = [
                 multilabel_metrics(adapter.scores(val, draw).double().numpy(), val.truth[draw.query], None)[0]["mAP"]
-                for draw in sampler
+                for draw in sampler.all()
             ]
             found[adapter] = float(np.mean(each))
         return max(found, key=lambda adapter: found[adapter])

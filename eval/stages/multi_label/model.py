@@ -1,7 +1,7 @@
 """Recognition of several labels from few pictures: patches that speak for a label make its prototype.
 
-In: the joint space, support pictures with their labels, and queries. Out: prototypes, the patches they were made of, and
-logits. Source: Yan et al., ACM TOMM (arXiv 2412.13732). Without the cross-interaction nothing here is trained.
+In: the joint space, support pictures with their labels, and queries. Out: prototypes, the patches they were made of,
+and logits. Source: Yan et al., ACM TOMM (arXiv 2412.13732). Without the cross-interaction nothing here is trained.
 """
 
 from __future__ import annotations

@@ -75,9 +75,9 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
     `Nshot/METHOD/mAP` and the others of `multilabel_metrics` are means over draws with Student's t interval over them;
-    mAP and `class/NAME` also have one over pictures (``intervals``), with the support pictures as drawn. `Nshot/METHOD-OTHER/mAP`
-    are differences on the same draws. A label without a picture to find in a draw is left out of it and counted
-    (`Nshot/n_classes_scored`). Chance is the mean share of pictures that have a label.
+    mAP and `class/NAME` also have one over pictures (``intervals``), with the support pictures as drawn.
+    `Nshot/METHOD-OTHER/mAP` are differences on the same draws. A label without a picture to find in a draw is left out
+    of it; `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean share of pictures with a label.
     """
     lines = list(records)
     found: list[Metric] = []

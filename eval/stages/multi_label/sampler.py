@@ -6,7 +6,7 @@ label may have more. Out: rows of the pictures. A draw depends on the seed and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +65,10 @@ class MultiLabelEpisodeSampler:
                 f"too few different pictures for {shot} support pictures and a query: {', '.join(few)}: "
                 "leave these labels out with a list of labels, or use fewer shots"
             )
+
+    def all(self) -> Iterator[Draw]:
+        """Yield every draw."""
+        return (self[number] for number in range(self.draws))
 
     def __len__(self) -> int:
         return self.draws

@@ -1,8 +1,8 @@
 """Multi-label few-shot recognition: which of some new labels a picture has, from a few pictures of each.
 
-In: a model, labelled pictures, and where methods need them base labels to learn from and validation labels to choose on.
-Every draw takes some pictures of each label as support and asks for the labels of all others. Out: average precision and
-F1 of the method beside its baselines on the same draws, paired differences, both over draws and over pictures.
+In: a model, labelled pictures, and where methods need them base labels to learn from, validation labels to choose on.
+Every draw takes some pictures of each label as support and asks for the labels of all others. Out: average precision
+and F1 of the method beside its baselines on the same draws, paired differences, both over draws and over pictures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -142,8 +141,8 @@ def evaluate(
     every = Methods(classifier, adapters, k=patches, seed=seed)
     logistic: dict[int, dict[str, Logistic]] = {}
     if learn is not None:
-        many = {"labels": len(own.names), "keep": filter, "seed": seed}
-        logistic = {k: calibrated(every, names, learn, shot=k, **many) for k in samplers}
+        many = len(own.names)
+        logistic = {k: calibrated(every, names, learn, labels=many, shot=k, keep=filter, seed=seed) for k in samplers}
     timing["fitting_s"] = time.perf_counter() - started
     records, prepared = [], Prepared.of(classifier, own)
     for k, sampler in samplers.items():
@@ -200,7 +199,7 @@ def _usable(methods: Sequence[str] | None, there: Mapping[str, bool]) -> tuple[l
             left_out[name] = f"needs {' and '.join(missing)}"
             if methods is not None:
                 raise UsageError(
-                    f"{name} needs {' and '.join(missing)}: it is trained on base labels, and its settings are chosen on "
+                    f"{name} needs {' and '.join(missing)}: it learns from base labels, and its settings are chosen on "
                     "validation labels, never on those that are measured"
                 )
     return [name for name in wanted if name not in left_out], left_out
@@ -316,8 +315,8 @@ def _flags(
     flags += [
         f"scores_say_nothing/{k}shot/{name}: on base labels"
         for k in logistic
-        for name, l in logistic[k].items()
-        if not l.fitted
+        for name, fitted in logistic[k].items()
+        if not fitted.fitted
     ]
     own = set(tokens["data"].media)
     for role in ("base", "val"):

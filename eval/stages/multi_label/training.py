@@ -94,7 +94,7 @@ def validate(model: MLFSIC, data: Labelled, draws: int, seed: int) -> float:
     local, labels, present = model.space.local(data.patch), model.space.text(data.text), data.present()
     sampler = MultiLabelEpisodeSampler(data.truth, data.names, shot=1, draws=draws, seed=seed, media=data.media)
     found = []
-    for draw in sampler:
+    for draw in sampler.all():
         vectors = model.prototypes(local[draw.support], present[draw.support], labels).vectors
         scores = model.predict(local[draw.query], vectors).double().numpy()
         found.append(multilabel_metrics(scores, data.truth[draw.query], None)[0]["mAP"])
