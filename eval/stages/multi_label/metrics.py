@@ -66,7 +66,7 @@ def multilabel_metrics(
         return found, by_label
     said = scores > threshold
     for name in ("micro", "macro"):
-        which = {"labels": np.flatnonzero(scored)} if name == "macro" and truth.shape[1] > 1 else {}
+        which = {"labels": np.flatnonzero(scored)} if name == "macro" else {}
         p, r, f, _ = precision_recall_fscore_support(*_two(truth, said), average=name, zero_division=0, **which)
         found |= {f"{name}_P": float(p), f"{name}_R": float(r), f"{name}_F1": float(f)}
     p, r = found["macro_P"], found["macro_R"]
