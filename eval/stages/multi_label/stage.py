@@ -36,6 +36,7 @@ from .training import TrainSettings, fit_base
 
 _JOINT_EPOCHS = 30
 _TUNING_DRAWS = 5
+_ROUNDING = 1e-9  # of 65,535 steps between the scores of a draw: they differ by rounding alone
 
 
 def evaluate(
@@ -151,7 +152,7 @@ def evaluate(
             records.append(_record(every, names, prepared, sampler, number, logistic.get(k), tokens["data"].grid))
         timing[f"draws_per_s/{k}shot"] = draws / (time.perf_counter() - started)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    flags += _flags(tokens, logistic, learn is not None, said)
+    flags += _flags(tokens, logistic, learn is not None, said) + _degenerate(records)
     state = processes()
     result = Result(
         stage="multi-label",
@@ -323,6 +324,15 @@ def _flags(
         shared = own & set(tokens[role].media) if role in tokens else set()
         flags += [f"{len(shared)} pictures of --data are in --{role} too"] if shared else []
     return flags
+
+
+def _degenerate(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Flag methods whose scores are all equal in every draw of a shot."""
+    by_method: dict[str, list[float]] = {}
+    for record in records:
+        for name, packed in record["scores"].items():
+            by_method.setdefault(f"{record['shot']}shot/{name}", []).append(packed["step"])
+    return [f"degenerate_scores/{name}" for name, steps in by_method.items() if max(steps) < _ROUNDING]
 
 
 def _described(
