@@ -1,5 +1,7 @@
 """The multi-label stage: draws, label lists and filters, what a result holds, and what is refused."""
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.generate import generate
 from data_pipeline.write import write_shards
 from eval.compare import compare
+from eval.report import write_report
+from eval.report.gallery import Thumbnails
+from eval.report.multi_label import chosen_patches
 from eval.schema import Result, read_records
 from eval.stages.multi_label import evaluate, metrics
 from eval.stages.multi_label.label_sets import choose, read_label_lists
@@ -309,3 +315,32 @@ def test_the_command_prints_its_result_and_says_what_is_wrong(
     assert "needs --base and --val" in capsys.readouterr().err
     assert main(["eval", "multi-label", *where, *short, "--base", str(labelled / "novel")]) == 3
     assert "labels of both --data and --base" in capsys.readouterr().err
+
+
+def test_the_report_shows_methods_labels_and_chosen_patches(found: tuple[Result, Path], tmp_path: Path) -> None:
+    result, out = found
+    page = write_report([out], tmp_path / "report.html").read_text("utf-8")
+    assert "Several labels from few pictures" in page
+    for title in (
+        "mAP from 1 support picture of each label",
+        "mAP from 2 support pictures",
+        "Average precision by label",
+    ):
+        assert title in page
+    record = next(iter(read_records(out)))
+    thumbnails = Thumbnails(Path(result.data["path"]), result.data["hash"])
+    shown = chosen_patches(record, thumbnails)
+    assert 8 >= len(shown) > 0 and all(set(each.pictures) == set(record["chosen"]) for each in shown)
+    assert len(shown[0].others) >= len(shown[-1].others)
+    assert page.count("patches of ") == sum(len(each.pictures) for each in shown)
+
+
+def test_all_but_the_chosen_patches_are_dark(found: tuple[Result, Path]) -> None:
+    result, out = found
+    record = next(iter(read_records(out)))
+    label = next(iter(record["chosen"]["lcm"][0]))
+    one = {"support": record["support"][:1], "grid": record["grid"], "chosen": {"lcm": [{label: [0]}]}}
+    [shown] = chosen_patches(one, Thumbnails(Path(result.data["path"]), result.data["hash"]))
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.pictures["lcm"].partition(",")[2])))).astype(float)
+    side = 48 // record["grid"][0]
+    assert pixels[: side - 2, : side - 2].mean() > 2 * pixels[side + 2 :, side + 2 :].mean()

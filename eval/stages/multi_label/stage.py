@@ -36,7 +36,7 @@ from .training import TrainSettings, fit_base
 
 _JOINT_EPOCHS = 30
 _TUNING_DRAWS = 5
-_ROUNDING = 1e-9  # of 65,535 steps between the scores of a draw: they differ by rounding alone
+_ROUNDING = 0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
 
 
 def evaluate(
@@ -282,13 +282,15 @@ def _record(
     if not own.truth[draw.query].any():
         raise DataError(f"draw {number} of {sampler.shot} support pictures leaves no picture with a label to find")
     found = methods.scores(names, prepared, draw, shot=sampler.shot, number=number)
-    scores = {}
+    scores, constant = {}, []
     for name, (values, _) in found.items():
         scores[name] = values.double().numpy()
+        if values.max() - values.min() < _ROUNDING:
+            constant.append(name)
         if logistic is not None:
             scores[name] = logistic[name].scale * scores[name] + logistic[name].bias
     record = record_of(sampler.shot, number, own.names, own.truth, draw.query, scores, logistic is not None)
-    record["support"] = [own.keys[row] for row in draw.support]
+    record |= {"constant": constant, "support": [own.keys[row] for row in draw.support]}
     if number == 0:  # what the report draws
         record["grid"] = list(grid)
         shown = [name for name in names if name in (*SELECTIONS, "text_similarity") and found[name][1] is not None]
@@ -328,11 +330,11 @@ def _flags(
 
 def _degenerate(records: Sequence[dict[str, Any]]) -> list[str]:
     """Flag methods whose scores are all equal in every draw of a shot."""
-    by_method: dict[str, list[float]] = {}
+    by_method: dict[str, list[bool]] = {}
     for record in records:
-        for name, packed in record["scores"].items():
-            by_method.setdefault(f"{record['shot']}shot/{name}", []).append(packed["step"])
-    return [f"degenerate_scores/{name}" for name, steps in by_method.items() if max(steps) < _ROUNDING]
+        for name in record["scores"]:
+            by_method.setdefault(f"{record['shot']}shot/{name}", []).append(name in record["constant"])
+    return [f"degenerate_scores/{name}" for name, constant in by_method.items() if all(constant)]
 
 
 def _described(
