@@ -12,29 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
-from eval.encoders import Encoder, load_encoder
+from eval.encoders import load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
 from eval.schema import Result, data_flags, environment, write_result
-from eval.tokens import ImageTokens, encode_tokens, label_features
+from eval.tokens import ImageTokens, encode_tokens
 
 from .calibration import EPISODES, calibrated
-from .cross_interaction import CrossInteraction
-from .joint_space import JointSpace, Labelled, Logistic, Projection, fit_joint
-from .label_sets import Filter, choose, read_label_lists, refuse_overlap
+from .data_sets import described, labelled_sets
+from .fitting import fitted_classifier
+from .joint_space import Logistic
+from .label_sets import Filter
 from .methods import ABOUT, NEEDS, SELECTIONS, Methods, Prepared, TipAdapter
-from .model import MLFSIC, QueryPool
+from .model import QueryPool
 from .records import metrics, record_of
 from .sampler import MultiLabelEpisodeSampler
-from .training import TrainSettings, fit_base
 
-_JOINT_EPOCHS = 30
 _TUNING_DRAWS = 5
 _ROUNDING = 0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
 
@@ -125,7 +121,7 @@ def evaluate(
         role: encode_tokens(encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size)
         for role, manifest in manifests.items()
     }
-    sets = _labelled(encoder, tokens, manifests, labels, filter)
+    sets = labelled_sets(encoder, tokens, manifests, labels, filter)
     timing = {"encoding_s": time.perf_counter() - started}
     own, learn, judge = sets["data"], sets.get("base"), sets.get("val")
     samplers = {
@@ -133,7 +129,17 @@ def evaluate(
         for k in dict.fromkeys(shot)
     }
     started = time.perf_counter()
-    classifier, said = _classifier(encoder, init, query_pool, learn, judge, "cross" in names, epochs, seed)
+    classifier, said = fitted_classifier(
+        encoder,
+        learn,
+        judge,
+        init=init,
+        query_pool=query_pool,
+        patches=patches,
+        cross="cross" in names,
+        epochs=epochs,
+        seed=seed,
+    )
     adapters = {}
     if "tip_adapter_ml" in names:
         assert judge is not None
@@ -174,7 +180,7 @@ def evaluate(
             "precision": precision,
             "intervals": "Student t over draws; pictures: infinitesimal jackknife over pictures, supports as drawn",
         },
-        data=_described(paths, manifests, tokens, sets, known),
+        data=described(paths, manifests, tokens, sets, known),
         model={**encoder.description, "fitted": said},
         environment=environment(state.num_processes, str(encoder.device)),
         metrics=metrics(records),
@@ -204,69 +210,6 @@ def _usable(methods: Sequence[str] | None, there: Mapping[str, bool]) -> tuple[l
                     "validation labels, never on those that are measured"
                 )
     return [name for name in wanted if name not in left_out], left_out
-
-
-def _labelled(
-    encoder: Encoder,
-    tokens: Mapping[str, ImageTokens],
-    manifests: Mapping[str, Manifest],
-    labels: Path | str | None,
-    keep: Filter,
-) -> dict[str, Labelled]:
-    lists = read_label_lists(labels)
-    chosen = {}
-    for role, found in tokens.items():
-        imported = manifests[role].source.get("label_split", {}).get("labels") if role not in lists else None
-        there = {name for several in found.labels for name in several}
-        wanted = lists.get(role) or ([name for name in imported if name in there] if imported else None)
-        chosen[role] = choose(found.labels, wanted, keep, manifests[role].root)
-    refuse_overlap(chosen)
-    sets = {}
-    for role, found in tokens.items():
-        rows = chosen[role].rows
-        assert found.proj is not None
-        sets[role] = Labelled(
-            names=chosen[role].names,
-            keys=[found.keys[row] for row in rows],
-            media=[found.media[row] for row in rows],
-            patch=found.patch[rows],
-            proj=found.proj[rows].float(),
-            truth=chosen[role].truth,
-            text=label_features(encoder, chosen[role].names),
-        )
-    return sets
-
-
-def _classifier(
-    encoder: Encoder,
-    init: str,
-    query_pool: QueryPool,
-    base: Labelled | None,
-    val: Labelled | None,
-    cross: bool,
-    epochs: int,
-    seed: int,
-) -> tuple[MLFSIC, dict[str, Any]]:
-    """Make the classifier, fitted to base labels as far as there are any, and say what was fitted."""
-    said: dict[str, Any] = {}
-    if init == "learned":
-        assert base is not None
-        space = JointSpace.learned(base.patch.shape[2], base.text.shape[1], seed=seed)
-        said["joint_loss"] = fit_joint(space, base, epochs=_JOINT_EPOCHS, seed=seed)
-    else:
-        space = JointSpace(Projection(encoder), nn.Identity())
-        said["scale_fitted"] = base is not None and space.fit_scale(base)
-    said |= {"scale": space.scale, "bias": space.bias}
-    classifier = MLFSIC(space, query_pool=query_pool)
-    if cross:
-        assert base is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            width = space.text(base.text[:1]).shape[1]
-            classifier.cross = CrossInteraction(width, heads=max(h for h in (8, 4, 2, 1) if width % h == 0))
-        log = fit_base(classifier, base, val, TrainSettings(epochs=epochs), seed=seed)
-        said["cross"] = {"loss": log.losses, "validation_mAP": log.validation, "kept_epoch": log.best}
-    return classifier.eval(), said
 
 
 def _record(
@@ -335,23 +278,3 @@ def _degenerate(records: Sequence[dict[str, Any]]) -> list[str]:
         for name in record["scores"]:
             by_method.setdefault(f"{record['shot']}shot/{name}", []).append(name in record["constant"])
     return [f"degenerate_scores/{name}" for name, constant in by_method.items() if all(constant)]
-
-
-def _described(
-    paths: Mapping[str, Path | str],
-    manifests: Mapping[str, Manifest],
-    tokens: Mapping[str, ImageTokens],
-    sets: Mapping[str, Labelled],
-    known: str,
-) -> dict[str, Any]:
-    def of(role: str) -> dict[str, Any]:
-        return {
-            "path": str(paths[role]),
-            "name": manifests[role].name,
-            "hash": f"sha256:{manifests[role].digest}",
-            "images": len(sets[role].keys),
-            "left_out_by_labels": len(tokens[role]) - len(sets[role].keys),
-            "classes": {name: int(n) for name, n in zip(sets[role].names, sets[role].truth.sum(axis=0), strict=True)},
-        }
-
-    return of("data") | {"overlap": known} | {role: of(role) for role in sets if role != "data"}
