@@ -92,9 +92,11 @@ def _bad_samples(name: str, path: Path, shard_index: ShardIndex) -> Iterator[str
 
 
 def _check(key: str, members: dict[str, bytes], kind: Kind) -> None:
-    # A sample with questions may do without captions.
-    asks = parse_annotations(key, members).get("questions") not in (None, [])
-    sample = parse_sample(key, members, kind, "questions" if asks else "captions")
+    # A sample with questions, or one that has labels, may do without captions.
+    annotations = parse_annotations(key, members)
+    labelled = "labels" in annotations and "captions" not in annotations
+    asks = annotations.get("questions") not in (None, [])
+    sample = parse_sample(key, members, kind, "questions" if asks else "none" if labelled else "captions")
     parse_regions(key, sample.annotations)
     if kind != "video":
         for picture in (sample.media, sample.second):

@@ -240,7 +240,7 @@ def _add_data(commands: Any) -> None:
     scenes.add_argument(
         "--labelled",
         action="store_true",
-        help="write OUT/labelled/base, val and novel too: labelled by colour and shape, with no class in common",
+        help="write OUT/labelled/base, val and novel too: labelled by fill, colour and shape, with no class in common",
     )
     scenes.add_argument("--seed", metavar="S", type=natural, default=0, help="another seed, other scenes (default 0)")
     add_workers(scenes)

@@ -44,8 +44,7 @@ HELD_OUT = frozenset(
 SPLITS = ("train", "val", "test", "novel")
 
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
-"""The (colour, shape) pairs that may stand in any split."""
+_FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
 _NOVEL = tuple(sorted(HELD_OUT))
 # Hundredths of all combinations that belong to each split; novel scenes are apart by their pairs.
 _HASH_RANGES = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}
@@ -64,10 +63,12 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
             return {"size": size, **_look(rng, size), "objects": objects}
 
 
-def scene_of(rng: np.random.Generator, pairs: Sequence[tuple[str, str]], size: int) -> dict[str, Any]:
-    """Draw a scene of these (colour, shape) pairs, each one object, at most `MAX_OBJECTS`."""
+def scene_of(rng: np.random.Generator, kinds: Sequence[tuple[str, str, str]], size: int) -> dict[str, Any]:
+    """Draw a scene of these kinds (fill, colour, shape), each one object, at most `MAX_OBJECTS`."""
     while True:
-        objects = _combination(rng, pairs)
+        objects = _combination(rng, [(colour, shape) for _, colour, shape in kinds])
+        for item, (fill, _, _) in zip(objects, kinds, strict=True):
+            item["fill"] = fill
         if _place(rng, objects, size):
             return {"size": size, **_look(rng, size), "objects": objects}
 
@@ -103,7 +104,7 @@ def _combination(rng: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> 
 def _pairs(rng: np.random.Generator, split: str, count: int) -> list[tuple[str, str]]:
     """Distinct pairs of colour and shape, so that naming both names one object."""
     if split != "novel":
-        return [FAMILIAR[k] for k in rng.choice(len(FAMILIAR), count, replace=False).tolist()]
+        return [_FAMILIAR[k] for k in rng.choice(len(_FAMILIAR), count, replace=False).tolist()]
     first = _NOVEL[int(rng.integers(len(_NOVEL)))]
     others = [pair for pair in _PAIRS if pair != first]
     pairs = [first, *(others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist())]

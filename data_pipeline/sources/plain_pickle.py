@@ -1,8 +1,9 @@
-"""Pickles of plain data, not unpickled: dict, list, tuple, text, numbers and torch tensors; all else is refused.
+"""Pickles of plain data, not unpickled: dict, list, tuple, text, numbers, arrays and tensors; all else is refused.
 
 A pickle is a program that names classes and functions and calls them. Here nothing is imported and nothing is called:
-the standard library only splits the stream into its instructions. The few names that a pickled tensor needs stand for
-code below, also the one by which torch would load a second pickle inside the first. Tensors come as numpy arrays.
+the standard library only splits the stream into its instructions. The few names that a pickled tensor of torch or an
+array of numpy needs stand for code below, also the one by which torch would load a second pickle inside the first.
+Tensors come as numpy arrays, numpy's numbers as Python's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -35,6 +37,8 @@ _LITERALS = {
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of what torch.save wrote before it wrote zips
 _MOST_DIMENSIONS = 8
+_ARRAY = "numpy.ndarray"
+_NUMBERS = re.compile("b1|[iu][1248]|f[248]")  # of numpy; an array of objects would be a pickle inside the pickle
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,16 @@ class _Name:
     name: str
 
 
+@dataclass
+class _Unbuilt:
+    """An array or dtype of numpy, of which a pickle tells the content (BUILD) after it has given it a number."""
+
+    build: Callable[..., Any]
+    built: Any = None
+
+
 def read_pickle(data: bytes) -> Any:
-    """Build what a pickle describes; raises ValueError that says what else than plain data and tensors it holds."""
+    """Build what a pickle describes; raises ValueError that says what else than plain data and arrays it holds."""
     return _read(io.BytesIO(data))
 
 
@@ -79,7 +91,8 @@ class _Machine:
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
+            item = self._memo[argument]
+            stack.append(item if not isinstance(item, _Unbuilt) or item.built is None else item.built)
         elif name == "MARK":
             self._marks.append(len(stack))
         elif name == "GLOBAL":
@@ -92,6 +105,12 @@ class _Machine:
         elif name == "REDUCE":
             arguments, made_by = stack.pop(), stack.pop()
             stack.append(_make(made_by, arguments))
+        elif name == "BUILD":
+            state, target = stack.pop(), stack.pop()
+            if not isinstance(target, _Unbuilt) or not isinstance(state, tuple):
+                raise ValueError("it sets the state of something that has none")
+            target.built = target.build(*state)
+            stack.append(target.built)
         elif name == "BINPERSID" and self._persistent is not None:
             stack.append(self._persistent(stack.pop()))
         elif name not in ("PROTO", "FRAME"):
@@ -127,7 +146,7 @@ class _Machine:
                 raise ValueError("it is a damaged pickle (items for something that holds none)")
             stack[-1].extend(_values(items))
         else:
-            raise ValueError(f"it uses {name}, which plain data and tensors do not need")
+            raise ValueError(f"it uses {name}, which plain data and arrays do not need")
 
     def _since_mark(self) -> list[Any]:
         first = self._marks.pop()
@@ -146,17 +165,21 @@ def _set_items(target: Any, items: list[Any]) -> None:
 
 
 def _values(items: Iterable[Any]) -> list[Any]:
-    """Refuse names, which only stand for what is called at once."""
+    """Refuse names, which only stand for what is called at once, and arrays without content."""
     values = list(items)
     for value in values:
         if isinstance(value, _Name):
             raise ValueError(f"it holds {value.name} itself")
+        if isinstance(value, _Unbuilt):
+            raise ValueError("it holds an array or a type of numpy that has no content")
     return values
 
 
-def _known(name: str) -> _Name:
+def _known(name: str) -> _Name | str:
+    if name == _ARRAY:
+        return name  # an argument, and so a text: it is never called
     if name not in _ELEMENTS and name not in _MADE:
-        raise ValueError(f"it names {name}, which is neither plain data nor a tensor")
+        raise ValueError(f"it names {name}, which is neither plain data nor an array")
     return _Name(name)
 
 
@@ -211,7 +234,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError("it holds a tensor whose sizes and strides are not of one number of dimensions")
-    if not all(type(number) is int and 0 <= number < 2**40 for number in numbers):
+    if not _are_sizes(numbers):
         raise ValueError("it holds a tensor whose sizes, strides or offset are no whole numbers of 0 or more")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = math.prod(shape)
@@ -225,8 +248,55 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
 
 
+def _are_sizes(numbers: tuple[Any, ...]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**40 for number in numbers)
+
+
+def _dtype(name: Any, *_: Any) -> _Unbuilt:
+    """Stand for numpy.dtype; the order of the bytes comes as its state."""
+    if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
+        raise ValueError(f"it holds an array of {name!r:.40}, which are no numbers")
+
+    def build(_version: Any, order: Any, *_: Any) -> np.dtype[Any]:
+        if order not in ("<", ">", "|", "="):
+            raise ValueError("it holds an array of an unknown order of bytes")
+        return np.dtype(order + name)
+
+    return _Unbuilt(build)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    return _elements(dtype, content, 1)[0].item()
+
+
+def _array(kind: Any, *_: Any) -> _Unbuilt:
+    """Stand for how numpy begins an array; shape and elements come as its state."""
+    if kind != _ARRAY:
+        raise ValueError("it holds an array of an unusual type")
+
+    def build(_version: Any, shape: Any, dtype: Any, columns_first: Any, content: Any) -> np.ndarray:
+        if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS or not _are_sizes(shape):
+            raise ValueError("it holds an array whose sizes are no whole numbers of 0 or more")
+        elements = _elements(dtype, content, math.prod(shape))
+        return elements.reshape(shape, order="F" if columns_first else "C")
+
+    return _Unbuilt(build)
+
+
+def _elements(dtype: Any, content: Any, count: int) -> np.ndarray:
+    if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
+        raise ValueError("it holds an array of an unusual type")
+    if len(content) != count * dtype.itemsize:
+        raise ValueError(f"it holds an array of {len(content):,} bytes instead of {count * dtype.itemsize:,}")
+    return np.frombuffer(content, dtype)
+
+
 _MADE: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": _dtype,
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},  # before numpy 2, and since
+    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
     "_codecs.encode": _encode,
+    "__builtin__.bytes": lambda: b"",  # as protocol 2 writes it
     "collections.OrderedDict": _hooks,
     "torch.storage._load_from_bytes": _load_storage,
     "torch._utils._rebuild_tensor": _tensor,

@@ -9,7 +9,7 @@ from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import parse_sample
 from data_pipeline.scenes.generate import generate
-from data_pipeline.scenes.graph import COLOURS, HELD_OUT, SHAPES
+from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES
 from data_pipeline.scenes.labelled import CLASSES, labelled_sample_at
 from data_pipeline.scenes.truth import fits, is_scene
 from data_pipeline.verify import verify
@@ -31,26 +31,31 @@ def few(folder, **changed):
 
 def test_no_class_stands_in_two_splits_and_the_novel_ones_are_held_out_of_all_training():
     base, val, novel = (set(CLASSES[split]) for split in SPLITS)
-    assert (len(base), len(val), len(novel)) == (48, 16, 8)
-    assert not base & val and not (base | val) & novel
-    assert novel == {" ".join(pair) for pair in HELD_OUT}
-    assert {word for name in base for word in name.split()} == {*COLOURS, *SHAPES}
+    assert (len(base), len(val), len(novel)) == (72, 24, 24)
+    assert novel == {" ".join((fill, *pair)) for pair in HELD_OUT for fill in FILLS}
+    pairs = [{name.split(" ", 1)[1] for name in names} for names in (base, val, novel)]
+    assert not pairs[0] & pairs[1] and not (pairs[0] | pairs[1]) & pairs[2]
+    assert {word for name in base for word in name.split()} == {*FILLS, *COLOURS, *SHAPES}
 
 
 def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
     for split, several in annotations.items():
         for annotation in several:
-            shown = sorted(f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"])
+            shown = sorted(
+                f"{item['fill']} {item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]
+            )
             assert annotation["labels"] == shown and len(set(shown)) == len(shown) <= 4
             assert set(shown) <= set(CLASSES[split])
             assert is_scene(annotation)
             assert all(fits(statement, annotation["scene"]) for statement in annotation["statements"])
 
 
-def test_half_of_the_pictures_show_one_object_and_every_class_is_met(annotations):
+def test_half_of_the_pictures_show_one_object_and_every_class_as_often(annotations):
     for split, several in annotations.items():
         counts = Counter(len(annotation["labels"]) for annotation in several)
-        assert 120 < counts[1] < 180 and min(counts[number] for number in (2, 3, 4)) > 25
+        assert counts[1] == 150 and min(counts[number] for number in (2, 3, 4)) > 25
+        alone = Counter(annotation["labels"][0] for annotation in several if len(annotation["labels"]) == 1)
+        assert max(alone.values()) - min(alone.values()) <= 1
         assert {label for annotation in several for label in annotation["labels"]} == set(CLASSES[split])
 
 

@@ -1,4 +1,4 @@
-"""Pickles of plain data and tensors are read exactly; nothing that a pickle names runs, all else is refused."""
+"""Pickles of plain data, arrays and tensors are read exactly; nothing that a pickle names runs, all else is refused."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ def test_tensors_are_read_exactly(dtype, protocol):
     read = read_pickle(pickle.dumps([views], protocol))[0]
     for name, tensor in views.items():
         np.testing.assert_array_equal(read[name], tensor.numpy(), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "<u2", ">i4", "int64", "float16", ">f8"])
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_and_numbers_of_numpy_are_read_exactly(dtype, protocol):
+    whole = (np.arange(24) % 3).reshape(2, 3, 4).astype(dtype)
+    arrays = {"whole": whole, "part": whole[1, 1:], "turned": whole[0].T, "none": whole[:0], "again": whole}
+    read = read_pickle(pickle.dumps([arrays, list(whole[0, 0])], protocol))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[0][name], array, strict=True)
+    assert read[1] == whole[0, 0].tolist() and not any(isinstance(number, np.generic) for number in read[1])
 
 
 class Command:
@@ -88,8 +99,13 @@ def test_a_command_inside_a_tensors_storage_does_not_run(tmp_path):
         {1, 2},
         1 + 2j,
         Path("a"),
-        np.arange(3),
-        np.float64(1),
+        np.array(["a"]),
+        np.array([None]),
+        np.array([{"a": Path("a")}], dtype=object),
+        np.complex64(1),
+        np.datetime64("2020"),
+        np.array([(1, 2.0)], dtype="i4,f8"),
+        np.ma.array([1]),
         len,
         dict,
         OrderedDict,
@@ -134,7 +150,7 @@ def test_noise_is_refused_or_read_and_nothing_else_happens(noise):
 
 
 def test_every_cut_of_a_real_pickle_is_refused():
-    whole = pickle.dumps({"caption": "a", "mask": torch.ones(2, 2, dtype=torch.bool)})
+    whole = pickle.dumps({"caption": "a", "mask": torch.ones(2, 2, dtype=torch.bool), "box": np.ones(4)}, 4)
     for end in range(len(whole)):
         with pytest.raises(ValueError):
             read_pickle(whole[:end])
@@ -153,6 +169,46 @@ def test_a_tensor_larger_than_its_storage_is_refused(shape, strides, offset):
 
     with pytest.raises(ValueError, match="it holds a tensor"):
         read_pickle(pickle.dumps(Claims()))
+
+
+class Rebuilt:
+    """Pickled as an array of numpy would be, with another shape, type or content."""
+
+    def __init__(self, shape: object, dtype: object, content: object):
+        self.state = (1, shape, dtype, False, content)
+
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), self.state
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "content"),
+    [
+        ((3,), np.dtype("f4"), b"0123"),
+        ((2**62,), np.dtype("f4"), b"0123"),
+        ((-1,), np.dtype("f4"), b"0123"),
+        ((1,) * 9, np.dtype("f4"), b"0123"),
+        ([1], np.dtype("f4"), b"0123"),
+        ((1,), "f4", b"0123"),
+        ((1,), np.dtype("f4"), "0123"),
+        ((1,), np.dtype("O"), [os.system]),
+    ],
+)
+def test_an_array_that_is_not_what_it_announces_is_refused(shape, dtype, content):
+    with pytest.raises(ValueError, match="it (holds|names)"):
+        read_pickle(pickle.dumps(Rebuilt(shape, dtype, content), 4))
+
+
+def test_the_state_of_anything_else_is_refused():
+    class Plain:
+        def __reduce__(self):
+            return OrderedDict, (), {"a": 1}
+
+    with pytest.raises(ValueError, match="sets the state of something that has none"):
+        read_pickle(pickle.dumps(Plain(), 4))
+    built = pickle.dumps(np.arange(3), 4)
+    with pytest.raises(ValueError, match="no content"):
+        read_pickle(built[: built.rindex(b"(")] + b".")
 
 
 @pytest.mark.parametrize(
