@@ -91,7 +91,6 @@ class EpisodeSampler:
         self.way, self.shot, self.queries = way, shot, queries
         self.seed, self.disjoint, self._episodes = seed, disjoint, episodes
         first = np.arange(len(labels)) if media is None else np.unique(np.asarray(media), return_index=True)[1]
-        self.copies = len(labels) - len(first)
         first = np.sort(first)
         own = np.asarray(labels)[first]
         self.classes = tuple(sorted(set(own.tolist())))
@@ -114,6 +113,11 @@ class EpisodeSampler:
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[number] for number in range(len(self)))
+
+    @property
+    def smallest_class(self) -> int:
+        """Number of pictures of the class that has fewest."""
+        return min(len(rows) for rows in self._rows)
 
     @cached_property
     def _disjoint(self) -> list[Episode]:
@@ -151,38 +155,52 @@ class EpisodeSampler:
 
 @dataclass(frozen=True)
 class EpisodeList:
-    """Episodes as they lie on disk: all of one form. ``hash`` is the file's."""
+    """Episodes of one form, and the JSON ``text`` that they are on disk, with pictures by their sample's key."""
 
     episodes: list[Episode]
     way: int
     shot: int
     queries: int
     disjoint: bool
-    hash: str
+    text: str
+
+    @classmethod
+    def of(cls, sampler: EpisodeSampler, keys: Sequence[str]) -> EpisodeList:
+        """List all episodes of a sampler.
+
+        The text holds each key once; its episodes hold classes and, class after class, places in that list.
+        """
+        episodes = list(sampler)
+        form = {name: getattr(sampler, name) for name in ("way", "shot", "queries", "disjoint")}
+        content = {
+            "format": FORMAT,
+            **form,
+            "seed": sampler.seed,
+            "pictures": list(keys),
+            "episodes": [
+                {
+                    "classes": list(episode.classes),
+                    "support": episode.support.reshape(sampler.way, -1).tolist(),
+                    "query": episode.query.reshape(sampler.way, -1).tolist(),
+                }
+                for episode in episodes
+            ],
+        }
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+        return cls(episodes, **form, text=text)
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the text."""
+        return f"sha256:{hashlib.sha256(self.text.encode()).hexdigest()}"
 
 
-def write_episodes(path: Path | str, sampler: EpisodeSampler, keys: Sequence[str]) -> str:
-    """Write all episodes as JSON that names pictures by their sample's key; returns the sha256 of the file.
-
-    The file holds each key once; episodes hold classes and, class after class, places in that list.
-    """
-    content = {
-        "format": FORMAT,
-        **{name: getattr(sampler, name) for name in ("way", "shot", "queries", "seed", "disjoint")},
-        "pictures": list(keys),
-        "episodes": [
-            {
-                "classes": list(episode.classes),
-                "support": episode.support.reshape(sampler.way, -1).tolist(),
-                "query": episode.query.reshape(sampler.way, -1).tolist(),
-            }
-            for episode in sampler
-        ],
-    }
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+def write_episodes(path: Path | str, sampler: EpisodeSampler, keys: Sequence[str]) -> EpisodeList:
+    """Write all episodes of a sampler as JSON, and return them."""
+    listed = EpisodeList.of(sampler, keys)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(path), text)
-    return _sha256(text.encode())
+    write_whole(Path(path), listed.text)
+    return listed
 
 
 def read_episodes(
@@ -205,9 +223,9 @@ def read_episodes(
     """
     path = Path(path)
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read the episode list {path}: {error.strerror}") from None
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the episode list {path}: {error}") from None
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
@@ -226,7 +244,7 @@ def read_episodes(
             if other != number:
                 raise DataError(f"{path}: episodes {other} and {number} share {keys[row]}, and are said to be disjoint")
     way, shot, queries = forms
-    return EpisodeList(listed, way, shot, queries, disjoint, _sha256(text))
+    return EpisodeList(listed, way, shot, queries, disjoint, text)
 
 
 def _parsed(path: Path, content: Any, keys: Sequence[str]) -> tuple[list[Episode], tuple[int, int, int]]:
@@ -269,7 +287,3 @@ def _check_episode(
 
 def _generator(*entropy: int) -> Generator:
     return Generator(Philox(SeedSequence(entropy)))
-
-
-def _sha256(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -1,4 +1,4 @@
-"""`glscl eval few-shot`, `multi-label` and `metric-learning`: recognition of classes that a few pictures show."""
+"""`glscl eval few-shot`, `multi-label`, `metric-learning`, `glscl predict`: classes that a few pictures show."""
 
 from __future__ import annotations
 
@@ -7,12 +7,91 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.commands import add_command, natural
+from launch.commands import CommandResult, add_command, natural
 from launch.evaluation import add_evaluation_options, evaluation
 
 
 def add_few_shot(commands: Any) -> None:
     """Add `few-shot`."""
+    few_shot = add_command(
+        commands,
+        "few-shot",
+        partial(evaluation, "few-shot"),
+        "recognition of new classes from one or a few pictures of each: GLIML and its baselines on the same episodes",
+        "glscl eval few-shot --model runs/demo --data data/labelled/novel --base data/labelled/base "
+        "--val data/labelled/val --out runs/demo/few-shot",
+    )
+    add_evaluation_options(few_shot)
+    _add_learning_data(few_shot)
+    few_shot.add_argument("--way", metavar="N", type=natural, default=5, help="classes of an episode (%(default)s)")
+    few_shot.add_argument(
+        "--shot", metavar="K", type=natural, nargs="+", default=[1, 5], help="support pictures of each (1 5)"
+    )
+    few_shot.add_argument(
+        "--queries", metavar="Q", type=natural, default=15, help="query pictures of each class (%(default)s)"
+    )
+    few_shot.add_argument("--episodes", metavar="T", type=natural, default=1000, help="of each form (%(default)s)")
+    few_shot.add_argument("--seed", metavar="S", type=natural, default=0, help="draws the episodes (%(default)s)")
+    few_shot.add_argument(
+        "--methods", metavar="NAME", nargs="+", help="those to run (default: all that can, and the others are flagged)"
+    )
+    few_shot.add_argument(
+        "--episode-list", metavar="FILE", type=Path, nargs="+", help="episodes to run, as an evaluation wrote them"
+    )
+    few_shot.add_argument(
+        "--mode",
+        choices=("frozen", "finetune", "none"),
+        default="frozen",
+        help="what of GLIML is trained on --base: its head, the encoder too, nothing (%(default)s)",
+    )
+    few_shot.add_argument(
+        "--interplay",
+        choices=("gated", "additive"),
+        default="gated",
+        help="of GLIML: weights of patches, or a multiple of the global token, chosen on --val (%(default)s)",
+    )
+    few_shot.add_argument(
+        "--epochs", metavar="N", type=natural, default=20, help="of training, 100 episodes each (%(default)s)"
+    )
+    few_shot.add_argument(
+        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+    )
+
+
+def _add_learning_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", metavar="DIR", type=Path, help="data set of other classes, to train heads on")
+    parser.add_argument(
+        "--val", metavar="DIR", type=Path, help="data set of other classes, to choose settings and epochs on"
+    )
+
+
+def add_predict(groups: Any) -> None:
+    """Add `glscl predict`."""
+    predict = add_command(
+        groups,
+        "predict",
+        _predict,
+        "which class pictures show, from a folder with a few example pictures of each class",
+        "glscl predict new1.jpg new2.jpg --support examples/ --model runs/demo",
+    )
+    predict.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG or WebP files")
+    predict.add_argument(
+        "--support",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="folder with one folder of pictures for each class, at least two",
+    )
+    predict.add_argument("--model", metavar="DIR", type=Path, required=True, help="any model that few-shot takes")
+
+
+def _predict(arguments: argparse.Namespace) -> CommandResult:
+    from dataclasses import asdict
+
+    from eval.predict import predict, table
+
+    found = predict(arguments.pictures, arguments.support, arguments.model)
+    return asdict(found), table(found)
 
 
 def add_multi_label(commands: Any) -> None:
@@ -64,13 +143,6 @@ def add_multi_label(commands: Any) -> None:
     )
     multi_label.add_argument(
         "--epochs", metavar="N", type=natural, default=8, help="of the cross-interaction (%(default)s)"
-    )
-
-
-def _add_learning_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", metavar="DIR", type=Path, help="data set of other classes, to train heads on")
-    parser.add_argument(
-        "--val", metavar="DIR", type=Path, help="data set of other classes, to choose settings and epochs on"
     )
 
 

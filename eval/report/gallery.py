@@ -83,7 +83,7 @@ class Thumbnails:
 
     def sample(self, key: str) -> Sample | None:
         """Read a picture's sample, None when it cannot be had."""
-        return self._store.read(0, self._rows[key]) if key in self._rows else None
+        return self._store.read(0, self._rows[key], texts="none") if key in self._rows else None
 
     def _make(self, key: str) -> str | None:
         members = self._store.members(0, self._rows[key], _MEDIA)

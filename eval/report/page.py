@@ -191,17 +191,19 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
     return charts
 
 
-def _table(result: Result) -> list[dict[str, str]]:
-    return [
-        {
+def _table(result: Result) -> dict[str, list[dict[str, str]]]:
+    """Make rows of the metrics; those of single classes, which may be hundreds, stand apart."""
+    rows: dict[str, list[dict[str, str]]] = {"metrics": [], "classes": []}
+    for metric in result.metrics:
+        row = {
             "name": label(metric.name),
             "value": _value(metric),
             "interval": _interval(metric),
             "chance": "" if metric.chance is None else _number(metric.chance, metric.unit),
             "n": f"{metric.n:,}",
         }
-        for metric in result.metrics
-    ]
+        rows["classes" if "class" in metric.name.split("/")[:-1] else "metrics"].append(row)
+    return rows
 
 
 def _details(run: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from data_pipeline.errors import DataError
 from eval.schema import Result, read_records
 
 from .charts import Bar, interval_chart
+from .few_shot import NAMES, few_shot
 from .gallery import Thumbnails, image_queries, text_queries
 from .multi_label import multi_label
 from .overlays import overlays
@@ -45,6 +46,9 @@ WORDS = {
     "pointing_over_uniform": "pointing, over uniform",
     "IoU_over_uniform": "IoU, over uniform",
     "mean_per_class": "mean per class",
+    **NAMES,
+    "above_proto": "above ProtoNet",
+    "above_zero_shot": "above zero-shot",
 }
 
 
@@ -196,6 +200,7 @@ _PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbn
     "retrieval": ("Retrieval", "retrieval.html.j2", _gallery),
     "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
     "preference": ("True or false captions", "preference.html.j2", _preference),
+    "few-shot": ("Few-shot recognition", "few_shot.html.j2", few_shot),
     "align": ("Alignment", "alignment.html.j2", _alignment),
     "vqa": ("Questions", "questions.html.j2", _questions),
     "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),

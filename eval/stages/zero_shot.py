@@ -58,10 +58,7 @@ def evaluate(
     UsageError, DataError, NumericsError
         For an unknown option, for data without labels, for features that are not finite.
     """
-    templates = TEMPLATES if templates is None else templates
-    for template in templates or [""]:
-        if template.count("{}") != 1:
-            raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
+    templates = checked_templates(templates)
     manifest = Manifest.load(data)
     known = overlap(manifest, model, train)
     loaded = load(model, precision, cache)
@@ -119,6 +116,14 @@ def evaluate(
         write_result(Path(out), result, records)
     state.wait_for_everyone()
     return result
+
+
+def checked_templates(given: Sequence[str] | None) -> Sequence[str]:
+    """Return the sentences, `TEMPLATES` by default; raises UsageError for one without a single `{}`."""
+    for template in (given or [""]) if given is not None else ():
+        if template.count("{}") != 1:
+            raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
+    return TEMPLATES if given is None else given
 
 
 def label_of(key: str, annotation: dict[str, Any]) -> str | None:

@@ -66,7 +66,6 @@ def test_an_episode_depends_on_seed_and_number_alone() -> None:
 def test_copies_of_a_picture_count_once() -> None:
     media = [f"file {row // 2}" for row in range(40)]  # every picture twice, in four classes of five pictures
     sampler = EpisodeSampler(labels_of(10, 10, 10, 10), **FORM | {"episodes": 50}, media=media)
-    assert sampler.copies == 20
     for episode in sampler:
         rows = [*episode.support, *episode.query]
         assert len({media[row] for row in rows}) == len(rows)
@@ -100,10 +99,10 @@ def test_a_list_on_disk_gives_the_same_episodes_whatever_the_order_of_the_data(t
     labels = labels_of(9, 8, 7, 6)
     keys = [f"data/{row:03d}" for row in range(len(labels))]
     sampler = EpisodeSampler(labels, **FORM, disjoint=disjoint)
-    digest = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
+    written = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
     read = read_episodes(tmp_path / "new" / "list.json", keys, labels=labels)
     assert all(same(a, b) for a, b in zip(read.episodes, sampler, strict=True))
-    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, digest)
+    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, written.hash)
     turned = read_episodes(tmp_path / "new" / "list.json", keys[::-1], labels=labels[::-1])
     assert [keys[::-1][row] for row in turned.episodes[0].query] == [keys[row] for row in read.episodes[0].query]
 
@@ -169,10 +168,14 @@ def test_disjoint_episodes_cover_the_truth_and_episodes_that_share_pictures_do_n
     redraws = 60
     drawn = [centres + 1.3 * rng.normal(size=centres.shape) for _ in range(2 * redraws)]
     truth = np.mean([_accuracy(pictures, *shared[0]).mean() for pictures in drawn[redraws:]])
-    covered = {"closed world": 0, "open world": 0}
+    covered = {"closed world": 0, "open world": 0, "open world, moved to the other mean": 0}
     for number, pictures in enumerate(drawn[:redraws]):
-        for name, lists in (("closed world", shared), ("open world", apart)):
-            low, high = t_interval(_accuracy(pictures, *lists[number % len(lists)])) or (0, 0)
+        closed, opened = (_accuracy(pictures, *lists[number % len(lists)]) for lists in (shared, apart))
+        intervals = [t_interval(values) or (0, 0) for values in (closed, opened)]
+        moved = closed.mean() - opened.mean()
+        intervals.append((intervals[1][0] + moved, intervals[1][1] + moved))
+        for name, (low, high) in zip(covered, intervals, strict=True):
             covered[name] += bool(low <= truth <= high)
     assert covered["closed world"] / redraws < 0.85, covered
     assert 0.90 <= covered["open world"] / redraws <= 1.0, covered
+    assert 0.90 <= covered["open world, moved to the other mean"] / redraws <= 1.0, covered

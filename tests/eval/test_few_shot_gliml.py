@@ -1,0 +1,414 @@
+"""GLIML: the relation's arithmetic, the worlds where neither tokens alone suffice, and its training."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from data_pipeline.errors import NumericsError, UsageError
+from eval.encoders import Encoder, load_encoder
+from eval.episodes import Episode, EpisodeSampler
+from eval.stages.few_shot.baselines import Proto
+from eval.stages.few_shot.cpea import CPEAHead
+from eval.stages.few_shot.episode_tokens import EpisodeTokens
+from eval.stages.few_shot.gliml import GLICCE, GLICL, GLIMLHead
+from eval.stages.few_shot.recognise import World, accuracy
+from eval.stages.few_shot.training import Finetuning, TrainLog, TrainSettings, encode_again, train_head
+from eval.tokens import ImageTokens
+from tests.eval.colours import write_model, write_tokenizer
+from tests.eval.interplay_world import EMPTY, IRRELEVANT, RELEVANT, Drawn, InterplayWorld
+
+SEEDS = [0, 1, 2]
+WIDTH, PATCHES, WAY = 64, 9, 5
+LOCAL_ALONE = {"interplay": "none"}
+HEADS = [
+    {"interplay": interplay, "head": head, "include_global": both}
+    for interplay, head, both in product(("none", "additive", "gated"), ("gated_sum", "mlp"), (False, True))
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def splits(seed: int) -> dict[str, Drawn]:
+    world = InterplayWorld(seed)
+    return {
+        "base": world.draw("base", 480, queries=5),
+        "val": world.draw("val", 30),
+        "novel": world.draw("novel", 120),
+    }
+
+
+def train(head: GLIMLHead, drawn: dict[str, Drawn], settings: TrainSettings) -> TrainLog:
+    base, val = drawn["base"], drawn["val"]
+    return train_head(head, base.world, base.episodes, val.world, val.episodes, settings)
+
+
+@cache
+def trained(seed: int) -> GLIMLHead:
+    """60 steps of 8 episodes."""
+    head = GLIMLHead(WIDTH, PATCHES, seed=seed)
+    train(head, splits(seed), TrainSettings(epochs=2, seed=seed))
+    return head
+
+
+def measured(head: GLIMLHead | Proto, drawn: Drawn) -> float:
+    return accuracy(head, drawn.world, drawn.episodes)
+
+
+def random_tokens(count: int, seed: int = 0, patches: int = PATCHES, width: int = 16) -> EpisodeTokens:
+    drawn = torch.Generator().manual_seed(seed)
+    cls = torch.randn(count, width, generator=drawn)
+    return EpisodeTokens(cls, torch.randn(count, patches, width, generator=drawn))
+
+
+def awake(head: GLIMLHead) -> GLIMLHead:
+    """Move every parameter off its start, so that nothing is zero or the identity by chance of initialisation."""
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=drawn)
+    return head
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_interplay_recognises_parts_that_neither_global_nor_local_tokens_tell(seed: int) -> None:
+    novel = splits(seed)["novel"]
+    interplay = measured(trained(seed), novel)
+    local = measured(GLIMLHead(WIDTH, PATCHES, interplay="none"), novel)  # nothing but a scale to learn
+    overall = measured(Proto(), novel)
+    print(f"seed {seed}: interplay {interplay:.1f}, local {local:.1f}, global {overall:.1f}")
+    assert interplay >= 70
+    assert interplay >= local + 30
+    assert abs(overall - 20) <= 4
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_leave_what_does_not_fit_the_global_token(seed: int) -> None:
+    novel = splits(seed)["novel"]
+    w = weights(trained(seed), novel)
+    share = {role: float((w * (novel.role == role)).sum(1).mean()) for role in (RELEVANT, IRRELEVANT, EMPTY)}
+    print(f"seed {seed}: irrelevant {share[IRRELEVANT]:.2f}, relevant {share[RELEVANT]:.2f}")
+    assert share[IRRELEVANT] <= 0.6 * 4 / 9
+    assert share[RELEVANT] >= 2.5 / 9
+    assert sum(share.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pooled_features_vary_less_within_a_class_than_the_mean_does(seed: int) -> None:
+    novel = splits(seed)["novel"]
+    patch = novel.world.tokens.patch
+    weighted = (weights(trained(seed), novel)[..., None] * patch).sum(1)
+    within, uniform = within_share(weighted, novel.episodes), within_share(patch.mean(1), novel.episodes)
+    print(f"seed {seed}: within / total {within:.2f}, of the mean {uniform:.2f}")
+    assert within <= uniform - 0.15
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_class_tokens_of_other_pictures_take_the_gain_away(seed: int) -> None:
+    novel = splits(seed)["novel"]
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(novel.world.tokens)))
+    tokens = replace(novel.world.tokens, cls=novel.world.tokens.cls[order])
+    shuffled = accuracy(trained(seed), replace(novel.world, tokens=tokens), novel.episodes)
+    local = measured(GLIMLHead(WIDTH, PATCHES, interplay="none"), novel)
+    print(f"seed {seed}: shuffled {shuffled:.1f}, local {local:.1f}")
+    assert shuffled <= local + 5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lambda_chosen_on_validation_beats_the_constant_of_cpea(seed: int) -> None:
+    world = InterplayWorld(seed, families=2, distractors=1, grid=(1, 2), noise=1.0)
+    drawn = {"base": world.draw("base", 400, queries=5), "val": world.draw("val", 20), "novel": world.draw("novel", 60)}
+    settings = TrainSettings(epochs=1, seed=seed)
+    searched, constant = (GLIMLHead(WIDTH, 2, interplay="additive", head="mlp"), CPEAHead(WIDTH, 2))
+    log = train(searched, drawn, replace(settings, lambdas=(0.5, 2.0)))
+    train(constant, drawn, settings)
+    found, published = measured(searched, drawn["novel"]), measured(constant, drawn["novel"])
+    print(f"seed {seed}: lambda {log.best.lam} {found:.1f}, 2.0 {published:.1f}")
+    assert searched.interplay.lam == log.best.lam == 0.5
+    assert found >= published + 30
+
+
+def weights(head: GLIMLHead, drawn: Drawn) -> torch.Tensor:
+    tokens = EpisodeTokens(drawn.world.tokens.cls, drawn.world.tokens.patch)
+    return head.explain(tokens[:1], tokens).query_weights
+
+
+def within_share(features: torch.Tensor, episodes: list[Episode]) -> float:
+    """Variance within classes by variance within episodes."""
+    within, total = 0.0, 0.0
+    for episode in episodes:
+        rows = np.concatenate([episode.support, episode.query])
+        own = np.concatenate([episode.support_y, episode.query_y])
+        shown = features[torch.from_numpy(rows)]
+        means = torch.stack([shown[own == one].mean(0) for one in range(WAY)])
+        within += float((shown - means[own]).square().sum())
+        total += float((shown - shown.mean(0)).square().sum())
+    return within / total
+
+
+def test_cross_covariance_is_that_of_numpy() -> None:
+    query, support = random_tokens(3).patch.double(), random_tokens(2, 1, patches=4).patch.double()
+    found = GLICCE.cross_covariance(query, support)
+    assert found.shape == (3, 2, PATCHES, 4)
+    for one, other in product(range(3), range(2)):
+        block = np.cov(query[one].numpy(), support[other].numpy())[:PATCHES, PATCHES:]
+        assert np.abs(found[one, other].numpy() - block).max() < 1e-6
+
+
+@pytest.mark.parametrize("settings", HEADS)
+def test_gated_sum_knows_no_order_of_patches_and_the_mlp_does(settings: dict) -> None:
+    head = awake(GLIMLHead(16, PATCHES, **settings))
+    support, query, y = random_tokens(3), random_tokens(4, 1), torch.arange(3)
+    order = torch.randperm(PATCHES, generator=torch.Generator().manual_seed(5))
+    moved = [EpisodeTokens(tokens.cls, tokens.patch[:, order]) for tokens in (support, query)]
+    same = torch.allclose(head.logits(support, y, query, 3), head.logits(moved[0], y, moved[1], 3), atol=1e-5)
+    assert same == (settings["head"] == "gated_sum")
+
+
+@pytest.mark.parametrize("settings", HEADS)
+def test_one_shot_leaves_nothing_to_average(settings: dict) -> None:
+    support, query, y = random_tokens(3), random_tokens(4, 1), torch.tensor([2, 0, 1])
+    by_map, by_score = (awake(GLIMLHead(16, PATCHES, **settings, shots=shots)) for shots in ("map_mean", "score_mean"))
+    torch.testing.assert_close(by_map.logits(support, y, query, 3), by_score.logits(support, y, query, 3))
+
+
+@pytest.mark.parametrize("settings", HEADS)
+@pytest.mark.parametrize("shots", ["map_mean", "score_mean"])
+def test_several_episodes_at_once_score_as_each_alone(settings: dict, shots: str) -> None:
+    head = awake(GLIMLHead(16, PATCHES, **settings, shots=shots))
+    supports, queries = [random_tokens(4, seed) for seed in (0, 1)], [random_tokens(5, seed) for seed in (2, 3)]
+    y = torch.tensor([0, 0, 1, 2])  # classes may have unequal numbers of examples
+    together = head.logits(stacked(supports), y, stacked(queries), 3)
+    alone = torch.stack([head.logits(support, y, query, 3) for support, query in zip(supports, queries, strict=True)])
+    torch.testing.assert_close(together, alone)
+    assert together.shape == (2, 5, 3)
+
+
+def stacked(several: list[EpisodeTokens]) -> EpisodeTokens:
+    return EpisodeTokens(torch.stack([one.cls for one in several]), torch.stack([one.patch for one in several]))
+
+
+def test_episodes_do_not_depend_on_the_number_of_workers() -> None:
+    labels = [f"class {number % 7}" for number in range(140)]
+    drawn = [
+        list(
+            DataLoader(Rows(EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)), None, num_workers=n)
+        )
+        for n in (0, 1, 2)
+    ]
+    assert len(drawn[0]) == 12
+    for other in drawn[1:]:
+        assert all(np.array_equal(one, two) for one, two in zip(drawn[0], other, strict=True))
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, sampler: EpisodeSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        episode = self.sampler[number]
+        return np.concatenate([episode.support, episode.query])
+
+
+def test_cpea_scores_as_its_equations_say() -> None:
+    head = awake(CPEAHead(16, PATCHES))
+    support, query, y = random_tokens(4), random_tokens(3, 1), torch.tensor([0, 0, 1, 1])
+
+    def patches(tokens: EpisodeTokens) -> torch.Tensor:
+        t = torch.cat([tokens.cls[:, None], tokens.patch], dim=1)
+        t = head.interplay.norm(t + head.interplay.summary(t.mean(1, keepdim=True)))
+        return t[:, 1:] + 2.0 * t[:, :1]
+
+    def centred(z: torch.Tensor) -> torch.Tensor:
+        z = z / z.norm(dim=-1, keepdim=True)
+        return z - z.mean(-1, keepdim=True)
+
+    q, s = centred(patches(query)), centred(patches(support).unflatten(0, (2, 2)).mean(1))
+    relation = torch.einsum("qid,sjd->qsij", q, s).square().flatten(2)
+    torch.testing.assert_close(head.logits(support, y, query, 2), head.similarity.mlp(relation).squeeze(-1))
+
+
+def test_gates_untrained_are_the_fit_of_patch_and_class_token() -> None:
+    tokens = random_tokens(3)
+    found = GLICL(16)(tokens.cls, tokens.patch)
+
+    def standard(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+
+    fit = torch.einsum("nd,nld->nl", standard(tokens.cls), standard(tokens.patch)) / 4
+    torch.testing.assert_close(found.w, fit.softmax(-1), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.z, tokens.patch)
+
+
+def test_gated_sum_fits_any_grid_and_the_mlp_says_which_it_wants() -> None:
+    support, query, y = random_tokens(2, patches=4), random_tokens(3, 1, patches=4), torch.arange(2)
+    assert GLIMLHead(16, 9).logits(support, y, query, 2).shape == (3, 2)
+    with pytest.raises(UsageError, match="reads 9 patches a picture, the tokens have 4"):
+        GLIMLHead(16, 9, head="mlp").logits(support, y, query, 2)
+
+
+def test_text_counts_only_where_it_is_asked_for_and_given() -> None:
+    support, query, y = random_tokens(2), random_tokens(3, 1), torch.arange(2)
+    query = replace(query, proj=torch.eye(3))
+    text = torch.eye(3)[:2]
+    plain, prior = GLIMLHead(16, PATCHES), GLIMLHead(16, PATCHES, text_weight=7.0)
+    without = plain.logits(support, y, query, 2, text)
+    assert torch.equal(without, plain.logits(support, y, query, 2))
+    assert torch.equal(without, prior.logits(support, y, query, 2))
+    torch.testing.assert_close(prior.logits(support, y, query, 2, text) - without, 7 * torch.eye(3)[:, :2])
+
+
+def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() -> None:
+    support, query = random_tokens(2), random_tokens(3, 1)
+    head = GLIMLHead(16, PATCHES, interplay="additive", head="mlp", include_global=True)
+    found = head.explain(support, query)
+    assert found.query_weights.shape == (3, PATCHES)
+    assert found.support_weights.shape == (2, PATCHES)
+    torch.testing.assert_close(found.shares.sum((-2, -1)), torch.ones(3, 2))
+    assert (found.shares > 0).all()
+    local = GLIMLHead(16, PATCHES).explain(support, query).shares
+    torch.testing.assert_close(local[..., 1, 1], torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"interplay": "additive", "head": "mlp", "include_global": True}])
+def test_trainings_of_one_seed_are_equal_to_the_bit_and_leave_the_random_state_alone(settings: dict) -> None:
+    drawn = splits(0)
+    few = {name: replace(part, episodes=part.episodes[:16]) for name, part in drawn.items()}
+    before = torch.random.get_rng_state()
+    runs = []
+    for seed in (3, 3, 4):
+        head = GLIMLHead(WIDTH, PATCHES, seed=seed, **settings)
+        log = train(head, few, TrainSettings(epochs=2, episodes_per_step=4, seed=seed))
+        runs.append((log, head.state_dict()))
+        torch.rand(1)  # what others draw in between does not matter
+    torch.random.set_rng_state(before)
+    (log, first), (again, second), (_, third) = runs
+    assert log == again
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    if settings:
+        assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_the_head_kept_is_that_of_the_best_epoch() -> None:
+    drawn = splits(1)
+    head = GLIMLHead(WIDTH, PATCHES)
+    log = train(head, drawn, TrainSettings(epochs=3, head_rate=0.3))  # a rate that destroys
+    assert [one.epoch for one in log.epochs] == [0, 1, 2, 3]
+    assert log.best.accuracy == max(one.accuracy for one in log.epochs) == measured(head, drawn["val"])
+
+
+def test_without_training_nothing_changes_and_validation_is_measured() -> None:
+    head = GLIMLHead(WIDTH, PATCHES)
+    start = {name: value.clone() for name, value in head.state_dict().items()}
+    log = train(head, splits(0), TrainSettings(mode="none"))
+    assert log.epochs == [log.best]
+    assert (log.best.epoch, log.best.loss) == (0, None)
+    assert all(torch.equal(value, start[name]) for name, value in head.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("head", "settings", "message"),
+    [
+        ({"head": "mlp"}, {"mode": "none"}, "says nothing untrained"),
+        ({}, {"lambdas": (0.0, 1.0)}, "gated interplay has no lambda"),
+        ({}, {"mode": "finetune"}, "an encoder and pictures are given"),
+        ({}, {"epochs": 1000}, "480 base episodes are too few for 1000 epochs"),
+        ({}, {"mode": "freeze"}, '"freeze", which is none of frozen, finetune, none'),
+        ({}, {"epochs": 0}, "epochs must be above 0"),
+        ({}, {"label_smoothing": 1.0}, "label_smoothing"),
+        ({"interplay": "gate"}, {}, '"gate", which is none of none, additive, gated'),
+        ({"head": "sum"}, {}, '"sum", which is none of gated_sum, mlp'),
+        ({"shots": "mean"}, {}, '"mean", which is none of map_mean, score_mean'),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(head: dict, settings: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(GLIMLHead(WIDTH, PATCHES, **head), splits(0), TrainSettings(**settings))
+
+
+def test_validation_must_exist_and_show_other_classes() -> None:
+    drawn = splits(0)
+    base, val = drawn["base"], drawn["val"]
+    head, settings = GLIMLHead(WIDTH, PATCHES), TrainSettings()
+    with pytest.raises(UsageError, match="share 1 classes, 'family"):
+        shared = replace(val.world, labels=[base.world.labels[0], *val.world.labels[1:]])
+        train_head(head, base.world, base.episodes, shared, val.episodes, settings)
+    with pytest.raises(UsageError, match="give a validation split"):
+        train_head(head, base.world, base.episodes, val.world, [], settings)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+    drawn = splits(0)
+    broken = replace(drawn["base"].world.tokens, cls=drawn["base"].world.tokens.cls * float("nan"))
+    base = replace(drawn["base"], world=replace(drawn["base"].world, tokens=broken))
+    with pytest.raises(NumericsError, match="the loss of training is nan"):
+        train(GLIMLHead(WIDTH, PATCHES), drawn | {"base": base}, TrainSettings(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    return write_model(root / "model", write_tokenizer(root / "tokenizer"))
+
+
+def tinted(classes: list[int], count: int) -> tuple[torch.Tensor, list[str]]:
+    """Noisy pictures of 32 pixels with a faint tint of each class's hue on any grey; bytes, and names."""
+    drawn = np.random.default_rng(len(classes))
+    pixels, names = [], []
+    for one, _ in product(classes, range(count)):
+        hue = np.cos(2 * np.pi * (one / 9 + np.arange(3) / 3))
+        pixels.append(drawn.uniform(70, 185) + 40 * hue + drawn.normal(0, 15, (32, 32, 3)))
+        names.append(f"hue {one}")
+    return torch.from_numpy(np.stack(pixels).clip(0, 255).astype(np.uint8)), names
+
+
+def world_of(encoder: Encoder, classes: list[int], count: int) -> tuple[World, torch.Tensor]:
+    pixels, names = tinted(classes, count)
+    keys = [str(row) for row in range(len(names))]
+    empty = torch.zeros(len(names), 1, WIDTH)
+    shape = ImageTokens(keys, [(name,) for name in names], [{}] * len(keys), keys, empty[:, 0], empty, None, (1, 1))
+    tokens = encode_again(
+        encoder, lambda rows: pixels[list(rows)], replace(shape, patch=empty.repeat(1, 4, 1), grid=(2, 2))
+    )
+    return World(tokens, names, None), pixels
+
+
+def finetune(folder: Path) -> tuple[Encoder, TrainLog]:
+    encoder = load_encoder(folder)
+    (base, base_pixels), (val, val_pixels) = world_of(encoder, [0, 1, 3, 4, 6, 7], 20), world_of(encoder, [2, 5, 8], 20)
+    drawn = [
+        EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=episodes, seed=0)
+        for world, episodes in ((base, 60), (val, 60))
+    ]
+    tuning = Finetuning(encoder, lambda rows: base_pixels[list(rows)], lambda rows: val_pixels[list(rows)])
+    settings = TrainSettings("finetune", epochs=3, episodes_per_step=4, encoder_rate=1e-3)
+    return encoder, train_head(GLIMLHead(32, 4), base, drawn[0], val, list(drawn[1]), settings, tuning)
+
+
+def test_fine_tuning_changes_the_encoder_for_the_better_and_equally_each_time(encoder_folder: Path) -> None:
+    start = load_encoder(encoder_folder).module.state_dict()
+    encoder, log = finetune(encoder_folder)
+    assert log.best.accuracy > log.epochs[0].accuracy + 10
+    moved = [name for name, value in encoder.module.state_dict().items() if not torch.equal(value, start[name])]
+    assert any("vision" in name for name in moved)
+    assert not any("text" in name for name in moved)  # they took no part
+    again, log_again = finetune(encoder_folder)
+    assert log_again == log
+    state = again.module.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in encoder.module.state_dict().items())
