@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.generate import generate
+from data_pipeline.scenes.labelled import CLASSES
 from data_pipeline.write import write_shards
 from eval.compare import compare
 from eval.report import write_report
@@ -31,22 +32,13 @@ from pretrain.model import GLSCLModel
 
 from .conftest import save_model
 
-NEW = [
-    "blue triangle",
-    "cyan arrow",
-    "green circle",
-    "orange moon",
-    "pink square",
-    "purple cross",
-    "red star",
-    "yellow heart",
-]
+NEW = list(CLASSES["novel"])
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("labelled")
-    counts = {"base": 200, "val": 90, "novel": 60}
+    counts = {"base": 300, "val": 130, "novel": 160}
     generate(out, train=0, val=0, test=0, novel=0, size=48, seed=3, labelled=counts, workers=1)
     return out / "labelled"
 
@@ -86,10 +78,14 @@ def test_every_method_is_measured_beside_the_others_on_the_same_draws(found: tup
             for other in {"all_patch", "text_proto", "text_similarity"} - {method}:
                 difference = result.metric(f"{shot}/{method}-{other}/mAP")
                 assert difference.value == pytest.approx(mean.value - result.metric(f"{shot}/{other}/mAP").value)
-            assert f"{shot}/{method}/class/red star" in names
-        assert result.metric(f"{shot}/n_classes_scored").value == 8
+            assert f"{shot}/{method}/class/{NEW[0]}" in names
+        assert result.metric(f"{shot}/n_classes_scored").value == len(NEW)
     assert list(result.data["classes"]) == NEW
     assert result.protocol["filter"] == "strict" and "Student t over draws" in result.protocol["intervals"]
+    told = {metric.name: metric.ci95 for metric in result.metrics if metric.name.startswith("1shot/lcm-")}
+    for name, interval in told.items():
+        flag = f"lcm is not above {name.split('-')[1].removesuffix('/mAP')} (1shot)"
+        assert (flag in result.flags) == (interval[0] <= 0)
     fitted = result.model["fitted"]
     assert len(fitted["cross"]["validation_mAP"]) == 2
     assert fitted["cross"]["validation_mAP"][fitted["cross"]["kept_epoch"]] == max(fitted["cross"]["validation_mAP"])
@@ -209,14 +205,14 @@ def test_strict_keeps_no_picture_with_another_label_and_any_ignores_it() -> None
 
 def test_the_filter_decides_which_pictures_are_asked(knowing_model: Path, labelled: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("red star\n\npink square\ngreen circle\n")
+    names.write_text(f"{NEW[5]}\n\n{NEW[2]}\n{NEW[9]}\n")
     options: Mapping[str, object] = {"labels": names, "methods": ["text_proto"], "shot": [1]}
     strict, either = (
         run(knowing_model, labelled / "novel", tmp_path / keep, filter=keep, **options) for keep in ("strict", "any")
     )
-    assert list(strict.data["classes"]) == ["red star", "pink square", "green circle"]  # in the order of the list
-    assert strict.data["images"] < either.data["images"] < 60
-    assert strict.data["images"] + strict.data["left_out_by_labels"] == 60
+    assert list(strict.data["classes"]) == [NEW[5], NEW[2], NEW[9]]  # in the order of the list
+    assert strict.data["images"] < either.data["images"] < 160
+    assert strict.data["images"] + strict.data["left_out_by_labels"] == 160
 
 
 def test_the_shipped_lists_of_coco_are_52_12_and_16_of_its_80_labels() -> None:
@@ -277,7 +273,7 @@ def test_wrong_options_are_refused(
 
 
 def test_a_label_of_two_data_sets_is_refused_by_name(knowing_model: Path, labelled: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="labels of both --data and --base: blue triangle"):
+    with pytest.raises(DataError, match=f"labels of both --data and --base: {NEW[0]}"):
         run(knowing_model, labelled / "novel", tmp_path, base=labelled / "novel")
 
 

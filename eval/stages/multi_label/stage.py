@@ -18,7 +18,7 @@ from eval.encoders import load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Result, data_flags, environment, write_result
+from eval.schema import Metric, Result, data_flags, environment, write_result
 from eval.tokens import ImageTokens, encode_tokens
 
 from .calibration import EPISODES, calibrated
@@ -158,7 +158,8 @@ def evaluate(
             records.append(_record(every, names, prepared, sampler, number, logistic.get(k), tokens["data"].grid))
         timing[f"draws_per_s/{k}shot"] = draws / (time.perf_counter() - started)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    flags += _flags(tokens, logistic, learn is not None, said) + _degenerate(records)
+    measured = metrics(records)
+    flags += _flags(tokens, logistic, learn is not None, said) + _degenerate(records) + _not_above(measured)
     state = processes()
     result = Result(
         stage="multi-label",
@@ -183,7 +184,7 @@ def evaluate(
         data=described(paths, manifests, tokens, sets, known),
         model={**encoder.description, "fitted": said},
         environment=environment(state.num_processes, str(encoder.device)),
-        metrics=metrics(records),
+        metrics=measured,
         flags=overlap_flags(known) + data_flags(manifests["data"]) + flags,
         timing=timing,
     )
@@ -268,6 +269,17 @@ def _flags(
     for role in ("base", "val"):
         shared = own & set(tokens[role].media) if role in tokens else set()
         flags += [f"{len(shared)} pictures of --data are in --{role} too"] if shared else []
+    return flags
+
+
+def _not_above(measured: Sequence[Metric]) -> list[str]:
+    """Flag where the method is not above what it must beat on the same draws."""
+    flags = []
+    for metric in measured:
+        shot, _, pair = metric.name.removesuffix("/mAP").partition("/")
+        ours, _, other = pair.partition("-")
+        if ours in ("lcm", "cross") and other and (metric.ci95 is None or metric.ci95[0] <= 0):
+            flags.append(f"{ours} is not above {other} ({shot})")
     return flags
 
 
