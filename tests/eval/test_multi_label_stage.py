@@ -32,7 +32,7 @@ from pretrain.model import GLSCLModel
 
 from .conftest import save_model
 
-NEW = list(CLASSES["novel"])
+NEW = sorted(CLASSES["novel"])
 
 
 @pytest.fixture(scope="module")

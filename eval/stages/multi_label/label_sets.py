@@ -109,7 +109,8 @@ def refuse_overlap(chosen: Mapping[str, Chosen]) -> None:
         for other in roles[i + 1 :]:
             both = sorted(set(chosen[one].names) & set(chosen[other].names))
             if both:
+                more = f" and {len(both) - 5} more" if len(both) > 5 else ""
                 raise DataError(
-                    f"labels of both --{one} and --{other}: {', '.join(both)}: what is learned from, chosen on and "
-                    "measured must differ; divide them with a list of labels"
+                    f"labels of both --{one} and --{other}: {', '.join(both[:5])}{more}: what is learned from, chosen "
+                    "on and measured must differ; divide them with a list of labels"
                 )
