@@ -76,6 +76,12 @@ class Encoder(Protocol):
         ``layers`` are 1-based. Raises UsageError for a block that the tower has not.
         """
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map last tokens (..., width), patches or class tokens, into the joint space (..., projection), of any length.
+
+        Raises UsageError where there is no joint space.
+        """
+
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit features (texts, projection); raises UsageError where there is no joint space."""
 
@@ -150,6 +156,10 @@ class GLSCLEncoder:
         tokens = tokens.float()
         return Encoded(tokens, F.normalize(model.contrastive_image(tokens), dim=-1), outputs)
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map last tokens (..., width) by the contrastive head, which was trained on class tokens alone."""
+        return self._loaded.model.contrastive_image_head(tokens.to(self.device))
+
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit features (texts, projection)."""
         found = encode_texts(self._loaded, texts)
@@ -176,7 +186,8 @@ class CLIPEncoder:
         self._model: Any = module
         self._tower: Any = module.vision_model if isinstance(module, CLIPModel) else module
         self._mean, self._std = (torch.tensor(list(values), device=self.device) for values in statistics)
-        self._tokenizer, self._precision = tokenizer, precision
+        self._tokenizer: Any = tokenizer
+        self._precision = precision
         self.joint = tokenizer is not None
         vision = self._tower.config
         self.image_size, self.depth, self.grid = vision.image_size, vision.num_hidden_layers, _grid(vision)
@@ -202,14 +213,15 @@ class CLIPEncoder:
         proj = F.normalize(self._model.visual_projection(tokens[:, 0]), dim=-1) if self.joint else None
         return Encoded(tokens, proj, outputs)
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map last tokens (..., width) by the visual projection; raises UsageError where there is no joint space."""
+        self._refuse_without_joint_space()
+        return self._model.visual_projection(tokens.to(self.device))
+
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit features (texts, projection); raises UsageError where there is no joint space."""
-        if self._tokenizer is None:
-            raise UsageError(
-                f"{self.description['path']} has no space that pictures share with texts (`glscl export` writes the "
-                "towers without the contrastive heads): name the run folder that it was exported from"
-            )
+        self._refuse_without_joint_space()
         longest = self._model.config.text_config.max_position_embeddings
         features = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -222,6 +234,13 @@ class CLIPEncoder:
                 pooled = self._model.text_model(ids["input_ids"], ids["attention_mask"]).pooler_output
             features.append(self._model.text_projection(pooled.float()).cpu().numpy())
         return unit_features(np.concatenate(features), texts)
+
+    def _refuse_without_joint_space(self) -> None:
+        if not self.joint:
+            raise UsageError(
+                f"{self.description['path']} has no space that pictures share with texts (`glscl export` writes the "
+                "towers without the contrastive heads): name the run folder that it was exported from"
+            )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")

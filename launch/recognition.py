@@ -96,6 +96,54 @@ def _predict(arguments: argparse.Namespace) -> CommandResult:
 
 def add_multi_label(commands: Any) -> None:
     """Add `multi-label`."""
+    multi_label = add_command(
+        commands,
+        "multi-label",
+        partial(evaluation, "multi-label"),
+        "which of some new labels pictures have, from one or a few pictures of each: patches chosen by what the loss "
+        "loses without them, and baselines on the same draws",
+        "glscl eval multi-label --model runs/demo --data data/labelled/novel --base data/labelled/base "
+        "--val data/labelled/val --out runs/demo/multi-label",
+    )
+    add_evaluation_options(multi_label)
+    _add_learning_data(multi_label)
+    multi_label.add_argument(
+        "--labels",
+        metavar="LIST",
+        help="names of labels: a file, or a shipped list such as coco_52_12_16 (default: what the data set says)",
+    )
+    multi_label.add_argument(
+        "--shot", metavar="K", type=natural, nargs="+", default=[1, 5], help="support pictures of each label (1 5)"
+    )
+    multi_label.add_argument("--draws", metavar="R", type=natural, default=20, help="of the support (%(default)s)")
+    multi_label.add_argument("--seed", metavar="S", type=natural, default=0, help="draws the support (%(default)s)")
+    multi_label.add_argument(
+        "--filter",
+        choices=("strict", "any"),
+        default="strict",
+        help="leave out pictures with other labels besides, or ignore these labels (%(default)s)",
+    )
+    multi_label.add_argument(
+        "--methods", metavar="NAME", nargs="+", help="those to run (default: all that can, and the others are flagged)"
+    )
+    multi_label.add_argument(
+        "--init",
+        choices=("vl_joint", "learned"),
+        default="vl_joint",
+        help="patches and labels meet in the model's contrastive space, or in one learned on --base (%(default)s)",
+    )
+    multi_label.add_argument(
+        "--patches", metavar="N", type=natural, default=9, help="chosen of a support picture (%(default)s)"
+    )
+    multi_label.add_argument(
+        "--query-pool",
+        choices=("mean", "max", "label_attention"),
+        default="mean",
+        help="how a query's patches are compared with a prototype (%(default)s)",
+    )
+    multi_label.add_argument(
+        "--epochs", metavar="N", type=natural, default=8, help="of the cross-interaction (%(default)s)"
+    )
 
 
 def add_metric_learning(commands: Any) -> None:

@@ -18,6 +18,7 @@ from eval.schema import Result, read_records
 from .charts import Bar, interval_chart
 from .few_shot import NAMES, few_shot
 from .gallery import Thumbnails, image_queries, text_queries
+from .multi_label import multi_label
 from .overlays import overlays
 
 _EXAMPLES = 8  # true and false captions shown
@@ -203,4 +204,5 @@ _PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbn
     "align": ("Alignment", "alignment.html.j2", _alignment),
     "vqa": ("Questions", "questions.html.j2", _questions),
     "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),
+    "multi-label": ("Several labels from few pictures", "multi_label.html.j2", multi_label),
 }

@@ -374,3 +374,17 @@ def test_an_exported_folder_with_another_kind_of_tower_is_refused(clip: Path, ex
 
 def test_layers_are_spread_equally_and_end_with_the_last() -> None:
     assert equally_spaced(12) == (3, 6, 9, 12) and equally_spaced(2) == (1, 2) and equally_spaced(11) == (3, 6, 9, 11)
+
+
+def test_projected_class_tokens_are_the_features_of_the_joint_space(
+    knowing_model: Path, clip: Path, exported: Path, gallery: Path
+) -> None:
+    for path in (knowing_model, clip):
+        encoder = load_encoder(path)
+        with torch.no_grad():
+            found = encoder.encode(pictures(encoder, gallery))
+            projected = encoder.project(found.tokens)
+        assert projected.shape[:2] == found.tokens.shape[:2]
+        torch.testing.assert_close(torch.nn.functional.normalize(projected[:, 0], dim=-1), found.proj)
+    with pytest.raises(UsageError, match="no space that pictures share with texts"):
+        load_encoder(exported).project(torch.zeros(1, WIDTH))

@@ -1,0 +1,4 @@
+from .records import metrics
+from .stage import evaluate
+
+__all__ = ["evaluate", "metrics"]
