@@ -1,0 +1,1 @@
+"""Zero-shot metric learning: descriptors learnt on some classes, measured by retrieval among others."""
