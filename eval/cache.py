@@ -2,7 +2,7 @@
 
 In: what each block depends on, and how to compute it. Out: the blocks, in order, on every process. A block's file is
 found by the hash of all that it depends on and checked by the hash of what it holds: a file of another model, of other
-data or with a flipped bit is never used.
+data is refused, one with a flipped bit computed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.errors import IncompleteError, UsageError
+from data_pipeline.errors import DataError, IncompleteError, UsageError
 from pretrain.run.files import sync
 
 FORMAT = "glscl-features/1"
@@ -61,8 +61,8 @@ def encoded_blocks(
 
     Raises
     ------
-    UsageError, IncompleteError
-        If the folder cannot be used, if a block cannot be written.
+    UsageError, IncompleteError, DataError
+        If the folder cannot be used, if a block cannot be written, if a file is another block's.
     """
     mine = range(state.process_index, len(wanted), state.num_processes)
     if folder is None:
@@ -110,19 +110,26 @@ def _write(path: Path, key: str, block: Block) -> None:
 
 
 def _read(path: Path, key: str) -> Block | None:
-    """Read one block; None where there is none, and with a message where it is not what was written."""
+    """Read one block; None where there is none, and with a message where it is not what was written.
+
+    Raises DataError where it is whole, but another block: somebody moved it, and nothing tells what else.
+    """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["block"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        whole = header["format"] == FORMAT and header["digest"] == _digest(arrays, header["items"])
-        if whole and header["key"] == key:
-            return Block(arrays, header["items"])
+        if header["format"] == FORMAT and header["digest"] == _digest(arrays, header["items"]):
+            if header["key"] == key:
+                return Block(arrays, header["items"])
+            raise DataError(
+                f"{path} holds features of another model or other data, put there under a name that is not theirs: "
+                f"remove the folder {path.parent}, or name another folder as cache"
+            )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         pass
-    print(f"features in {path} are damaged or another block's and are computed again", file=sys.stderr)
+    print(f"features in {path} are damaged and are computed again", file=sys.stderr)
     return None
 
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import EvaluationBatch, evaluation_batches
@@ -55,17 +56,13 @@ class LoadedModel:
 
     def identity(self) -> dict[str, Any]:
         """Return all that features depend on besides pictures and texts, wherever the model lies."""
-        config = self.model.config.to_dict()
-        config.pop("_name_or_path", None)
-        libraries = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "opencv-python-headless", "av")
         return {
             "weights": self.description["hash"],
-            "config": config,
+            "config": portable_config(self.model.config),
             "tokenizer": hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest(),
-            "versions": {name: importlib.metadata.version(name) for name in libraries},
             "precision": self.precision,
             "device": self.device.type,
-            "code": _code_hash(),
+            **environment_of_features(),
         }
 
     def autocast(self) -> torch.autocast:
@@ -144,7 +141,7 @@ def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = N
     description = {
         "path": str(path),
         "folder": str(folder),
-        "hash": _weights_hash(source),
+        "hash": weights_hash(source),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": model.config.image_size,
         "max_text_length": model.config.max_text_length,
@@ -354,17 +351,31 @@ def _joined(blocks: Sequence[Block], name: str) -> Tensor:
     return torch.cat([block.arrays[name] for block in blocks if block.arrays])
 
 
+def portable_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return a model's configuration without the folder that it was read from."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+
+
 @functools.cache
-def _code_hash() -> str:
-    """Hash the code that turns bytes and texts into features, so that a change of it never meets old ones."""
+def environment_of_features() -> dict[str, Any]:
+    """Return versions of libraries and a hash of the code that turn bytes into features: a change never meets old ones.
+
+    The hash is of this project's files.
+    """
+    libraries = ("torch", "transformers", "tokenizers", "pillow", "simplejpeg", "opencv-python-headless", "av")
     root = Path(__file__).parents[1]
     names = ("augment", "decode", "decode_video", "frames", "loader", "sample", "text")
-    files = [*sorted((root / "pretrain" / "model").glob("*.py")), Path(__file__)]
+    files = [*sorted((root / "pretrain" / "model").glob("*.py"))]
+    files += [root / "eval" / f"{name}.py" for name in ("encoders", "features", "tokens")]
     files += [root / "data_pipeline" / f"{name}.py" for name in names]
-    return hashlib.sha256(json.dumps([file.read_text("utf-8") for file in files]).encode()).hexdigest()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+        "code": hashlib.sha256(json.dumps([file.read_text("utf-8") for file in files]).encode()).hexdigest(),
+    }
 
 
-def _weights_hash(source: Path) -> str:
+def weights_hash(source: Path) -> str:
+    """Hash the weights of a model: of a file, or of the safetensors files of a folder."""
     digest = hashlib.sha256()
     for file in [source] if source.is_file() else sorted(source.glob("*.safetensors")):
         with file.open("rb") as content:

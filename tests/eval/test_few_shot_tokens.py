@@ -1,0 +1,366 @@
+"""Tokens of labelled pictures: what each kind of encoder hands on, what is kept, and what is refused."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+
+from data_pipeline.errors import DataError, NumericsError, UsageError
+from data_pipeline.loader import evaluation_batches
+from data_pipeline.manifest import Manifest
+from data_pipeline.write import write_shards
+from eval import tokens
+from eval.encoders import Encoder, equally_spaced, load_encoder
+from eval.features import encode_images, encode_texts, load
+from eval.tokens import ImageTokens, encode_tokens, label_features, pool_patches, read_pixels
+from pretrain.export import export
+from pretrain.model import GLSCLConfig, GLSCLModel
+
+from .conftest import PICTURES, WIDTH, save_model
+
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+STATISTICS = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]  # of the CLIP model's pixels
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "PICTURES_AT_ONCE", 8)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random CLIP model of 3 blocks and 4 x 4 patches, with tokenizer and image processor."""
+    folder = tmp_path_factory.mktemp("clip")
+    words = ["<pad>", "<s>", "</s>", "<unk>", "a", "photo", "of", "red", "blue", "star"]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 1), ("</s>", 2)])
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    CLIPImageProcessorPil(image_mean=STATISTICS[0], image_std=STATISTICS[1]).save_pretrained(folder)
+    torch.manual_seed(3)
+    text = {"vocab_size": len(words), "max_position_embeddings": 12, "num_hidden_layers": 2}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    vision = {"image_size": 48, "patch_size": 12, "num_hidden_layers": 3}
+    config = CLIPConfig(text_config=text | TOWER, vision_config=vision | TOWER, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip(tokenizer: Path, knowing_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random model whose image tower has no class token of its own."""
+    torch.manual_seed(4)
+    text = GLSCLConfig.from_pretrained(knowing_model).text_config
+    vision = SiglipVisionConfig(image_size=48, patch_size=16, num_hidden_layers=2, **TOWER)
+    sizes = {"hidden_size": WIDTH, "fusion_layers": 1, "fusion_heads": 2, "fusion_intermediate_size": 48}
+    config = GLSCLConfig(vision_config=vision, text_config=text, projection_dim=16, max_text_length=40, **sizes)
+    return save_model(GLSCLModel(config), tokenizer, tmp_path_factory.mktemp("siglip"))
+
+
+@pytest.fixture(scope="module")
+def exported(knowing_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(knowing_model, tmp_path_factory.mktemp("export") / "towers")
+
+
+def pictures(encoder: Encoder, data: Path) -> torch.Tensor:
+    (batch,) = evaluation_batches(Manifest.load(data), size=encoder.image_size, batch_size=PICTURES)
+    return batch.pixels
+
+
+def same(left: ImageTokens, right: ImageTokens) -> bool:
+    fields = ("keys", "labels", "annotations", "media", "grid")
+    tensors = [(left.cls, right.cls), (left.patch, right.patch), (left.proj, right.proj)]
+    tensors += [(left.layers[number], right.layers[number]) for number in left.layers]
+    equal = all(a is b is None or torch.equal(a, b) for a, b in tensors)
+    return (
+        equal
+        and left.layers.keys() == right.layers.keys()
+        and all(getattr(left, f) == getattr(right, f) for f in fields)
+    )
+
+
+def test_tokens_of_a_model_are_those_that_retrieval_and_fusion_read(knowing_model: Path, gallery: Path) -> None:
+    encoder = load_encoder(knowing_model)
+    found = encode_tokens(encoder, Manifest.load(gallery), layers=(1,))
+    images = encode_images(load(knowing_model), Manifest.load(gallery))
+    assert found.keys == images.keys and found.grid == encoder.grid == (3, 3) and len(found) == PICTURES
+    assert found.cls.shape == (PICTURES, WIDTH) and found.patch.shape == (PICTURES, 9, WIDTH)
+    assert found.layers[1].shape == (PICTURES, 10, WIDTH)
+    torch.testing.assert_close(found.cls, images.tokens[:, 0])
+    torch.testing.assert_close(found.patch.float(), images.tokens[:, 1:], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found.proj, torch.from_numpy(images.features[images.row]))
+    assert found.labels[0] == tuple(found.annotations[0]["labels"]) != ()
+
+
+def test_patches_are_averaged_to_the_grid_that_is_asked_for(knowing_model: Path, gallery: Path) -> None:
+    encoder = load_encoder(knowing_model)
+    whole, pooled = (encode_tokens(encoder, Manifest.load(gallery), layers=(1,), pool_grid=side) for side in (7, 2))
+    assert pooled.grid == (2, 2) and pooled.patch.shape[1] == 4 and pooled.layers[1].shape[1] == 5
+    torch.testing.assert_close(pooled.patch, pool_patches(whole.patch, (3, 3), 2), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(pooled.layers[1][:, 0], whole.layers[1][:, 0])
+
+
+def normalized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (pixels.movedim(-1, 1) / 255 - mean) / std
+
+
+def test_layers_are_the_hidden_states_of_the_stock_tower(knowing_model: Path, clip: Path, gallery: Path) -> None:
+    own = GLSCLConfig.from_pretrained(knowing_model)
+    for folder, name, statistics in (
+        (knowing_model, "vision", (own.image_mean, own.image_std)),
+        (clip, "vision_model", STATISTICS),
+    ):
+        encoder = load_encoder(folder)
+        pixels = pictures(encoder, gallery)
+        found = encoder.encode(pixels, range(1, encoder.depth + 1)).layers
+        tower = getattr(encoder.module, name)
+        states = tower(pixel_values=normalized(pixels, *statistics), output_hidden_states=True).hidden_states
+        assert list(found) == list(range(1, len(states)))
+        for number, layer in found.items():
+            torch.testing.assert_close(layer, states[number])
+
+
+def test_a_tower_without_a_class_token_gets_the_models_own(siglip: Path, gallery: Path) -> None:
+    found = encode_tokens(load_encoder(siglip), Manifest.load(gallery), layers=(1, 2))
+    assert {number: tokens.shape for number, tokens in found.layers.items()} == {n: (PICTURES, 10, 32) for n in (1, 2)}
+    assert found.cls.shape == (PICTURES, WIDTH) and found.proj.shape == (PICTURES, 16)
+
+
+def test_an_exported_tower_gives_the_models_tokens_before_their_projection(
+    knowing_model: Path, exported: Path, gallery: Path
+) -> None:
+    full, tower = load_encoder(knowing_model), load_encoder(exported)
+    pixels = pictures(full, gallery)
+    expected, found = full.encode(pixels, (1,)), tower.encode(pixels, (1,))
+    torch.testing.assert_close(full.module.image_projection(found.tokens), expected.tokens)
+    torch.testing.assert_close(found.layers[1], expected.layers[1])
+    assert not tower.joint and found.proj is None and encode_tokens(tower, Manifest.load(gallery)).proj is None
+    with pytest.raises(UsageError, match="no space that pictures share with texts .*exported from"):
+        label_features(tower, ["red star"])
+
+
+def test_a_stock_clip_model_gives_its_own_embeddings(clip: Path, gallery: Path) -> None:
+    encoder = load_encoder(clip)
+    model = CLIPModel.from_pretrained(clip)
+    pixels = pictures(encoder, gallery)
+    prepared = normalized(pixels, *STATISTICS)
+    ids = torch.tensor([[1, 4, 7, 9, 2], [1, 4, 8, 9, 2]])
+    expected = model(pixel_values=prepared, input_ids=ids)
+    found = encode_tokens(encoder, Manifest.load(gallery))
+    assert encoder.joint and encoder.grid == (4, 4) and encoder.depth == 3
+    torch.testing.assert_close(found.proj, expected.image_embeds)
+    torch.testing.assert_close(found.cls, model.vision_model(prepared).pooler_output)
+    texts = torch.from_numpy(encoder.encode_texts(["a red star", "a blue star"]))
+    torch.testing.assert_close(texts, expected.text_embeds)
+
+
+def test_label_features_are_the_mean_over_the_sentences(knowing_model: Path) -> None:
+    found = label_features(load_encoder(knowing_model), ["red star", "blue moon"], ["a {}", "the {}"])
+    texts = encode_texts(load(knowing_model), ["a red star", "the red star", "a blue moon", "the blue moon"])
+    mean = torch.from_numpy(texts.features[texts.row]).reshape(2, 2, -1).mean(1)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(mean, dim=-1))
+
+
+def test_heads_and_encoder_can_learn_from_what_is_encoded(knowing_model: Path, clip: Path, gallery: Path) -> None:
+    for folder in (knowing_model, clip):
+        encoder = load_encoder(folder)
+        kept = encode_tokens(encoder, Manifest.load(gallery), limit=2)
+        head = torch.nn.Linear(kept.cls.shape[1], 1)
+        head(kept.cls).sum().backward()
+        encoded = encoder.encode(read_pixels(Manifest.load(gallery), [0, 1], encoder.image_size), (1,))
+        (encoded.tokens.sum() + encoded.layers[1].square().sum()).backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.module.parameters())
+
+
+def test_what_is_kept_is_what_is_computed(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    data = Manifest.load(gallery)
+    plain = encode_tokens(load_encoder(knowing_model), data, layers=(1,))
+    kept = encode_tokens(load_encoder(knowing_model, cache=tmp_path), data, layers=(1,))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    again = encode_tokens(load_encoder(knowing_model, cache=tmp_path), data, layers=(1,))
+    assert same(plain, kept) and same(plain, again) and len(files) == 3
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_other_layers_grids_and_models_are_kept_apart(
+    knowing_model: Path, exported: Path, gallery: Path, tmp_path: Path
+) -> None:
+    data = Manifest.load(gallery)
+    for folder, options in (
+        (knowing_model, {}),
+        (knowing_model, {"layers": (1,)}),
+        (knowing_model, {"pool_grid": 2}),
+        (exported, {}),
+    ):
+        encoder = load_encoder(folder, cache=tmp_path)
+        assert same(encode_tokens(encoder, data, **options), encode_tokens(load_encoder(folder), data, **options))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_tokens_of_another_model_are_never_used(
+    knowing_model: Path, siglip: Path, gallery: Path, tmp_path: Path
+) -> None:
+    data = Manifest.load(gallery)
+    encode_tokens(load_encoder(siglip, cache=tmp_path / "other"), data)
+    encode_tokens(load_encoder(knowing_model, cache=tmp_path / "own"), data)
+    (other,), (own,) = ((tmp_path / name).iterdir() for name in ("other", "own"))
+    for theirs, ours in zip(sorted(other.iterdir()), sorted(own.iterdir()), strict=True):
+        shutil.copyfile(theirs, ours)
+    with pytest.raises(DataError, match=f"another model or other data.*remove the folder {own}"):
+        encode_tokens(load_encoder(knowing_model, cache=tmp_path / "own"), data)
+
+
+def test_a_damaged_file_is_told_and_encoded_again(
+    knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Manifest.load(gallery)
+    first = encode_tokens(load_encoder(knowing_model, cache=tmp_path), data)
+    damaged = next(tmp_path.rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    assert same(encode_tokens(load_encoder(knowing_model, cache=tmp_path), data), first)
+    assert f"features in {damaged} are damaged" in capsys.readouterr().err
+
+
+def test_a_limit_takes_the_first_pictures(knowing_model: Path, gallery: Path) -> None:
+    encoder, data = load_encoder(knowing_model), Manifest.load(gallery)
+    few, all_ = encode_tokens(encoder, data, limit=11), encode_tokens(encoder, data)
+    assert few.keys == all_.keys[:11]
+    torch.testing.assert_close(few.cls, all_.cls[:11])
+
+
+PROGRAM = """
+import pickle, sys
+from data_pipeline.manifest import Manifest
+from eval import tokens
+from eval.encoders import load_encoder
+from eval.features import processes
+
+model, data, out = sys.argv[1:]
+tokens.PICTURES_AT_ONCE = 8
+found = tokens.encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
+assert processes().num_processes == 2
+with open(f"{out}/{processes().process_index}", "wb") as file:
+    pickle.dump(found, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_encode_the_same_tokens(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    program = tmp_path / "encode.py"
+    program.write_text(PROGRAM)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += [str(program), str(knowing_model), str(gallery), str(tmp_path)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = encode_tokens(load_encoder(knowing_model), Manifest.load(gallery), layers=(1,))
+    for rank in "01":
+        assert same(pickle.loads((tmp_path / rank).read_bytes()), alone)
+
+
+def test_pictures_are_read_by_their_positions(gallery: Path) -> None:
+    data = Manifest.load(gallery)
+    (batch,) = evaluation_batches(data, size=48, batch_size=PICTURES)
+    assert torch.equal(read_pixels(data, [7, 0, 7], 48), batch.pixels[[7, 0, 7]])
+
+
+def test_pictures_need_no_labels_but_labels_must_be_names(knowing_model: Path, jpeg: bytes, tmp_path: Path) -> None:
+    for number, (labels, expected) in enumerate(
+        [(None, ()), ([], ()), (["cat", "dog", "cat"], ("cat", "dog")), ("cat", None), ([3], None), ([" "], None)]
+    ):
+        folder = tmp_path / str(number)
+        members = {"jpg": jpeg, "json": json.dumps({"labels": labels}).encode()}
+        write_shards(folder, [("one", members)], source={"name": "labelled"})
+        if expected is None:
+            with pytest.raises(DataError, match=r'one: "labels" must be a list of names'):
+                encode_tokens(load_encoder(knowing_model), Manifest.load(folder))
+        else:
+            assert encode_tokens(load_encoder(knowing_model), Manifest.load(folder)).labels == [expected]
+
+
+@pytest.mark.parametrize("block", [0, 2, -1])
+def test_a_block_that_the_tower_has_not_is_refused(knowing_model: Path, gallery: Path, block: int) -> None:
+    with pytest.raises(UsageError, match=f"blocks 1 to 1, not {block}"):
+        encode_tokens(load_encoder(knowing_model), Manifest.load(gallery), layers=(block,))
+
+
+def test_tokens_that_are_not_finite_are_refused(
+    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+) -> None:
+    model = GLSCLModel.from_pretrained(knowing_model)
+    with torch.no_grad():
+        model.image_projection.bias.fill_(1e6)  # past what float16 holds
+    folder = save_model(model, tokenizer, tmp_path / "model")
+    with pytest.raises(NumericsError, match=r"tokens \(patch\) are not finite for 20 of 20 pictures, the first is"):
+        encode_tokens(load_encoder(folder, cache=tmp_path / "cache"), Manifest.load(gallery))
+
+
+def test_wrong_folders_are_refused_in_words(clip: Path, exported: Path, knowing_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model at .*nowhere"):
+        load_encoder(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="one tower of an export: name .*towers"):
+        load_encoder(exported / "vision")
+    with pytest.raises(UsageError, match="holds a roberta model: name a GLSCL model"):
+        load_encoder(exported / "text")
+    with pytest.raises(UsageError, match="precision is 'fp8'"):
+        load_encoder(clip, "fp8")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="neither a model nor a checkpoint"):
+        load_encoder(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "tokenizer", "processor", "lacking"])
+def test_a_damaged_clip_folder_is_refused_in_words(clip: Path, tmp_path: Path, damage: str) -> None:
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    message = "cannot be loaded"
+    if damage == "weights":
+        (folder / "model.safetensors").write_bytes(b"nothing")
+    elif damage == "config":
+        (folder / "config.json").write_text("{")
+        message = "config.json cannot be read"
+    elif damage == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif damage == "processor":
+        next(folder.glob("*processor*")).unlink()
+        message = "does not say how pictures are normalised"
+    else:
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("visual_projection.weight")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        message = "lacks 1 weights, the first is visual_projection"
+    with pytest.raises(DataError, match=message):
+        load_encoder(folder)
+
+
+def test_an_exported_folder_with_another_kind_of_tower_is_refused(clip: Path, exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "towers")
+    shutil.rmtree(folder / "vision")
+    shutil.copytree(clip, folder / "vision")
+    with pytest.raises(DataError, match="holds no CLIPVisionModel: export the model again"):
+        load_encoder(folder)
+    assert isinstance(load_encoder(exported).module, CLIPVisionModel)
+
+
+def test_layers_are_spread_equally_and_end_with_the_last() -> None:
+    assert equally_spaced(12) == (3, 6, 9, 12) and equally_spaced(2) == (1, 2) and equally_spaced(11) == (3, 6, 9, 11)
