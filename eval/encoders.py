@@ -172,7 +172,7 @@ class CLIPEncoder:
         cache: Path | None,
     ) -> None:
         self.device, self.cache, self.description = processes().device, cache, description
-        self.module: nn.Module = module.to(self.device)  # type: ignore[arg-type]  # as transformers declares it
+        self.module: nn.Module = module.to(self.device)
         self._model: Any = module
         self._tower: Any = module.vision_model if isinstance(module, CLIPModel) else module
         self._mean, self._std = (torch.tensor(list(values), device=self.device) for values in statistics)
@@ -263,7 +263,7 @@ def _clip(path: Path, precision: str, cache: Path | None) -> CLIPEncoder:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the tokenizer of {path} cannot be loaded: {_short(error)}") from error
-    if len(tokenizer) > model.config.text_config.vocab_size:  # type: ignore[union-attr]
+    if len(tokenizer) > model.config.text_config.vocab_size:
         raise DataError(f"the tokenizer in {path} has more entries than the model knows: it is another model's")
     return CLIPEncoder(model, _description(path, path, model), _statistics(path), tokenizer, precision, cache)
 

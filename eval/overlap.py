@@ -26,7 +26,7 @@ _NAMES = {
     "flickr30k": r"flickr.?30k|f30k",
     "coco": r"coco|vqa.?v?2",  # not Karpathy, who split Flickr30k too
 }
-_GENERATED = ("scenes", "scene-clips", "scene-pairs")
+_GENERATED = ("scenes", "scene-clips", "scene-pairs", "labelled-scenes")
 _NO_ORIGIN = ("align_bench",)  # it names no collection that its pictures come from
 _MEDIA = {extension for several in EXTENSIONS.values() for extension in several}
 

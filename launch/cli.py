@@ -82,6 +82,7 @@ def _scenes(arguments: argparse.Namespace) -> CommandResult:
         size=arguments.size,
         seed=arguments.seed,
         video=arguments.video,
+        labelled=arguments.labelled,
         workers=arguments.workers,
     )
     samples = {split: manifest.samples for split, manifest in manifests.items()}
@@ -233,6 +234,11 @@ def _add_data(commands: Any) -> None:
         "--size", metavar="PX", type=natural, default=96, help="side of a picture (default %(default)s)"
     )
     scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
+    scenes.add_argument(
+        "--labelled",
+        action="store_true",
+        help="write OUT/labelled/base, val and novel too: labelled by colour and shape, with no class in common",
+    )
     scenes.add_argument("--seed", metavar="S", type=natural, default=0, help="another seed, other scenes (default 0)")
     add_workers(scenes)
 

@@ -2,6 +2,7 @@
 
 In: how many samples each split shall have. Out: shards and a manifest per split; a split that is already there with the
 same parameters is kept. Sample i of a split depends on (seed, split, i, size) alone, never on workers or other samples.
+Labelled splits (see `labelled.py`) stand in `OUT/labelled/base` ...
 The pictures of train, val and test stand once more in `OUT/pairs/train` ..., two together with statements about them.
 As clips, the same scenes are set in motion: picture i is what clip i begins with.
 """
@@ -9,7 +10,7 @@ As clips, the same scenes are set in motion: picture i is what clip i begins wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from functools import partial
 from multiprocessing import get_context
@@ -27,6 +28,8 @@ from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
 from data_pipeline.scenes.draw import draw, draw_clip, silhouettes_of
 from data_pipeline.scenes.graph import SPLITS, scene_at
+from data_pipeline.scenes.labelled import CLASSES, COUNTS, labelled_sample_at
+from data_pipeline.scenes.labelled import VERSION as LABELLED_VERSION
 from data_pipeline.scenes.motion import FRAMES, FRAMES_PER_SECOND, set_in_motion
 from data_pipeline.scenes.pairs import pair_count, pair_records
 from data_pipeline.scenes.phrases import regions_of
@@ -44,6 +47,8 @@ MIN_SIZE = 48
 _CHUNK = 50
 _INLINE = 300  # below this many samples, starting processes costs more than it saves
 
+_Maker = Callable[[int], Record]
+
 
 def generate(
     out: Path | str,
@@ -55,14 +60,24 @@ def generate(
     size: int = 96,
     seed: int = 0,
     video: bool = False,
+    labelled: bool | Mapping[str, int] = False,
     workers: int | None = None,
 ) -> dict[str, Manifest]:
     """Write the splits that have samples, as pictures of `size` x `size` pixels, or with `video` as clips.
 
-    Pictures of all but `novel` make pairs besides, half as many. Returns the manifests by split, without the pairs'.
+    Pictures of all but `novel` make pairs besides, half as many. With `labelled` (or the numbers of samples by split)
+    `labelled/base`, `labelled/val` and `labelled/novel` are written too. Returns the manifests by split, without the
+    pairs'.
     Raises `UsageError` for counts or sizes that make no sense and where a split with other parameters is in the way.
     """
     counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
+    makers: dict[str, _Maker] = {split: partial(sample_at, seed, split, size=size, video=video) for split in SPLITS}
+    if labelled and video:
+        raise UsageError("labelled scenes are pictures: draw them without video, in another folder")
+    if labelled:
+        for split, count in (COUNTS if labelled is True else labelled).items():
+            counts[f"labelled/{split}"] = count
+            makers[f"labelled/{split}"] = partial(labelled_sample_at, seed, split, size=size)
     if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
         raise UsageError(f"scenes need a size of at least {MIN_SIZE}, a seed of 0 or more, and at least one sample")
     if video and size % 2:
@@ -81,11 +96,10 @@ def generate(
     # Spawned, because a caller with threads (torch) must not be forked.
     with nullcontext() if inline else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool:
         for split in missing:
-            records = _records(pool, seed, split, counts[split], size, video)
             manifests[split] = write_shards(
                 Path(out) / split,
-                records,
-                prefix=split,
+                _records(pool, makers[split], counts[split]),
+                prefix=split.replace("/", "-"),
                 samples_per_shard=SAMPLES_PER_SHARD,
                 source=sources[split],
             )
@@ -132,6 +146,10 @@ def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
 
 
 def _source(split: str, count: int, video: bool) -> dict[str, Any]:
+    if split.startswith("labelled/"):
+        split = split.removeprefix("labelled/")
+        source = {"name": f"labelled-scenes-{split}", "kind": "labelled-scenes", "version": LABELLED_VERSION}
+        return source | {"split": split, "samples": count, "classes": list(CLASSES[split])}
     if not video:
         return {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
     source = {"name": f"scene-clips-{split}", "kind": "scene-clips", "version": CLIPS_VERSION, "split": split}
@@ -187,15 +205,13 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
 
 
-def _records(pool: Pool | None, seed: int, split: str, count: int, size: int, video: bool) -> Iterator[Record]:
+def _records(pool: Pool | None, maker: _Maker, count: int) -> Iterator[Record]:
     if pool is None:
-        for i in range(count):
-            yield sample_at(seed, split, i, size, video)
+        yield from map(maker, range(count))
         return
-    starts = range(0, count, _CHUNK)
-    for chunk in pool.imap(partial(_chunk, seed, split, count, size, video), starts):
+    for chunk in pool.imap(partial(_chunk, maker, count), range(0, count, _CHUNK)):
         yield from chunk
 
 
-def _chunk(seed: int, split: str, count: int, size: int, video: bool, start: int) -> list[Record]:
-    return [sample_at(seed, split, i, size, video) for i in range(start, min(start + _CHUNK, count))]
+def _chunk(maker: _Maker, count: int, start: int) -> list[Record]:
+    return [maker(i) for i in range(start, min(start + _CHUNK, count))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ HELD_OUT = frozenset(
 SPLITS = ("train", "val", "test", "novel")
 
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-_FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
+FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
+"""The (colour, shape) pairs that may stand in any split."""
 _NOVEL = tuple(sorted(HELD_OUT))
 # Hundredths of all combinations that belong to each split; novel scenes are apart by their pairs.
 _HASH_RANGES = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}
@@ -55,9 +57,17 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
     rng = np.random.Generator(np.random.Philox(key))
     count = 1 + int(rng.integers(MAX_OBJECTS))  # drawn once: crowded scenes are drawn again more often
     while True:
-        objects = _combination(rng, split, count)
+        objects = _combination(rng, _pairs(rng, split, count))
         if split != "novel" and combination_hash(objects) % 100 not in _HASH_RANGES[split]:
             continue
+        if _place(rng, objects, size):
+            return {"size": size, **_look(rng, size), "objects": objects}
+
+
+def scene_of(rng: np.random.Generator, pairs: Sequence[tuple[str, str]], size: int) -> dict[str, Any]:
+    """Draw a scene of these (colour, shape) pairs, each one object, at most `MAX_OBJECTS`."""
+    while True:
+        objects = _combination(rng, pairs)
         if _place(rng, objects, size):
             return {"size": size, **_look(rng, size), "objects": objects}
 
@@ -73,8 +83,8 @@ def combination_hash(objects: list[dict[str, Any]]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def _combination(rng: np.random.Generator, split: str, count: int) -> list[dict[str, Any]]:
-    pairs = _pairs(rng, split, count)
+def _combination(rng: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    count = len(pairs)
     cells = rng.permutation(GRID * GRID)[:count].tolist()
     traits = rng.integers((len(SIZES), len(FILLS)), size=(count, 2)).tolist()
     return [
@@ -93,7 +103,7 @@ def _combination(rng: np.random.Generator, split: str, count: int) -> list[dict[
 def _pairs(rng: np.random.Generator, split: str, count: int) -> list[tuple[str, str]]:
     """Distinct pairs of colour and shape, so that naming both names one object."""
     if split != "novel":
-        return [_FAMILIAR[k] for k in rng.choice(len(_FAMILIAR), count, replace=False).tolist()]
+        return [FAMILIAR[k] for k in rng.choice(len(FAMILIAR), count, replace=False).tolist()]
     first = _NOVEL[int(rng.integers(len(_NOVEL)))]
     others = [pair for pair in _PAIRS if pair != first]
     pairs = [first, *(others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist())]

@@ -24,11 +24,7 @@ from tests.pretrain.runs import StopAfter, assert_same_run, rows, tiny_settings,
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("engine_run.py"))
-ENGINES = [
-    "ddp",
-    pytest.param("fsdp2", marks=pytest.mark.slow),
-    *(pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3)),
-]
+ENGINES = [pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +132,7 @@ def test_four_ranks_make_the_update_of_one_process(run_settings, alone, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])  # zero1 and zero2 go the way of zero3
 def test_bf16_makes_the_update_of_fp32_up_to_its_rounding(run_settings, alone, tmp_path, engine):
     (tmp_path / "settings.json").write_text(json.dumps(run_settings))
     launch(engine, tmp_path, SCRIPT, "settings.json", ".", "bf16")

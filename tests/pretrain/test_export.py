@@ -200,6 +200,7 @@ def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_the_check_finds_a_changed_weight_and_a_missing_one(model_folder: Path, tmp_path: Path) -> None:
     model = GLSCLModel.from_pretrained(model_folder).eval()
     out = export(model_folder, tmp_path / "out")

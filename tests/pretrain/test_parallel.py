@@ -199,6 +199,7 @@ LONELY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["--cpu --num_processes 2", "MULTI_CPU yaml"])
 def test_launches_that_silently_start_one_process_are_refused(settings, tmp_path, way):
     if way == "MULTI_CPU yaml":
@@ -212,6 +213,7 @@ def test_launches_that_silently_start_one_process_are_refused(settings, tmp_path
     assert not (Path(settings["run"]) / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_plain_multi_process_configuration_gives_real_ranks_without_cuda(settings, tmp_path):
     path = write(LONELY, tmp_path / "accelerate.yaml")
     finished = run(

@@ -35,6 +35,7 @@ def real_step(config, kind):
         return model, next(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_planned_operations_are_those_of_a_real_step(settings, clips, kind):
     settings["batch"] = {"image": 16, "video": 8}
@@ -72,6 +73,7 @@ def test_plan_counts_parameters_samples_and_memory(config):
     assert found.read[2].endswith("a rank reads 8 samples a step, from 1.0 (at most 1) of 1 shards")
 
 
+@pytest.mark.slow
 def test_a_plan_divides_what_the_engine_divides_over_thousands_of_ranks(config):
     large = dataclasses.replace(
         config, batch=BatchConfig(image=8192), data=dataclasses.replace(config.data, group=2), micro_batches=1

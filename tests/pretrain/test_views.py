@@ -64,6 +64,7 @@ def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, clips, ki
         assert (ours[name] - gradient).abs().max() <= bound * max(gradient.abs().max(), 0.1 * largest), name
 
 
+@pytest.mark.slow
 def test_a_step_never_waits_for_the_device(config, clips):
     """On fake tensors whatever asks for a value raises: nothing in a step may depend on one."""
     for data, frames in ((config.data.train[0].path, None), (clips / "train", 3)):
@@ -174,12 +175,14 @@ def _rows(features):
     )
 
 
+@pytest.mark.slow
 def test_completion_learns_a_batch_by_heart(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train", batch=4)
     reached, chance = train_completion(model, batch, 120, shuffle=False)
     assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
 
 
+@pytest.mark.slow
 def test_completion_learns_nothing_from_targets_that_are_shuffled_at_every_step(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     reached, chance = train_completion(model, batch, 60, shuffle=True)
