@@ -1,4 +1,9 @@
-"""95 % intervals that resample what was sampled: images with all their captions, not captions one by one."""
+"""95 % intervals that resample what was sampled: images with all their captions, not captions one by one.
+
+Means over few-shot episodes have Student's t interval. Over episodes that share pictures it tells how far another draw
+of episodes from these pictures would lie (closed world), over disjoint ones how far other pictures would (open world:
+Lafargue et al., "Oops, I sampled it again", arXiv 2409.02850).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 RESAMPLES = 2000
 
@@ -71,6 +77,21 @@ def mean_of_means_interval(values: ArrayLike, groups: Sequence[Any], clusters: S
         return means.sum(axis=-1) / there.sum(axis=-1)
 
     return _interval((np.arange(shape[0]),), mean_of_means)
+
+
+def t_interval(values: ArrayLike) -> tuple[float, float] | None:
+    """Student t interval of the mean of ``values`` (episodes,); None for fewer than two, which have no spread."""
+    flat = np.asarray(values, dtype=np.float64)
+    if len(flat) < 2:
+        return None
+    half = float(student.ppf(0.975, len(flat) - 1) * flat.std(ddof=1) / np.sqrt(len(flat)))
+    return float(flat.mean()) - half, float(flat.mean()) + half
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, tuple[float, float] | None]:
+    """Mean of a - b over the same episodes (episodes,), and the Student t interval of the differences."""
+    differences = np.subtract(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return float(differences.mean()), t_interval(differences)
 
 
 def _numbered(clusters: Sequence[Any]) -> NDArray[np.intp]:

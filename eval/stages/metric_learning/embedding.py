@@ -45,7 +45,7 @@ class LayerAttentionPool(nn.Module):
         `both` does the two in turn; `mean` neither.
     """
 
-    def __init__(self, dim: int, out: int, hidden: int = 256, kind: Attention = "spatial") -> None:
+    def __init__(self, dim: int, out: int, hidden: int = 64, kind: Attention = "spatial") -> None:
         super().__init__()
         self.score = _two_layers(dim, hidden, 1) if kind in ("spatial", "both") else None
         self.gate = _two_layers(dim, hidden, dim) if kind in ("channel", "both") else None
@@ -53,7 +53,8 @@ class LayerAttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (batch, 1 + patches, dim), the class token first, to features (batch, out), weights (batch, patches)."""
-        patches = tokens[:, 1:]
+        # Blocks differ in scale, and a few channels of a tower may dwarf the others.
+        patches = F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
         if self.score is None:
             weights = patches.new_full(patches.shape[:2], 1 / patches.shape[1])
         else:

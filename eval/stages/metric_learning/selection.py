@@ -18,7 +18,7 @@ from eval.neighbours import neighbours
 from .probes import leakage_probe
 from .training import Settings, class_folds, embed, train_dml
 
-CHECKPOINTS = (0.5, 1.0)
+CHECKPOINTS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the steps after which a training may stop."""
 
 

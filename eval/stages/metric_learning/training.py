@@ -41,7 +41,7 @@ class Settings:
     stop: int | None = None
     classes: int = 16
     per_class: int = 4
-    lr: float = 1e-3
+    lr: float = 3e-3
     betas: tuple[float, float] = (0.5, 0.99)
     seed: int = 0
 
