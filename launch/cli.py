@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError, IncompleteError, UsageError, UserErr
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
 from launch.evaluation import add_compare, add_eval, add_explain, add_report
+from launch.recognition import add_metric_learning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -208,7 +209,9 @@ def parser() -> argparse.ArgumentParser:
     groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
     groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
     _add_plan(groups)
-    add_eval(group(groups, "eval", "evaluate a model on a data set"))
+    stages = group(groups, "eval", "evaluate a model on a data set")
+    add_eval(stages)
+    add_metric_learning(stages)
     add_explain(groups)
     add_compare(groups)
     _add_export(groups)

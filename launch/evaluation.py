@@ -19,7 +19,7 @@ def add_eval(commands: Any) -> None:
     retrieval = add_command(
         commands,
         "retrieval",
-        partial(_evaluation, "retrieval"),
+        partial(evaluation, "retrieval"),
         "zero-shot image-text retrieval: contrastive score, then the matching head on the best candidates",
         "glscl eval retrieval --model runs/demo --data data/test --out runs/demo/retrieval",
     )
@@ -34,7 +34,7 @@ def add_eval(commands: Any) -> None:
     video = add_command(
         commands,
         "video-retrieval",
-        partial(_evaluation, "video-retrieval"),
+        partial(evaluation, "video-retrieval"),
         "zero-shot video-text retrieval: the same, on evenly spaced frames of clips",
         "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
     )
@@ -43,19 +43,19 @@ def add_eval(commands: Any) -> None:
     align = add_command(
         commands,
         "align",
-        partial(_evaluation, "align"),
+        partial(evaluation, "align"),
         "how much of a text's attention falls on the boxes and masks of what it names, beside uniform attention",
         "glscl eval align --model runs/demo --data data/test --out runs/demo/align",
     )
-    _add_evaluation(align)
+    add_evaluation_options(align)
     zero_shot = add_command(
         commands,
         "zero-shot",
-        partial(_evaluation, "zero-shot"),
+        partial(evaluation, "zero-shot"),
         "zero-shot classification: which class's name, put into sentences, is closest to the picture",
         "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot",
     )
-    _add_evaluation(zero_shot)
+    add_evaluation_options(zero_shot)
     zero_shot.add_argument(
         "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
     )
@@ -68,7 +68,7 @@ def add_eval(commands: Any) -> None:
         "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
     }.items():
         example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
-        _add_evaluation(add_command(commands, stage, partial(_evaluation, stage), about, example))
+        add_evaluation_options(add_command(commands, stage, partial(evaluation, stage), about, example))
     _add_answering(commands)
 
     verify = add_command(
@@ -85,11 +85,11 @@ def _add_answering(commands: Any) -> None:
     vqa = add_command(
         commands,
         "vqa",
-        partial(_evaluation, "vqa"),
+        partial(evaluation, "vqa"),
         "questions about pictures: the official accuracy, by type, and what the answer vocabulary allows",
         "glscl eval vqa --model runs/vqa --data data/val --out runs/vqa/val --prior runs/vqa/prior",
     )
-    _add_evaluation(vqa)
+    add_evaluation_options(vqa)
     vqa.add_argument(
         "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
     )
@@ -99,7 +99,7 @@ def _add_answering(commands: Any) -> None:
         "baseline": "retrieval of scenes without a model, and the best that any could reach",
     }.items():
         example = f"glscl eval {stage} --train data/train --data data/test --out runs/{stage}"
-        blind = add_command(commands, stage, partial(_evaluation, stage), about, example)
+        blind = add_command(commands, stage, partial(evaluation, stage), about, example)
         for name, help_ in (("train", "data set to learn from"), ("data", "data set to be measured on")):
             blind.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
         blind.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
@@ -107,15 +107,15 @@ def _add_answering(commands: Any) -> None:
     nlvr2 = add_command(
         commands,
         "nlvr2",
-        partial(_evaluation, "nlvr2"),
+        partial(evaluation, "nlvr2"),
         "whether statements are true of pairs of pictures: accuracy and consistency",
         "glscl eval nlvr2 --model runs/nlvr2 --data data/pairs/test --out runs/nlvr2/test",
     )
-    _add_evaluation(nlvr2)
+    add_evaluation_options(nlvr2)
 
 
 def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
-    _add_evaluation(retrieval)
+    add_evaluation_options(retrieval)
     retrieval.add_argument(
         "--rerank-k",
         metavar="K",
@@ -134,7 +134,8 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every stage with a model and a data set takes."""
     parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
     parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
@@ -194,7 +195,8 @@ def add_report(commands: Any) -> None:
     report.add_argument("--run", metavar="RUN", type=Path, help="run folder whose training curves are shown")
 
 
-def _evaluation(stage: str, arguments: argparse.Namespace) -> CommandResult:
+def evaluation(stage: str, arguments: argparse.Namespace) -> CommandResult:
+    """Run a stage with the options that were parsed."""
     from importlib import import_module
 
     from eval.__main__ import STAGES
