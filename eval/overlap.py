@@ -27,7 +27,7 @@ _NAMES = {
     "coco": r"coco|vqa.?v?2",  # not Karpathy, who split Flickr30k too
 }
 _GENERATED = ("scenes", "scene-clips", "scene-pairs", "labelled-scenes")
-_NO_ORIGIN = ("align_bench",)  # it names no collection that its pictures come from
+_NO_ORIGIN = ("align_bench", "folder", "class_csv")  # they name no collection that their pictures come from
 _MEDIA = {extension for several in EXTENSIONS.values() for extension in several}
 
 

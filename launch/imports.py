@@ -11,11 +11,15 @@ from typing import Any
 
 _PICTURES = ("pictures", "PICTURES", "folder of the pictures")
 _KARPATHY = ("train", "restval", "val", "test", "train+restval")
+_PARTS = ("base", "val", "novel")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the file of `data_pipeline/sources` that reads it, the paths that it takes by name, its splits."""
+    """A data set: the file of `data_pipeline/sources` that reads it, the paths that it takes by name, its splits.
+
+    `labels` are the parts of the label lists of `data_pipeline/sources/label_splits` that pictures can be chosen by.
+    """
 
     module: str
     about: str
@@ -24,6 +28,7 @@ class Source:
     splits: tuple[str, ...] = ()
     optional: tuple[tuple[str, str, str], ...] = ()
     given: tuple[tuple[str, str], ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 SOURCES = {
@@ -107,6 +112,66 @@ SOURCES = {
         (("examples", "EXAMPLES", "examples.jsonl"), _PICTURES),
         "winoground examples.jsonl images/ data/winoground",
     ),
+    "folder": Source(
+        "labelled_folder",
+        "pictures of your own, or of any data set with one folder a class",
+        (("root", "ROOT", "folder that holds one folder of pictures a class"),),
+        "folder birds/ data/birds",
+        optional=(("classes", "FILE", "take only these classes (one folder's name a line)"),),
+    ),
+    "class_csv": Source(
+        "class_csv",
+        "miniImageNet, tieredImageNet and others with a split as filename,label",
+        (("table", "TABLE", "train.csv, val.csv, test.csv, or easyfsl's train.json, ..."), _PICTURES),
+        "class_csv mini_imagenet/test.csv mini_imagenet/images data/mini-test --names names.txt",
+        optional=(("names", "FILE", "what classes are called: lines of a class and its name, or a JSON object"),),
+    ),
+    "cub": Source(
+        "cub",
+        "CUB-200-2011: train and test of metric learning; base, val and novel of few-shot learning",
+        (("root", "ROOT", "folder CUB_200_2011"),),
+        "cub CUB_200_2011 data/cub-novel --split novel",
+        splits=("train", "test", "base", "val", "novel", "all"),
+        optional=(("classes", "FILE", "take only these classes of the split (one a line, or easyfsl's JSON)"),),
+    ),
+    "cifar_fs": Source(
+        "cifar_fs",
+        "CIFAR-FS in Bertinetto's splits",
+        (("root", "ROOT", "folder that holds data and splits"),),
+        "cifar_fs cifar100 data/cifar-fs-test --split test",
+        splits=("train", "val", "test"),
+    ),
+    "coco_labels": Source(
+        "coco_labels",
+        "COCO's categories as labels",
+        (("instances", "JSON", "instances_train2014.json, instances_val2017.json, ..."), _PICTURES),
+        "coco_labels instances_val2014.json coco/ data/coco-novel --labels test",
+        labels=("train", "val", "test"),
+    ),
+    "voc": Source(
+        "voc",
+        "PASCAL VOC: the objects of a picture as labels",
+        (("root", "ROOT", "folder VOCdevkit/VOC2007 or VOC2012"),),
+        "voc VOCdevkit/VOC2012 data/voc-novel --split val --labels novel",
+        splits=("train", "val", "trainval", "test"),
+        labels=_PARTS,
+    ),
+    "nus_wide": Source(
+        "nus_wide",
+        "NUS-WIDE: pictures of Flickr with 81 concepts",
+        (("root", "ROOT", "folder that holds ImageList, Groundtruth and ConceptsList"), _PICTURES),
+        "nus_wide NUS-WIDE NUS-WIDE/Flickr data/nus-test --split test --unreadable leave-out",
+        splits=("train", "test"),
+        labels=_PARTS,
+    ),
+    "imaterialist": Source(
+        "imaterialist",
+        "iMaterialist (Fashion) 2018: pictures with attributes of clothes",
+        (("annotations", "JSON", "train.json or validation.json"), _PICTURES),
+        "imaterialist validation.json images/ data/imaterialist-val --names iMat_fashion_2018_label_map_228.csv",
+        optional=(("names", "FILE", "the table of labelId and labelName, or a JSON object"),),
+        labels=_PARTS,
+    ),
 }
 
 
@@ -118,6 +183,7 @@ def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     values: dict[str, Any] = dict(source.given)
     values |= {path: getattr(arguments, path) for path, _, _ in (*source.paths, *source.optional)}
     values |= {"split": arguments.split} if source.splits else {}
+    values |= {"labels": arguments.labels} if source.labels else {}
     entries, origin = import_module(f"data_pipeline.sources.{source.module}").read(**values)
     try:
         manifest = import_entries(
@@ -150,6 +216,9 @@ def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
         parser.add_argument(f"--{path.replace('_', '-')}", metavar=metavar, type=Path, help=about)
     if source.splits:
         parser.add_argument("--split", choices=source.splits, required=True, help="which samples")
+    if source.labels:
+        about = "only pictures with one of these labels at least, which keep all of theirs (default: all)"
+        parser.add_argument("--labels", choices=source.labels, help=about)
     parser.add_argument("--resume", action="store_true", help="keep the shards that an interrupted call finished")
     parser.add_argument(
         "--unreadable",

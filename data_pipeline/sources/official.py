@@ -56,6 +56,20 @@ def read_table(path: Path, delimiter: Literal[",", "\t"] = ",") -> list[list[str
         raise DataError(f"{path} is no table: {error}") from None
 
 
+def read_lines(path: Path, columns: int = 1) -> list[list[str]]:
+    """Read a file of lines that hold so many words each; the last one takes the rest of its line.
+
+    Empty lines are passed over. Raises `DataError` that names the file, and the line that has fewer words.
+    """
+    found = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        words = line.strip().split(maxsplit=columns - 1)
+        if words and len(words) < columns:
+            raise DataError(f"{path} line {number} is {line.strip()!r}, where {columns} columns are needed")
+        found += [words] if words else []
+    return found
+
+
 def source_of(name: str, kind: str, split: str, pictures: str, files: list[Path], **more: Any) -> dict[str, Any]:
     """Return what the manifest says of the origin: the split, and the official files with their sha256.
 

@@ -84,3 +84,21 @@ def global_local_loss(
         own = (locals_ @ rows[:, :, None])[..., 0]
         losses = cross_entropy(own, negatives[:, None]).masked_fill(~real, 0)
         return losses.sum() * (world_size() / total.clamp(min=1))
+
+
+def global_local_gap(global_features: Tensor, local: Tensor, mask: Tensor, temperature: Tensor | float) -> Tensor:
+    """How much a sample's global vector tells about its own local features, in nats; nothing is learnt.
+
+    The loss of vectors that tell nothing, log(1 + (N - 1) l) for N samples of l tokens, less `global_local_loss`: a
+    lower bound of their mutual information. Arguments are as there, and all the samples are here: ranks share nothing.
+
+    Returns
+    -------
+    Tensor
+        A scalar, 0 where all vectors are equal, below 0 where a sample is closer to the others' locals than to its own.
+    """
+    if world_size() > 1:
+        raise ValueError("the gap is of one process's samples: gather them and measure on a single one")
+    lengths = mask.bool().sum(dim=1).to(torch.float64)
+    nothing = (lengths * torch.log1p(lengths.sum() - lengths)).sum() / lengths.sum().clamp(min=1)
+    return nothing - global_local_loss(global_features, local, mask, temperature).detach()

@@ -247,6 +247,16 @@ def test_a_limit_takes_the_first_pictures(knowing_model: Path, gallery: Path) ->
     torch.testing.assert_close(few.cls, all_.cls[:11])
 
 
+def test_tokens_do_not_depend_on_how_pictures_are_divided(
+    knowing_model: Path, gallery: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, data = load_encoder(knowing_model), Manifest.load(gallery)
+    wide = encode_tokens(encoder, data, layers=(1,), batch_size=4)
+    monkeypatch.setattr(tokens, "PICTURES_AT_ONCE", 12)
+    assert same(encode_tokens(encoder, data, layers=(1,), batch_size=4), wide)  # the same batches: the same bits
+    torch.testing.assert_close(encode_tokens(encoder, data, batch_size=3).cls, wide.cls)
+
+
 PROGRAM = """
 import pickle, sys
 from data_pipeline.manifest import Manifest

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.objectives.tcl import global_local_loss, intra_modal_loss
+from pretrain.objectives.tcl import global_local_gap, global_local_loss, intra_modal_loss
 
 
 def brute_force(global_features, local, mask, temperature):
@@ -62,23 +62,43 @@ def test_masked_tokens_weigh_nothing():
     assert global_local_loss(vector, local, mask, 0.07).isfinite()
 
 
-def test_a_planted_local_raises_the_bound_steadily():
-    torch.manual_seed(0)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_planted_local_raises_the_gap_steadily(seed):
+    torch.manual_seed(seed)
     vector, noise = torch.randn(8, 16), torch.randn(8, 4, 16)
-    bounds = []
+    gaps = []
     for strength in (0.0, 0.5, 1.0, 2.0, 4.0):
         local = noise.clone()
         local[:, 1] += strength * vector
-        bounds.append(math.log(1 + 7 * 4) - global_local_loss(vector, local, torch.ones(8, 4), 0.3).item())
-    assert bounds == sorted(bounds) and bounds[-1] > bounds[0] + 0.1
+        gaps.append(global_local_gap(vector, local, torch.ones(8, 4), 0.3).item())
+    assert gaps == sorted(gaps) and gaps[-1] > gaps[0] + 0.1
 
 
-def test_the_mean_of_the_locals_beats_a_shuffled_one():
-    torch.manual_seed(0)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_mean_of_the_locals_beats_a_shuffled_one(seed):
+    torch.manual_seed(seed)
     local = torch.randn(8, 4, 16) + torch.randn(8, 1, 16)
     right, wrong = local.mean(1), local.mean(1).roll(1, 0)
-    losses = [global_local_loss(vector, local, torch.ones(8, 4), 0.07) for vector in (right, wrong)]
-    assert losses[0] < losses[1] - 1
+    gaps = [global_local_gap(vector, local, torch.ones(8, 4), 0.07) for vector in (right, wrong)]
+    assert gaps[0] > 0 > gaps[1] and gaps[0] > gaps[1] + 1
+
+
+@pytest.mark.parametrize("lengths", [[5, 5, 5, 5], [5, 2, 1, 3]])
+def test_the_gap_of_equal_vectors_is_0_and_padding_changes_none(lengths):
+    vector, local = torch.randn(1, 6), torch.randn(4, 5, 6)
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    equal = global_local_gap(vector.repeat(4, 1), vector.repeat(4, 5, 1), mask, 0.07)
+    assert equal == pytest.approx(0, abs=1e-5)
+    disturbed = torch.where(mask[..., None] == 1, local, 100 * torch.randn(4, 5, 6))
+    gaps = [global_local_gap(vector.repeat(4, 1), tokens, mask, 0.07) for tokens in (local, disturbed)]
+    assert torch.equal(*gaps)
+
+
+def test_the_gap_is_the_bound_less_the_loss_and_teaches_nothing():
+    vector, local = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5, 6)
+    gap = global_local_gap(vector, local, torch.ones(4, 5), 0.07)
+    expected = math.log(1 + 3 * 5) - brute_force(vector, local, torch.ones(4, 5), 0.07).item()
+    assert gap.item() == pytest.approx(expected, rel=1e-4, abs=1e-5) and not gap.requires_grad
 
 
 def test_a_single_sample_has_no_negatives():

@@ -1,0 +1,31 @@
+"""CIFAR-FS as Bertinetto et al. distribute it: `data/CLASS/*.png` and `splits/bertinetto/{train,val,test}.txt`.
+
+The split files hold 64, 16 and 20 classes, one a line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.errors import UsageError
+from data_pipeline.sources.class_names import class_list, labels_of, read_classes
+from data_pipeline.sources.entries import Entry, file_in
+from data_pipeline.sources.labelled_folder import entries_of_folders
+from data_pipeline.sources.official import check_folder, source_of
+
+SPLITS = ("train", "val", "test")
+
+
+def read(root: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
+    """List the pictures of a split; `root` is the folder that holds `data` and `splits` (`cifar100` in the archive).
+
+    Raises `DataError` for a missing or empty split file, and for a class without pictures.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"{split!r} is no split of CIFAR-FS: choose of {', '.join(SPLITS)}")
+    check_folder(root / "data", "classes of CIFAR-FS, data below the one that is given")
+    file = root / "splits" / "bertinetto" / f"{split}.txt"
+    classes = read_classes(file)
+    entries = entries_of_folders({name: file_in(root / "data", name) for name in classes}, labels_of(classes))
+    return entries, source_of(f"cifar-fs-{split}", "cifar_fs", split, "cifar100", [file]) | class_list(classes)
