@@ -37,7 +37,7 @@ def add_metric_learning(commands: Any) -> None:
         default="classes",
         help="what counts as right (default %(default)s: every picture against all others)",
     )
-    metric.add_argument("--head", choices=("gdfl", "dolg", "vitgal"), default="gdfl", help="trained (%(default)s)")
+    metric.add_argument("--head", choices=("gdfl", "dolg", "vitgal", "parts"), default="gdfl", help="(%(default)s)")
     metric.add_argument(
         "--loss",
         choices=("triplet", "multi_similarity", "proxy_anchor", "supcon", "margin", "arcface"),
@@ -59,6 +59,12 @@ def add_metric_learning(commands: Any) -> None:
     metric.add_argument("--steps", metavar="N", type=natural, default=200, help="of a training (%(default)s)")
     metric.add_argument(
         "--seeds", metavar="S", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one training each (0 1 2 3 4)"
+    )
+    metric.add_argument(
+        "--parts", metavar="N", type=natural, default=0, help="bands of patch rows of part descriptors (default: none)"
+    )
+    metric.add_argument(
+        "--rerank-k", metavar="K", type=natural, default=0, help="re-rank so many by local features (default: none)"
     )
     metric.add_argument(
         "--folds", metavar="N", type=natural, default=4, help="of the training classes, to choose on (%(default)s)"

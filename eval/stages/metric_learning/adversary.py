@@ -117,6 +117,6 @@ class ClassAdversary(nn.Module):
 
 
 def _seen(general: Tensor) -> Tensor:
-    """Unit features at one scale within the batch: what is small is no better hidden, a probe finds it all the same."""
+    """Scale unit features alike within the batch: what is small is no better hidden, a probe finds it all the same."""
     unit = F.normalize(general, dim=1)
     return (unit - unit.mean(dim=0)) / unit.std(dim=0).clamp_min(1e-4)

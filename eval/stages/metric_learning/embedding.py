@@ -52,7 +52,7 @@ class LayerAttentionPool(nn.Module):
         self.project = nn.Linear(dim, out)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, 1 + patches, dim), the class token first, to features (batch, out), weights (batch, patches)."""
+        """Tokens (batch, 1 + patches, dim), class token first, to features (batch, out), weights (batch, patches)."""
         # Blocks differ in scale, and a few channels of a tower may dwarf the others.
         patches = F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
         if self.score is None:

@@ -91,7 +91,10 @@ def choose(
                 leakage = 100 * float((said == classes[half]).mean())
         by_step = dict(zip(stops, np.mean(scores, axis=0).tolist(), strict=True))
         table.append({"adversary": one.adversary, "lambda": one.strength, "map@r": by_step, "leakage": leakage})
-    best = [replace(one, stop=max(stops, key=lambda stop: row["map@r"][stop])) for one, row in zip(tried, table, strict=True)]
+    best = [
+        replace(one, stop=max(stops, key=lambda stop: row["map@r"][stop]))
+        for one, row in zip(tried, table, strict=True)
+    ]
     score = [max(row["map@r"].values()) for row in table]
     first = 1 if len(best) > 1 else 0  # the method has an adversary where one is asked for
     return Selection(best[first + int(np.argmax(score[first:]))], best[0], table)

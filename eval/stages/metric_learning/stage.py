@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from data_pipeline.errors import DataError, UsageError
@@ -24,18 +23,19 @@ from eval.encoders import equally_spaced, load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
+from eval.schema import Result, data_flags, environment, write_result
 from eval.tokens import ImageTokens, encode_tokens
 
 from . import summary
 from .adversary import Kind
+from .local_reranking import LocalFeatures, by_inliers
 from .methods import Head, Trained, frozen_descriptors, seeded, trained_methods
 from .pictures import Pictures
 from .probes import PROBES, leakage_probe
-from .protocols import PROTOCOLS, Protocol, records
+from .protocols import PROTOCOLS, Protocol, Reorder, records
 from .scores import metrics
 from .selection import choose
-from .training import Settings, embed, train_dml
+from .training import Settings, attention, embed, train_dml
 
 WEIGHTS = (0.1, 1.0, 10.0)
 """Weights of the adversary that class folds choose from."""
@@ -61,6 +61,8 @@ def evaluate(
     per_layer_dim: int = 128,
     steps: int = 200,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    parts: int = 0,
+    rerank_k: int = 0,
     folds: int = 4,
     ks: Sequence[int] = (1, 2, 4, 8),
     clusterings: int = 5,
@@ -84,7 +86,7 @@ def evaluate(
         `classes`: every picture against all others; `query-gallery`, `re-identification`, `sysu-all`, `sysu-indoor`,
         `revisited`.
     head, loss, adversary
-        What is trained: `gdfl`, `dolg` or `vitgal`; a loss of `LOSSES`; `grl`, `ridge` or `none`.
+        What is trained: `gdfl`, `dolg`, `vitgal` or `parts`; a loss of `LOSSES`; `grl`, `ridge` or `none`.
     lam
         Weight of the adversary; by default the best of `WEIGHTS` on held-out classes.
     layers, pool_grid
@@ -93,6 +95,10 @@ def evaluate(
         Sizes of the descriptor and of each block's feature.
     steps, seeds
         Of a training, and how often it is repeated.
+    parts
+        Bands of patch rows of the part descriptors, which are left out without any.
+    rerank_k
+        How many of each query's best are put in order by local features too, as a further method (0: none).
     folds
         Parts of the training classes, each held out once to choose the weight and when to stop.
     ks, clusterings
@@ -104,7 +110,7 @@ def evaluate(
         For an unknown option; for classes that are in both data sets, too few classes or pictures of them, missing
         camera ids; for features that are not finite.
     """
-    _check(protocol, seeds, steps)
+    _check(protocol, seeds, steps, head, rerank_k)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)
@@ -129,11 +135,16 @@ def evaluate(
         _refuse_overlap(learnt, several, base, manifests[name].root)
     encoded = time.perf_counter()
 
-    sizes = {"embed": embed_dim, "per_layer": per_layer_dim} if head == "gdfl" else {}
-    methods = trained_methods(head, learnt.layers[chosen[0]].shape[-1], chosen, sizes)
+    methods = trained_methods(
+        head,
+        learnt.layers[chosen[0]].shape[-1],
+        chosen,
+        embed_dim=embed_dim,
+        per_layer_dim=per_layer_dim,
+        parts=parts,
+        adversary=adversary != "none",
+    )
     settings = Settings(loss=loss, adversary=adversary, strength=lam or 0.0, steps=steps, seed=seeds[0])
-    if adversary == "none":
-        methods = [replace(method, adversary=False) for method in methods if method.name != "no_adversary"]
     labels = [names[0] for names in learnt.labels]
     selection = choose(
         lambda seed: seeded(methods[0].build, seed, encoder.device),
@@ -146,13 +157,24 @@ def evaluate(
     )
     selected = time.perf_counter()
 
-    def ranked(name: str, seed: int | None, descriptors: dict[str, Any]) -> list[dict[str, Any]]:
+    def ranked(
+        name: str, seed: int | None, descriptors: dict[str, Any], reorder: Reorder | None = None
+    ) -> list[dict[str, Any]]:
         pictures = {part: _pictures(each, descriptors[part]) for part, each in measured.items()}
-        found = records(protocol, pictures["data"], pictures.get("query"), ks=ks, cluster_seeds=clusterings)
+        clusters = 0 if reorder else clusterings
+        found = records(
+            protocol,
+            pictures["data"],
+            pictures.get("query"),
+            ks=ks,
+            cluster_seeds=clusters,
+            reorder=reorder,
+            depth=rerank_k,
+        )
         return [{"kind": "query", "method": name, "seed": seed} | line for line in found]
 
     lines = []
-    frozen = {name: frozen_descriptors(each) for name, each in measured.items()}
+    frozen = {name: frozen_descriptors(each, parts) for name, each in measured.items()}
     for name in frozen["data"]:
         lines += ranked(name, None, {part: each[name] for part, each in frozen.items()})
     for method in methods:
@@ -160,9 +182,12 @@ def evaluate(
             embedder = seeded(method.build, seed, encoder.device)
             own = replace(selection.chosen if method.adversary else selection.without, seed=seed)
             train_dml(embedder, learnt.layers, learnt.grid, np.unique(labels, return_inverse=True)[1], own)
-            lines += ranked(
-                method.name, seed, {part: embed(embedder, each.layers, each.grid)[0] for part, each in measured.items()}
-            )
+            learned = {part: embed(embedder, each.layers, each.grid)[0] for part, each in measured.items()}
+            lines += ranked(method.name, seed, learned)
+            if rerank_k and method.name == head:
+                locals_ = {part: _local_features(embedder, each) for part, each in measured.items()}
+                reorder = by_inliers(locals_.get("query", locals_["data"]), locals_["data"])
+                lines += ranked(f"{head}_reranked", seed, learned, reorder)
             if method.name in (head, "no_adversary"):
                 lines += _probed(method, seed, embedder, learnt, labels)
             if method.name == head and seed == seeds[0]:
@@ -181,6 +206,8 @@ def evaluate(
             "training": asdict(selection.chosen),
             "selection": {"folds": folds, "by": "MAP@R on held-out training classes", "tried": selection.table},
             "seeds": list(seeds),
+            "parts": parts,
+            "rerank_k": rerank_k,
             "precision": precision,
             "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
         },
@@ -215,11 +242,13 @@ def evaluate(
     return result
 
 
-def _check(protocol: str, seeds: Sequence[int], steps: int) -> None:
+def _check(protocol: str, seeds: Sequence[int], steps: int, head: str, rerank_k: int) -> None:
     if protocol not in PROTOCOLS:
         raise UsageError(f"protocol is {protocol!r}, must be one of {', '.join(PROTOCOLS)}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError("seeds must name one or more different numbers")
+    if rerank_k and (head == "parts" or protocol.startswith("sysu")):
+        raise UsageError("rerank_k needs a head with attention (gdfl, dolg, vitgal) and pictures of one modality")
     if steps < 1:
         raise UsageError("steps must be at least 1")
 
@@ -256,7 +285,9 @@ def _rows(tokens: ImageTokens, rows: list[int]) -> ImageTokens:
 
 
 def _refuse_overlap(learnt: ImageTokens, measured: ImageTokens, base: Path | str, data: Path) -> None:
-    names = sorted({name for each in learnt.labels for name in each} & {name for each in measured.labels for name in each})
+    names = sorted(
+        {name for each in learnt.labels for name in each} & {name for each in measured.labels for name in each}
+    )
     if names:
         shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise DataError(f"{base} and {data} share the classes {shown}: unseen classes must not be learnt from")
@@ -264,7 +295,7 @@ def _refuse_overlap(learnt: ImageTokens, measured: ImageTokens, base: Path | str
     both = [(seen[media], key) for media, key in zip(measured.media, measured.keys, strict=True) if media in seen]
     if both:
         raise DataError(
-            f"{len(both)} pictures of {data} are in {base} too, byte for byte (the first: {both[0][1]} is {both[0][0]}): "
+            f"{len(both)} pictures of {data} are in {base} too, byte for byte (first {both[0][1]}, as {both[0][0]}): "
             "what is measured must not be learnt from"
         )
 
@@ -285,12 +316,17 @@ def _probed(
             yield about | {"query": learnt.keys[row], "label": labels[row], "said": name}
 
 
-@torch.inference_mode()
+def _local_features(embedder: nn.Module, tokens: ImageTokens) -> LocalFeatures:
+    """Return the patches of the last block that the embedder attends to, with its attention."""
+    weights = attention(embedder, tokens.layers, tokens.grid)
+    layer = max(weights)
+    return LocalFeatures(tokens.layers[layer][:, 1:], weights[layer], tokens.grid)
+
+
 def _attention(embedder: nn.Module, tokens: ImageTokens) -> Iterable[dict[str, Any]]:
     """Keep where each block looked in pictures that are evenly spread over the data set."""
     rows = sorted({number * len(tokens) // DRAWN for number in range(DRAWN)})
-    device = next(embedder.parameters()).device
-    made = embedder({layer: each[rows].to(device).float() for layer, each in tokens.layers.items()}, tokens.grid)
+    weights = attention(embedder, {layer: each[rows] for layer, each in tokens.layers.items()}, tokens.grid)
     for place, row in enumerate(rows):
-        weights = {str(layer): each[place].cpu().tolist() for layer, each in made.weights.items()}
-        yield {"kind": "attention", "query": tokens.keys[row], "grid": list(tokens.grid), "weights": weights}
+        looked = {str(layer): each[place].tolist() for layer, each in weights.items()}
+        yield {"kind": "attention", "query": tokens.keys[row], "grid": list(tokens.grid), "weights": looked}

@@ -7,7 +7,7 @@ batch's pictures, the first weights and thus the result depend on the seed alone
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data_pipeline.errors import DataError
 
 from .adversary import ClassAdversary, Kind
+from .embedding import Embedded
 from .losses import metric_loss
 
 PICTURES_AT_ONCE = 512
@@ -158,20 +159,18 @@ class ClassBatches:
 @torch.inference_mode()
 def embed(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return all pictures' descriptors and general features, on the CPU; the embedder must be in eval mode."""
-    if embedder.training:
-        raise ValueError("an embedder in training mode would give other descriptors: call eval() first")
-    device = next(embedder.parameters()).device
-    count = len(next(iter(layers.values())))
-    made = [
-        _embed(embedder, layers, grid, np.arange(start, min(start + PICTURES_AT_ONCE, count)), device)
-        for start in range(0, count, PICTURES_AT_ONCE)
-    ]
+    made = list(_all(embedder, layers, grid))
     return torch.cat([each.embedding for each in made]).cpu(), torch.cat([each.general for each in made]).cpu()
 
 
-def class_folds(
-    labels: Sequence[str], folds: int, seed: int = 0
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+@torch.inference_mode()
+def attention(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> dict[int, Tensor]:
+    """Return all pictures' attention over patches (pictures, rows * columns) by block, on the CPU."""
+    made = [each.weights for each in _all(embedder, layers, grid)]
+    return {layer: torch.cat([weights[layer] for weights in made]).cpu() for layer in made[0]}
+
+
+def class_folds(labels: Sequence[str], folds: int, seed: int = 0) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Divide classes into ``folds`` parts; return rows to train on and rows to validate on, which share no class.
 
     Raises
@@ -183,13 +182,25 @@ def class_folds(
     if len(names) < 2 * folds:
         raise DataError(f"{len(names)} classes to learn from cannot be divided into {folds} folds of two classes each")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed])))
-    fold_of = dict(zip([names[i] for i in generator.permutation(len(names))], np.arange(len(names)) % folds, strict=True))
+    fold_of = dict(
+        zip([names[i] for i in generator.permutation(len(names))], np.arange(len(names)) % folds, strict=True)
+    )
     fold = np.array([fold_of[label] for label in labels])
     return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)]
 
 
+def _all(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> Iterator[Embedded]:
+    if embedder.training:
+        raise ValueError("an embedder in training mode would give other descriptors: call eval() first")
+    device = next(embedder.parameters()).device
+    count = len(next(iter(layers.values())))
+    for start in range(0, count, PICTURES_AT_ONCE):
+        yield _embed(embedder, layers, grid, np.arange(start, min(start + PICTURES_AT_ONCE, count)), device)
+
+
 def _embed(
     embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int], rows: NDArray[Any], device: torch.device
-) -> Any:
+) -> Embedded:
     chosen = torch.from_numpy(rows)
-    return embedder({layer: tokens[chosen].to(device).float() for layer, tokens in layers.items()}, grid)
+    made: Embedded = embedder({layer: tokens[chosen].to(device).float() for layer, tokens in layers.items()}, grid)
+    return made
