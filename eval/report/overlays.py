@@ -88,7 +88,7 @@ def _example(line: dict[str, Any], sample: Sample) -> Example:
     drawn = _framed(overlay(pixels, map_of_record(line)), region_of_record(line, sample))
     scores = _scores(line)
     return Example(
-        picture=_data_uri(drawn),
+        picture=data_uri(drawn),
         caption=line["caption"],
         phrase=line["phrase"],
         mass=scores["mass"],
@@ -108,7 +108,8 @@ def _framed(pixels: Pixels, region: Mask) -> Pixels:
     return framed
 
 
-def _data_uri(pixels: Pixels) -> str:
+def data_uri(pixels: Pixels) -> str:
+    """Encode pixels as a JPEG in a data URI."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -17,6 +17,7 @@ from eval.schema import Result, read_records
 
 from .charts import Bar, interval_chart
 from .gallery import Thumbnails, image_queries, text_queries
+from .metric_learning import metric_learning
 from .overlays import overlays
 
 _EXAMPLES = 8  # true and false captions shown
@@ -195,6 +196,7 @@ _PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbn
     "retrieval": ("Retrieval", "retrieval.html.j2", _gallery),
     "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
     "preference": ("True or false captions", "preference.html.j2", _preference),
+    "metric-learning": ("Metric learning", "metric_learning.html.j2", metric_learning),
     "align": ("Alignment", "alignment.html.j2", _alignment),
     "vqa": ("Questions", "questions.html.j2", _questions),
     "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),

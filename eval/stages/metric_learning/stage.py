@@ -110,7 +110,7 @@ def evaluate(
         For an unknown option; for classes that are in both data sets, too few classes or pictures of them, missing
         camera ids; for features that are not finite.
     """
-    _check(protocol, seeds, steps, head, rerank_k)
+    _check(protocol, seeds, steps, ks, head, rerank_k)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)
@@ -242,7 +242,7 @@ def evaluate(
     return result
 
 
-def _check(protocol: str, seeds: Sequence[int], steps: int, head: str, rerank_k: int) -> None:
+def _check(protocol: str, seeds: Sequence[int], steps: int, ks: Sequence[int], head: str, rerank_k: int) -> None:
     if protocol not in PROTOCOLS:
         raise UsageError(f"protocol is {protocol!r}, must be one of {', '.join(PROTOCOLS)}")
     if not seeds or len(set(seeds)) != len(seeds):
@@ -251,6 +251,8 @@ def _check(protocol: str, seeds: Sequence[int], steps: int, head: str, rerank_k:
         raise UsageError("rerank_k needs a head with attention (gdfl, dolg, vitgal) and pictures of one modality")
     if steps < 1:
         raise UsageError("steps must be at least 1")
+    if 1 not in ks or min(ks) < 1:
+        raise UsageError("ks must hold 1, the K that methods are compared by, and no smaller number")
 
 
 def _labelled(tokens: ImageTokens) -> ImageTokens:

@@ -45,7 +45,7 @@ def table(result: Result) -> str:
     headline = headline_of(columns)
     lines = [str(result.protocol["summary"]), f"{'':{width}}  " + "  ".join(f"{name:>11}" for name in shown)]
     for method in methods:
-        values = "  ".join(f"{result.metric(f'{method}/{name}').value:11.1f}" for name in shown)
+        values = "  ".join(f"{_shown(result, f'{method}/{name}'):>11}" for name in shown)
         lines.append(f"{method:{width}}  {values}")
     lines.append(f"{headline}, 95 % intervals over classes; over seeds:")
     for method in methods:
@@ -54,6 +54,10 @@ def table(result: Result) -> str:
     lines += [_line(metric) for metric in result.metrics if "/above/" in metric.name]
     lines += [_line(metric) for metric in result.metrics if metric.name.startswith("leakage/")]
     return "\n".join(lines)
+
+
+def _shown(result: Result, name: str) -> str:
+    return next((f"{metric.value:.1f}" for metric in result.metrics if metric.name == name), "-")
 
 
 def _compared(metrics: Sequence[Metric]) -> tuple[str, Metric, str]:
