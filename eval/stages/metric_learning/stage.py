@@ -32,7 +32,7 @@ from .scores import metrics
 from .selection import choose
 from .training import Settings
 
-WEIGHTS = (0.1, 1.0, 10.0)
+WEIGHTS = (0.01, 0.3, 10.0)
 """Weights of the adversary that class folds choose from."""
 
 
