@@ -1,5 +1,6 @@
 """The stage from a model and data sets to a result: methods side by side, what it says of them, and what it refuses."""
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
@@ -229,3 +231,9 @@ def test_the_command_prints_every_method_and_the_report_shows_them(
     for part in ("The trained head gdfl is ", "Nearest neighbours", "Where the head looks", "Leakage"):
         assert part in page
     assert page.count("data:image/jpeg") > 10
+
+
+@pytest.mark.parametrize("name", ["metric_learning", "metric_learning_market1501"])
+def test_recipes_hold_arguments_of_the_stage(name: str) -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text())
+    assert recipe.keys() <= inspect.signature(evaluate).parameters.keys()
