@@ -20,7 +20,7 @@ from data_pipeline.errors import DataError, IncompleteError, UsageError, UserErr
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
 from launch.evaluation import add_compare, add_eval, add_explain, add_report
-from launch.recognition import add_few_shot, add_multi_label, add_predict
+from launch.recognition import add_few_shot, add_metric_learning, add_multi_label, add_predict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -213,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     add_eval(stages)
     add_few_shot(stages)
     add_multi_label(stages)
+    add_metric_learning(stages)
     add_explain(groups)
     add_predict(groups)
     add_compare(groups)

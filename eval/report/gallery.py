@@ -82,7 +82,7 @@ class Thumbnails:
         return self._store.captions(0, self._rows[key]) if key in self._rows else ()
 
     def sample(self, key: str) -> Sample | None:
-        """Read a picture's sample, None when it cannot be had."""
+        """Read a picture's sample without its captions, None when it cannot be had."""
         return self._store.read(0, self._rows[key], texts="none") if key in self._rows else None
 
     def _make(self, key: str) -> str | None:

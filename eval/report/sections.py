@@ -18,6 +18,7 @@ from eval.schema import Result, read_records
 from .charts import Bar, interval_chart
 from .few_shot import NAMES, few_shot
 from .gallery import Thumbnails, image_queries, text_queries
+from .metric_learning import metric_learning
 from .multi_label import multi_label
 from .overlays import overlays
 
@@ -201,6 +202,7 @@ _PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbn
     "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
     "preference": ("True or false captions", "preference.html.j2", _preference),
     "few-shot": ("Few-shot recognition", "few_shot.html.j2", few_shot),
+    "metric-learning": ("Metric learning", "metric_learning.html.j2", metric_learning),
     "align": ("Alignment", "alignment.html.j2", _alignment),
     "vqa": ("Questions", "questions.html.j2", _questions),
     "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),

@@ -21,7 +21,7 @@ def test_a_stage_runs_from_a_configuration(
 @pytest.mark.parametrize(
     ("arguments", "text", "code", "message"),
     [
-        (["retrieval"], "", 2, "usage: python -m eval {align,nlvr2,preference,"),
+        (["retrieval"], "", 2, "usage: python -m eval {align,"),
         (["retrievel", "c.yaml"], "", 2, "usage"),
         (
             ["retrieval", "c.yaml"],

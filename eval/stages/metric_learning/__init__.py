@@ -1,1 +1,6 @@
-"""Metric learning: which pictures of classes, identities or places never seen in training stand next to each other."""
+"""Zero-shot metric learning: descriptors learnt on some classes, measured by retrieval among others."""
+
+from .scores import metrics
+from .stage import evaluate
+
+__all__ = ["evaluate", "metrics"]

@@ -1,0 +1,217 @@
+"""Zero-shot metric learning: learn a descriptor on some classes, and retrieve pictures of others with it.
+
+In: a model, a data set of labelled pictures to learn from and one, without a class in common, to be measured on. Out:
+retrieval metrics of the trained head beside frozen descriptors and the head without its parts, over several seeds, and
+what fresh probes read of the training classes. The tower stays frozen; weights and steps are chosen on held-out
+training classes (A Metric Learning Reality Check, Musgrave et al., 2020).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from eval.encoders import equally_spaced, load_encoder
+from eval.features import processes
+from eval.overlap import flags as overlap_flags
+from eval.overlap import overlap
+from eval.schema import Result, data_flags, environment, write_result
+from eval.tokens import encode_tokens
+
+from . import summary
+from .adversary import Kind
+from .comparison import Comparison
+from .learning_data import counts, learnt_from, measured_on, refuse_shared_classes, shared_pictures
+from .methods import Head, seeded, trained_methods
+from .protocols import PROTOCOLS, Protocol
+from .scores import metrics
+from .selection import choose
+from .training import Settings
+
+WEIGHTS = (0.01, 0.3, 10.0)
+"""Weights of the adversary that class folds choose from."""
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    base: Path | str,
+    query: Path | str | None = None,
+    protocol: Protocol = "classes",
+    head: Head = "gdfl",
+    loss: str = "multi_similarity",
+    adversary: Kind = "grl",
+    lam: float | None = None,
+    layers: Sequence[int] | None = None,
+    pool_grid: int = 7,
+    embed_dim: int = 512,
+    per_layer_dim: int = 128,
+    steps: int = 200,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    parts: int = 0,
+    rerank_k: int = 0,
+    folds: int = 4,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    clusterings: int = 5,
+    limit: int | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    cache: Path | str | None = None,
+    train: Path | str | None = None,
+) -> Result:
+    """Learn on ``base``, retrieve in ``data``; write `result.json` and `samples.jsonl`.
+
+    Parameters
+    ----------
+    model, data, out, limit, batch_size, precision, cache, train
+        As of retrieval; the model may also be an export or a CLIP model of transformers.
+    base
+        Data set to learn from; none of its classes may be in ``data``.
+    query
+        Queries, where they are not the gallery ``data`` itself.
+    protocol
+        `classes`: every picture against all others; `query-gallery`, `re-identification`, `sysu-all`, `sysu-indoor`,
+        `revisited`.
+    head, loss, adversary
+        What is trained: `gdfl`, `dolg`, `vitgal` or `parts`; a loss of `LOSSES`; `grl`, `ridge` or `none`.
+    lam
+        Weight of the adversary; by default the best of `WEIGHTS` on held-out classes.
+    layers, pool_grid
+        Blocks that are read (four, equally spaced), and the side of the grid that patches are averaged to.
+    embed_dim, per_layer_dim
+        Sizes of the descriptor and of each block's feature.
+    steps, seeds
+        Of a training, and how often it is repeated.
+    parts
+        Bands of patch rows of the part descriptors, which are left out without any.
+    rerank_k
+        How many of each query's best are put in order by local features too, as a further method (0: none).
+    folds
+        Parts of the training classes, each held out once to choose the weight and when to stop.
+    ks, clusterings
+        The K of R@K, and runs of k-means for NMI and AMI (0: none).
+
+    Raises
+    ------
+    UsageError, DataError, NumericsError
+        For an unknown option; for classes that are in both data sets, too few classes or pictures of them, missing
+        camera ids; for features that are not finite.
+    """
+    _check(protocol, seeds, steps, ks, head, rerank_k)
+    manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
+    if query is not None:
+        manifests["query"] = Manifest.load(query)
+    known = overlap(manifests["data"], model, train)
+    encoder = load_encoder(model, precision, cache)
+    started = time.perf_counter()
+    chosen = tuple(layers) if layers else equally_spaced(encoder.depth)
+    tokens = {
+        name: encode_tokens(
+            encoder,
+            manifest,
+            layers=chosen,
+            pool_grid=pool_grid,
+            limit=None if name == "base" else limit,
+            batch_size=batch_size,
+        )
+        for name, manifest in manifests.items()
+    }
+    learnt = learnt_from(tokens["base"])
+    measured = {name: measured_on(each, protocol) for name, each in tokens.items() if name != "base"}
+    for name, several in measured.items():
+        refuse_shared_classes(learnt, several, manifests["base"].root, manifests[name].root)
+    encoded = time.perf_counter()
+
+    comparison = Comparison(learnt, measured, protocol, ks, clusterings, rerank_k, encoder.device)
+    lines = list(comparison.of_frozen(parts))
+    if not any("values" in line for line in lines):
+        raise DataError(f"no query has a right picture in {data}: every class, or identity, has one picture alone")
+    methods = trained_methods(
+        head,
+        learnt.layers[chosen[0]].shape[-1],
+        chosen,
+        embed_dim=embed_dim,
+        per_layer_dim=per_layer_dim,
+        parts=parts,
+        adversary=adversary != "none",
+    )
+    selection = choose(
+        lambda seed: seeded(methods[0].build, seed, encoder.device),
+        learnt.layers,
+        learnt.grid,
+        [names[0] for names in learnt.labels],
+        Settings(loss=loss, adversary=adversary, strength=lam or 0.0, steps=steps, seed=seeds[0]),
+        WEIGHTS if lam is None else [lam],
+        folds,
+    )
+    selected = time.perf_counter()
+
+    lines += comparison.of_trained(methods, selection, seeds)
+    computed = metrics(lines)
+    finished = time.perf_counter()
+    state = processes()
+    used = counts(tokens, {"base": learnt, **measured})
+    result = Result(
+        stage="metric-learning",
+        protocol={
+            "name": "zero-shot metric learning",
+            "protocol": protocol,
+            "summary": summary.summary(computed),
+            "head": head,
+            "layers": list(chosen),
+            "parts": parts,
+            "rerank_k": rerank_k,
+            "tower": "frozen",
+            "training": asdict(selection.chosen),
+            "selection": {"folds": folds, "by": "MAP@R on held-out training classes", "tried": selection.table},
+            "seeds": list(seeds),
+            "precision": precision,
+            "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
+        },
+        data={
+            "path": str(data),
+            "name": manifests["data"].name,
+            "hash": f"sha256:{manifests['data'].digest}",
+            "sets": {
+                name: {"path": str(manifest.root), "hash": f"sha256:{manifest.digest}"} | used[name]
+                for name, manifest in manifests.items()
+            },
+            "overlap": known,
+        },
+        model=encoder.description,
+        environment=environment(state.num_processes, str(encoder.device)),
+        metrics=computed,
+        flags=summary.flags(computed)
+        + shared_pictures(learnt, measured.values())
+        + overlap_flags(known)
+        + data_flags(manifests["data"]),
+        timing={
+            "encode_s": encoded - started,
+            "select_s": selected - encoded,
+            "train_and_rank_s": finished - selected,
+            "total_s": finished - started,
+        },
+    )
+    if state.is_main_process:
+        write_result(Path(out), result, lines)
+    state.wait_for_everyone()
+    return result
+
+
+def _check(protocol: str, seeds: Sequence[int], steps: int, ks: Sequence[int], head: str, rerank_k: int) -> None:
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol is {protocol!r}, must be one of {', '.join(PROTOCOLS)}")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError("seeds must name one or more different numbers")
+    if rerank_k and (head == "parts" or protocol.startswith("sysu")):
+        raise UsageError("rerank_k needs a head with attention (gdfl, dolg, vitgal) and pictures of one modality")
+    if steps < 1:
+        raise UsageError("steps must be at least 1")
+    if 1 not in ks or min(ks) < 1:
+        raise UsageError("ks must hold 1, the K that methods are compared by, and no smaller number")

@@ -1,0 +1,239 @@
+"""The stage from a model and data sets to a result: methods side by side, what it says of them, and what it refuses."""
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.store import Store
+from data_pipeline.write import write_shards
+from eval.report import write_report
+from eval.schema import Metric, Result, read_records
+from eval.stages.metric_learning import evaluate, metrics
+from eval.stages.metric_learning.summary import flags, summary, table
+from eval.verify import verify
+from launch.cli import main
+
+QUICK: dict[str, Any] = {"steps": 4, "seeds": (0, 1), "folds": 2, "clusterings": 2, "embed_dim": 16, "per_layer_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write(out: Path, source: Path, labels: Sequence[Sequence[str]], start: int = 0, **more: Sequence[Any]) -> Path:
+    """Pictures of a data set from ``start`` on, with other labels and further keys."""
+    store = Store([Manifest.load(source)])
+    records = []
+    for row, names in enumerate(labels):
+        annotation = {"labels": list(names)} | {key: values[row] for key, values in more.items()}
+        members = {"jpg": store.read(0, start + row).media, "json": json.dumps(annotation).encode()}
+        records.append((f"{start + row:04d}", members))
+    write_shards(out, records, source={"name": out.name})
+    return out
+
+
+@pytest.fixture(scope="module")
+def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures, most of one of five classes."""
+    labels = [[f"class {row % 5}"] for row in range(36)] + [["class 0", "class 1"], [], ["class 2"], ["class 3"]]
+    return write(tmp_path_factory.mktemp("ml") / "base", scenes / "train", labels)
+
+
+@pytest.fixture(scope="module")
+def novel(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures of three other classes, one of them alone in a fourth."""
+    labels = [[f"other {row % 3}"] for row in range(19)] + [["lone"]]
+    return write(tmp_path_factory.mktemp("ml") / "novel", gallery, labels)
+
+
+@pytest.fixture(scope="module")
+def done(knowing_model: Path, base: Path, novel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("result")
+    return out, evaluate(knowing_model, novel, out, base=base, rerank_k=5, parts=2, **QUICK)
+
+
+def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(done: tuple[Path, Result]) -> None:
+    out, result = done
+    methods = {metric.name.partition("/")[0] for metric in result.metrics} - {"leakage"}
+    assert methods == {
+        *("frozen_cls", "frozen_mean_patch", "frozen_proj", "frozen_parts"),
+        *("gdfl", "gdfl_reranked", "no_adversary", "last_layer_only", "no_attention"),
+    }
+    queries: dict[tuple[str, int | None], list[str]] = {}
+    for line in read_records(out):
+        if line["kind"] == "query":
+            queries.setdefault((line["method"], line["seed"]), []).append(line["query"])
+    assert len(queries) == 4 + 5 * 2 and len({tuple(several) for several in queries.values()}) == 1
+    for method in methods:
+        for name in ("recall@1", "recall@8", "map@r", "r_precision", "map"):
+            metric = result.metric(f"{method}/{name}")
+            assert 0 <= metric.value <= 100 and metric.ci95 == metric.intervals["classes"] and metric.n == 19
+            assert ("seeds" in metric.intervals) == (not method.startswith("frozen"))
+    assert result.metric("gdfl/left_out").value == 1
+    assert {"gdfl/nmi", "gdfl/ami", "frozen_cls/nmi"} <= {metric.name for metric in result.metrics}
+    assert result.protocol["selection"]["folds"] == 2 and result.data["sets"]["base"]["left_out"] == 2
+
+
+def test_metrics_follow_from_the_records_to_the_last_bit(done: tuple[Path, Result]) -> None:
+    out, result = done
+    assert verify(out) == []
+    assert metrics(read_records(out)) == result.metrics
+
+
+def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(done: tuple[Path, Result]) -> None:
+    out, result = done
+    lines = [line for line in read_records(out) if line["kind"] == "probe"]
+    for method in ("gdfl", "no_adversary"):
+        for probe in ("linear", "mlp"):
+            several = [line for line in lines if line["method"] == method and line["probe"] == probe]
+            expected = 100 * np.mean([line["said"] == line["label"] for line in several])
+            found = result.metric(f"leakage/{method}/{probe}")
+            assert found.value == pytest.approx(expected) and found.chance == 20
+            assert found.n == len(several) / 2 == 18  # half of 8, 7, 8, 8 and 7 pictures, rounded down
+
+
+def test_two_runs_give_the_same_lines(
+    knowing_model: Path, base: Path, novel: Path, tmp_path: Path, done: tuple[Path, Result]
+) -> None:
+    evaluate(knowing_model, novel, tmp_path, base=base, rerank_k=5, parts=2, **QUICK)
+    assert (tmp_path / "samples.jsonl").read_bytes() == (done[0] / "samples.jsonl").read_bytes()
+
+
+def two_methods(head: float, frozen: float) -> list[Metric]:
+    """Metrics of a head and of the frozen tower."""
+    queries = [{"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""} for i in range(100)]
+    common = {"protocol": "classes", "positives": 19, "candidates": 99, "top": []}
+    return metrics(
+        line | common | {"method": method, "seed": seed, "values": {"recall@1": float(number < right)}}
+        for method, seed, right in (("frozen_cls", None, frozen), ("gdfl", 0, head))
+        for number, line in enumerate(queries)
+    )
+
+
+def test_a_head_below_the_frozen_tower_is_said_first_and_the_tower_is_listed_first() -> None:
+    worse = two_methods(head=40, frozen=60)
+    assert worse[0].name == "frozen_cls/recall@1"
+    assert flags(worse) == ["below_frozen: recall@1 40.0 of gdfl is below 60.0 of frozen_cls"]
+    assert summary(worse).startswith("The trained head gdfl is BELOW the frozen tower: recall@1 40.0 beside 60.0")
+    better = two_methods(head=60, frozen=40)
+    assert better[0].name == "gdfl/recall@1" and flags(better) == []
+    assert summary(better).startswith("The trained head gdfl is above")
+
+
+def test_the_flag_of_a_result_stands_first_and_its_table_begins_with_the_verdict(done: tuple[Path, Result]) -> None:
+    _, result = done
+    below = result.metric("gdfl/recall@1").value < max(
+        result.metric(f"frozen_{name}/recall@1").value for name in ("cls", "mean_patch", "proj", "parts")
+    )
+    assert result.flags[0].startswith("below_frozen") == below
+    assert table(result).splitlines()[0] == result.protocol["summary"]
+    assert ("BELOW" in result.protocol["summary"]) == below
+
+
+@pytest.mark.parametrize("head", ["dolg", "vitgal", "parts"])
+def test_other_heads_are_trained_in_the_same_way(
+    head: str, knowing_model: Path, base: Path, novel: Path, tmp_path: Path
+) -> None:
+    quick = QUICK | {"seeds": (0,)}
+    result = evaluate(
+        knowing_model, novel, tmp_path, base=base, head=head, loss="arcface", adversary="none", parts=2, **quick
+    )
+    assert f"{head}/recall@1" in {metric.name for metric in result.metrics} and verify(tmp_path) == []
+    assert not any("no_adversary" in metric.name for metric in result.metrics)
+
+
+def test_re_identification_takes_out_the_query_s_own_camera(
+    knowing_model: Path, base: Path, gallery: Path, tmp_path: Path
+) -> None:
+    people = [[f"person {row % 2}"] for row in range(10)]
+    cameras = [f"c{row % 3}" for row in range(10)]
+    query = write(tmp_path / "query", gallery, people, camera=cameras)
+    crowd = write(tmp_path / "gallery", gallery, people, start=10, camera=cameras)
+    common: dict[str, Any] = {"base": base, "query": query, "protocol": "re-identification"} | QUICK
+    result = evaluate(knowing_model, crowd, tmp_path / "out", parts=2, lam=1.0, **common)
+    assert result.metric("gdfl/rank@1").n == 10 and result.metric("frozen_parts/map").value > 0
+    assert verify(tmp_path / "out") == []
+    bare = write(tmp_path / "bare", gallery, people, start=10)
+    with pytest.raises(DataError, match='has no "camera"'):
+        evaluate(knowing_model, bare, tmp_path / "none", **common)
+
+
+def test_classes_in_both_data_sets_are_refused_by_name_and_pictures_flagged(
+    knowing_model: Path, base: Path, scenes: Path, gallery: Path, tmp_path: Path
+) -> None:
+    both = write(tmp_path / "both", gallery, [[f"class {row % 3}"] for row in range(9)])
+    with pytest.raises(DataError, match="share the classes 'class 0', 'class 1', 'class 2'"):
+        evaluate(knowing_model, both, tmp_path / "out", base=base, **QUICK)
+    copies = write(tmp_path / "copies", scenes / "train", [[f"other {row % 3}"] for row in range(9)])
+    result = evaluate(knowing_model, copies, tmp_path / "out", base=base, **QUICK)
+    assert "pictures_shared_with/base/9" in result.flags
+
+
+def test_one_picture_per_class_and_missing_labels_are_refused(
+    knowing_model: Path, base: Path, scenes: Path, gallery: Path, tmp_path: Path
+) -> None:
+    single = write(tmp_path / "single", gallery, [[f"other {row}"] for row in range(9)])
+    with pytest.raises(DataError, match="no query has"):
+        evaluate(knowing_model, single, tmp_path / "out", base=base, **QUICK)
+    alone = write(tmp_path / "alone", scenes / "train", [[f"class {row}"] for row in range(9)])
+    with pytest.raises(DataError, match="classes to learn from have two pictures"):
+        evaluate(knowing_model, gallery, tmp_path / "out", base=alone, **QUICK)
+    unlabelled = write(tmp_path / "unlabelled", gallery, [[]] * 9)
+    with pytest.raises(DataError, match='to be measured on has exactly one of "labels"'):
+        evaluate(knowing_model, unlabelled, tmp_path / "out", base=base, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"protocol": "cub"}, "protocol"),
+        ({"protocol": "query-gallery"}, "--query"),
+        ({"head": "resnet"}, "head is 'resnet'"),
+        ({"head": "parts"}, "--parts"),
+        ({"seeds": ()}, "seeds"),
+        ({"layers": (9,)}, "9"),
+        ({"ks": (2, 4)}, "ks"),
+    ],
+)
+def test_wrong_options_are_refused(
+    option: dict[str, Any], message: str, knowing_model: Path, base: Path, novel: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluate(knowing_model, novel, tmp_path, base=base, **QUICK | option)
+
+
+def test_the_command_prints_every_method_and_the_report_shows_them(
+    knowing_model: Path, base: Path, novel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"eval metric-learning --model {knowing_model} --base {base} --data {novel} --out {tmp_path / 'out'}"
+    command += " --steps 4 --seeds 0 --folds 2 --clusterings 1 --lam 0.1"
+    assert main(command.split()) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("The trained head gdfl is ")
+    for method in ("frozen_cls", "frozen_mean_patch", "frozen_proj", "no_adversary", "last_layer_only", "no_attention"):
+        assert f"\n{method} " in said
+    write_report([tmp_path / "out"], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for part in ("The trained head gdfl is ", "Nearest neighbours", "Where the head looks", "Leakage"):
+        assert part in page
+    assert page.count("data:image/jpeg") > 10
+
+
+@pytest.mark.parametrize("name", ["metric_learning", "metric_learning_market1501"])
+def test_recipes_hold_arguments_of_the_stage(name: str) -> None:
+    recipe = yaml.safe_load((Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text())
+    assert recipe.keys() <= inspect.signature(evaluate).parameters.keys()

@@ -1,0 +1,312 @@
+"""Heads of metric learning on made worlds in which what should be learnt, and what should be forgotten, is known."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from data_pipeline.errors import DataError, UsageError
+from eval.neighbours import neighbours
+from eval.stages.metric_learning.adversary import ClassAdversary, GradientReversal
+from eval.stages.metric_learning.embedding import Embedded, GDFLEmbedder
+from eval.stages.metric_learning.losses import LOSSES, metric_loss
+from eval.stages.metric_learning.probes import leakage_probe
+from eval.stages.metric_learning.selection import choose
+from eval.stages.metric_learning.training import ClassBatches, Settings, attention, class_folds, embed, train_dml
+
+GRID = (1, 1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Perceptron(nn.Module):
+    """An embedder that can forget: two layers on the only patch."""
+
+    layers = (1,)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32))
+        self.head = nn.Linear(32, 32)
+
+    def forward(self, layers: dict[int, Tensor], grid: tuple[int, int]) -> Embedded:
+        general = F.normalize(self.body(layers[1][:, 1]), dim=1)
+        return Embedded(F.normalize(self.head(general), dim=1), general)
+
+
+def recall_at_1(descriptors: Tensor, labels: np.ndarray) -> float:
+    return 100 * neighbours(descriptors, labels.tolist(), ks=(1,)).means()["recall@1"]
+
+
+def leakage(general: Tensor, labels: np.ndarray, probe: str = "linear") -> float:
+    held, said = leakage_probe(general.numpy(), labels, probe)
+    return 100 * float((said == labels[held]).mean())
+
+
+def tokens_of(features: np.ndarray) -> dict[int, Tensor]:
+    """One block with one patch, which is the picture's features."""
+    return {1: torch.tensor(features, dtype=torch.float32)[:, None].repeat(1, 2, 1)}
+
+
+# --- gradient reversal -------------------------------------------------------------------------------------------
+
+
+def test_reversal_is_the_identity_forwards_and_minus_lambda_backwards() -> None:
+    features = torch.randn(5, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    found = GradientReversal.apply(features, 0.7)
+    assert torch.equal(found, features)
+    weights = torch.arange(15.0).reshape(5, 3)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), features)
+    assert torch.equal(gradient, -0.7 * weights)
+
+
+def test_the_adversary_learns_with_the_plain_sign_and_the_features_with_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    general = torch.randn(12, 8, generator=generator, requires_grad=True)
+    labels = torch.arange(12) % 3
+    adversary = ClassAdversary(8, 3)
+    parameters = list(adversary.classifier.parameters())
+    once = torch.autograd.grad(adversary.encoder_loss(general, labels, 1.0), [general, *parameters])
+    twice = torch.autograd.grad(adversary.encoder_loss(general, labels, 2.0), [general, *parameters])
+    assert torch.allclose(twice[0], 2 * once[0])
+    assert all(torch.equal(a, b) for a, b in zip(once[1:], twice[1:], strict=True))
+    loss = float(adversary.encoder_loss(general, labels, 1.0).detach())
+    with torch.no_grad():
+        assert float(adversary.encoder_loss(general - 0.1 * once[0], labels, 1.0)) > loss
+        for parameter, gradient in zip(parameters, once[1:], strict=True):
+            parameter -= 0.01 * gradient
+    assert float(adversary.encoder_loss(general, labels, 1.0).detach()) < loss
+
+
+def test_an_adversary_of_weight_0_trains_the_same_embedder_as_none() -> None:
+    tokens, coarse, fine = nested_world(0)
+    found = []
+    for kind in ("grl", "none"):
+        embedder = Perceptron(0)
+        train_dml(embedder, tokens, GRID, coarse, Settings(adversary=kind, strength=0.0, steps=5), against=fine)
+        found.append(embed(embedder, tokens, GRID)[0])
+    assert torch.equal(*found)
+
+
+# --- leakage -----------------------------------------------------------------------------------------------------
+
+
+def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:
+    """Six coarse classes of five fine ones each: the coarse class is to be kept, the fine one forgotten."""
+    generator = np.random.default_rng([seed, 7])
+    coarse_codes, fine_codes = 1.5 * generator.normal(size=(6, 12)), generator.normal(size=(30, 12))
+    fine = np.repeat(np.arange(30), 40)
+    features = np.concatenate([coarse_codes[fine // 5], fine_codes[fine]], axis=1)
+    features += 0.8 * generator.normal(size=features.shape)
+    return tokens_of(features @ generator.normal(size=(24, 48)) / 24**0.5), fine // 5, fine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_kept(seed: int) -> None:
+    tokens, coarse, fine = nested_world(seed)
+    read = {}
+    for kind in ("none", "grl", "ridge"):
+        embedder = Perceptron(seed)
+        one = Settings("supcon", kind, strength=1.0, steps=300, classes=6, per_class=16, seed=seed)
+        train_dml(embedder, tokens, GRID, coarse, one, against=fine)
+        descriptors, general = embed(embedder, tokens, GRID)
+        read[kind] = leakage(general, fine)
+        assert recall_at_1(descriptors, coarse) >= 99
+    assert read["grl"] <= 0.5 * read["none"]
+    assert read["ridge"] <= 0.5 * read["none"]
+
+
+class Fooled(ClassAdversary):
+    """Says the same of everything and pushes nothing."""
+
+    def encoder_loss(self, general: Tensor, labels: Tensor, strength: float) -> Tensor:
+        return general.new_zeros(())
+
+    def adversary_step(self, general: Tensor, labels: Tensor) -> float:
+        return 1 / self.classes
+
+
+def test_an_adversary_that_is_fooled_changes_nothing_about_the_leakage() -> None:
+    tokens, coarse, fine = nested_world(0)
+    found = []
+    for adversary in (None, Fooled(32, 30, "none")):
+        embedder = Perceptron(0)
+        log = train_dml(
+            embedder, tokens, GRID, coarse, Settings("supcon", "none", steps=30), against=fine, adversary=adversary
+        )
+        found.append([leakage(embed(embedder, tokens, GRID)[1], fine, probe) for probe in ("linear", "mlp")])
+    assert log.adversary == [1 / 30] * 30  # its own accuracy is chance
+    assert found[0] == found[1] and found[0][0] > 60
+
+
+# --- unseen classes ----------------------------------------------------------------------------------------------
+
+
+def code_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray]:
+    """Noisy attributes that all classes share, and clean codes that only tell the seen ones apart."""
+    generator = np.random.default_rng([seed, 11])
+    attributes, codes = generator.normal(size=(80, 16)), generator.normal(size=(40, 24))
+    labels = np.repeat(np.arange(80), 12)
+    seen = labels < 40
+    code = np.where(seen[:, None], codes[np.minimum(labels, 39)], generator.normal(size=(960, 24)))
+    noisy = attributes[labels] + 0.5 * generator.normal(size=(960, 16))
+    features = np.concatenate([noisy, code + 0.3 * generator.normal(size=(960, 24))], axis=1)
+    features = features @ np.linalg.qr(generator.normal(size=(48, 48)))[0][:40]
+    return tokens_of(features[seen]), labels[seen], tokens_of(features[~seen]), labels[~seen]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_adversary_makes_the_head_retrieve_unseen_classes_better(seed: int) -> None:
+    tokens, labels, unseen, unseen_labels = code_world(seed)
+    found = {}
+    for kind, strength in (("none", 0.0), ("grl", 30.0)):
+        embedder = Perceptron(seed)
+        train_dml(embedder, tokens, GRID, labels, Settings("supcon", kind, strength, steps=200, seed=seed))
+        found[kind] = recall_at_1(embed(embedder, unseen, GRID)[0], unseen_labels)
+    assert found["grl"] >= found["none"] + 5
+
+
+# --- blocks and attention ----------------------------------------------------------------------------------------
+
+
+def layered_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray, np.ndarray]:
+    """Attributes that all classes share in 2 of 16 patches of the first block; codes of seen classes in the last."""
+    generator = np.random.default_rng([seed, 5])
+    labels = np.repeat(np.arange(80), 10)
+    seen, count = labels < 40, len(labels)
+    attributes = generator.normal(size=(80, 16)) @ np.linalg.qr(generator.normal(size=(32, 32)))[0][:16]
+    mark = generator.normal(size=32)
+    mark *= 6 / np.linalg.norm(mark)
+    planted = np.stack([generator.permutation(16)[:2] for _ in range(count)])
+    early = 0.3 * generator.normal(size=(count, 16, 32))
+    early[np.arange(count)[:, None], planted] += (2.5 * attributes[labels] + mark)[:, None]
+    code = np.where(
+        seen[:, None], generator.normal(size=(40, 32))[np.minimum(labels, 39)], generator.normal(size=(count, 32))
+    )
+    last = 2 * code[:, None] + 0.5 * generator.normal(size=(count, 16, 32))
+    blocks = {
+        number: torch.tensor(np.concatenate([each.mean(axis=1, keepdims=True), each], axis=1), dtype=torch.float32)
+        for number, each in ((1, early), (2, last))
+    }
+    ours, theirs = ({number: each[rows] for number, each in blocks.items()} for rows in (seen, ~seen))
+    return ours, labels[seen], theirs, labels[~seen], planted[~seen]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patches_do_not_hold(seed: int) -> None:
+    tokens, labels, unseen, unseen_labels, planted = layered_world(seed)
+    found = {}
+    for name, layers, kind in (("all", (1, 2), "spatial"), ("last", (2,), "spatial"), ("unattended", (1, 2), "mean")):
+        torch.manual_seed(seed)
+        embedder = GDFLEmbedder(32, layers, per_layer=32, embed=64, attention=kind)
+        train_dml(embedder, tokens, (4, 4), labels, Settings("supcon", "none", steps=150, seed=seed))
+        found[name] = recall_at_1(embed(embedder, unseen, (4, 4))[0], unseen_labels)
+        if name == "all":
+            mass = attention(embedder, unseen, (4, 4))[1].gather(1, torch.from_numpy(planted)).sum(1).mean()
+    assert found["all"] >= found["last"] + 20
+    assert found["all"] >= found["unattended"] + 20
+    assert mass >= 0.4
+
+
+@pytest.mark.parametrize("kind", ["spatial", "channel", "both", "mean"])
+def test_attention_of_every_kind_sums_to_one_and_descriptors_have_length_one(kind: str) -> None:
+    tokens, *_ = layered_world(0)
+    torch.manual_seed(0)
+    made = GDFLEmbedder(32, (1, 2), 16, 24, kind)({number: each[:6] for number, each in tokens.items()}, (4, 4))
+    assert made.embedding.shape == (6, 24) and made.general.shape == (6, 32)
+    assert torch.allclose(made.embedding.norm(dim=1), torch.ones(6))
+    assert all(torch.allclose(weights.sum(1), torch.ones(6)) for weights in made.weights.values())
+
+
+# --- batches, losses, folds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_falls_when_classes_come_together(loss: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) % 4
+    centres = F.normalize(torch.randn(4, 16, generator=generator), dim=1)
+    torch.manual_seed(0)
+    module = metric_loss(loss, 4, 16)
+    for proxies in module.parameters():  # of proxy_anchor (classes, size), of arcface the other way round
+        proxies.data = centres.clone() if proxies.shape[0] == 4 else centres.T.clone()
+    spread = F.normalize(torch.randn(24, 16, generator=generator), dim=1)
+    with torch.no_grad():
+        assert float(module(centres[labels], labels)) < float(module(spread, labels))
+
+
+def test_an_unknown_loss_and_adversary_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="loss is 'hinge'"):
+        metric_loss("hinge", 3, 4)
+    with pytest.raises(UsageError, match="adversary is 'dann'"):
+        ClassAdversary(4, 3, "dann")
+
+
+def test_a_batch_depends_on_seed_and_step_alone_and_holds_so_many_of_each_class() -> None:
+    labels = np.repeat(np.arange(9), [1, 3, 5, 5, 5, 5, 5, 5, 5])
+    one, other = ClassBatches(labels, 4, 4, 3), ClassBatches(labels, 4, 4, 3)
+    assert np.array_equal(one.rows(7), other.rows(7)) and not np.array_equal(one.rows(7), one.rows(8))
+    for step in range(50):
+        classes, counts = np.unique(labels[one.rows(step)], return_counts=True)
+        assert len(classes) == 4 and set(counts) == {4} and 0 not in classes  # a class of one has no pair
+
+
+def test_training_twice_gives_the_same_bits() -> None:
+    tokens, coarse, fine = nested_world(1)
+    found = []
+    for _ in range(2):
+        embedder = Perceptron(1)
+        torch.manual_seed(torch.seed())  # torch's own generator must not matter
+        train_dml(embedder, tokens, GRID, coarse, Settings("proxy_anchor", "grl", 1.0, steps=10), against=fine)
+        found.append(embed(embedder, tokens, GRID)[0])
+    assert torch.equal(*found)
+
+
+def test_one_picture_per_class_is_refused() -> None:
+    tokens, _, _ = nested_world(0)
+    with pytest.raises(DataError, match="0 of 1200 classes to learn from have two pictures"):
+        train_dml(Perceptron(0), tokens, GRID, np.arange(1200), Settings())
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 5), st.integers(0, 9), st.lists(st.integers(0, 30), min_size=40, max_size=120))
+def test_no_class_of_a_fold_is_trained_on_and_every_class_is_held_out_once(
+    folds: int, seed: int, drawn: list[int]
+) -> None:
+    labels = [f"class {number}" for number in drawn]
+    if len(set(labels)) < 2 * folds:
+        with pytest.raises(DataError, match="cannot be divided"):
+            class_folds(labels, folds, seed)
+        return
+    held_out = []
+    for train, held in class_folds(labels, folds, seed):
+        assert not {labels[row] for row in train} & {labels[row] for row in held}
+        assert sorted([*train, *held]) == list(range(len(labels)))
+        held_out += sorted({labels[row] for row in held})
+    assert sorted(held_out) == sorted(set(labels))
+
+
+def test_weight_and_step_are_chosen_on_held_out_classes_alone() -> None:
+    tokens, labels, _, _ = code_world(0)
+    names = [f"class {label:02d}" for label in labels]
+    one = Settings("supcon", "grl", steps=8)
+    chosen = choose(lambda seed: Perceptron(seed), tokens, GRID, names, one, (0.1, 10.0), 2)
+    assert [row["lambda"] for row in chosen.table] == [0.0, 0.1, 10.0]
+    best = max(chosen.table[1:], key=lambda row: max(row["map@r"].values()))
+    assert chosen.chosen.strength == best["lambda"] and best["map@r"][chosen.chosen.stop] == max(best["map@r"].values())
+    assert chosen.without.adversary == "none"
