@@ -41,7 +41,8 @@ def main() -> int:
             paths = {"data.train.0.path": data / "train", "validation.path": data / "val", "data.tokenizer": tokenizer}
             precision = _precision(run)
             _train("pretrain", "demo", run, paths | {"precision": precision})
-        results = [*_evaluate(run, data, out), *_fine_tune(run, data, tokenizer, precision, out)]
+        results = [*_evaluate(run, data, out), *_recognise(run, data / "labelled", out)]
+        results += _fine_tune(run, data, tokenizer, precision, out)
         with _stage("export, loaded again without this project"):
             from pretrain.export import export
 
@@ -72,7 +73,7 @@ def _stage(name: str) -> Iterator[None]:
 def _draw_scenes(data: Path) -> None:
     from data_pipeline.scenes.generate import generate
 
-    generate(data, train=TRAIN, val=VALIDATION, test=TEST, novel=NOVEL)
+    generate(data, train=TRAIN, val=VALIDATION, test=TEST, novel=NOVEL, labelled=True)
     generate(data / "clips", train=TRAIN_CLIPS, val=0, test=TEST_CLIPS, novel=0, video=True)
 
 
@@ -167,6 +168,25 @@ def _evaluate(run: Path, data: Path, out: Path) -> list[Path]:
     with _stage("alignment of words and regions"):
         align.evaluate(run, test, out / "align", cache=cache)
     return [out / name for name in ("retrieval", "preference", "baseline", "zero-shot", "align")]
+
+
+def _recognise(run: Path, labelled: Path, out: Path) -> list[Path]:
+    """Recognise classes that no training picture shows, from a few pictures; returns the results' folders.
+
+    Fewer episodes, draws and steps than the commands' own, which take minutes each.
+    """
+    from eval.stages import few_shot, metric_learning, multi_label
+
+    novel, base, val = (labelled / name for name in ("novel", "base", "val"))
+    cache = out / "features"
+    with _stage("classes from a few pictures"):
+        few_shot.evaluate(run, novel, out / "few-shot", base=base, val=val, episodes=200, epochs=3, cache=cache)
+    with _stage("several labels from a few pictures"):
+        multi_label.evaluate(run, novel, out / "multi-label", base=base, val=val, draws=5, epochs=4, cache=cache)
+    with _stage("nearest neighbours of unseen classes"):
+        options = {"steps": 60, "seeds": (0, 1, 2), "folds": 2}
+        metric_learning.evaluate(run, novel, out / "metric-learning", base=base, cache=cache, **options)
+    return [out / name for name in ("few-shot", "multi-label", "metric-learning")]
 
 
 def _fine_tune(run: Path, data: Path, tokenizer: Path, precision: str, out: Path) -> list[Path]:
