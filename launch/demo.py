@@ -175,17 +175,23 @@ def _recognise(run: Path, labelled: Path, out: Path) -> list[Path]:
 
     Fewer episodes, draws and steps than the commands' own, which take minutes each.
     """
+    import torch
+
     from eval.stages import few_shot, metric_learning, multi_label
 
     novel, base, val = (labelled / name for name in ("novel", "base", "val"))
     cache = out / "features"
     with _stage("classes from a few pictures"):
-        few_shot.evaluate(run, novel, out / "few-shot", base=base, val=val, episodes=200, epochs=3, cache=cache)
+        few_shot.evaluate(run, novel, out / "few-shot", base=base, val=val, episodes=200, epochs=2, cache=cache)
     with _stage("several labels from a few pictures"):
         multi_label.evaluate(run, novel, out / "multi-label", base=base, val=val, draws=5, epochs=4, cache=cache)
     with _stage("nearest neighbours of unseen classes"):
-        options = {"steps": 60, "seeds": (0, 1, 2), "folds": 2}
-        metric_learning.evaluate(run, novel, out / "metric-learning", base=base, cache=cache, **options)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # its tensors are small: a second thread costs two thirds more time than none
+        metric_learning.evaluate(
+            run, novel, out / "metric-learning", base=base, steps=60, seeds=(0, 1), folds=2, cache=cache
+        )
+        torch.set_num_threads(threads)
     return [out / name for name in ("few-shot", "multi-label", "metric-learning")]
 
 
