@@ -18,6 +18,9 @@ from .charts import Bar, interval_chart, line_chart
 from .sections import WORDS, label, sections_of, tell_apart
 
 
+_SHOWN = 40  # metrics of a result that are shown at once
+
+
 @dataclass(frozen=True)
 class Tile:
     """A number that a reader wants first, with what it is compared to."""
@@ -192,8 +195,8 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(result: Result) -> dict[str, list[dict[str, str]]]:
-    """Make rows of the metrics; those of single classes, which may be hundreds, stand apart."""
-    rows: dict[str, list[dict[str, str]]] = {"metrics": [], "classes": []}
+    """Make rows of the metrics; those of single classes and what is more than a page stand apart, behind a click."""
+    rows: dict[str, list[dict[str, str]]] = {"metrics": [], "more": []}
     for metric in result.metrics:
         row = {
             "name": label(metric.name),
@@ -202,7 +205,8 @@ def _table(result: Result) -> dict[str, list[dict[str, str]]]:
             "chance": "" if metric.chance is None else _number(metric.chance, metric.unit),
             "n": f"{metric.n:,}",
         }
-        rows["classes" if "class" in metric.name.split("/")[:-1] else "metrics"].append(row)
+        of_class = "class" in metric.name.split("/")[:-1]
+        rows["more" if of_class or len(rows["metrics"]) == _SHOWN else "metrics"].append(row)
     return rows
 
 

@@ -178,6 +178,7 @@ def evaluate(
             "path": str(data),
             "name": manifests["data"].name,
             "hash": f"sha256:{manifests['data'].digest}",
+            "images": used["data"]["pictures"],
             "sets": {
                 name: {"path": str(manifest.root), "hash": f"sha256:{manifest.digest}"} | used[name]
                 for name, manifest in manifests.items()
