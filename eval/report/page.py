@@ -17,7 +17,6 @@ from pretrain.run.files import write_whole
 from .charts import Bar, interval_chart, line_chart
 from .sections import WORDS, label, sections_of, tell_apart
 
-
 _SHOWN = 40  # metrics of a result that are shown at once
 
 
