@@ -235,6 +235,7 @@ def _summarise(out: Path, report: Path, seconds: float) -> None:
     recall, ceiling = retrieval["text_to_image/R@1"], baseline["ceiling/text_to_image/R@1"]
     steps = json.loads((out / "pretrain" / "status.json").read_text())["step"]
     vqa, nlvr2, align = of("vqa"), of("nlvr2"), of("align")
+    classes, labels, neighbours = of("few-shot"), of("multi-label"), of("metric-learning")
     lines = [
         f"trained {steps} steps under accelerate launch; everything took {seconds / 60:.1f} minutes",
         f"text-to-image R@1 over {TEST} test pictures: {_interval(recall)}; re-ranked: "
@@ -245,6 +246,13 @@ def _summarise(out: Path, report: Path, seconds: float) -> None:
         f"matching prefers the true caption over a swapped one in {_interval(of('preference')['matching/accuracy'])} "
         "of pairs (chance 50)",
         f"zero-shot classification: {_interval(of('zero-shot')['top1'])}",
+        f"five new classes from one picture of each: GLIML {_interval(classes['5way-1shot/gliml/accuracy'])}, "
+        f"ProtoNet {_interval(classes['5way-1shot/proto/accuracy'])}, from their names alone "
+        f"{_interval(classes['5way-1shot/zero_shot/accuracy'])}",
+        f"several new labels from one picture of each: mAP {_interval(labels['1shot/lcm/mAP'])} by loss change, "
+        f"{_interval(labels['1shot/cross/mAP'])} by cross-interaction, {_interval(labels['1shot/zero_shot/mAP'])} by name",
+        f"nearest neighbour of a new class: {_interval(neighbours['gdfl/recall@1'])} trained, "
+        f"{_interval(neighbours['frozen_cls/recall@1'])} with the tower as it is",
         f"questions, fine-tuned: {_interval(vqa['accuracy'])}; without the picture {_interval(vqa['prior/accuracy'])}, "
         f"a difference of {_interval(vqa['above_prior/accuracy'], 'points')}",
         f"statements on two pictures, fine-tuned: {_interval(nlvr2['accuracy'])} (chance 50)",
