@@ -250,7 +250,8 @@ def _summarise(out: Path, report: Path, seconds: float) -> None:
         f"ProtoNet {_interval(classes['5way-1shot/proto/accuracy'])}, from their names alone "
         f"{_interval(classes['5way-1shot/zero_shot/accuracy'])}",
         f"several new labels from one picture of each: mAP {_interval(labels['1shot/lcm/mAP'])} by loss change, "
-        f"{_interval(labels['1shot/cross/mAP'])} by cross-interaction, {_interval(labels['1shot/zero_shot/mAP'])} by name",
+        f"{_interval(labels['1shot/cross/mAP'])} by cross-interaction, "
+        f"{_interval(labels['1shot/zero_shot/mAP'])} from their names alone",
         f"nearest neighbour of a new class: {_interval(neighbours['gdfl/recall@1'])} trained, "
         f"{_interval(neighbours['frozen_cls/recall@1'])} with the tower as it is",
         f"questions, fine-tuned: {_interval(vqa['accuracy'])}; without the picture {_interval(vqa['prior/accuracy'])}, "
