@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from pretrain.run.files import write_whole
 
@@ -60,6 +60,15 @@ class Result(BaseModel):
             if metric.name == name:
                 return metric
         raise KeyError(name)
+
+
+def check_out(out: Path | str) -> None:
+    """Refuse a folder that results cannot be written to, before the work is done; UsageError."""
+    there = next(each for each in (Path(out).absolute(), *Path(out).absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"out is {out}, and {there} is a file: choose a folder for the results")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"out is {out}, and {there} may not be written to: choose another folder for the results")
 
 
 def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:

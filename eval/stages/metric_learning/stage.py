@@ -19,7 +19,7 @@ from eval.encoders import equally_spaced, load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Result, data_flags, environment, write_result
+from eval.schema import Result, check_out, data_flags, environment, write_result
 from eval.tokens import encode_tokens
 
 from . import summary
@@ -104,6 +104,7 @@ def evaluate(
         camera ids; for features that are not finite.
     """
     _check(protocol, seeds, steps, ks, head, rerank_k)
+    check_out(out)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)

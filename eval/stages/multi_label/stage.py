@@ -18,7 +18,7 @@ from eval.encoders import load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
+from eval.schema import Metric, Result, check_out, data_flags, environment, write_result
 from eval.tokens import ImageTokens, encode_tokens
 
 from .calibration import EPISODES, calibrated
@@ -110,6 +110,7 @@ def evaluate(
         raise UsageError("patches must be 1 or more, draws 2 or more and epochs 0 or more")
     if not shot:
         raise UsageError("shot must name at least one number of support pictures")
+    check_out(out)
     encoder = load_encoder(model, precision, cache)
     if not encoder.joint:
         raise UsageError(f"{model} has no space that pictures share with texts, which every label is compared in")
