@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.augment import write_evaluation_pixels
-from data_pipeline.errors import DataError, NumericsError
+from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.loader import EvaluationBatch, evaluation_batches
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import BadSample
@@ -86,12 +86,15 @@ def encode_tokens(
     Raises
     ------
     UsageError
-        For a block that the tower has not.
+        For a block that the tower has not, a batch or a grid of nothing.
     DataError
         If there is no picture, one cannot be read, or its labels are not a list of names.
     NumericsError
         If a token is not finite in the precision it is kept in; the message names the sample.
     """
+    for option, value in {"batch_size": batch_size, "pool_grid": pool_grid}.items():
+        if value < 1:
+            raise UsageError(f"{option} must be at least 1, not {value}")
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     if total < 1:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
