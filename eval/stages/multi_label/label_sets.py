@@ -76,7 +76,7 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
     return {role: tuple(names) for role, names in lists.items()}
 
 
-def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: Path | str) -> Chosen:
+def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: str) -> Chosen:
     """Choose the pictures of a data set that show ``names`` (all its labels, sorted, by default).
 
     With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and its others are
@@ -85,7 +85,7 @@ def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep:
     Raises
     ------
     UsageError, DataError
-        For an unknown filter; for data without labels, or without those that are named.
+        For an unknown filter; for data without labels or with one alone, or without those that are named.
     """
     if keep not in ("strict", "any"):
         raise UsageError(f"filter is {keep!r}, must be strict or any")
@@ -96,6 +96,11 @@ def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep:
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(f"no picture of {where} has the label {', '.join(missing)}")
+    if len(names) < 2:
+        raise DataError(
+            f"{where} has {names[0]} as its only label, where at least two are needed: add pictures of others, or "
+            "name others in the list of labels"
+        )
     wanted = set(names)
     rows = [r for r, own in enumerate(labels) if wanted.intersection(own) and (keep == "any" or wanted.issuperset(own))]
     truth = np.array([[name in labels[row] for name in names] for row in rows], dtype=bool).reshape(-1, len(names))
