@@ -16,6 +16,7 @@ from PIL import Image
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.generate import generate
 from data_pipeline.scenes.labelled import CLASSES
+from data_pipeline.sources.label_lists import label_lists, shipped_lists
 from data_pipeline.write import write_shards
 from eval.compare import compare
 from eval.report import write_report
@@ -247,6 +248,33 @@ def test_the_shipped_lists_of_coco_are_52_12_and_16_of_its_80_labels() -> None:
     assert {role: len(names) for role, names in lists.items()} == {"base": 52, "val": 12, "data": 16}
     assert len({name for names in lists.values() for name in names}) == 80
     assert {"bicycle", "stop sign", "vase"} <= set(lists["data"]) and {"person", "teddy bear"} <= set(lists["val"])
+
+
+@pytest.mark.parametrize("name", shipped_lists())
+def test_every_shipped_list_is_read_by_its_name_with_labels_of_all_roles(name: str) -> None:
+    lists, parts = read_label_lists(name), label_lists(name)
+    assert set(lists) == {"base", "val", "data"}
+    assert sorted(lists.values()) == sorted(map(tuple, parts.values()))
+    assert lists["data"] == tuple(parts["test" if "test" in parts else "novel"])
+
+
+@pytest.mark.parametrize("split", ["test", "novel"])
+def test_roles_that_a_list_does_not_name_take_all_labels_of_their_data_set(
+    split: str, knowing_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({split: [NEW[2], NEW[0]]}))
+    options = {"labels": path, "base": labelled / "base", "methods": ["text_proto"], "shot": [1]}
+    result = run(knowing_model, labelled / "novel", tmp_path / "o", **options)
+    assert list(result.data["classes"]) == [NEW[2], NEW[0]]
+    assert set(result.data["base"]["classes"]) == set(CLASSES["base"])
+
+
+@pytest.mark.parametrize("value", [{"tset": ["a", "b"]}, {"test": ["a", "b"], "novel": ["c", "d"]}, {}])
+def test_a_list_of_lists_with_other_names_is_refused(value: dict, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps(value))
+    with pytest.raises(UsageError, match="where lists are called train or base, val, test or novel, each once"):
+        read_label_lists(tmp_path / "list.json")
 
 
 def test_a_data_set_imported_for_some_labels_is_measured_on_these(
