@@ -1,6 +1,7 @@
 """The multi-label stage: draws, label lists and filters, what a result holds, and what is refused."""
 
 import base64
+import html
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -419,6 +420,15 @@ def test_the_report_shows_methods_labels_and_chosen_patches(found: tuple[Result,
         "Average precision by label",
     ):
         assert title in page
+    for shot in (1, 2):
+        for name in ("lcm", "zero_shot", "lcm-tip_adapter_ml"):
+            metric, sign = result.metric(f"{shot}shot/{name}/mAP"), "+" if "-" in name else ""
+            for low, high in (metric.ci95, metric.intervals["pictures"]):
+                assert f"{low:{sign}.1f} to {high:{sign}.1f}" in html.unescape(page)
+        for label in (NEW[0], NEW[-1]):
+            cells = [result.metric(f"{shot}shot/{name}/class/{label}").value for name in ABOUT]
+            row = "".join(f'<td class="number">{value:.1f}</td>' for value in cells)
+            assert f"<tr><td>{label}</td>{row}</tr>" in page
     record = next(iter(read_records(out)))
     thumbnails = Thumbnails(Path(result.data["path"]), result.data["hash"])
     shown = chosen_patches(record, thumbnails)
