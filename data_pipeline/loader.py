@@ -264,7 +264,8 @@ def evaluation_batches(
 
     Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
     last among them. With `pairs` they are pairs of images. `texts` says what each must have: captions, questions, none.
-    With `boxes` an image whose annotations have a "box" [x1, y1, x2, y2] is cropped to it first. Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
+    With `boxes` an image whose annotations have a "box" [x1, y1, x2, y2] is cropped to it first.
+    Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
     kind = _kind(frames, pairs)
     manifest.check_kind(kind)

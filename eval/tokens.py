@@ -143,7 +143,7 @@ def labels_of(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
-    """Read pictures of a data set by their positions: bytes (rows, size, size, 3), cropped and squashed as encoders see them.
+    """Read pictures by their positions: bytes (rows, size, size, 3), cropped and squashed as `encode_tokens` does it.
 
     Raises DataError naming the sample that cannot be read.
     """

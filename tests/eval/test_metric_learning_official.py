@@ -35,7 +35,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("official") / "base", scenes / "train", [[f"class {i % 5}"] for i in range(20)])
+    labels = [[f"class {row % 5}"] for row in range(20)]
+    return write(tmp_path_factory.mktemp("official") / "base", scenes / "train", labels)
 
 
 def imported(words: list[str], folder: Path, split: str) -> Path:

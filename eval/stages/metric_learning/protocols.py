@@ -117,8 +117,9 @@ def task_of(
 def rules(protocol: Protocol) -> dict[str, Any]:
     """Return what a protocol leaves open and is settled here, for the result."""
     if protocol.startswith("sysu"):
-        drawn = {"gallery_shots": visible_infrared.SHOTS, "draws": visible_infrared.DRAWS, "seed": visible_infrared.SEED}
-        return {"galleries": drawn | {"drawn_by": "GLSCL: not the draws of the authors' rand_perm_cam.mat"}}
+        shots, draws, seed = visible_infrared.SHOTS, visible_infrared.DRAWS, visible_infrared.SEED
+        drawn_by = "GLSCL: not the draws of the authors' rand_perm_cam.mat"
+        return {"galleries": {"gallery_shots": shots, "draws": draws, "seed": seed, "drawn_by": drawn_by}}
     return {"queries": "cropped to their box where they have one"} if protocol == "revisited" else {}
 
 
