@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
-from pretrain.run.files import write_whole
+from pretrain.run.files import write_pieces, write_whole
 
 SCHEMA = "glscl-result/1"
 RESULT_NAME = "result.json"
@@ -72,10 +72,13 @@ def check_out(out: Path | str) -> None:
 
 
 def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all."""
+    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all.
+
+    Records are written as they come.
+    """
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records)
-    write_whole(out / SAMPLES_NAME, "".join(lines))
+    write_pieces(out / SAMPLES_NAME, lines)
     write_whole(out / RESULT_NAME, result.model_dump_json(by_alias=True, indent=2) + "\n")
 
 

@@ -72,6 +72,8 @@ def encode_tokens(
 ) -> ImageTokens:
     """Encode the first ``limit`` pictures of a data set (all by default), in the order of its shards.
 
+    A picture whose annotations have a "box" [x1, y1, x2, y2] is cropped to it: queries of Revisited Oxford and Paris.
+
     Parameters
     ----------
     encoder, manifest
@@ -88,7 +90,8 @@ def encode_tokens(
     UsageError
         For a block that the tower has not, a batch or a grid of nothing.
     DataError
-        If there is no picture, one cannot be read, or its labels are not a list of names.
+        If there is no picture, one cannot be read, its box holds nothing of it, or its labels are not a list of
+        names.
     NumericsError
         If a token is not finite in the precision it is kept in; the message names the sample.
     """
@@ -104,10 +107,12 @@ def encode_tokens(
     def compute(number: int) -> Block:
         start, stop = ranges[number]
         size = encoder.image_size
-        batches = evaluation_batches(manifest, size=size, batch_size=batch_size, start=start, limit=stop, texts="none")
+        batches = evaluation_batches(
+            manifest, size=size, batch_size=batch_size, start=start, limit=stop, texts="none", boxes=True
+        )
         return _block(encoder, list(batches), chosen, side)
 
-    data = {"data": manifest.digest, "name": manifest.name}
+    data = {"data": manifest.digest, "name": manifest.name, "boxes": True}
     wanted = [data | {"start": start, "stop": stop} for start, stop in ranges]
     model = encoder.identity() | {"layers": chosen, "pool_grid": side}
     blocks = encoded_blocks(processes(), encoder.cache, model, wanted, compute)
@@ -141,7 +146,7 @@ def labels_of(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
-    """Read pictures of a data set by their positions: bytes (rows, size, size, 3), squashed as encoders see them.
+    """Read pictures by their positions: bytes (rows, size, size, 3), cropped and squashed as `encode_tokens` does it.
 
     Raises DataError naming the sample that cannot be read.
     """
@@ -149,7 +154,7 @@ def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
     with closing(Store([manifest])) as store:
         for place, row in enumerate(rows):
             try:
-                write_evaluation_pixels(store.read(0, row, "image", "none"), pixels[place])
+                write_evaluation_pixels(store.read(0, row, "image", "none"), pixels[place], boxes=True)
             except BadSample as error:
                 raise DataError(f"sample {store.key(0, row)} cannot be evaluated: {error}") from error
     return torch.from_numpy(pixels)

@@ -27,7 +27,8 @@ from .adversary import Kind
 from .comparison import Comparison
 from .learning_data import counts, learnt_from, measured_on, refuse_shared_classes, shared_pictures
 from .methods import Head, seeded, trained_methods
-from .protocols import PROTOCOLS, Protocol
+from .probes import MOST_CLASSES
+from .protocols import PROTOCOLS, Protocol, rules
 from .scores import metrics
 from .selection import choose
 from .training import Settings
@@ -163,6 +164,7 @@ def evaluate(
         protocol={
             "name": "zero-shot metric learning",
             "protocol": protocol,
+            **rules(protocol),
             "summary": summary.summary(computed),
             "head": head,
             "layers": list(chosen),
@@ -172,6 +174,7 @@ def evaluate(
             "training": asdict(selection.chosen),
             "selection": {"folds": folds, "by": "MAP@R on held-out training classes", "tried": selection.table},
             "seeds": list(seeds),
+            "probed_classes": min(MOST_CLASSES, used["base"]["classes"]),
             "precision": precision,
             "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
         },
