@@ -15,6 +15,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.store import Store
 from data_pipeline.write import write_shards
+from eval.__main__ import main as run_stage
 from eval.report import write_report
 from eval.schema import Metric, Result, read_records
 from eval.stages.metric_learning import evaluate, metrics
@@ -204,16 +205,63 @@ def test_one_picture_per_class_and_missing_labels_are_refused(
         ({"protocol": "query-gallery"}, "--query"),
         ({"head": "resnet"}, "head is 'resnet'"),
         ({"head": "parts"}, "--parts"),
+        ({"loss": "hinge"}, "loss is 'hinge'"),
+        ({"adversary": "dann"}, "adversary is 'dann'"),
         ({"seeds": ()}, "seeds"),
-        ({"layers": (9,)}, "9"),
+        ({"seeds": (0, 0)}, "seeds"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": (2**32,)}, "seeds"),
+        ({"lam": float("nan")}, "lam"),
+        ({"lam": float("inf")}, "lam"),
+        ({"lam": -0.1}, "lam"),
+        ({"layers": (1, 1)}, "layers"),
+        ({"layers": (0, 1)}, "layers"),
+        ({"folds": 1}, "folds is 1, must be 2 or more"),
+        ({"clusterings": -1}, "clusterings is -1"),
+        ({"rerank_k": -1}, "rerank_k is -1"),
+        ({"parts": -1}, "parts is -1"),
+        *(({name: 0}, f"{name} is 0") for name in ("per_layer_dim", "embed_dim", "pool_grid", "batch_size", "steps")),
         ({"ks": (2, 4)}, "ks"),
     ],
 )
-def test_wrong_options_are_refused(
+def test_wrong_options_are_refused_before_anything_is_opened(
+    option: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = tmp_path / "nothing"
+    with pytest.raises(UsageError, match=message):
+        evaluate(nothing, nothing, tmp_path, base=nothing, **QUICK | option)
+    paths = dict.fromkeys(("model", "data", "base", "out"), str(nothing))
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in (QUICK | option).items()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(paths | values))
+    assert run_stage(["metric-learning", str(tmp_path / "recipe.yaml")]) == UsageError.exit_code
+    assert next(iter(option)) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "message"), [({"layers": (9,)}, "9"), ({"parts": 5}, "into 5 parts")])
+def test_options_that_the_tower_cannot_follow_are_refused(
     option: dict[str, Any], message: str, knowing_model: Path, base: Path, novel: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(knowing_model, novel, tmp_path, base=base, **QUICK | option)
+
+
+def test_data_that_cannot_work_are_refused_before_a_model_is_opened(
+    base: Path, novel: Path, gallery: Path, tmp_path: Path
+) -> None:
+    nothing = tmp_path / "nothing"
+
+    def refuse(message: str, data: Path = novel, **more: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            evaluate(nothing, data, tmp_path / "out", **{"base": base} | QUICK | more)
+
+    refuse("5 classes to learn from cannot be divided into 3 folds", folds=3)
+    refuse("first 3 that --limit takes", limit=3)
+    refuse("share the classes 'class 0'", write(tmp_path / "both", gallery, [["class 0"]] * 9))
+    others = write(tmp_path / "others", gallery, [["stranger"]] * 3)
+    refuse("no query has a right picture", query=others, protocol="query-gallery")
+    # Four classes of which two have a second picture: both may be held out together.
+    rare = write(tmp_path / "rare", gallery, [[f"class {row % 4}"] for row in (0, 1, 2, 3, 0, 1)])
+    refuse("two pictures", base=rare)
 
 
 def test_the_command_prints_every_method_and_the_report_shows_them(
