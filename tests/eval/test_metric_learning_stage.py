@@ -16,12 +16,18 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.store import Store
 from data_pipeline.write import write_shards
 from eval.__main__ import main as run_stage
+from eval.compare import compare
+from eval.compare import table as compared_table
 from eval.report import write_report
 from eval.schema import Metric, Result, read_records
 from eval.stages.metric_learning import evaluate, metrics
+from eval.stages.metric_learning.local_reranking import unmoved
 from eval.stages.metric_learning.summary import flags, summary, table
 from eval.verify import verify
 from launch.cli import main
+from pretrain.model import GLSCLModel
+
+from .conftest import save_model
 
 QUICK: dict[str, Any] = {"steps": 4, "seeds": (0, 1), "folds": 2, "clusterings": 2, "embed_dim": 16, "per_layer_dim": 8}
 
@@ -86,6 +92,7 @@ def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(done: t
             assert ("seeds" in metric.intervals) == (not method.startswith("frozen"))
     assert result.metric("gdfl/left_out").value == 1
     assert {"gdfl/nmi", "gdfl/ami", "frozen_cls/nmi"} <= {metric.name for metric in result.metrics}
+    assert "heads" in result.model and result.model["heads"]["training"]["stop"] <= QUICK["steps"]
     assert result.protocol["selection"]["folds"] == 2 and result.data["sets"]["base"]["left_out"] == 2
 
 
@@ -112,6 +119,40 @@ def test_two_runs_give_the_same_lines(
 ) -> None:
     evaluate(knowing_model, novel, tmp_path, base=base, rerank_k=5, parts=2, **QUICK)
     assert (tmp_path / "samples.jsonl").read_bytes() == (done[0] / "samples.jsonl").read_bytes()
+
+
+def test_two_models_are_compared_by_query_and_class(
+    done: tuple[Path, Result], knowing_model: Path, tokenizer: Path, base: Path, novel: Path, tmp_path: Path
+) -> None:
+    model = GLSCLModel.from_pretrained(knowing_model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    other = save_model(model, tokenizer, tmp_path / "other")
+    evaluate(other, novel, tmp_path / "out", base=base, rerank_k=5, parts=2, **QUICK)
+    found = compare(done[0], tmp_path / "out")
+    differences = {each.name: each for each in found.differences}
+    for name in ("frozen_cls/map", "gdfl/recall@1", "gdfl/above/frozen_cls/recall@1", "leakage/gdfl/linear"):
+        one = differences[name]
+        assert one.difference == pytest.approx(one.b - one.a) and one.ci95[0] <= one.difference <= one.ci95[1]
+    assert differences["frozen_cls/map"].pictures == 3 and differences["leakage/gdfl/linear"].pictures == 5
+    assert differences["frozen_cls/map"].difference != 0
+    assert found.resampled == "classes" and "gdfl/nmi" in found.left_out and not found.only_in_one
+    assert "classes resampled" in compared_table(found)
+
+
+def test_reranking_that_changed_nothing_is_flagged() -> None:
+    lines = [
+        {"kind": "query", "method": method, "seed": 0, "query": str(row), "setting": "", "top": [[key, 0.5, True]]}
+        for method, key in (("gdfl", "a"), ("gdfl_reranked", "a"))
+        for row in range(7)
+    ]
+    few = "gdfl_reranked: 0 of 7 rankings changed: the grid has too few patches (9, and 10 mutual matches are needed)"
+    assert unmoved(lines, (3, 3)) == [few]
+    assert "no two pictures have 10 mutual matches" in unmoved(lines, (6, 6))[0]
+    lines[-1] = {**lines[-1], "top": [["b", 0.5, True]]}
+    assert unmoved(lines, (6, 6)) == []
 
 
 def two_methods(head: float, frozen: float) -> list[Metric]:
@@ -141,8 +182,8 @@ def test_the_flag_of_a_result_stands_first_and_its_table_begins_with_the_verdict
         result.metric(f"frozen_{name}/recall@1").value for name in ("cls", "mean_patch", "proj", "parts")
     )
     assert result.flags[0].startswith("below_frozen") == below
-    assert table(result).splitlines()[0] == result.protocol["summary"]
-    assert ("BELOW" in result.protocol["summary"]) == below
+    assert table(result).splitlines()[0] == result.model["heads"]["summary"]
+    assert ("BELOW" in result.model["heads"]["summary"]) == below
 
 
 @pytest.mark.parametrize("head", ["dolg", "vitgal", "parts"])

@@ -35,6 +35,7 @@ from .learning_data import (
     refuse_unmeasurable,
     shared_pictures,
 )
+from .local_reranking import unmoved
 from .methods import Head, seeded, trained_methods
 from .options import check_options
 from .parts import refuse_parts
@@ -176,14 +177,20 @@ def evaluate(
         protocol={
             "name": "zero-shot metric learning",
             "protocol": protocol,
-            "summary": summary.summary(computed),
             "head": head,
-            "layers": list(chosen),
+            "loss": loss,
+            "adversary": adversary,
+            "lam": "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS) if lam is None else lam,
+            "layers": "equally spaced" if layers is None else list(layers),
+            "pool_grid": pool_grid,
+            "embed_dim": embed_dim,
+            "per_layer_dim": per_layer_dim,
+            "steps": steps,
             "parts": parts,
             "rerank_k": rerank_k,
             "tower": "frozen",
-            "training": asdict(selection.chosen),
-            "selection": {"folds": folds, "by": "MAP@R on held-out training classes", "tried": selection.table},
+            "selection": {"folds": folds, "by": "MAP@R of the head on held-out training classes"},
+            "ablations": "last_layer_only and no_attention train with the weight and the step chosen for the head",
             "seeds": list(seeds),
             "precision": precision,
             "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
@@ -199,10 +206,19 @@ def evaluate(
             },
             "overlap": known,
         },
-        model=encoder.description,
+        model=encoder.description
+        | {
+            "heads": {
+                "summary": summary.summary(computed),
+                "layers": list(chosen),
+                "training": asdict(selection.chosen),
+                "tried": selection.table,
+            }
+        },
         environment=environment(state.num_processes, str(encoder.device)),
         metrics=computed,
         flags=summary.flags(computed)
+        + unmoved(lines, tokens["data"].grid)
         + shared_pictures(learnt, measured.values())
         + overlap_flags(known)
         + data_flags(manifests["data"]),
