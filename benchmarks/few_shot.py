@@ -15,6 +15,7 @@ from eval.stages.few_shot.baselines import Method, Proto
 from eval.stages.few_shot.cpea import CPEAHead
 from eval.stages.few_shot.episode_tokens import EpisodeTokens
 from eval.stages.few_shot.gliml import GLIMLHead
+from eval.stages.few_shot.recognise import DISTANCES
 
 WIDTH, PATCHES, WAY, QUERIES = 768, 49, 5, 75
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,19 +41,11 @@ def pictures(episodes: int, count: int) -> EpisodeTokens:
     return EpisodeTokens(cls.to(DEVICE), patch.to(DEVICE))
 
 
-def distance_flops(left: torch.Size, right: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
-    """Torch counts none for distances; as a product they are this many."""
-    return 2 * out_shape.numel() * left[-1]
-
-
 def recognise(method: Method, support: EpisodeTokens, query: EpisodeTokens, shot: int) -> None:
     """Score the queries of all episodes."""
     method.logits(support, torch.arange(WAY, device=DEVICE).repeat_interleave(shot), query, WAY)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-
-
-DISTANCES = {torch.ops.aten._cdist_forward: distance_flops, torch.ops.aten._euclidean_dist: distance_flops}
 
 
 @torch.inference_mode()

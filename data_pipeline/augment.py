@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.errors import UsageError
 from data_pipeline.frames import random_frames, uniform_frames
-from data_pipeline.sample import Sample
+from data_pipeline.sample import BadSample, Sample
 
 ATTEMPTS = 10
 # Below this reduction two neighbouring pixels are enough; above it INTER_LINEAR skips pixels and aliases.
@@ -105,10 +106,13 @@ def write_training_pixels(sample: Sample, random: np.random.Generator, config: A
             write_training_view(data, random, config, view)
 
 
-def write_evaluation_pixels(sample: Sample, out: Pixels) -> None:
-    """Write a sample as it is evaluated; shapes and errors as of `write_training_pixels`."""
+def write_evaluation_pixels(sample: Sample, out: Pixels, *, boxes: bool = False) -> None:
+    """Write a sample as it is evaluated; shapes and errors as of `write_training_pixels`.
+
+    With `boxes` an image whose annotations have a "box" is cropped to it.
+    """
     if out.ndim == 3:
-        write_evaluation_view(sample.media, out)
+        write_evaluation_view(sample.media, out, sample.annotations.get("box") if boxes else None)
     elif sample.second is None:
         write_evaluation_clip(sample.media, out)
     else:
@@ -116,13 +120,30 @@ def write_evaluation_pixels(sample: Sample, out: Pixels) -> None:
             write_evaluation_view(data, view)
 
 
-def write_evaluation_view(data: bytes, out: Pixels) -> None:
+def write_evaluation_view(data: bytes, out: Pixels, box: Any = None) -> None:
     """Write the whole image, squashed to `out`, uint8 (size, size, 3), by antialiased bicubic interpolation.
 
-    Pillow does it, as in transformers' CLIPImageProcessor, so that exported processors give the same pixels. Raises
-    BadSample when the image is too large or cannot be decoded.
+    Pillow does it, as in transformers' CLIPImageProcessor, so that exported processors give the same pixels. With a box
+    only what is inside is written. Raises BadSample when the image is too large or cannot be decoded, or for the box.
     """
-    _squash_into(decode(open_image(data)), out)
+    pixels = decode(open_image(data))
+    _squash_into(pixels if box is None else cropped(pixels, box), out)
+
+
+def cropped(pixels: Pixels, box: Any) -> Pixels:
+    """Cut out a box of a sample's annotations, [x1, y1, x2, y2] in pixels, rounded and clipped to the picture.
+
+    Raises BadSample where it is no box or nothing of the picture is inside.
+    """
+    numbers = box if isinstance(box, list) and len(box) == 4 else []
+    if not numbers or not all(type(side) in (int, float) and math.isfinite(side) for side in numbers):
+        raise BadSample("bad-json", f'"box" must be [x1, y1, x2, y2] in pixels, not {box!r}')
+    left, top, right, bottom = (max(round(side), 0) for side in numbers)
+    inside = pixels[top:bottom, left:right]
+    if not inside.size:
+        high, wide = pixels.shape[:2]
+        raise BadSample("bad-json", f"the box {box} holds no pixel of the picture, which has {wide} x {high}")
+    return inside
 
 
 def write_evaluation_clip(data: bytes, out: Pixels) -> None:

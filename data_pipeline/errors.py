@@ -1,5 +1,11 @@
 """Errors made for the person at the keyboard: one line that names the culprit, and the exit code of the command."""
 
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
 
 class UserError(Exception):
     """Base of every error that a command prints as one line instead of a traceback."""
@@ -29,3 +35,30 @@ class IncompleteError(UserError):
     """The work is not finished but can be resumed."""
 
     exit_code = 5
+
+
+def report(error: UserError | OSError, program: str) -> int:
+    """Print an error as one line on stderr; return the exit code of the process, 141 where nobody reads stdout.
+
+    An OSError that is not the system's is raised again: it is a library's own, whose traceback is needed.
+    """
+    if isinstance(error, UserError):
+        return fail(str(error), error.exit_code, program)
+    if error.errno is None:
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout itself is what failed; Python would complain once more when it flushes it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
+        return 141
+    where = f"{error.filename}: " if error.filename is not None else ""
+    kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
+    advice = ": make room and run the same command again" if kind is IncompleteError else ""
+    return fail(f"{where}{error.strerror}{advice}", kind.exit_code, program)
+
+
+def fail(message: str, exit_code: int, program: str) -> int:
+    """Print a message as one line on stderr, and return the exit code."""
+    print(f"{program}: error:", " ".join(message.split()), file=sys.stderr)
+    return exit_code

@@ -258,11 +258,13 @@ def evaluation_batches(
     frames: int | None = None,
     pairs: bool = False,
     texts: Texts = "captions",
+    boxes: bool = False,
 ) -> Iterator[EvaluationBatch]:
     """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
 
     Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
     last among them. With `pairs` they are pairs of images. `texts` says what each must have: captions, questions, none.
+    With `boxes` an image whose annotations have a "box" [x1, y1, x2, y2] is cropped to it first.
     Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
     """
     kind = _kind(frames, pairs)
@@ -279,7 +281,7 @@ def evaluation_batches(
             for row, index in enumerate(indices):
                 try:
                     samples.append(store.read(0, index, kind, texts))
-                    write_evaluation_pixels(samples[-1], pixels[row])
+                    write_evaluation_pixels(samples[-1], pixels[row], boxes=boxes)
                 except BadSample as error:
                     raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
             yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, validate_call
 
-from data_pipeline.errors import UsageError, UserError
+from data_pipeline.errors import UsageError, UserError, report
 from eval import stages
 from pretrain.config_file import apply_overrides
 
@@ -36,14 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage, path, *overrides = arguments
         evaluate = import_module(STAGES[stage]).evaluate
         result = _call(evaluate, _values(Path(path), overrides), path)
-    except UserError as error:
-        print("eval: error:", " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
-    from accelerate import PartialState
+        from accelerate import PartialState
 
-    if PartialState().is_main_process:
-        print(json.dumps(result.model_dump(mode="json", by_alias=True)))
-    return 0
+        if PartialState().is_main_process:
+            print(json.dumps(result.model_dump(mode="json", by_alias=True)), flush=True)
+        return 0
+    except (UserError, OSError) as error:
+        return report(error, "eval")
 
 
 def _values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -30,10 +30,3 @@ def kmeans_clusters(embeddings: Any, classes: int, *, seeds: int = 5) -> NDArray
 def mutual_information(labels: Sequence[Any], clusters: Sequence[Any]) -> tuple[float, float]:
     """Return NMI (arithmetic mean of the entropies) and AMI of labels and clusters, both (items,); 1 if they agree."""
     return float(normalized_mutual_info_score(labels, clusters)), float(adjusted_mutual_info_score(labels, clusters))
-
-
-def kmeans_nmi(embeddings: Any, labels: Sequence[Any], *, seeds: int = 5) -> dict[str, float]:
-    """Return mean and standard deviation over seeds: `nmi`, `nmi_std`, `ami`, `ami_std`; k = the number of classes."""
-    runs = kmeans_clusters(embeddings, len(set(labels)), seeds=seeds)
-    nmi, ami = np.array([mutual_information(labels, run) for run in runs]).T
-    return {"nmi": nmi.mean(), "nmi_std": nmi.std(), "ami": ami.mean(), "ami_std": ami.std()}

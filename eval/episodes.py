@@ -254,8 +254,13 @@ def _parsed(path: Path, content: Any, keys: Sequence[str]) -> tuple[list[Episode
     listed = []
     for number, entry in enumerate(content["episodes"]):
         classes = tuple(str(name) for name in entry["classes"])
+        if len(classes) < 2:
+            raise ValueError(f"episode {number} has {len(classes)} classes, an episode needs at least two")
+        places = [one for part in ("support", "query") for several in entry[part] for one in several]
+        if any(type(one) is not int or not 0 <= one < len(pictures) for one in places):  # true is an int, 1.0 equals 1
+            raise ValueError(f"episode {number} must name pictures by whole numbers from 0 to {len(pictures) - 1}")
         parts = [np.array(entry[part], dtype=np.int64) for part in ("support", "query")]  # ValueError if uneven
-        if any(part.ndim != 2 or len(part) != len(classes) or not part.size or part.min() < 0 for part in parts):
+        if any(part.ndim != 2 or len(part) != len(classes) or not part.size for part in parts):
             raise ValueError(f"episode {number} must list pictures of each of its {len(classes)} classes")
         forms.add((len(classes), parts[0].shape[1], parts[1].shape[1]))
         named = np.concatenate(parts, axis=1)

@@ -70,7 +70,8 @@ def predict(pictures: Sequence[Path | str], support: Path | str, model: Path | s
     encoder = load_encoder(model)
     files = [file for several in examples.values() for file in several]
     own = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(several) for several in examples.values()]))
-    shown, asked = (_encoded(encoder, some) for some in (files, [Path(picture) for picture in pictures]))
+    # First the pictures, which may be mistyped: there may be many examples to encode.
+    asked, shown = (_encoded(encoder, some) for some in ([Path(picture) for picture in pictures], files))
     patches, width = shown.patch.shape[1:]
     methods: dict[str, Method] = {"proto": Proto(), "gliml_untrained": GLIMLHead(width, patches)}
     tables = {name: each.logits(shown, own, asked, len(examples)).softmax(dim=-1) for name, each in methods.items()}

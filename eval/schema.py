@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
-from pretrain.run.files import write_whole
+from pretrain.run.files import write_pieces, write_whole
 
 SCHEMA = "glscl-result/1"
 RESULT_NAME = "result.json"
@@ -62,11 +62,23 @@ class Result(BaseModel):
         raise KeyError(name)
 
 
+def check_out(out: Path | str) -> None:
+    """Refuse a folder that results cannot be written to, before the work is done; UsageError."""
+    there = next(each for each in (Path(out).absolute(), *Path(out).absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"out is {out}, and {there} is a file: choose a folder for the results")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"out is {out}, and {there} may not be written to: choose another folder for the results")
+
+
 def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all."""
+    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all.
+
+    Records are written as they come.
+    """
     out.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records)
-    write_whole(out / SAMPLES_NAME, "".join(lines))
+    write_pieces(out / SAMPLES_NAME, lines)
     write_whole(out / RESULT_NAME, result.model_dump_json(by_alias=True, indent=2) + "\n")
 
 

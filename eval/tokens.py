@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipeline.augment import write_evaluation_pixels
-from data_pipeline.errors import DataError, NumericsError
+from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.loader import EvaluationBatch, evaluation_batches
 from data_pipeline.manifest import Manifest
 from data_pipeline.sample import BadSample
@@ -72,6 +72,8 @@ def encode_tokens(
 ) -> ImageTokens:
     """Encode the first ``limit`` pictures of a data set (all by default), in the order of its shards.
 
+    A picture whose annotations have a "box" [x1, y1, x2, y2] is cropped to it: queries of Revisited Oxford and Paris.
+
     Parameters
     ----------
     encoder, manifest
@@ -86,12 +88,16 @@ def encode_tokens(
     Raises
     ------
     UsageError
-        For a block that the tower has not.
+        For a block that the tower has not, a batch or a grid of nothing.
     DataError
-        If there is no picture, one cannot be read, or its labels are not a list of names.
+        If there is no picture, one cannot be read, its box holds nothing of it, or its labels are not a list of
+        names.
     NumericsError
         If a token is not finite in the precision it is kept in; the message names the sample.
     """
+    for option, value in {"batch_size": batch_size, "pool_grid": pool_grid}.items():
+        if value < 1:
+            raise UsageError(f"{option} must be at least 1, not {value}")
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     if total < 1:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
@@ -101,10 +107,12 @@ def encode_tokens(
     def compute(number: int) -> Block:
         start, stop = ranges[number]
         size = encoder.image_size
-        batches = evaluation_batches(manifest, size=size, batch_size=batch_size, start=start, limit=stop, texts="none")
+        batches = evaluation_batches(
+            manifest, size=size, batch_size=batch_size, start=start, limit=stop, texts="none", boxes=True
+        )
         return _block(encoder, list(batches), chosen, side)
 
-    data = {"data": manifest.digest, "name": manifest.name}
+    data = {"data": manifest.digest, "name": manifest.name, "boxes": True}
     wanted = [data | {"start": start, "stop": stop} for start, stop in ranges]
     model = encoder.identity() | {"layers": chosen, "pool_grid": side}
     blocks = encoded_blocks(processes(), encoder.cache, model, wanted, compute)
@@ -138,7 +146,7 @@ def labels_of(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
-    """Read pictures of a data set by their positions: bytes (rows, size, size, 3), squashed as encoders see them.
+    """Read pictures by their positions: bytes (rows, size, size, 3), cropped and squashed as `encode_tokens` does it.
 
     Raises DataError naming the sample that cannot be read.
     """
@@ -146,7 +154,7 @@ def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
     with closing(Store([manifest])) as store:
         for place, row in enumerate(rows):
             try:
-                write_evaluation_pixels(store.read(0, row, "image", "none"), pixels[place])
+                write_evaluation_pixels(store.read(0, row, "image", "none"), pixels[place], boxes=True)
             except BadSample as error:
                 raise DataError(f"sample {store.key(0, row)} cannot be evaluated: {error}") from error
     return torch.from_numpy(pixels)

@@ -7,16 +7,14 @@ stderr, and with `--json` one line of JSON last on stdout. Imports that take tim
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError, IncompleteError, UsageError, UserError
+from data_pipeline.errors import DataError, UsageError, UserError, fail, report
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
 from launch.evaluation import add_compare, add_eval, add_explain, add_report
@@ -42,32 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(result[0]) if arguments.json else result[1])
         sys.stdout.flush()
         return 0
-    except UserError as error:
-        return _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno is None:  # not the system's: a library's own error, whose traceback is needed
-            raise
-        return _fail_on_system(error)
+    except (UserError, OSError) as error:
+        return report(error, "glscl")
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-
-
-def _fail_on_system(error: OSError) -> int:
-    try:
-        sys.stdout.flush()
-    except OSError:  # stdout itself is what failed; Python would complain once more when it flushes it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
-        return 141
-    where = f"{error.filename}: " if error.filename is not None else ""
-    kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
-    advice = ": make room and run the same command again" if kind is IncompleteError else ""
-    return _fail(f"{where}{error.strerror}{advice}", kind.exit_code)
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print("glscl: error:", " ".join(message.split()), file=sys.stderr)
-    return exit_code
+        return fail("interrupted", 130, "glscl")
 
 
 # The commands, in the order of `glscl --help`. ------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def add_few_shot(commands: Any) -> None:
     few_shot = add_command(
         commands,
         "few-shot",
-        partial(evaluation, "few-shot"),
+        partial(_tabled, "few-shot"),
         "recognition of new classes from one or a few pictures of each: GLIML and its baselines on the same episodes",
         "glscl eval few-shot --model runs/demo --data data/labelled/novel --base data/labelled/base "
         "--val data/labelled/val --out runs/demo/few-shot",
@@ -99,7 +99,7 @@ def add_multi_label(commands: Any) -> None:
     multi_label = add_command(
         commands,
         "multi-label",
-        partial(evaluation, "multi-label"),
+        _multi_label,
         "which of some new labels pictures have, from one or a few pictures of each: patches chosen by what the loss "
         "loses without them, and baselines on the same draws",
         "glscl eval multi-label --model runs/demo --data data/labelled/novel --base data/labelled/base "
@@ -146,12 +146,20 @@ def add_multi_label(commands: Any) -> None:
     )
 
 
+def _multi_label(arguments: argparse.Namespace) -> CommandResult:
+    from eval.schema import Result
+    from eval.stages.multi_label.summary import table
+
+    found, path = evaluation("multi-label", arguments)
+    return found, f"{table(Result.model_validate(found))}\n{path}"
+
+
 def add_metric_learning(commands: Any) -> None:
     """Add `metric-learning`."""
     metric = add_command(
         commands,
         "metric-learning",
-        _metric_learning,
+        partial(_tabled, "metric-learning"),
         "retrieval of pictures of classes never learnt from: a trained head beside the frozen tower and ablations",
         "glscl eval metric-learning --model runs/demo --base data/labelled/base --data data/labelled/novel "
         "--out runs/demo/metric-learning",
@@ -203,9 +211,12 @@ def add_metric_learning(commands: Any) -> None:
     )
 
 
-def _metric_learning(arguments: argparse.Namespace) -> CommandResult:
-    from eval.schema import Result
-    from eval.stages.metric_learning.summary import table
+def _tabled(stage: str, arguments: argparse.Namespace) -> CommandResult:
+    from importlib import import_module
 
-    found, path = evaluation("metric-learning", arguments)
-    return found, f"{table(Result.model_validate(found))}\n{path}"
+    from eval.__main__ import STAGES
+    from eval.schema import Result
+
+    found, path = evaluation(stage, arguments)
+    table = import_module(f"{STAGES[stage]}.summary").table(Result.model_validate(found))
+    return found, f"{table}\n{path}"

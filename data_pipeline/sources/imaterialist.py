@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.sample import IMAGE_EXTENSIONS
 from data_pipeline.sources.class_names import labels_of, read_names
 from data_pipeline.sources.entries import Entry, file_in, key_of
 from data_pipeline.sources.label_lists import keep_labelled
 from data_pipeline.sources.official import check_folder, read_json, read_table, reading, source_of
-
-_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 def read(
@@ -49,7 +48,7 @@ def read(
 
 
 def _entry(image: str, labels: list[str], pictures: Path) -> Entry:
-    file = file_in(pictures, *(f"{image}.{extension}" for extension in _EXTENSIONS))
+    file = file_in(pictures, *(f"{image}.{extension}" for extension in IMAGE_EXTENSIONS))
     return Entry(key_of(image.zfill(7)), (file,), {"labels": labels, "image_id": image})
 
 

@@ -26,6 +26,11 @@ def hash_split(labels: Iterable[str]) -> dict[str, list[str]]:
     return {"base": ordered[:base], "val": ordered[base:val], "novel": ordered[val:]}
 
 
+def shipped_lists() -> list[str]:
+    """Return the names of the lists in `label_splits/`."""
+    return sorted(file.stem for file in _FOLDER.glob("*.json"))
+
+
 def label_lists(name: str) -> dict[str, list[str]]:
     """Return the lists of `label_splits/NAME.json` by the name of their part; no label stands in two of them."""
     return dict(read_json(_FOLDER / f"{name}.json"))

@@ -32,15 +32,18 @@ def metric_learning(records: list[dict[str, Any]], result: Result, pictures: Thu
     query = result.data["sets"].get("query")
     asked = pictures if query is None else Thumbnails(Path(query["path"]), query["hash"])
     lines = [line for line in records if line["kind"] == "query" and line["method"] == head and "values" in line]
-    lines = [line for line in lines if line["seed"] == lines[0]["seed"]]
+    setup = headline.rpartition("/")[0]  # without one, every query stands in every drawn gallery: the first is shown
+    setting = setup or lines[0]["setting"]
+    lines = [line for line in lines if line["seed"] == lines[0]["seed"] and line["setting"] == setting]
     right = [line for line in lines if line["top"] and line["top"][0][2]]
     wrong = [line for line in lines if line["top"] and not line["top"][0][2]]
     return {
         "summary": heads["summary"],
         "chart": interval_chart(headline, [_bar(metric, metric.name.partition("/")[0]) for metric in rows]),
+        "setting": f"setup {setup}" if setup else f"drawn gallery {setting}" if setting else "",
         "groups": [
             {"title": title, "queries": [_query(line, asked, pictures) for line in _some(several)]}
-            for title, several in (("the first is of the query's class", right), ("the first is of another", wrong))
+            for title, several in (("the first is right", right), ("the first is wrong", wrong))
             if several
         ],
         "looked": _looked([line for line in records if line["kind"] == "attention"], pictures),

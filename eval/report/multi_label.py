@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import decode, open_image
-from eval.schema import Result
+from eval.schema import Metric, Result
+from eval.stages.multi_label.methods import OWN
+from eval.stages.multi_label.summary import differences, interval, means
 
 from .charts import Bar, interval_chart
 from .gallery import Thumbnails
@@ -36,21 +38,44 @@ class ChosenPatches:
 
 
 def multi_label(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
-    """Draw mAP of every method by number of support pictures, average precision by label, and chosen patches."""
-    charts = []
-    for shot in dict.fromkeys(record["shot"] for record in records):
-        methods = [metric for metric in result.metrics if _is_map(metric.name, f"{shot}shot")]
-        bars = [Bar(metric.name.split("/")[1], metric.value, metric.ci95, _is_ours(metric.name)) for metric in methods]
-        if methods and methods[0].chance is not None:
-            bars.append(Bar("guessing", methods[0].chance, None, False))
-        charts.append(interval_chart(f"mAP from {shot} support picture{'s' * (shot > 1)} of each label", bars))
-        prefix = f"{shot}shot/lcm/class/"
-        labels = [metric for metric in result.metrics if metric.name.startswith(prefix)]
-        if labels:
-            bars = [Bar(metric.name.removeprefix(prefix), metric.value, metric.ci95, True) for metric in labels]
-            charts.append(interval_chart(f"Average precision by label, lcm, {shot}-shot", bars))
+    """Lay out methods, differences and labels by number of support pictures, and draw patches that labels chose."""
     shown = next((record for record in records if record.get("chosen")), None)
-    return {"charts": charts, "chosen": [] if shown is None else chosen_patches(shown, thumbnails)}
+    shots = [_shot(result, shot) for shot in result.protocol["shot"]]
+    return {"shots": shots, "chosen": [] if shown is None else chosen_patches(shown, thumbnails)}
+
+
+def _shot(result: Result, shot: int) -> dict[str, Any]:
+    """Return a chart and a table of the methods, their differences, and average precision (labels x methods)."""
+    found, above = means(result, shot), differences(result, shot)
+    bars = [Bar(name, metric.value, metric.ci95, name in OWN) for name, metric in found.items()]
+    chance = next(iter(found.values())).chance
+    if chance is not None:
+        bars.append(Bar("guessing", chance, None, False))
+    title = f"mAP from {shot} support picture{'s' * (shot > 1)} of each label"
+    values = {metric.name: metric.value for metric in result.metrics}
+    by_label = [
+        (label, [values.get(f"{shot}shot/{name}/class/{label}") for name in found]) for label in result.data["classes"]
+    ]
+    return {
+        "shot": shot,
+        "chart": interval_chart(title, bars),
+        "methods": [_row(name, metric, ".1f") for name, metric in found.items()],
+        "others": list(dict.fromkeys(other for _, other in above)),
+        "above": {
+            own: [_row(other, metric, "+.1f") for (first, other), metric in above.items() if first == own]
+            for own in dict.fromkeys(own for own, _ in above)
+        },
+        "by_label": [(label, row) for label, row in by_label if any(value is not None for value in row)],
+    }
+
+
+def _row(name: str, metric: Metric, form: str) -> dict[str, str]:
+    return {
+        "name": name,
+        "value": f"{metric.value:{form}}",
+        "draws": interval(metric.ci95, form),
+        "pictures": interval(metric.intervals.get("pictures"), form),
+    }
 
 
 def chosen_patches(record: dict[str, Any], thumbnails: Thumbnails) -> list[ChosenPatches]:
@@ -75,15 +100,6 @@ def chosen_patches(record: dict[str, Any], thumbnails: Thumbnails) -> list[Chose
         if len(found) >= PICTURES:
             break
     return found[:PICTURES]
-
-
-def _is_map(name: str, shot: str) -> bool:
-    first, method, *rest = name.split("/")
-    return first == shot and rest == ["mAP"] and "-" not in method
-
-
-def _is_ours(name: str) -> bool:
-    return name.split("/")[1] in ("lcm", "lcm_exact", "lcm_source", "cross")
 
 
 def _lit(picture: Image.Image, patches: Sequence[int], grid: Sequence[int]) -> str:

@@ -125,14 +125,76 @@ def test_the_result_says_what_was_measured_on_what(out: Path, splits: dict[str, 
     assert len(result.data["split"]) == 71 and any(flag.startswith("overlap: unknown") for flag in result.flags)
     assert any("is not above" in flag for flag in result.flags)
     heads = result.model["heads"]
+    assert heads["3way-1shot/gliml_untrained"]["parameters"] == 0
+    # As many operations as products have: for the mean of 3 pictures for 3 classes too, beside 12 queries.
+    nearest, proto = (heads[f"3way-1shot/{name}"]["flops_per_episode"] for name in ("nearest_neighbour", "proto"))
+    assert proto == nearest * (1 + 3 / 12)
     assert heads["3way-1shot/gliml"]["parameters"] > 0 == heads["3way-1shot/proto"]["parameters"]
     assert heads["3way-1shot/gliml"]["flops_per_episode"] > heads["3way-1shot/proto"]["flops_per_episode"] > 0
     assert {"alpha", "beta", "validation_accuracy"} <= set(heads["3way-3shot/tip_adapter"])
     assert heads["3way-1shot/simpleshot"]["centre"] == "base"
     assert len(heads["3way-1shot/cpea"]["training"]) == 2
+    assert "lam" not in heads["3way-1shot/gliml"] and "lam" not in heads["3way-1shot/gliml"]["training"][0]
     shown = next(read_records(out))
     assert len(shown["support_pictures"]) == 3 and len(shown["query_pictures"]) == 12
     assert np.allclose(np.sum(shown["weights"], axis=1), 1, atol=1e-3) and len(shown["weights"]) == 3 + 12
+
+
+def test_gliml_is_compared_with_every_baseline_and_flagged_by_the_open_world(out: Path) -> None:
+    result = read_result(out)
+    baselines = [name for name in result.protocol["methods"] if not name.startswith("gliml")]
+    flagged = [flag for flag in result.flags if "is not above" in flag]
+    expected = []
+    for form in ("3way-1shot", "3way-3shot"):
+        for own in ("gliml_untrained", "gliml"):
+            gains = {name: result.metric(f"{form}/{own}/above_{name}") for name in baselines}
+            for name, gain in gains.items():
+                beside = result.metric(f"{form}/{name}/accuracy").value
+                assert gain.value == pytest.approx(result.metric(f"{form}/{own}/accuracy").value - beside)
+            below = [name for name, gain in gains.items() if gain.intervals["open_world"][0] <= 0]
+            expected += [f"{own} is not above {', '.join(below)} ({form})"] if below else []
+    assert flagged == expected
+    assert any(  # told apart in the closed world alone
+        metric.ci95 and metric.ci95[0] > 0 >= metric.intervals["open_world"][0]
+        for metric in result.metrics
+        if "/gliml" in metric.name and "/above_" in metric.name
+    )
+    with pytest.raises(KeyError):
+        result.metric("3way-1shot/cpea/above_simpleshot")
+
+
+def test_the_command_prints_a_table_of_methods_with_both_intervals(
+    knowing_model: Path, splits: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--model", str(knowing_model), "--data", str(splits["novel"]), "--out", str(tmp_path / "o")]
+    asked = ["--way", "3", "--queries", "4", "--shot", "1", "2", "--episodes", "9", "--methods", "proto", "simpleshot"]
+    assert main(["eval", "few-shot", *where, *asked]) == 0
+    about, *lines, path = capsys.readouterr().out.splitlines()
+    result = read_result(tmp_path / "o")
+    assert path == f"{tmp_path / 'o'}/result.json" and "95 % intervals" in about
+    assert [line.split()[0] for line in lines] == [
+        "3way-1shot",
+        "proto",
+        "simpleshot",
+        "3way-2shot",
+        "proto",
+        "simpleshot",
+    ]
+    gain = result.metric("3way-2shot/simpleshot/above_proto")
+    shown = [f"{result.metric('3way-2shot/simpleshot/accuracy').value:.1f}", f"{gain.value:+.1f}"]
+    shown += ["{:+.1f} to {:+.1f}".format(*gain.intervals[kind]) for kind in ("closed_world", "open_world")]
+    assert all(value in lines[-1] for value in shown) and lines[-2].split()[-3:] == ["-", "-", "-"]
+
+
+def test_episode_lists_of_an_earlier_evaluation_do_not_stay(
+    knowing_model: Path, splits: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "episodes-mine.json").write_text("{}")
+    for shot in ([1, 2], [2]):
+        found = evaluate(knowing_model, splits["novel"], tmp_path, shot=shot, methods=["proto"], **SMALL)
+    named = {one["file"] for both in found.protocol["episodes"].values() for one in both.values()}
+    assert {file.name for file in tmp_path.glob("episodes-*")} == named | {"episodes-mine.json"}
+    assert all("2shot" in name for name in named)
 
 
 def test_episode_lists_can_be_run_again_and_give_the_same_bits(
@@ -200,6 +262,8 @@ def test_the_additive_interplay_has_its_lambda_chosen_on_validation(
     best = max(head["training"], key=lambda epoch: epoch["accuracy"])
     assert {epoch["lam"] for epoch in head["training"]} == {0, 0.25, 0.5, 1, 2}
     assert (head["lam"], head["validation_accuracy"]) == (best["lam"], best["accuracy"])
+    assert not any("weights" in line for line in read_records(tmp_path))  # all patches weigh the same
+    assert "weights of its patches" not in write_report([tmp_path], tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +283,8 @@ def test_the_additive_interplay_has_its_lambda_chosen_on_validation(
         (["--base", "{val}", "--val", "{val}"], 3, "--base and --val share the classes 'black'"),
         (["--episode-list", "nowhere.json"], 2, "cannot read the episode list nowhere.json"),
         (["--templates", "a photo"], 2, "must hold {} once"),
+        (["--epochs", "0"], 2, "epochs must be at least 1, not 0"),
+        (["--batch-size", "0"], 2, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -279,6 +345,21 @@ def test_a_picture_of_the_data_in_another_split_is_flagged(knowing_model: Path, 
     assert "pictures_shared_with/base/32" in found.flags
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"methods": []}, "methods names none"),
+        ({"pool_grid": 0}, "pool_grid must be at least 1, not 0"),
+        ({"epochs": -1}, "epochs must be at least 1, not -1"),
+    ],
+)
+def test_configurations_that_ask_for_nothing_are_refused(
+    option: dict[str, Any], message: str, knowing_model: Path, splits: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        evaluate(knowing_model, splits["novel"], tmp_path, **SMALL | option)
+
+
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("examples")
@@ -330,6 +411,7 @@ def test_what_is_wrong_with_examples_is_said(
     (own / "red" / "notes.txt").unlink()
     (own / "red" / "0.png").write_bytes(b"no picture")
     assert str(own / "red" / "0.png") in said(own, red)[1]
+    assert "none.png: No such file" in said(own, tmp_path / "none.png")[1]  # read before the examples
     (own / "red" / "0.png").unlink()
     assert said(own, red) == (
         3,

@@ -124,6 +124,12 @@ def listed(tmp_path: Path, **changes: object) -> Path:
         ({"query": [[1, 2]]}, "must list pictures of each of its 2 classes"),
         ({"query": [[1, 2], [4, 6]]}, "is not a list of episodes"),
         ({"classes": ["a", "a"]}, "names a class twice"),
+        ({"query": [[1.0, 2], [4, 5]]}, "list.json .*must name pictures by whole numbers from 0 to 5"),
+        ({"query": [[True, 2], [4, 5]]}, "must name pictures by whole numbers"),
+        ({"query": [[1, 10**30], [4, 5]]}, "must name pictures by whole numbers"),
+        ({"query": [["1", 2], [4, 5]]}, "must name pictures by whole numbers"),
+        ({"query": [1, 2]}, "is not a list of episodes"),
+        ({"classes": ["a"], "support": [[0]], "query": [[1, 2]]}, "has 1 classes, an episode needs at least two"),
     ],
 )
 def test_a_broken_list_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:

@@ -1,5 +1,6 @@
 """Tokens of labelled pictures: what each kind of encoder hands on, what is kept, and what is refused."""
 
+import io
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -293,6 +296,52 @@ def test_pictures_are_read_by_their_positions(gallery: Path) -> None:
     data = Manifest.load(gallery)
     (batch,) = evaluation_batches(data, size=48, batch_size=PICTURES)
     assert torch.equal(read_pixels(data, [7, 0, 7], 48), batch.pixels[[7, 0, 7]])
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def one_picture(folder: Path, pixels: np.ndarray, annotations: dict[str, object]) -> Manifest:
+    members = {"png": png(pixels), "json": json.dumps(annotations).encode()}
+    write_shards(folder, [("one", members)], source={"name": "boxes"})
+    return Manifest.load(folder)
+
+
+def test_a_picture_with_a_box_is_encoded_as_what_is_inside(knowing_model: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    encoder = load_encoder(knowing_model, cache=tmp_path / "cache")
+    for number, (box, inside) in enumerate(
+        [([13.5, 4.1, 48.5, 30.7], pixels[4:31, 14:48]), ([-5, 10, 900, 900], pixels[10:]), ([3, 3, 4, 4], None)]
+    ):
+        inside = pixels[3:4, 3:4] if inside is None else inside
+        asked = one_picture(tmp_path / f"{number} box", pixels, {"box": box})
+        crop = one_picture(tmp_path / f"{number} crop", np.ascontiguousarray(inside), {})
+        found, expected = (encode_tokens(encoder, data, layers=(1,)) for data in (asked, crop))
+        assert torch.equal(found.cls, expected.cls) and torch.equal(found.layers[1], expected.layers[1])
+        assert torch.equal(read_pixels(asked, [0], 48), read_pixels(crop, [0], 48))
+    whole = encode_tokens(encoder, one_picture(tmp_path / "whole", pixels, {}))
+    assert not torch.equal(found.cls, whole.cls)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([60, 0, 70, 9], r"holds no pixel of the picture, which has 60 x 40"),
+        ([9, 9, 9.2, 20], "holds no pixel"),
+        ([1, 2, 3], '"box" must be'),
+        ("all", '"box" must be'),
+        ([0, 0, True, 5], '"box" must be'),
+    ],
+)
+def test_a_box_with_nothing_inside_is_refused_by_its_sample(
+    knowing_model: Path, tmp_path: Path, box: object, message: str
+) -> None:
+    data = one_picture(tmp_path / "data", np.zeros((40, 60, 3), np.uint8), {"box": box})
+    with pytest.raises(DataError, match=f"one cannot be evaluated: .*{message}"):
+        encode_tokens(load_encoder(knowing_model), data)
 
 
 def test_pictures_need_no_labels_but_labels_must_be_names(knowing_model: Path, jpeg: bytes, tmp_path: Path) -> None:

@@ -18,6 +18,28 @@ def test_a_stage_runs_from_a_configuration(
     assert (tmp_path / "out" / "samples.jsonl").is_file()
 
 
+@pytest.mark.parametrize("stage", ["few-shot", "multi-label", "metric-learning"])
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_file_where_results_should_be_is_met_before_the_work(
+    stage: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("mine")
+    Path("c.yaml").write_text(f"model: m\ndata: d\nbase: b\nout: {out}")
+    assert main([stage, "c.yaml"]) == 2
+    assert f"out is {out}, and {tmp_path / 'taken'} is a file: choose a folder" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_is_one_line(
+    knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {knowing_model}\ndata: {gallery}\nout: {tmp_path / 'taken'}\nlimit: 2\n")
+    assert main(["retrieval", str(config)]) == 3
+    assert capsys.readouterr().err == f"eval: error: {tmp_path / 'taken'}: File exists\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "code", "message"),
     [

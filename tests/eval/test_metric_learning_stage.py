@@ -104,6 +104,7 @@ def test_metrics_follow_from_the_records_to_the_last_bit(done: tuple[Path, Resul
 
 def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(done: tuple[Path, Result]) -> None:
     out, result = done
+    assert result.protocol["probed_classes"] == 5
     lines = [line for line in read_records(out) if line["kind"] == "probe"]
     for method in ("gdfl", "no_adversary"):
         for probe in ("linear", "mlp"):

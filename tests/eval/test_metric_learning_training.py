@@ -18,7 +18,7 @@ from eval.stages.metric_learning.comparison import Comparison
 from eval.stages.metric_learning.embedding import Embedded, GDFLEmbedder
 from eval.stages.metric_learning.losses import LOSSES, metric_loss
 from eval.stages.metric_learning.methods import Trained
-from eval.stages.metric_learning.probes import leakage_probe
+from eval.stages.metric_learning.probes import MOST_CLASSES, leakage_probe
 from eval.stages.metric_learning.selection import Selection, choose
 from eval.stages.metric_learning.stage import WEIGHTS
 from eval.stages.metric_learning.training import ClassBatches, Settings, attention, class_folds, embed, train_dml
@@ -106,6 +106,18 @@ def test_an_adversary_of_weight_0_trains_the_same_embedder_as_none() -> None:
 
 
 # --- leakage -----------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_tells_no_more_than_500_classes_apart_the_same_ones_with_any_seed() -> None:
+    classes = np.repeat(np.arange(620), 4)
+    angle = 2 * np.pi * classes / 620
+    probed = []
+    for seed in (0, 1):
+        held, said = leakage_probe(np.stack([np.sin(angle), np.cos(angle)], axis=1), classes, seed=seed)
+        assert held.sum() == len(said) == 2 * MOST_CLASSES == 1000
+        probed.append(set(classes[held].tolist()))
+        assert set(said.tolist()) <= probed[-1]
+    assert probed[0] == probed[1] and min(probed[0]) < 50 and max(probed[0]) > 570  # drawn, not the first
 
 
 def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:

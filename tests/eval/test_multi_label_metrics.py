@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from eval.stages.multi_label.metrics import average_precision, multilabel_metrics
 from eval.stages.multi_label.records import metrics, record_of
+from eval.stages.multi_label.summary import silent
 
 
 def test_average_precision_by_hand() -> None:
@@ -144,6 +145,32 @@ def test_stored_scores_keep_the_metrics_to_a_hundredth_of_a_point() -> None:
         name = metric.name.rpartition("/")[2]
         if name in exact and name != "n_classes_scored":
             assert metric.value == pytest.approx(100 * exact[name], abs=0.01)
+
+
+def test_intervals_of_shares_end_at_0_and_100_and_those_of_differences_do_not() -> None:
+    truth = np.arange(8)[:, None] % 2 == [0, 1]
+    right, wrong = 2.0 * truth - 1, 1 - 2.0 * truth
+    each = [({"lcm": right, "all_patch": wrong}), ({"lcm": wrong, "all_patch": right})]
+    records = [record_of(1, n, ["a", "b"], truth, np.arange(8), scores, True) for n, scores in enumerate(each)]
+    found = {metric.name: metric for metric in metrics(records)}
+    for name in ("mAP", "micro_F1", "class/a"):
+        assert found[f"1shot/lcm/{name}"].ci95 == (0, 100)
+    assert found["1shot/lcm-all_patch/mAP"].ci95[1] > 100
+    few = [m for seed in range(5) for m in metrics(_records(2, pictures=20, seed=seed)) if m.unit == "percent"]
+    over = [m.intervals["pictures"] for m in few if m.intervals]
+    assert all(0 <= low <= high <= 100 for low, high in over) and any(low < high == 100 for low, high in over)
+
+
+def test_methods_that_never_say_that_a_label_is_there_are_flagged() -> None:
+    records = _records(2)
+    truth = np.eye(4, dtype=bool)
+    for number in range(2):
+        scores = {"lcm": truth - 2.0, "cross": truth - 1.0, "text_proto": truth - 0.5}
+        records.append(record_of(5, number, list("abcd"), truth, np.arange(4), scores, True))
+    flags = silent([record | {"constant": []} for record in records])
+    assert flags == ["no label is ever said to be present at threshold 0.5: lcm, cross (5shot)"]
+    ranked = [record | {"logits": False, "constant": []} for record in records]
+    assert silent(ranked) == []  # without a threshold nothing is said at all
 
 
 def test_a_label_without_a_picture_to_find_is_left_out_of_that_draw_and_counted() -> None:

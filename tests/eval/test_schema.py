@@ -1,5 +1,6 @@
 """A result is written whole, read back equal, and refused with a clear line when it is not one."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,22 @@ def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_result(tmp_path, result(), [{"score": float("inf")}])
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_record_that_cannot_be_written_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    write_result(tmp_path, result(), [{"query": 0}])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError):
+        write_result(tmp_path, result(), [{"query": 1}, {"score": float("nan")}])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_records_are_never_in_memory_together(tmp_path: Path) -> None:
+    tracemalloc.start()
+    write_result(tmp_path, result(), ({"query": number, "text": "x" * 1000} for number in range(10_000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "samples.jsonl").stat().st_size > 10_000_000 and peak < 2_000_000
 
 
 def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:

@@ -184,8 +184,8 @@ class GLIMLHead(nn.Module):
     """Classify queries by their relation to the examples of each class.
 
     ``patches`` is the number of a picture's local tokens (only ``mlp`` depends on it). ``shots`` averages the tokens of
-    a class's examples by position (``map_mean``, as SAML and CPEA do) or the scores of each. ``text_weight`` times the
-    cosine with the class's text is added where texts are given. Parameters depend on ``seed`` alone.
+    a class's examples by position (``map_mean``, as SAML and CPEA do) or the scores of each. Parameters
+    depend on ``seed`` alone.
     """
 
     def __init__(
@@ -198,12 +198,11 @@ class GLIMLHead(nn.Module):
         head: Score = "gated_sum",
         include_global: bool = True,
         shots: Shots = "map_mean",
-        text_weight: float = 0.0,
         seed: int = 0,
     ):
         super().__init__()
         choice("the rule for several shots", shots, Shots)
-        self.shots, self.text_weight = shots, text_weight
+        self.shots = shots
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.interplay = GLICL(width, interplay, lam, include_global=include_global)
@@ -220,7 +219,7 @@ class GLIMLHead(nn.Module):
     ) -> Tensor:
         """Logits (queries, way) of one episode; all arguments may have a leading dimension of episodes.
 
-        ``support_y`` (supports,) are classes 0 to way - 1, ``class_text`` (way, projection) their unit text features.
+        ``support_y`` (supports,) are classes 0 to way - 1; the names' features ``class_text`` are not used.
         """
         q = self.interplay(query.cls, query.patch)
         s = self.interplay(support.cls, support.patch)
@@ -228,12 +227,8 @@ class GLIMLHead(nn.Module):
         mean = (member / member.sum(-2, keepdim=True)).transpose(-1, -2)  # (..., way, supports)
         if self.shots == "map_mean":
             s = GLFeatures(mean @ s.g, (mean @ s.z.flatten(-2)).unflatten(-1, s.z.shape[-2:]), mean @ s.w)
-            scores = self.similarity(q, s)
-        else:
-            scores = self.similarity(q, s) @ mean.transpose(-1, -2)
-        if class_text is None or query.proj is None or not self.text_weight:
-            return scores
-        return scores + self.text_weight * query.proj @ class_text.transpose(-1, -2)
+            return self.similarity(q, s)
+        return self.similarity(q, s) @ mean.transpose(-1, -2)
 
     @torch.no_grad()
     def explain(self, support: EpisodeTokens, query: EpisodeTokens) -> Explanation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .splits import Split
 
 # Of a class in a disjoint episode: with fewer queries there are more episodes, and the expected accuracy is the same.
 DISJOINT_QUERIES = 5
+_WRITTEN = re.compile(r"episodes-\d+way-\d+shot-(closed|open)-world\.json")
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,16 @@ class Lists:
         """Name of the file that holds the episodes of a kind."""
         return f"episodes-{self.name}-{kind.replace('_', '-')}.json"
 
-    def write(self, out: Path) -> None:
-        """Write both files."""
-        out.mkdir(parents=True, exist_ok=True)
-        for kind, listed in self.by_kind().items():
-            write_whole(out / self.file(kind), listed.text)
+
+def write_lists(out: Path, lists: Sequence[Lists]) -> None:
+    """Write a file for each list, and remove those of an earlier evaluation, which the result would not name."""
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {both.file(kind): listed.text for both in lists for kind, listed in both.by_kind().items()}
+    for file in out.iterdir():
+        if _WRITTEN.fullmatch(file.name) and file.name not in texts:
+            file.unlink()
+    for name, text in texts.items():
+        write_whole(out / name, text)
 
 
 def drawn_lists(split: Split, way: int, shots: Sequence[int], queries: int, episodes: int, seed: int) -> list[Lists]:

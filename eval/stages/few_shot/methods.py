@@ -35,7 +35,6 @@ METHODS = (
     "gliml_untrained",
     "gliml",
 )
-GLIML = ("gliml", "gliml_untrained")
 VALIDATION_EPISODES = 200
 EPISODES_AN_EPOCH = 100  # CPEA's
 _NEED_NAMES = ("zero_shot", "tip_adapter", "linear_probe")
@@ -62,8 +61,10 @@ def usable(
     Raises
     ------
     UsageError
-        For an unknown method, and for one that was asked for and cannot run.
+        For no or an unknown method, and for one that was asked for and cannot run.
     """
+    if asked is not None and not asked:
+        raise UsageError("methods names none: leave it out for all that can run")
     for name in asked or ():
         if name not in METHODS:
             raise UsageError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
@@ -141,7 +142,7 @@ def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -
         "zero_shot": ZeroShot(),
         "nearest_neighbour": NearestNeighbour(),
         "proto": Proto(),
-        "gliml_untrained": GLIMLHead(width, patches, seed=form.seed),
+        "gliml_untrained": GLIMLHead(width, patches, seed=form.seed).requires_grad_(False),
     }
     return Ready(simple[name], {}, world)
 
@@ -162,9 +163,11 @@ def _trained(
         tuning = Finetuning(encoder, _pixels(base, encoder), _pixels(val, encoder))
         before = deepcopy(encoder.module.state_dict()), encoder.cache
     log = train_head(head, base.world, list(to_learn), val.world, list(to_choose), settings, tuning)
-    said: dict[str, Any] = {"mode": form.mode, "epoch": log.best.epoch}
-    said |= {"lam": log.best.lam} if head.interplay.mode == "additive" else {}
-    said |= {"validation_accuracy": log.best.accuracy, "training": [asdict(epoch) for epoch in log.epochs]}
+    best, *training = (
+        {name: value for name, value in asdict(epoch).items() if name != "lam" or value is not None}
+        for epoch in (log.best, *log.epochs)
+    )
+    said = {"mode": form.mode, "validation_accuracy": best.pop("accuracy"), **best, "training": training}
     if before is None:
         return Ready(head, said, data.world)
     tokens = encode_again(encoder, _pixels(data, encoder), data.world.tokens)

@@ -22,6 +22,15 @@ from .episode_tokens import EpisodeTokens
 _AT_ONCE = 100
 _AT_ONCE_WITH_PATCHES = 8  # their relations between all patches take much memory
 
+
+def distance_flops(left: torch.Size, right: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
+    """Count a product's operations for distances, of which torch counts none."""
+    return 2 * out_shape.numel() * left[-1]
+
+
+DISTANCES = {torch.ops.aten._cdist_forward: distance_flops, torch.ops.aten._euclidean_dist: distance_flops}
+"""What a `FlopCounterMode` must be told to count distances."""
+
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
@@ -87,11 +96,15 @@ def choose(candidates: Iterable[AnyMethod], world: World, episodes: Sequence[Epi
 
 @torch.no_grad()
 def cost(method: Method, world: World, episode: Episode) -> dict[str, int]:
-    """Count the parameters that a method learned, and the floating-point operations of its products in one episode."""
+    """Count the parameters that a method learned, and the floating-point operations of one episode.
+
+    They are those of products of matrices and of distances; torch counts no others.
+    """
     support, query = (EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query))
     text = world.class_text([episode])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=DISTANCES) as counter:
         classes = torch.from_numpy(episode.support_y)
         method.logits(support, classes, query, len(episode.classes), None if text is None else text[0])
-    weights = sum(each.numel() for each in method.parameters()) if isinstance(method, nn.Module) else 0
+    learned = list(method.parameters()) if isinstance(method, nn.Module) else []
+    weights = sum(each.numel() for each in learned if each.requires_grad)
     return {"parameters": weights, "flops_per_episode": int(counter.get_total_flops())}

@@ -19,6 +19,7 @@ from eval.statistics import paired_difference, t_interval
 
 KINDS = ("closed_world", "open_world")
 REFERENCES = ("proto", "zero_shot")  # what every method is compared with
+GLIML = ("gliml", "gliml_untrained")  # which are compared with every other method
 
 Right = dict[str, NDArray[np.float64]]
 
@@ -27,7 +28,8 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
     For each form such as `5way-1shot` and each method: `accuracy`, the mean over episodes; `above_proto` and
-    `above_zero_shot`, paired differences; `class/NAME`, over the episodes that have the class.
+    `above_zero_shot`, of GLIML also those above all other methods, paired differences; `class/NAME`, over the episodes
+    that have the class.
     """
     lines = list(records)
     found: list[Metric] = []
@@ -37,8 +39,9 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
         name = f"{way}way-{shot}shot"
         for method in closed:
             found.append(_accuracy(f"{name}/{method}/accuracy", closed[method], apart.get(method), 100 / way))
-            for reference in REFERENCES:
-                if reference in closed and method != reference:
+            for reference in closed:
+                compared = reference in REFERENCES or (method in GLIML and reference not in GLIML)
+                if compared and method != reference:
                     found.append(_difference(f"{name}/{method}/above_{reference}", closed, apart, method, reference))
         classes = np.array([line["classes"] for line in own if line["kind"] == KINDS[0]])
         found += [

@@ -16,22 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
 from eval.encoders import Encoder, load_encoder
 from eval.episodes import Episode
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Result, data_flags, environment, write_result
+from eval.schema import Result, check_out, data_flags, environment, write_result
 from eval.stages.zero_shot import checked_templates
-from eval.statistics import paired_difference
 
+from . import summary
+from .baselines import Method
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead
-from .lists import Lists, drawn_lists, given_lists
-from .methods import GLIML, VALIDATION_EPISODES, Form, Interplay, Ready, make, usable
-from .recognise import cost, recognise
-from .scores import KINDS, by_method, metrics
+from .lists import Lists, drawn_lists, given_lists, write_lists
+from .methods import VALIDATION_EPISODES, Form, Interplay, make, usable
+from .recognise import World, cost, recognise
+from .scores import GLIML, metrics
 from .splits import Split, described, load_split, refuse_shared_classes, shared_pictures
 from .training import Mode
 
@@ -102,6 +104,9 @@ def evaluate(
         For tokens or scores that are not finite.
     """
     templates = checked_templates(templates)
+    if epochs < 1:
+        raise UsageError(f"epochs must be at least 1, not {epochs}: the mode none trains nothing")
+    check_out(out)
     encoder = load_encoder(model, precision, cache)
     names, left_out = usable(methods, joint=encoder.joint, base=base is not None, val=val is not None, mode=mode)
     manifests = {"data": Manifest.load(data)}
@@ -119,7 +124,7 @@ def evaluate(
     learning = {"seed": seed, "mode": mode, "epochs": epochs, "interplay": interplay}
     measured = [_measure(both, names, splits, learning, encoder) for both in lists]
     records = [line for one in measured for line in one.lines]
-    state = processes()
+    computed, state = metrics(records), processes()
     result = Result(
         stage="few-shot",
         protocol={
@@ -140,19 +145,19 @@ def evaluate(
         data=described(splits, known),
         model={**encoder.description, "heads": {name: head for one in measured for name, head in one.heads.items()}},
         environment=environment(state.num_processes, str(encoder.device)),
-        metrics=metrics(records),
+        metrics=computed,
         flags=[
             *overlap_flags(known),
             *data_flags(own.manifest),
             *shared_pictures(splits),
             *(f"left_out/{name}: {reason}" for name, reason in left_out.items()),
             *(flag for one in measured for flag in one.flags),
+            *summary.flags(computed),
         ],
         timing={"encoding_s": encoded - started} | {name: s for one in measured for name, s in one.timing.items()},
     )
     if state.is_main_process:
-        for both in lists:
-            both.write(Path(out))
+        write_lists(Path(out), lists)
         write_result(Path(out), result, records)
     state.wait_for_everyone()
     return result
@@ -190,9 +195,8 @@ def _measure(
         if all(one.constant for one in found):
             measured.flags.append(f"degenerate_scores/{label}")
         if name == next((one for one in GLIML if one in names), None):
-            _explain(ready, shown, measured.lines)
+            _explain(ready.method, ready.world, shown, measured.lines)
     _show(splits["data"].world.tokens.keys, shown, measured.lines)
-    measured.flags.extend(_not_above(measured.lines, both.name))
     return measured
 
 
@@ -212,27 +216,13 @@ def _show(keys: Sequence[str], episodes: Sequence[Episode], lines: list[dict[str
         line |= {f"{part}_pictures": [keys[row] for row in getattr(episode, part)] for part in ("support", "query")}
 
 
-def _explain(ready: Ready, episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
+def _explain(method: Method, world: World, episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
     """Keep what GLIML weighs the patches of the first episodes with, support and then queries."""
-    assert isinstance(ready.method, GLIMLHead)
+    assert isinstance(method, GLIMLHead)
+    if method.interplay.mode != "gated":  # all patches weigh the same
+        return
     for line, episode in zip(lines, episodes, strict=False):
-        support, query = (EpisodeTokens.of(ready.world.tokens, rows) for rows in (episode.support, episode.query))
-        found = ready.method.explain(support, query)
+        support, query = (EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query))
+        found = method.explain(support, query)
         weights = torch.cat([found.support_weights, found.query_weights])
         line["weights"] = np.round(weights.numpy().astype(np.float64), 5).tolist()
-
-
-def _not_above(lines: list[dict[str, Any]], name: str) -> list[str]:
-    """Flag a GLIML that is not told apart from, or is below, another method on the same episodes."""
-    right = by_method([line for line in lines if line["kind"] == KINDS[0]])
-    flags = []
-    for own in (method for method in GLIML if method in right):
-        differences = {
-            other: paired_difference(right[own].mean(axis=1), right[other].mean(axis=1))[1]
-            for other in right
-            if other not in GLIML
-        }
-        better = [other for other, interval in differences.items() if interval is None or interval[0] <= 0]
-        if better:
-            flags.append(f"{own} is not above {', '.join(better)} ({name})")
-    return flags

@@ -73,9 +73,9 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of one lambda: 0 is before training and has no loss; ``accuracy`` is validation's, in percent."""
+    """An epoch of one lambda, where there is one; 0 is before training, no loss; ``accuracy`` is validation's, in %."""
 
-    lam: float
+    lam: float | None
     epoch: int
     loss: float | None
     accuracy: float
@@ -142,12 +142,14 @@ def train_head(
                     some = [episodes[number] for number in range((epoch - 1) * each, epoch * each)]
                     loss = _epoch(head, base, some, optimizer, settings, finetuning)
                     schedule.step()
-                log.append(Epoch(lam, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes)))
+                shown = lam if head.interplay.mode == "additive" else None
+                log.append(Epoch(shown, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes)))
                 if log[-1].accuracy > max((one.accuracy for one in log[:-1]), default=-1.0):
                     kept = deepcopy(learning.state_dict())
     best = max(log, key=lambda one: one.accuracy)  # of equals the first
     learning.load_state_dict(kept)
-    head.interplay.lam = best.lam
+    if best.lam is not None:
+        head.interplay.lam = best.lam
     return TrainLog(log, best)
 
 
@@ -193,7 +195,30 @@ def _epoch(
     head.train()
     losses = []
     for start in range(0, len(episodes), settings.episodes_per_step):
+        optimizer.zero_grad()
         some = episodes[start : start + settings.episodes_per_step]
+        losses.append(add_gradients(head, base, some, settings.label_smoothing, finetuning))
+        optimizer.step()
+    head.eval()
+    return math.fsum(losses) / len(losses)
+
+
+def add_gradients(
+    head: GLIMLHead,
+    base: World,
+    episodes: Sequence[Episode],
+    label_smoothing: float,
+    finetuning: Finetuning | None = None,
+) -> float:
+    """Add the gradients of the mean loss of a step's episodes, and return that loss.
+
+    Where the encoder learns, one episode's pictures are encoded at a time: what it keeps for the gradients of a step's
+    would not fit. The gradients are the same. NumericsError for a loss that is not finite.
+    """
+    at_once = len(episodes) if finetuning is None else 1
+    total = 0.0
+    for start in range(0, len(episodes), at_once):
+        some = episodes[start : start + at_once]
         rows = np.stack([np.concatenate([episode.support, episode.query]) for episode in some])
         tokens = EpisodeTokens.of(base.tokens, rows) if finetuning is None else _learned(finetuning, base.tokens, rows)
         first = some[0]
@@ -201,23 +226,19 @@ def _epoch(
         support, query = (_pictures(tokens, part) for part in (slice(shown), slice(shown, None)))
         logits = head.logits(support, torch.from_numpy(first.support_y), query, len(first.classes))
         wanted = torch.from_numpy(np.concatenate([episode.query_y for episode in some]))
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted, label_smoothing=settings.label_smoothing)
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted, label_smoothing=label_smoothing)
+        loss = loss * (len(some) / len(episodes))
         if not loss.isfinite():
             raise NumericsError(f"the loss of training is {loss.item()}: lower head_rate, or encoder_rate if it learns")
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    head.eval()
-    return math.fsum(losses) / len(losses)
+        total += loss.item()
+    return total
 
 
 def _learned(finetuning: Finetuning, tokens: ImageTokens, rows: NDArray[np.int64]) -> EpisodeTokens:
-    """Tokens (episodes, n) with gradients; a picture that stands in several episodes of a step is encoded once."""
-    unique, place = np.unique(rows, return_inverse=True)
-    encoded = _encode(finetuning.encoder, finetuning.base(unique.tolist()), tokens.grid)
-    where = torch.from_numpy(place.reshape(rows.shape))
-    return EpisodeTokens(encoded.cls[where], encoded.patch[where])
+    """Tokens of one episode (1, n), with gradients."""
+    encoded = _encode(finetuning.encoder, finetuning.base(rows[0].tolist()), tokens.grid)
+    return EpisodeTokens(encoded.cls[None], encoded.patch[None])
 
 
 def _pictures(tokens: EpisodeTokens, part: slice) -> EpisodeTokens:

@@ -34,9 +34,9 @@ def records(
     query: Pictures | None = None,
     *,
     ks: Sequence[int] = KS,
-    shots: int = 1,
-    draws: int = 10,
-    seed: int = 0,
+    shots: int = visible_infrared.SHOTS,
+    draws: int = visible_infrared.DRAWS,
+    seed: int = visible_infrared.SEED,
     cluster_seeds: int = 5,
     reorder: Reorder | None = None,
     depth: int = 100,
@@ -93,9 +93,9 @@ def task_of(
     gallery: Pictures,
     query: Pictures | None = None,
     *,
-    shots: int = 1,
-    draws: int = 10,
-    seed: int = 0,
+    shots: int = visible_infrared.SHOTS,
+    draws: int = visible_infrared.DRAWS,
+    seed: int = visible_infrared.SEED,
 ) -> Task:
     """Return who is ranked for whom; arguments and errors as in :func:`records`."""
     if protocol not in PROTOCOLS:
@@ -112,6 +112,15 @@ def task_of(
     if protocol == "query-gallery":
         return _by_label(gallery, query)
     return reidentification.task(gallery, query) if protocol == "re-identification" else revisited.task(gallery, query)
+
+
+def rules(protocol: Protocol) -> dict[str, Any]:
+    """Return what a protocol leaves open and is settled here, for the result."""
+    if protocol.startswith("sysu"):
+        shots, draws, seed = visible_infrared.SHOTS, visible_infrared.DRAWS, visible_infrared.SEED
+        drawn_by = "GLSCL: not the draws of the authors' rand_perm_cam.mat"
+        return {"galleries": {"gallery_shots": shots, "draws": draws, "seed": seed, "drawn_by": drawn_by}}
+    return {"queries": "cropped to their box where they have one"} if protocol == "revisited" else {}
 
 
 def metrics_of(records: Iterable[Mapping[str, Any]]) -> list[Metric]:

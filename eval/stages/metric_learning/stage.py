@@ -19,7 +19,7 @@ from eval.encoders import equally_spaced, load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Result, data_flags, environment, write_result
+from eval.schema import Result, check_out, data_flags, environment, write_result
 from eval.tokens import encode_tokens
 
 from . import summary
@@ -39,7 +39,8 @@ from .local_reranking import unmoved
 from .methods import Head, seeded, trained_methods
 from .options import check_options
 from .parts import refuse_parts
-from .protocols import Protocol
+from .probes import MOST_CLASSES
+from .protocols import Protocol, rules
 from .scores import metrics
 from .selection import choose
 from .training import Settings
@@ -116,6 +117,7 @@ def evaluate(
         camera ids; for features that are not finite.
     """
     check_options(locals())
+    check_out(out)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)
@@ -177,6 +179,7 @@ def evaluate(
         protocol={
             "name": "zero-shot metric learning",
             "protocol": protocol,
+            **rules(protocol),
             "head": head,
             "loss": loss,
             "adversary": adversary,
@@ -192,6 +195,7 @@ def evaluate(
             "selection": {"folds": folds, "by": "MAP@R of the head on held-out training classes"},
             "ablations": "last_layer_only and no_attention train with the weight and the step chosen for the head",
             "seeds": list(seeds),
+            "probed_classes": min(MOST_CLASSES, used["base"]["classes"]),
             "precision": precision,
             "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
         },

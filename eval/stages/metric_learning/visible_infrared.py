@@ -2,7 +2,8 @@
 
 In: pictures with the cameras 1 to 6, of which 3 and 6 are infrared. Out: a task whose settings are the draws. For each
 identity and visible camera one picture is drawn (ten: multi-shot); camera 2 stands beside camera 3 and leaves its
-queries' rankings. CMC ranks identities, each at the place of its best picture; AP ranks pictures.
+queries' rankings. CMC ranks identities, each at the place of its best picture; AP ranks pictures. The draws are ours:
+those of the authors' rand_perm_cam.mat are not read.
 Source: Wu et al., ICCV 2017, and the evaluation code of its authors.
 """
 
@@ -22,10 +23,18 @@ from eval.stages.metric_learning.reidentification import Views, views
 Search = Literal["all", "indoor"]
 INFRARED = (3, 6)
 VISIBLE: dict[Search, tuple[int, ...]] = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
+SHOTS, DRAWS, SEED = 1, 10, 0
+"""Single-shot galleries, how many, and what draws them."""
 
 
 def task(
-    gallery: Pictures, query: Pictures | None, search: Search, *, shots: int = 1, draws: int = 10, seed: int = 0
+    gallery: Pictures,
+    query: Pictures | None,
+    search: Search,
+    *,
+    shots: int = SHOTS,
+    draws: int = DRAWS,
+    seed: int = SEED,
 ) -> Task:
     """Return infrared queries, the visible gallery and its draws; without ``query`` both come out of ``gallery``.
 
@@ -34,8 +43,8 @@ def task(
     DataError
         If a camera is missing or none of the six, its modality says otherwise, or a side is empty.
     """
-    asking, asked = _with_cameras(gallery if query is None else query, INFRARED)
-    shown, visible = _with_cameras(gallery, VISIBLE[search])
+    asking, asked = _with_cameras(gallery if query is None else query, INFRARED, "the infrared queries (--query DIR)")
+    shown, visible = _with_cameras(gallery, VISIBLE[search], "the visible gallery (--data DIR)")
     theirs, own = (views(side.keys, side.labels, side.annotations) for side in (shown, asking))
     drawn = {
         str(draw): draw_gallery(theirs.identity, visible, shots=shots, seed=seed, draw=draw) for draw in range(draws)
@@ -70,7 +79,7 @@ def best_of_identities(
     return np.maximum.reduceat(scores[:, order], np.searchsorted(identity[order], names), axis=1), names
 
 
-def _with_cameras(pictures: Pictures, cameras: Sequence[int]) -> tuple[Pictures, NDArray[np.int64]]:
+def _with_cameras(pictures: Pictures, cameras: Sequence[int], side: str) -> tuple[Pictures, NDArray[np.int64]]:
     seen: Views = views(pictures.keys, pictures.labels, pictures.annotations)
     numbers = np.zeros(len(pictures.keys), dtype=np.int64)
     for row, (key, annotation) in enumerate(zip(pictures.keys, pictures.annotations, strict=True)):
@@ -85,5 +94,5 @@ def _with_cameras(pictures: Pictures, cameras: Sequence[int]) -> tuple[Pictures,
             raise DataError(f"sample {key} of camera {numbers[row]} is marked {annotation['modality']}, not {modality}")
     rows = np.flatnonzero(np.isin(numbers, cameras))
     if not len(rows):
-        raise DataError(f"no picture is seen by one of the cameras {', '.join(map(str, cameras))}")
+        raise DataError(f"no picture is seen by one of the cameras {', '.join(map(str, cameras))}: name {side}")
     return pictures.rows(rows), numbers[rows]

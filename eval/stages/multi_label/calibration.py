@@ -25,7 +25,7 @@ def calibrated(
 ) -> dict[str, Logistic]:
     """Fit scale and bias of each method on episodes of so many base ``labels`` (all where there are fewer).
 
-    Raises DataError where base labels have too few pictures for an episode.
+    Raises DataError where base labels have too few pictures for an episode, or every picture has all of them.
     """
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     truth = []
@@ -54,8 +54,10 @@ def _episode(
         try:
             names, media = [base.names[column] for column in columns], [base.media[row] for row in rows]
             truth = base.truth[np.ix_(rows, columns)]
-            sampler = MultiLabelEpisodeSampler(truth, names, shot=shot, draws=number + 1, seed=seed, media=media)
+            sampler = MultiLabelEpisodeSampler(
+                truth, names, shot=shot, draws=number + 1, seed=seed, media=media, name="--base"
+            )
             return rows, sampler[number]
         except DataError as error:
             problem = error
-    raise DataError(f"--base: {problem}")
+    raise problem

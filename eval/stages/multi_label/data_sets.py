@@ -48,7 +48,7 @@ def labelled_sets(
         imported = manifests[role].source.get("label_split", {}).get("labels") if role not in lists else None
         there = {name for several in found.labels for name in several}
         wanted = lists.get(role) or ([name for name in imported if name in there] if imported else None)
-        chosen[role] = choose(found.labels, wanted, keep, manifests[role].root)
+        chosen[role] = choose(found.labels, wanted, keep, f"--{role} {manifests[role].root}")
     refuse_overlap(chosen)
     sets = {}
     for role, found in tokens.items():

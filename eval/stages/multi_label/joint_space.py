@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from data_pipeline.errors import DataError
 from eval.encoders import Encoder
 
 from .loss_change import joint_logits
@@ -71,8 +72,14 @@ class Logistic:
     def fit(cls, scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> Logistic:
         """Fit one scale and one bias to scores and truth of any equal form.
 
-        Where higher scores do not go with presence, the scale stays 1 and the bias gives the labels' share.
+        Where higher scores do not go with presence, the scale stays 1 and the bias gives the labels' share. Raises
+        DataError if all is present or none.
         """
+        if truth.all() or not truth.any():
+            raise DataError(
+                "pictures of --base have all of its labels or none, so that nothing tells a label that is there from "
+                "one that is not: add pictures to --base that have some of them"
+            )
         found = LogisticRegression().fit(scores.reshape(-1, 1), truth.ravel())
         scale, bias = float(found.coef_[0, 0]), float(found.intercept_[0])
         if scale > 0:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline import sources
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.sources.label_lists import label_lists, shipped_lists
 
 Filter = Literal["strict", "any"]
 SPLITS = {"base": ("train", "base"), "val": ("val",), "data": ("test", "novel")}
-_SHIPPED = Path(sources.__path__[0]) / "label_splits"
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Chosen:
 
 
 def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
-    """Read the labels of `base`, `val` and `data`; a role that is missing takes all labels of its data set.
+    """Read the labels of `base`, `val` and `data`; a role that a list does not name is left to its data set.
 
     Parameters
     ----------
     source
-        A JSON list or a text file of a name a line, for `data` alone; a JSON object with `train` (or `base`), `val`
-        and `test` (or `novel`); or the name of a shipped one, such as `coco_52_12_16`.
+        A JSON list or a text file of a name a line, for `data` alone; a JSON object with any of `train` (or `base`),
+        `val` and `test` (or `novel`); or the name of a shipped one, such as `coco_52_12_16`.
 
     Raises
     ------
@@ -49,34 +48,37 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
     if source is None:
         return {}
     path = Path(source)
-    shipped = _SHIPPED / f"{source}.json"
-    if not path.is_file() and path.name == str(source) and shipped.is_file():
-        path = shipped
+    value = label_lists(str(source)) if not path.is_file() and str(source) in shipped_lists() else _read(path)
+    lists = {("data", ""): value}
+    if isinstance(value, dict):
+        roles = {split: role for role, splits in SPLITS.items() for split in splits}
+        named = [roles.get(split) for split in value]
+        if not value or None in named or len(set(named)) < len(named):
+            known = ", ".join(" or ".join(splits) for splits in SPLITS.values())
+            raise UsageError(f"{source} has {', '.join(value) or 'nothing'}, where lists are called {known}, each once")
+        lists = {(roles[split], f" under {split!r}"): names for split, names in value.items()}
+    for (_, under), names in lists.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{source} must hold a list of names{under}")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"{source} names a label twice{under}: {', '.join(twice)}")
+    return {role: tuple(names) for (role, _), names in lists.items()}
+
+
+def _read(path: Path) -> Any:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(file.stem for file in _SHIPPED.glob("*.json")))
-        raise UsageError(f"cannot read the list of labels {source}: {error}; shipped lists: {known}") from None
+        shipped = ", ".join(shipped_lists())
+        raise UsageError(f"cannot read the list of labels {path}: {error}; shipped lists: {shipped}") from None
     try:
-        value: Any = json.loads(text) if path.suffix == ".json" else [x for x in map(str.strip, text.splitlines()) if x]
+        return json.loads(text) if path.suffix == ".json" else [x for x in map(str.strip, text.splitlines()) if x]
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error.msg}") from None
-    lists = {"data": value}
-    if isinstance(value, dict):
-        lists = {
-            role: next((value[split] for split in splits if split in value), None) for role, splits in SPLITS.items()
-        }
-    for role, names in lists.items():
-        under = f" under {' or '.join(map(repr, SPLITS[role]))}" if isinstance(value, dict) else ""
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise UsageError(f"{path} must hold a list of names{under}")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UsageError(f"{path} names a label twice{under}: {', '.join(twice)}")
-    return {role: tuple(names) for role, names in lists.items()}
 
 
-def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: Path | str) -> Chosen:
+def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: str) -> Chosen:
     """Choose the pictures of a data set that show ``names`` (all its labels, sorted, by default).
 
     With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and its others are
@@ -85,7 +87,7 @@ def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep:
     Raises
     ------
     UsageError, DataError
-        For an unknown filter; for data without labels, or without those that are named.
+        For an unknown filter; for data without labels or with one alone, or without those that are named.
     """
     if keep not in ("strict", "any"):
         raise UsageError(f"filter is {keep!r}, must be strict or any")
@@ -96,6 +98,11 @@ def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep:
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(f"no picture of {where} has the label {', '.join(missing)}")
+    if len(names) < 2:
+        raise DataError(
+            f"{where} has {names[0]} as its only label, where at least two are needed: add pictures of others, or "
+            "name others in the list of labels"
+        )
     wanted = set(names)
     rows = [r for r, own in enumerate(labels) if wanted.intersection(own) and (keep == "any" or wanted.issuperset(own))]
     truth = np.array([[name in labels[row] for name in names] for row in rows], dtype=bool).reshape(-1, len(names))

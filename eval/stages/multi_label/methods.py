@@ -33,7 +33,8 @@ ABOUT = {
     "zero_shot": "the picture's contrastive feature against the label's text",
     "tip_adapter_ml": "zero_shot and closeness to support pictures (Tip-Adapter), weighed by validation labels",
 }
-COMPARED_TO = ("all_patch", "text_proto", "text_similarity")
+OWN = ("lcm", "lcm_exact", "lcm_source", "cross")
+COMPARED_TO = tuple(name for name in ABOUT if name not in OWN)
 SELECTIONS = {
     "lcm": Selection(),
     "lcm_exact": Selection(mode="exact"),
@@ -77,7 +78,9 @@ class TipAdapter:
     @classmethod
     def tuned(cls, val: Labelled, *, shot: int, draws: int, seed: int) -> TipAdapter:
         """Choose both by mean average precision on draws of validation labels; of equal ones the first."""
-        sampler = MultiLabelEpisodeSampler(val.truth, val.names, shot=shot, draws=draws, seed=seed, media=val.media)
+        sampler = MultiLabelEpisodeSampler(
+            val.truth, val.names, shot=shot, draws=draws, seed=seed, media=val.media, name="--val"
+        )
         found = {}
         for alpha, beta in product(_ALPHAS, _BETAS):
             adapter = cls(alpha, beta)

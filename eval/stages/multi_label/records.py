@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eval.schema import Metric
 from eval.statistics import paired_difference, t_interval
 
-from .methods import COMPARED_TO
+from .methods import COMPARED_TO, OWN
 from .metrics import Array, average_precision, multilabel_metrics
 
 _STEPS = 65535
@@ -71,13 +71,20 @@ def record_of(
     }
 
 
+def says_anything(line: Mapping[str, Any], method: str) -> bool:
+    """Whether any stored score of ``method`` is above 0, so that a label is said to be there."""
+    packed = line["scores"][method]
+    return bool(packed["low"] + packed["step"] * _STEPS > 0)
+
+
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
     `Nshot/METHOD/mAP` and the others of `multilabel_metrics` are means over draws with Student's t interval over them;
     mAP and `class/NAME` also have one over pictures (``intervals``), with the support pictures as drawn.
-    `Nshot/METHOD-OTHER/mAP` are differences on the same draws. A label without a picture to find in a draw is left out
-    of it; `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean share of pictures with a label.
+    `Nshot/METHOD-OTHER/mAP` are differences of `OWN` and `COMPARED_TO` on the same draws. A label without a picture to
+    find in a draw is left out of it; `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean
+    share of pictures with a label.
     """
     lines = list(records)
     found: list[Metric] = []
@@ -98,8 +105,8 @@ def _of_shot(prefix: str, lines: list[dict[str, Any]]) -> list[Metric]:
             if name != "n_classes_scored":
                 mean = _mean(f"{prefix}/{method}/{name}", values, chance if name == "mAP" else None)
                 found.append(_over_pictures(mean, own.on_map) if name == "mAP" else mean)
-    for method, other in product(methods, COMPARED_TO):
-        if other in methods and other != method:
+    for method, other in product(OWN, COMPARED_TO):
+        if method in methods and other in methods:
             mine, theirs = measured[method], measured[other]
             value, interval = paired_difference(mine.by_draw["mAP"], theirs.by_draw["mAP"])
             name, unit = f"{prefix}/{method}-{other}/mAP", "percentage points"
@@ -134,13 +141,20 @@ def _measured(lines: Sequence[dict[str, Any]], draws: Sequence[_Draw], method: s
 
 
 def _mean(name: str, values: Sequence[float] | Array, chance: float | None) -> Metric:
-    value = float(np.mean(values))
-    return Metric(name=name, value=value, unit="percent", ci95=t_interval(values), n=len(values), chance=chance)
+    value, interval = float(np.mean(values)), t_interval(values)
+    ci95 = None if interval is None else _share(interval)
+    return Metric(name=name, value=value, unit="percent", ci95=ci95, n=len(values), chance=chance)
 
 
 def _over_pictures(metric: Metric, influence: Array) -> Metric:
     half = _NORMAL * float(np.sqrt((influence**2).sum()))
-    return metric.model_copy(update={"intervals": {"pictures": (metric.value - half, metric.value + half)}})
+    found = (metric.value - half, metric.value + half)
+    return metric.model_copy(update={"intervals": {"pictures": _share(found) if metric.unit == "percent" else found}})
+
+
+def _share(interval: tuple[float, float]) -> tuple[float, float]:
+    """Cut off what no share can be."""
+    return max(0.0, interval[0]), min(100.0, interval[1])
 
 
 def _packed(scores: Array) -> dict[str, Any]:

@@ -37,11 +37,14 @@ class MultiLabelEpisodeSampler:
         of fewer shots is part of that of more.
     media
         The same for copies of a picture; without it all pictures differ.
+    name
+        What messages call the pictures, such as `--val`.
 
     Raises
     ------
     UsageError, DataError
-        For a shot or a number of draws below 1; for labels with too few different pictures, by name.
+        For a shot or a number of draws below 1; for labels with too few different pictures, by name, and for a draw
+        that leaves no picture with a label to find.
     """
 
     def __init__(
@@ -53,18 +56,27 @@ class MultiLabelEpisodeSampler:
         draws: int,
         seed: int,
         media: Sequence[str] | None = None,
+        name: str = "the data",
     ):
         if shot < 1 or draws < 1:
             raise UsageError(f"{draws} draws of {shot} pictures a label: both must be 1 or more")
-        self.truth, self.shot, self.draws, self.seed = truth, shot, draws, seed
+        self.truth, self.shot, self.draws, self.seed, self.name = truth, shot, draws, seed, name
         self.same = np.unique(np.arange(len(truth)) if media is None else np.asarray(media), return_inverse=True)[1]
-        counts = {name: len(np.unique(self.same[truth[:, c]])) for c, name in enumerate(names)}
-        few = [f"{name} ({count})" for name, count in counts.items() if count <= shot]
+        counts = {label: len(np.unique(self.same[truth[:, c]])) for c, label in enumerate(names)}
+        few = [f"{label} ({count})" for label, count in counts.items() if count <= shot]
         if few:
             raise DataError(
-                f"too few different pictures for {shot} support pictures and a query: {', '.join(few)}: "
-                "leave these labels out with a list of labels, or use fewer shots"
+                f"{name} has too few different pictures for {self._support} and a query: {', '.join(few)}: "
+                f"leave these labels out with a list of labels, {self._more}"
             )
+
+    @property
+    def _support(self) -> str:
+        return f"{self.shot} support picture{'s' * (self.shot > 1)} of each label"
+
+    @property
+    def _more(self) -> str:
+        return "add pictures" + ", or use fewer shots" * (self.shot > 1)
 
     def all(self) -> Iterator[Draw]:
         """Yield every draw."""
@@ -86,4 +98,9 @@ class MultiLabelEpisodeSampler:
             chosen.append(rows[first[: self.shot]])
         support = np.unique(np.concatenate(chosen))
         query = np.flatnonzero(~np.isin(self.same, self.same[support]))
+        if not self.truth[query].any():
+            raise DataError(
+                f"{self.name} leaves no picture with a label to find beside {self._support} (draw {number}): "
+                f"{self._more}"
+            )
         return Draw(support, query)

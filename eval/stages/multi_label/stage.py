@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import UsageError
 from data_pipeline.manifest import Manifest
 from eval.encoders import load_encoder
 from eval.features import processes
 from eval.overlap import flags as overlap_flags
 from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
+from eval.schema import Result, check_out, data_flags, environment, write_result
 from eval.tokens import ImageTokens, encode_tokens
 
 from .calibration import EPISODES, calibrated
@@ -30,6 +30,7 @@ from .methods import ABOUT, NEEDS, SELECTIONS, Methods, Prepared, TipAdapter
 from .model import QueryPool
 from .records import metrics, record_of
 from .sampler import MultiLabelEpisodeSampler
+from .summary import not_above, silent
 
 _TUNING_DRAWS = 5
 _ROUNDING = 0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
@@ -97,7 +98,8 @@ def evaluate(
     UsageError
         For an unknown option, for a method without the data sets that it needs, for a model without a joint space.
     DataError
-        For data without labels, a label with too few pictures, a label in two data sets.
+        For data without labels or with a single one, a label with too few pictures, a label in two data sets, a draw
+        that leaves nothing to find, base pictures that all have all labels.
     NumericsError
         For tokens that are not finite.
     """
@@ -106,10 +108,11 @@ def evaluate(
         raise UsageError(f"init is {init!r}, must be vl_joint or learned")
     if init == "learned" and base is None:
         raise UsageError("init learned trains on base labels: name their data set with --base")
-    if patches < 1 or draws < 2 or epochs < 0:
-        raise UsageError("patches must be 1 or more, draws 2 or more and epochs 0 or more")
+    if patches < 1 or draws < 2 or epochs < 0 or seed < 0:
+        raise UsageError("patches must be 1 or more, draws 2 or more, epochs and seed 0 or more")
     if not shot:
         raise UsageError("shot must name at least one number of support pictures")
+    check_out(out)
     encoder = load_encoder(model, precision, cache)
     if not encoder.joint:
         raise UsageError(f"{model} has no space that pictures share with texts, which every label is compared in")
@@ -125,7 +128,9 @@ def evaluate(
     timing = {"encoding_s": time.perf_counter() - started}
     own, learn, judge = sets["data"], sets.get("base"), sets.get("val")
     samplers = {
-        k: MultiLabelEpisodeSampler(own.truth, own.names, shot=k, draws=draws, seed=seed, media=own.media)
+        k: MultiLabelEpisodeSampler(
+            own.truth, own.names, shot=k, draws=draws, seed=seed, media=own.media, name="--data"
+        )
         for k in dict.fromkeys(shot)
     }
     started = time.perf_counter()
@@ -159,7 +164,7 @@ def evaluate(
         timing[f"draws_per_s/{k}shot"] = draws / (time.perf_counter() - started)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
     measured = metrics(records)
-    flags += _flags(tokens, logistic, learn is not None, said) + _degenerate(records) + _not_above(measured)
+    flags += _flags(tokens, logistic, learn is not None, said) + silent(records) + not_above(measured, list(samplers))
     state = processes()
     result = Result(
         stage="multi-label",
@@ -198,7 +203,9 @@ def _usable(methods: Sequence[str] | None, there: Mapping[str, bool]) -> tuple[l
     """Return the methods to run, and why others cannot."""
     wanted = list(dict.fromkeys(ABOUT if methods is None else methods))
     unknown = [name for name in wanted if name not in ABOUT]
-    if unknown or not wanted:
+    if not wanted:
+        raise UsageError(f"methods is empty: name some of {', '.join(ABOUT)}")
+    if unknown:
         raise UsageError(f"unknown method {', '.join(unknown)}: choose of {', '.join(ABOUT)}")
     left_out = {}
     for name in wanted:
@@ -223,8 +230,6 @@ def _record(
     grid: tuple[int, int],
 ) -> dict[str, Any]:
     draw, own = sampler[number], prepared.data
-    if not own.truth[draw.query].any():
-        raise DataError(f"draw {number} of {sampler.shot} support pictures leaves no picture with a label to find")
     found = methods.scores(names, prepared, draw, shot=sampler.shot, number=number)
     scores, constant = {}, []
     for name, (values, _) in found.items():
@@ -270,23 +275,3 @@ def _flags(
         shared = own & set(tokens[role].media) if role in tokens else set()
         flags += [f"{len(shared)} pictures of --data are in --{role} too"] if shared else []
     return flags
-
-
-def _not_above(measured: Sequence[Metric]) -> list[str]:
-    """Flag where the method is not above what it must beat on the same draws."""
-    flags = []
-    for metric in measured:
-        shot, _, pair = metric.name.removesuffix("/mAP").partition("/")
-        ours, _, other = pair.partition("-")
-        if ours in ("lcm", "cross") and other and (metric.ci95 is None or metric.ci95[0] <= 0):
-            flags.append(f"{ours} is not above {other} ({shot})")
-    return flags
-
-
-def _degenerate(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Flag methods whose scores are all equal in every draw of a shot."""
-    by_method: dict[str, list[bool]] = {}
-    for record in records:
-        for name in record["scores"]:
-            by_method.setdefault(f"{record['shot']}shot/{name}", []).append(name in record["constant"])
-    return [f"degenerate_scores/{name}" for name, constant in by_method.items() if all(constant)]

@@ -64,7 +64,9 @@ def fit_base(
         log.validation.append(validate(model, val, settings.validation_draws, seed))
     total = settings.epochs * settings.episodes
     # One draw's support pictures are an episode's; its queries are chosen among the rest.
-    sampler = MultiLabelEpisodeSampler(base.truth, base.names, shot=1, draws=max(1, total), seed=seed, media=base.media)
+    sampler = MultiLabelEpisodeSampler(
+        base.truth, base.names, shot=1, draws=max(1, total), seed=seed, media=base.media, name="--base"
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout
         for number in range(total):
@@ -95,7 +97,9 @@ def validate(model: MLFSIC, data: Labelled, draws: int, seed: int) -> float:
     """Mean average precision in percent of one-shot draws."""
     model.eval()
     local, labels, present = model.space.local(data.patch), model.space.text(data.text), data.present()
-    sampler = MultiLabelEpisodeSampler(data.truth, data.names, shot=1, draws=draws, seed=seed, media=data.media)
+    sampler = MultiLabelEpisodeSampler(
+        data.truth, data.names, shot=1, draws=draws, seed=seed, media=data.media, name="--val"
+    )
     found = []
     for draw in sampler.all():
         vectors = model.prototypes(local[draw.support], present[draw.support], labels).vectors
