@@ -2,7 +2,7 @@
 
 A stage needs nothing for it: its metrics are computed picture by picture, and a metric whose mean over pictures (with
 its queries as weights, or without) is what the result says can be compared by resampling pictures. One that is not such
-a mean, as a median, is named and left out.
+a mean, as a median, is named and left out. Metric learning resamples classes, as its own intervals do.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from eval.schema import Result, read_records, read_result
 from eval.statistics import ratio_interval
 from eval.verify import metrics_of
 
+_CLASSES = ("metric-learning",)
+"""Stages whose records are resampled by `label`: pictures of one class are not independent."""
 _IDENTITY = ("direction", "level", "query", "image", "kind")
 Verdict = Literal["B is better", "A is better", "B is higher", "A is higher", "not told apart", "equal"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric of both results, and B - A with the 95 % interval of the paired difference."""
+    """A metric of both results, and B - A with the 95 % interval of the paired difference.
+
+    ``pictures`` counts what was resampled: pictures, or classes where `Comparison.resampled` says so.
+    """
 
     name: str
     unit: str
@@ -52,6 +57,7 @@ class Comparison:
     left_out: list[str]
     only_in_one: dict[str, Literal["A", "B"]]
     notes: list[str]
+    resampled: Literal["pictures", "classes"] = "pictures"
 
 
 def compare(a: Path | str, b: Path | str) -> Comparison:
@@ -99,7 +105,8 @@ def compare(a: Path | str, b: Path | str) -> Comparison:
     if left.model.get("hash") is not None and left.model.get("hash") == right.model.get("hash"):
         notes.append("both have the same weights")
     notes += [f"{which} is flagged: {flag}" for which, r in (("A", left), ("B", right)) for flag in r.flags]
-    return Comparison(left.stage, differences, left_out, only_in_one, notes)
+    resampled: Literal["pictures", "classes"] = "classes" if left.stage in _CLASSES else "pictures"
+    return Comparison(left.stage, differences, left_out, only_in_one, notes, resampled)
 
 
 def table(comparison: Comparison) -> str:
@@ -111,7 +118,8 @@ def table(comparison: Comparison) -> str:
         lines.append(f"{d.name:<{wide}}  {d.a:8.2f}  {d.b:8.2f}  {d.difference:+8.2f}  {interval:<20}  {d.verdict}")
     counts = Counter(d.verdict for d in comparison.differences)
     verdicts = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
-    lines.append(f"{comparison.stage}: {verdicts or 'nothing to compare'} (paired by query, pictures resampled; ")
+    lines.append(f"{comparison.stage}: {verdicts or 'nothing to compare'} (paired by query, ")
+    lines[-1] += f"{comparison.resampled} resampled; "
     lines[-1] += "not corrected for the number of metrics)"
     if comparison.left_out:
         lines.append(f"no means over the same pictures and queries, not compared: {', '.join(comparison.left_out)}")
@@ -143,10 +151,13 @@ def _identity(record: dict[str, Any]) -> tuple[str, ...]:
 def _by_picture(
     stage: str, records: list[dict[str, Any]], folder: Path | str
 ) -> dict[str, dict[str, tuple[float, int]]]:
-    """Compute value and number of queries of each metric on the records of each picture, as stages resample them."""
+    """Compute value and number of queries of each metric on the records of each picture (class), as stages resample."""
     pictures: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        pictures[str(record.get("picture", record.get("image", record.get("query"))))].append(record)
+        if stage not in _CLASSES:
+            pictures[str(record.get("picture", record.get("image", record.get("query"))))].append(record)
+        elif "label" in record:
+            pictures[str(record["label"])].append(record)
     found: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
     for picture, lines in pictures.items():
         for metric in metrics_of(stage, lines, folder):

@@ -26,7 +26,7 @@ _LOOKED = 6  # pictures whose attention is shown
 
 def metric_learning(records: list[dict[str, Any]], result: Result, pictures: Thumbnails) -> dict[str, Any]:
     """Return what the template shows: the verdict, charts, queries with their neighbours, maps of attention."""
-    head, protocol = result.protocol["head"], result.protocol
+    head, heads = result.protocol["head"], result.model["heads"]
     headline = headline_of([metric.name.partition("/")[2] for metric in result.metrics])
     rows = [metric for metric in result.metrics if metric.name.partition("/")[2] == headline]
     query = result.data["sets"].get("query")
@@ -38,7 +38,7 @@ def metric_learning(records: list[dict[str, Any]], result: Result, pictures: Thu
     right = [line for line in lines if line["top"] and line["top"][0][2]]
     wrong = [line for line in lines if line["top"] and not line["top"][0][2]]
     return {
-        "summary": protocol["summary"],
+        "summary": heads["summary"],
         "chart": interval_chart(headline, [_bar(metric, metric.name.partition("/")[0]) for metric in rows]),
         "setting": f"setup {setup}" if setup else f"drawn gallery {setting}" if setting else "",
         "groups": [
@@ -48,7 +48,7 @@ def metric_learning(records: list[dict[str, Any]], result: Result, pictures: Thu
         ],
         "looked": _looked([line for line in records if line["kind"] == "attention"], pictures),
         "leakage": _leakage(result),
-        "tried": protocol["selection"]["tried"],
+        "tried": heads["tried"],
     }
 
 
@@ -93,8 +93,13 @@ def _leakage(result: Result) -> str | None:
         return None
     bars = [_bar(metric, metric.name.removeprefix("leakage/").replace("/", ", ")) for metric in found]
     bars += [
-        Bar(f"weight {row['lambda']:g}, linear, first fold", row["leakage"], None, row["lambda"] > 0)
-        for row in result.protocol["selection"]["tried"]
+        Bar(
+            f"weight {row['lambda']:g}, linear, first fold, all steps",
+            row["leakage_after_all_steps"],
+            None,
+            row["lambda"] > 0,
+        )
+        for row in result.model["heads"]["tried"]
     ]
     bars.append(Bar("chance", found[0].chance or 0.0, None, False))
     return interval_chart("Training classes that fresh probes read", bars)

@@ -15,12 +15,19 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.store import Store
 from data_pipeline.write import write_shards
+from eval.__main__ import main as run_stage
+from eval.compare import compare
+from eval.compare import table as compared_table
 from eval.report import write_report
 from eval.schema import Metric, Result, read_records
 from eval.stages.metric_learning import evaluate, metrics
+from eval.stages.metric_learning.local_reranking import unmoved
 from eval.stages.metric_learning.summary import flags, summary, table
 from eval.verify import verify
 from launch.cli import main
+from pretrain.model import GLSCLModel
+
+from .conftest import save_model
 
 QUICK: dict[str, Any] = {"steps": 4, "seeds": (0, 1), "folds": 2, "clusterings": 2, "embed_dim": 16, "per_layer_dim": 8}
 
@@ -85,6 +92,7 @@ def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(done: t
             assert ("seeds" in metric.intervals) == (not method.startswith("frozen"))
     assert result.metric("gdfl/left_out").value == 1
     assert {"gdfl/nmi", "gdfl/ami", "frozen_cls/nmi"} <= {metric.name for metric in result.metrics}
+    assert "heads" in result.model and result.model["heads"]["training"]["stop"] <= QUICK["steps"]
     assert result.protocol["selection"]["folds"] == 2 and result.data["sets"]["base"]["left_out"] == 2
 
 
@@ -114,6 +122,40 @@ def test_two_runs_give_the_same_lines(
     assert (tmp_path / "samples.jsonl").read_bytes() == (done[0] / "samples.jsonl").read_bytes()
 
 
+def test_two_models_are_compared_by_query_and_class(
+    done: tuple[Path, Result], knowing_model: Path, tokenizer: Path, base: Path, novel: Path, tmp_path: Path
+) -> None:
+    model = GLSCLModel.from_pretrained(knowing_model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    other = save_model(model, tokenizer, tmp_path / "other")
+    evaluate(other, novel, tmp_path / "out", base=base, rerank_k=5, parts=2, **QUICK)
+    found = compare(done[0], tmp_path / "out")
+    differences = {each.name: each for each in found.differences}
+    for name in ("frozen_cls/map", "gdfl/recall@1", "gdfl/above/frozen_cls/recall@1", "leakage/gdfl/linear"):
+        one = differences[name]
+        assert one.difference == pytest.approx(one.b - one.a) and one.ci95[0] <= one.difference <= one.ci95[1]
+    assert differences["frozen_cls/map"].pictures == 3 and differences["leakage/gdfl/linear"].pictures == 5
+    assert differences["frozen_cls/map"].difference != 0
+    assert found.resampled == "classes" and "gdfl/nmi" in found.left_out and not found.only_in_one
+    assert "classes resampled" in compared_table(found)
+
+
+def test_reranking_that_changed_nothing_is_flagged() -> None:
+    lines = [
+        {"kind": "query", "method": method, "seed": 0, "query": str(row), "setting": "", "top": [[key, 0.5, True]]}
+        for method, key in (("gdfl", "a"), ("gdfl_reranked", "a"))
+        for row in range(7)
+    ]
+    few = "gdfl_reranked: 0 of 7 rankings changed: the grid has too few patches (9, and 10 mutual matches are needed)"
+    assert unmoved(lines, (3, 3)) == [few]
+    assert "no two pictures have 10 mutual matches" in unmoved(lines, (6, 6))[0]
+    lines[-1] = {**lines[-1], "top": [["b", 0.5, True]]}
+    assert unmoved(lines, (6, 6)) == []
+
+
 def two_methods(head: float, frozen: float) -> list[Metric]:
     """Metrics of a head and of the frozen tower."""
     queries = [{"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""} for i in range(100)]
@@ -141,8 +183,8 @@ def test_the_flag_of_a_result_stands_first_and_its_table_begins_with_the_verdict
         result.metric(f"frozen_{name}/recall@1").value for name in ("cls", "mean_patch", "proj", "parts")
     )
     assert result.flags[0].startswith("below_frozen") == below
-    assert table(result).splitlines()[0] == result.protocol["summary"]
-    assert ("BELOW" in result.protocol["summary"]) == below
+    assert table(result).splitlines()[0] == result.model["heads"]["summary"]
+    assert ("BELOW" in result.model["heads"]["summary"]) == below
 
 
 @pytest.mark.parametrize("head", ["dolg", "vitgal", "parts"])
@@ -205,16 +247,63 @@ def test_one_picture_per_class_and_missing_labels_are_refused(
         ({"protocol": "query-gallery"}, "--query"),
         ({"head": "resnet"}, "head is 'resnet'"),
         ({"head": "parts"}, "--parts"),
+        ({"loss": "hinge"}, "loss is 'hinge'"),
+        ({"adversary": "dann"}, "adversary is 'dann'"),
         ({"seeds": ()}, "seeds"),
-        ({"layers": (9,)}, "9"),
+        ({"seeds": (0, 0)}, "seeds"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": (2**32,)}, "seeds"),
+        ({"lam": float("nan")}, "lam"),
+        ({"lam": float("inf")}, "lam"),
+        ({"lam": -0.1}, "lam"),
+        ({"layers": (1, 1)}, "layers"),
+        ({"layers": (0, 1)}, "layers"),
+        ({"folds": 1}, "folds is 1, must be 2 or more"),
+        ({"clusterings": -1}, "clusterings is -1"),
+        ({"rerank_k": -1}, "rerank_k is -1"),
+        ({"parts": -1}, "parts is -1"),
+        *(({name: 0}, f"{name} is 0") for name in ("per_layer_dim", "embed_dim", "pool_grid", "batch_size", "steps")),
         ({"ks": (2, 4)}, "ks"),
     ],
 )
-def test_wrong_options_are_refused(
+def test_wrong_options_are_refused_before_anything_is_opened(
+    option: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = tmp_path / "nothing"
+    with pytest.raises(UsageError, match=message):
+        evaluate(nothing, nothing, tmp_path, base=nothing, **QUICK | option)
+    paths = dict.fromkeys(("model", "data", "base", "out"), str(nothing))
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in (QUICK | option).items()}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(paths | values))
+    assert run_stage(["metric-learning", str(tmp_path / "recipe.yaml")]) == UsageError.exit_code
+    assert next(iter(option)) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "message"), [({"layers": (9,)}, "9"), ({"parts": 5}, "into 5 parts")])
+def test_options_that_the_tower_cannot_follow_are_refused(
     option: dict[str, Any], message: str, knowing_model: Path, base: Path, novel: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(knowing_model, novel, tmp_path, base=base, **QUICK | option)
+
+
+def test_data_that_cannot_work_are_refused_before_a_model_is_opened(
+    base: Path, novel: Path, gallery: Path, tmp_path: Path
+) -> None:
+    nothing = tmp_path / "nothing"
+
+    def refuse(message: str, data: Path = novel, **more: Any) -> None:
+        with pytest.raises(DataError, match=message):
+            evaluate(nothing, data, tmp_path / "out", **{"base": base} | QUICK | more)
+
+    refuse("5 classes to learn from cannot be divided into 3 folds", folds=3)
+    refuse("first 3 that --limit takes", limit=3)
+    refuse("share the classes 'class 0'", write(tmp_path / "both", gallery, [["class 0"]] * 9))
+    others = write(tmp_path / "others", gallery, [["stranger"]] * 3)
+    refuse("no query has a right picture", query=others, protocol="query-gallery")
+    # Four classes of which two have a second picture: both may be held out together.
+    rare = write(tmp_path / "rare", gallery, [[f"class {row % 4}"] for row in (0, 1, 2, 3, 0, 1)])
+    refuse("two pictures", base=rare)
 
 
 def test_the_command_prints_every_method_and_the_report_shows_them(

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import DataError, UsageError
 from eval.neighbours import neighbours
+from eval.stages.metric_learning import metrics
 from eval.stages.metric_learning.adversary import ClassAdversary, GradientReversal
+from eval.stages.metric_learning.comparison import Comparison
 from eval.stages.metric_learning.embedding import Embedded, GDFLEmbedder
 from eval.stages.metric_learning.losses import LOSSES, metric_loss
+from eval.stages.metric_learning.methods import Trained
 from eval.stages.metric_learning.probes import MOST_CLASSES, leakage_probe
-from eval.stages.metric_learning.selection import choose
+from eval.stages.metric_learning.selection import Selection, choose
+from eval.stages.metric_learning.stage import WEIGHTS
 from eval.stages.metric_learning.training import ClassBatches, Settings, attention, class_folds, embed, train_dml
+from eval.tokens import ImageTokens
 
 GRID = (1, 1)
 
@@ -141,27 +146,30 @@ def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_ke
     assert read["ridge"] <= 0.5 * read["none"]
 
 
-class Fooled(ClassAdversary):
-    """Says the same of everything and pushes nothing."""
-
-    def encoder_loss(self, general: Tensor, labels: Tensor, strength: float) -> Tensor:
-        return general.new_zeros(())
-
-    def adversary_step(self, general: Tensor, labels: Tensor) -> float:
-        return 1 / self.classes
-
-
-def test_an_adversary_that_is_fooled_changes_nothing_about_the_leakage() -> None:
-    tokens, coarse, fine = nested_world(0)
-    found = []
-    for adversary in (None, Fooled(32, 30, "none")):
+def test_the_leakage_that_is_reported_is_a_fresh_probe_s_whatever_the_adversary_s_own_accuracy() -> None:
+    """Weightless adversaries: gradient reversal's reads the class, ridge regression's accuracy is 0 by definition."""
+    tokens, labels, unseen, unseen_labels = code_world(0)
+    learnt, measured = image_tokens(tokens, labels), image_tokens(unseen, unseen_labels)
+    comparison = Comparison(learnt, {"data": measured}, "classes", (1,), 0, 0, torch.device("cpu"))
+    head = Trained("gdfl", lambda: Perceptron(0), adversary=True)
+    own, reported = {}, {}
+    for kind in ("none", "grl", "ridge"):
+        one = Settings("supcon", kind, strength=0.0, steps=30)
         embedder = Perceptron(0)
-        log = train_dml(
-            embedder, tokens, GRID, coarse, Settings("supcon", "none", steps=30), against=fine, adversary=adversary
-        )
-        found.append([leakage(embed(embedder, tokens, GRID)[1], fine, probe) for probe in ("linear", "mlp")])
-    assert log.adversary == [1 / 30] * 30  # its own accuracy is chance
-    assert found[0] == found[1] and found[0][0] > 60
+        own[kind] = np.mean(train_dml(embedder, tokens, GRID, labels, one).adversary[-10:])
+        lines = list(comparison.of_trained([head], Selection(one, one, []), [0]))
+        reported[kind] = {m.name: m.value for m in metrics(lines) if m.name.startswith("leakage/")}
+        fresh = leakage(embed(embedder, tokens, GRID)[1], labels)
+        assert reported[kind]["leakage/gdfl/linear"] == pytest.approx(fresh)
+    assert own["ridge"] == 0 and own["grl"] >= 0.3
+    assert reported["none"] == reported["grl"] == reported["ridge"] and min(reported["ridge"].values()) >= 60
+
+
+def image_tokens(layers: dict[int, Tensor], labels: np.ndarray) -> ImageTokens:
+    keys = [f"{number:04d}" for number in range(len(labels))]
+    names = [(f"class {label:02d}",) for label in labels]
+    tokens = layers[1]
+    return ImageTokens(keys, names, [{} for _ in keys], keys, tokens[:, 0], tokens[:, 1:], None, GRID, layers)
 
 
 # --- unseen classes ----------------------------------------------------------------------------------------------
@@ -182,14 +190,22 @@ def code_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tens
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_an_adversary_makes_the_head_retrieve_unseen_classes_better(seed: int) -> None:
+def test_an_adversary_makes_the_head_retrieve_unseen_classes_better_but_not_better_than_frozen_features(
+    seed: int,
+) -> None:
+    """The weight is the largest that the stage tries; features scaled alike within the batch give it its scale.
+
+    The features as they are hold the attributes of unseen classes whole (about 76 %): a head on seen classes alone
+    loses most of them, with an adversary (25 %) as without (19 %).
+    """
     tokens, labels, unseen, unseen_labels = code_world(seed)
     found = {}
-    for kind, strength in (("none", 0.0), ("grl", 30.0)):
+    for kind, strength in (("none", 0.0), ("grl", WEIGHTS[-1])):
         embedder = Perceptron(seed)
         train_dml(embedder, tokens, GRID, labels, Settings("supcon", kind, strength, steps=200, seed=seed))
         found[kind] = recall_at_1(embed(embedder, unseen, GRID)[0], unseen_labels)
     assert found["grl"] >= found["none"] + 5
+    assert recall_at_1(F.normalize(unseen[1][:, 1], dim=1), unseen_labels) >= found["grl"] + 30
 
 
 # --- blocks and attention ----------------------------------------------------------------------------------------

@@ -1,44 +1,97 @@
 """What is learnt from and what is measured: pictures that a protocol can use, and classes that must not be in both.
 
-In: the tokens of whole data sets. Out: those of the pictures that count, errors and flags about what the sets share.
+In: labels and tokens of whole data sets. Out: errors before anything is encoded, the tokens of the pictures that count,
+flags about what the sets share.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from data_pipeline.errors import DataError
-from eval.tokens import ImageTokens
+from data_pipeline.manifest import Manifest
+from data_pipeline.sample import parse_annotations
+from data_pipeline.store import Store
+from eval.tokens import ImageTokens, labels_of
+
+from .training import ClassBatches, class_folds
+
+
+def labels_in(manifest: Manifest, limit: int | None) -> list[tuple[str, ...]]:
+    """Read the classes of the first ``limit`` pictures (all by default), which is quick beside encoding them.
+
+    Raises DataError for annotations that cannot be read.
+    """
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
+    found = []
+    with closing(Store([manifest])) as store:
+        for row in range(total):
+            key = store.key(0, row)
+            found.append(labels_of(key, parse_annotations(key, store.members(0, row, {"json"}))))
+    return found
+
+
+def refuse_unlearnable(labels: Sequence[tuple[str, ...]], folds: int, seed: int) -> None:
+    """Raise DataError where nothing can be learnt from pictures of these classes, or chosen in folds of them."""
+    names = [labels[row][0] for row in _rows_of(labels, (1,))]
+    if not names:
+        raise DataError('no picture to learn from has exactly one of "labels", the class that metric learning needs')
+    numbers = np.unique(names, return_inverse=True)[1]
+    for train, held in class_folds(names, folds, seed):
+        ClassBatches(numbers[train], classes=2, per_class=2, seed=seed)
+        if np.bincount(numbers[held]).max() < 2:
+            raise DataError(
+                f"one of {folds} folds of the {numbers.max() + 1} classes to learn from has no class with two "
+                "pictures, so that nothing can be chosen on it: fewer --folds, or more pictures of each class"
+            )
+
+
+def refuse_unmeasurable(
+    labels: Mapping[str, Sequence[tuple[str, ...]]], roots: Mapping[str, Path], protocol: str, limit: int | None
+) -> None:
+    """Raise DataError for classes of `base` in `data` or `query`, by name, and where no query has a right picture."""
+    learnt = {names[0] for names in labels["base"] if len(names) == 1}
+    used = {
+        name: [several[row] for row in _rows_of(several, _allowed(protocol))]
+        for name, several in labels.items()
+        if name != "base"
+    }
+    for name, several in used.items():
+        if not several:
+            raise DataError('no picture to be measured on has exactly one of "labels", its class')
+        shared = sorted(learnt & {one for names in several for one in names})
+        if shared:
+            shown = ", ".join(map(repr, shared[:5])) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
+            said = f"{roots['base']} and {roots[name]} share the classes {shown}"
+            raise DataError(f"{said}: unseen classes must not be learnt from")
+    times = Counter(names for names in used["data"] if names)
+    enough = 2 if "query" not in used else 1
+    if protocol in ("classes", "query-gallery") and not any(
+        times[names] >= enough for names in used.get("query", used["data"])
+    ):
+        raise DataError(nothing_right(roots["data"], limit))
+
+
+def nothing_right(data: Path | str, limit: int | None) -> str:
+    """Say that no query has a right picture."""
+    said = f"no query has a right picture in {data}: every class, or identity, has one picture alone"
+    return said if limit is None else f"{said} among the first {limit} that --limit takes: raise it, or leave it out"
 
 
 def learnt_from(tokens: ImageTokens) -> ImageTokens:
-    """Keep the pictures of exactly one class; raises DataError where there is none."""
-    rows = [row for row, names in enumerate(tokens.labels) if len(names) == 1]
-    if not rows:
-        raise DataError('no picture to learn from has exactly one of "labels", the class that metric learning needs')
-    return _rows(tokens, rows)
+    """Keep the pictures of exactly one class."""
+    return _rows(tokens, _rows_of(tokens.labels, (1,)))
 
 
 def measured_on(tokens: ImageTokens, protocol: str) -> ImageTokens:
-    """Keep the pictures that the protocol ranks: of one class, or also those of none, which a gallery may hold.
-
-    Raises DataError where there is none.
-    """
-    allowed = (1,) if protocol == "classes" else (0, 1)
-    rows = [row for row, names in enumerate(tokens.labels) if len(names) in allowed]
-    if not rows:
-        raise DataError('no picture to be measured on has exactly one of "labels", its class')
-    return _rows(tokens, rows)
-
-
-def refuse_shared_classes(learnt: ImageTokens, measured: ImageTokens, base: Path, data: Path) -> None:
-    """Raise DataError, naming them, for classes that are learnt from and measured on."""
-    names = sorted(_classes(learnt) & _classes(measured))
-    if names:
-        shown = ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise DataError(f"{base} and {data} share the classes {shown}: unseen classes must not be learnt from")
+    """Keep the pictures that the protocol ranks: of one class, or also those of none, which a gallery may hold."""
+    return _rows(tokens, _rows_of(tokens.labels, _allowed(protocol)))
 
 
 def shared_pictures(learnt: ImageTokens, measured: Iterable[ImageTokens]) -> list[str]:
@@ -53,6 +106,14 @@ def counts(whole: Mapping[str, ImageTokens], used: Mapping[str, ImageTokens]) ->
         name: {"pictures": len(each), "left_out": len(whole[name]) - len(each), "classes": len(_classes(each))}
         for name, each in used.items()
     }
+
+
+def _allowed(protocol: str) -> tuple[int, ...]:
+    return (1,) if protocol == "classes" else (0, 1)
+
+
+def _rows_of(labels: Sequence[tuple[str, ...]], allowed: tuple[int, ...]) -> list[int]:
+    return [row for row, names in enumerate(labels) if len(names) in allowed]
 
 
 def _classes(tokens: ImageTokens) -> set[str]:

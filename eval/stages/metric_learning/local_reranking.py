@@ -8,8 +8,9 @@ Source: the geometric verification that ViTGaL, DELF and others put behind their
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 TOLERANCE = 0.75  # patches: between neighbouring patches, and above the half patch that a finer shift can cost
+MINIMUM = 10  # inliers: patches thrown into any order reach up to 9, on grids of 6 x 6 to 24 x 24
 SCALES = (0.5, 2.0)  # beyond, a transform squeezes everything into few patches and explains any match
 
 
@@ -49,7 +51,7 @@ class LocalFeatures:
 
 
 def by_inliers(
-    query: LocalFeatures, gallery: LocalFeatures, *, patches: int = 64, minimum: int = 10
+    query: LocalFeatures, gallery: LocalFeatures, *, patches: int = 64, minimum: int = MINIMUM
 ) -> Callable[[int, NDArray[np.intp]], NDArray[np.intp]]:
     """Return what :func:`eval.stages.metric_learning.protocols.records` takes as ``reorder``.
 
@@ -60,8 +62,7 @@ def by_inliers(
     patches
         How many of each picture are matched, the most attended first.
     minimum
-        Fewer inliers than this are none: patches thrown into any order reach up to 9, on grids of 6 x 6 to 24 x 24.
-        Pictures of as many inliers keep the order that they had.
+        Fewer inliers than this are none. Pictures of as many inliers keep the order that they had.
     """
 
     def reorder(row: int, candidates: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -69,6 +70,27 @@ def by_inliers(
         return candidates[np.argsort(-np.where(number < minimum, 0, number), kind="stable")]
 
     return reorder
+
+
+def unmoved(lines: Iterable[Mapping[str, Any]], grid: tuple[int, int]) -> list[str]:
+    """Flag re-ranking that left every query's first neighbours and every value as they were.
+
+    ``lines`` are the `query` lines of a method and of METHOD_reranked, ``grid`` (rows, columns) that of the patches.
+    """
+    ranked: dict[str, dict[tuple[Any, ...], Any]] = {}
+    for line in lines:
+        if line["kind"] == "query":
+            place = (line["seed"], line["query"], line["setting"])
+            ranked.setdefault(line["method"], {})[place] = ([key for key, *_ in line["top"]], line.get("values"))
+    patches = grid[0] * grid[1]
+    why = f"no two pictures have {MINIMUM} mutual matches in one arrangement, and the grid has {patches} patches"
+    if patches < MINIMUM:
+        why = f"the grid has too few patches ({patches}, and {MINIMUM} mutual matches are needed)"
+    return [
+        f"{method}: 0 of {len(several)} rankings changed: {why}"
+        for method, several in ranked.items()
+        if method.endswith("_reranked") and several == ranked[method.removesuffix("_reranked")]
+    ]
 
 
 def inliers(

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.errors import UsageError
 from eval.tokens import ImageTokens
 
 from .dolg import DOLGHead
@@ -54,12 +53,8 @@ def trained_methods(
 ) -> list[Trained]:
     """Return the head, and what it is compared with: no adversary, and for `gdfl` its last block alone, no attention.
 
-    DOLG's local features are of the last block but one. Raises UsageError for an unknown head.
+    DOLG's local features are of the last block but one.
     """
-    if head not in HEADS:
-        raise UsageError(f"head is {head!r}, must be one of {', '.join(HEADS)}")
-    if head == "parts" and not parts:
-        raise UsageError("the head parts needs the number of bands of patch rows: --parts N")
 
     def gdfl(chosen: tuple[int, ...] = layers, attention: Attention = "spatial") -> Callable[[], nn.Module]:
         return lambda: GDFLEmbedder(dim, chosen, per_layer_dim, embed_dim, attention)

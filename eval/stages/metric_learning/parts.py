@@ -24,10 +24,15 @@ def part_features(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
     Bands differ by at most one row where they do not divide the grid; neighbours then share it (adaptive pooling).
     Raises UsageError where there are more bands than rows, or none.
     """
-    if not 1 <= parts <= grid[0]:
-        raise UsageError(f"{grid[0]} rows of patches cannot be divided into {parts} parts: choose 1 to {grid[0]}")
+    refuse_parts(parts, grid[0])
     bands = F.adaptive_avg_pool2d(on_grid(tokens, grid), (parts, 1))
     return torch.cat([tokens[:, :1], bands.flatten(2).transpose(1, 2)], dim=1)
+
+
+def refuse_parts(parts: int, rows: int) -> None:
+    """Raise UsageError where ``rows`` of patches cannot be divided into so many bands."""
+    if not 1 <= parts <= rows:
+        raise UsageError(f"{rows} rows of patches cannot be divided into {parts} parts: choose 1 to {rows}")
 
 
 def part_descriptor(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:

@@ -27,13 +27,17 @@ def metrics(records: Iterable[Line]) -> list[Metric]:
     """Compute every metric: `METHOD/recall@1` and the like, `HEAD/above/METHOD/recall@1`, `leakage/METHOD/PROBE`.
 
     Values are means over the seeds. ci95 resamples classes, and `intervals` holds it as `classes` beside `seeds`, a
-    Student t interval over trainings. Clusters have only the latter.
+    Student t interval over trainings. Clusters have only the latter. The lines may be those of one class, of which
+    nothing is computed that they do not hold.
     """
     lines = list(records)
     by_method: dict[str, list[Line]] = {}
     for line in lines:
         if line["kind"] == "query":
             by_method.setdefault(line["method"], []).append(line)
+    leakage = _leakage([line for line in lines if line["kind"] == "probe"])
+    if not any("values" in line for line in lines):
+        return leakage
     found = {method: _of_method(several) for method, several in by_method.items()}
     headline = headline_of([metric.name for metric in next(iter(found.values()))])
     order = sorted(found, key=lambda method: -_value(found[method], headline))
@@ -43,7 +47,7 @@ def metrics(records: Iterable[Line]) -> list[Metric]:
     head = next(method for method in found if method in HEADS)
     others = [method for method in order if method != head]
     above = [_above(headline, head, other, by_method) for other in others]
-    return retrieval + above + _leakage([line for line in lines if line["kind"] == "probe"])
+    return retrieval + above + leakage
 
 
 def headline_of(names: Sequence[str]) -> str:

@@ -26,8 +26,8 @@ CHECKPOINTS = (0.25, 0.5, 0.75, 1.0)
 class Selection:
     """The settings with the best mean MAP@R on held-out classes, and with every adversary weight the best step.
 
-    ``table`` holds for every weight, in percent: `map@r` by step, and `leakage`, what a fresh linear probe on the
-    general features of the first fold reads of its training classes.
+    ``table`` holds for every weight, in percent: `map@r` by step, and `leakage_after_all_steps`, what a fresh linear
+    probe on the general features of the first fold reads of its training classes, wherever the best step was.
     """
 
     chosen: Settings
@@ -90,7 +90,8 @@ def choose(
                 half, said = leakage_probe(embed(embedder, seen, grid)[1].numpy(), classes, seed=one.seed)
                 leakage = 100 * float((said == classes[half]).mean())
         by_step = dict(zip(stops, np.mean(scores, axis=0).tolist(), strict=True))
-        table.append({"adversary": one.adversary, "lambda": one.strength, "map@r": by_step, "leakage": leakage})
+        table.append({"adversary": one.adversary, "lambda": one.strength, "map@r": by_step})
+        table[-1]["leakage_after_all_steps"] = leakage
     best = [
         replace(one, stop=max(stops, key=lambda stop: row["map@r"][stop]))
         for one, row in zip(tried, table, strict=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from eval.encoders import equally_spaced, load_encoder
 from eval.features import processes
@@ -25,10 +25,22 @@ from eval.tokens import encode_tokens
 from . import summary
 from .adversary import Kind
 from .comparison import Comparison
-from .learning_data import counts, learnt_from, measured_on, refuse_shared_classes, shared_pictures
+from .learning_data import (
+    counts,
+    labels_in,
+    learnt_from,
+    measured_on,
+    nothing_right,
+    refuse_unlearnable,
+    refuse_unmeasurable,
+    shared_pictures,
+)
+from .local_reranking import unmoved
 from .methods import Head, seeded, trained_methods
+from .options import check_options
+from .parts import refuse_parts
 from .probes import MOST_CLASSES
-from .protocols import PROTOCOLS, Protocol, rules
+from .protocols import Protocol, rules
 from .scores import metrics
 from .selection import choose
 from .training import Settings
@@ -104,13 +116,18 @@ def evaluate(
         For an unknown option; for classes that are in both data sets, too few classes or pictures of them, missing
         camera ids; for features that are not finite.
     """
-    _check(protocol, seeds, steps, ks, head, rerank_k)
+    check_options(locals())
     check_out(out)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)
+    labels = {name: labels_in(each, None if name == "base" else limit) for name, each in manifests.items()}
+    refuse_unlearnable(labels["base"], folds, seeds[0])
+    refuse_unmeasurable(labels, {name: each.root for name, each in manifests.items()}, protocol, limit)
     known = overlap(manifests["data"], model, train)
     encoder = load_encoder(model, precision, cache)
+    if parts:
+        refuse_parts(parts, min(pool_grid, *encoder.grid))
     started = time.perf_counter()
     chosen = tuple(layers) if layers else equally_spaced(encoder.depth)
     tokens = {
@@ -126,14 +143,12 @@ def evaluate(
     }
     learnt = learnt_from(tokens["base"])
     measured = {name: measured_on(each, protocol) for name, each in tokens.items() if name != "base"}
-    for name, several in measured.items():
-        refuse_shared_classes(learnt, several, manifests["base"].root, manifests[name].root)
     encoded = time.perf_counter()
 
     comparison = Comparison(learnt, measured, protocol, ks, clusterings, rerank_k, encoder.device)
     lines = list(comparison.of_frozen(parts))
     if not any("values" in line for line in lines):
-        raise DataError(f"no query has a right picture in {data}: every class, or identity, has one picture alone")
+        raise DataError(nothing_right(data, limit))
     methods = trained_methods(
         head,
         learnt.layers[chosen[0]].shape[-1],
@@ -165,14 +180,20 @@ def evaluate(
             "name": "zero-shot metric learning",
             "protocol": protocol,
             **rules(protocol),
-            "summary": summary.summary(computed),
             "head": head,
-            "layers": list(chosen),
+            "loss": loss,
+            "adversary": adversary,
+            "lam": "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS) if lam is None else lam,
+            "layers": "equally spaced" if layers is None else list(layers),
+            "pool_grid": pool_grid,
+            "embed_dim": embed_dim,
+            "per_layer_dim": per_layer_dim,
+            "steps": steps,
             "parts": parts,
             "rerank_k": rerank_k,
             "tower": "frozen",
-            "training": asdict(selection.chosen),
-            "selection": {"folds": folds, "by": "MAP@R on held-out training classes", "tried": selection.table},
+            "selection": {"folds": folds, "by": "MAP@R of the head on held-out training classes"},
+            "ablations": "last_layer_only and no_attention train with the weight and the step chosen for the head",
             "seeds": list(seeds),
             "probed_classes": min(MOST_CLASSES, used["base"]["classes"]),
             "precision": precision,
@@ -189,10 +210,19 @@ def evaluate(
             },
             "overlap": known,
         },
-        model=encoder.description,
+        model=encoder.description
+        | {
+            "heads": {
+                "summary": summary.summary(computed),
+                "layers": list(chosen),
+                "training": asdict(selection.chosen),
+                "tried": selection.table,
+            }
+        },
         environment=environment(state.num_processes, str(encoder.device)),
         metrics=computed,
         flags=summary.flags(computed)
+        + unmoved(lines, tokens["data"].grid)
         + shared_pictures(learnt, measured.values())
         + overlap_flags(known)
         + data_flags(manifests["data"]),
@@ -207,16 +237,3 @@ def evaluate(
         write_result(Path(out), result, lines)
     state.wait_for_everyone()
     return result
-
-
-def _check(protocol: str, seeds: Sequence[int], steps: int, ks: Sequence[int], head: str, rerank_k: int) -> None:
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"protocol is {protocol!r}, must be one of {', '.join(PROTOCOLS)}")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise UsageError("seeds must name one or more different numbers")
-    if rerank_k and (head == "parts" or protocol.startswith("sysu")):
-        raise UsageError("rerank_k needs a head with attention (gdfl, dolg, vitgal) and pictures of one modality")
-    if steps < 1:
-        raise UsageError("steps must be at least 1")
-    if 1 not in ks or min(ks) < 1:
-        raise UsageError("ks must hold 1, the K that methods are compared by, and no smaller number")

@@ -43,7 +43,7 @@ def table(result: Result) -> str:
     methods = list(dict.fromkeys(name.partition("/")[0] for name in names if not name.startswith("leakage/")))
     width = max(map(len, methods))
     headline = headline_of(columns)
-    lines = [str(result.protocol["summary"]), f"{'':{width}}  " + "  ".join(f"{name:>11}" for name in shown)]
+    lines = [str(result.model["heads"]["summary"]), f"{'':{width}}  " + "  ".join(f"{name:>11}" for name in shown)]
     for method in methods:
         values = "  ".join(f"{_shown(result, f'{method}/{name}'):>11}" for name in shown)
         lines.append(f"{method:{width}}  {values}")

@@ -1,7 +1,7 @@
 """Train an embedder on the tokens of a frozen tower, against a class adversary.
 
-In: tokens of chosen blocks and the classes of pictures. Out: the trained embedder and its curves. The class of every
-batch's pictures, the first weights and thus the result depend on the seed alone.
+In: tokens of chosen blocks and the classes of pictures. Out: the trained embedder and its curves. Batches and the first
+weights depend on the seed alone; the last bits of the result depend on the device and on the number of threads too.
 """
 
 from __future__ import annotations
