@@ -99,7 +99,7 @@ def add_multi_label(commands: Any) -> None:
     multi_label = add_command(
         commands,
         "multi-label",
-        _multi_label,
+        partial(_tabled, "multi-label"),
         "which of some new labels pictures have, from one or a few pictures of each: patches chosen by what the loss "
         "loses without them, and baselines on the same draws",
         "glscl eval multi-label --model runs/demo --data data/labelled/novel --base data/labelled/base "
@@ -144,14 +144,6 @@ def add_multi_label(commands: Any) -> None:
     multi_label.add_argument(
         "--epochs", metavar="N", type=natural, default=8, help="of the cross-interaction (%(default)s)"
     )
-
-
-def _multi_label(arguments: argparse.Namespace) -> CommandResult:
-    from eval.schema import Result
-    from eval.stages.multi_label.summary import table
-
-    found, path = evaluation("multi-label", arguments)
-    return found, f"{table(Result.model_validate(found))}\n{path}"
 
 
 def add_metric_learning(commands: Any) -> None:
