@@ -1,8 +1,8 @@
 """What GLIML costs beside CPEA and ProtoNet: episodes a second, parameters, and operations of a query.
 
-All methods see the same tokens of 5-way episodes with 15 queries a class; encoding the pictures is not counted. Times
-alternate in one process, and the least of each counts. FLOPs are those of products of matrices and of distances,
-supports included; torch counts no others.
+All methods see the same tokens of 5-way episodes with 15 queries a class; encoding the pictures is
+not counted. Times alternate in one process, and the least of each counts. FLOPs are those of
+products of matrices and of distances, supports included; torch counts no others.
 """
 
 import time
@@ -15,7 +15,7 @@ from eval.stages.few_shot.baselines import Method, Proto
 from eval.stages.few_shot.cpea import CPEAHead
 from eval.stages.few_shot.episode_tokens import EpisodeTokens
 from eval.stages.few_shot.gliml import GLIMLHead
-from eval.stages.few_shot.recognise import DISTANCES
+from eval.stages.few_shot.inference import DISTANCES
 
 WIDTH, PATCHES, WAY, QUERIES = 768, 49, 5, 75
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,7 +29,9 @@ def methods() -> dict[str, Method]:
         "GLIML gated_sum": GLIMLHead(WIDTH, PATCHES),
         "GLIML gated_sum, local block": GLIMLHead(WIDTH, PATCHES, include_global=False),
         "GLIML mlp": GLIMLHead(WIDTH, PATCHES, interplay="additive", head="mlp"),
-        "GLIML mlp, local block": GLIMLHead(WIDTH, PATCHES, interplay="additive", head="mlp", include_global=False),
+        "GLIML mlp, local block": GLIMLHead(
+            WIDTH, PATCHES, interplay="additive", head="mlp", include_global=False
+        ),
         REFERENCE: CPEAHead(WIDTH, PATCHES),
     }
     return {name: head.to(DEVICE) for name, head in heads.items()} | {"ProtoNet": Proto()}
@@ -64,14 +66,24 @@ def measure(shot: int) -> dict[str, tuple[float, int, float]]:
     for name, method in compared.items():
         with FlopCounterMode(display=False, custom_mapping=DISTANCES) as counter:
             recognise(method, support[:1], query[:1], shot)
-        weights = sum(each.numel() for each in method.parameters()) if isinstance(method, nn.Module) else 0
+        weights = (
+            sum(each.numel() for each in method.parameters())
+            if isinstance(method, nn.Module)
+            else 0
+        )
         found[name] = (AT_ONCE / min(times[name]), weights, counter.get_total_flops() / QUERIES)
     return found
 
 
 if __name__ == "__main__":
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{device}, float32, width {WIDTH}, {PATCHES} patches, {AT_ONCE} episodes at once, ratios to {REFERENCE}")
+    device = (
+        torch.cuda.get_device_name()
+        if DEVICE == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(
+        f"{device}, float32, width {WIDTH}, {PATCHES} patches, {AT_ONCE} episodes at once, ratios to {REFERENCE}"
+    )
     for shot in (1, 5):
         found = measure(shot)
         print(

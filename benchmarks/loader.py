@@ -7,9 +7,9 @@ from pathlib import Path
 import simplejpeg
 
 from data_pipeline.loader import open_loader
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.generate import generate
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 from data_pipeline.text import train_tokenizer
 
 SAMPLES, BATCH, ROUNDS = 2048, 64, 3
@@ -28,7 +28,9 @@ if __name__ == "__main__":
                 for picture in pictures:
                     simplejpeg.decode_jpeg(picture)
                 floor = time.perf_counter() - started
-                loader = open_loader([data / "train"], seed=0, global_batch=BATCH, tokenizer=tokenizer, size=view)
+                loader = open_loader(
+                    [data / "train"], seed=0, global_batch=BATCH, tokenizer=tokenizer, size=view
+                )
                 started = time.perf_counter()
                 with loader:
                     for _ in range(SAMPLES // BATCH):

@@ -1,8 +1,9 @@
 """InfoNCE in tiles beside the dense form: forward and backward of both sides, time and peak memory.
 
-Dense is one similarity matrix, two cross-entropies and autograd. Times alternate in one process; memory is the growth
-of the resident set above the inputs, each in a process of its own. On a GPU, both come from the GPU. Then global
-batches of several sizes over two ranks, each with its own rows against all columns.
+Dense is one similarity matrix, two cross-entropies and autograd. Times alternate in one process;
+memory is the growth of the resident set above the inputs, each in a process of its own. On a GPU,
+both come from the GPU. Then global batches of several sizes over two ranks, each with its own rows
+against all columns.
 """
 
 import json
@@ -78,8 +79,19 @@ def status(field: str) -> float:
 def gathered(batch: int, world: int = 2) -> float:
     """Peak megabytes of a rank above its inputs, where `world` ranks share a global batch over gloo."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "benchmarks.nce", "tiled", str(batch // world), f"{folder}/meet", str(world)]
-        ranks = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(world)]
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.nce",
+            "tiled",
+            str(batch // world),
+            f"{folder}/meet",
+            str(world),
+        ]
+        ranks = [
+            subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True)
+            for rank in range(world)
+        ]
         said = [process.communicate()[0] for process in ranks]
     return max(json.loads(line)["megabytes"] for line in said)
 
@@ -87,7 +99,10 @@ def gathered(batch: int, world: int = 2) -> float:
 def fresh(form: str, rows: int) -> dict[str, float]:
     """Memory and seconds of one call, in a process of its own."""
     finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.nce", form, str(rows)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.nce", form, str(rows)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return json.loads(finished.stdout)
 
@@ -95,13 +110,19 @@ def fresh(form: str, rows: int) -> dict[str, float]:
 if __name__ == "__main__":
     if len(sys.argv) > 3:
         meet, world, rank = sys.argv[3:]
-        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=int(rank), world_size=int(world))
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meet}", rank=int(rank), world_size=int(world)
+        )
     if len(sys.argv) > 1:
         started = time.perf_counter()
         used = megabytes(sys.argv[1], int(sys.argv[2]))
         print(json.dumps({"megabytes": used, "seconds": time.perf_counter() - started}))
         sys.exit()
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = (
+        torch.cuda.get_device_name()
+        if DEVICE == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     print(f"{name}, float32, width {WIDTH}, forward and backward")
     for rows in SIZES[DEVICE]:
         leaves = inputs(rows)
@@ -117,7 +138,12 @@ if __name__ == "__main__":
             f"time ratio tiled / dense {medians['tiled'] / medians['dense']:.2f}"
         )
     alone = fresh("tiled", LARGE)
-    print(f"{LARGE} rows: tiled {alone['seconds']:.1f} s and {alone['megabytes']:.0f} MB above the inputs")
+    print(
+        f"{LARGE} rows: tiled {alone['seconds']:.1f} s and {alone['megabytes']:.0f} MB above the inputs"
+    )
     if DEVICE == "cpu":
         for batch in GATHERED:
-            print(f"{batch} rows over 2 ranks: {gathered(batch):.0f} MB of a rank above its inputs", flush=True)
+            print(
+                f"{batch} rows over 2 ranks: {gathered(batch):.0f} MB of a rank above its inputs",
+                flush=True,
+            )

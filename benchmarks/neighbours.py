@@ -1,8 +1,8 @@
 """Retrieval metrics of 60,000 embeddings in chunks: time, and peak memory of a process of its own.
 
-Beside it, on fewer items, the plain form: all cosines in one matrix, every row sorted whole, the same four metrics.
-A tenth of the 60,000 asks the whole gallery, and the time of all is told by rule of three: all of them asking
-(`python -m benchmarks.neighbours 60000`) takes minutes on two cores.
+Beside it, on fewer items, the plain form: all cosines in one matrix, every row sorted whole, the
+same four metrics. A tenth of the 60,000 asks the whole gallery, and the time of all is told by rule
+of three: all of them asking (`python -m benchmarks.neighbours 60000`) takes minutes on two cores.
 """
 
 import json
@@ -15,9 +15,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.neighbours import neighbours
+from eval.metrics.neighbours import neighbours
 
-ITEMS, WIDTH, PER_CLASS = 60_000, 512, 5  # Stanford Online Products has 60,502 items, five of a class
+ITEMS, WIDTH, PER_CLASS = (
+    60_000,
+    512,
+    5,
+)  # Stanford Online Products has 60,502 items, five of a class
 SMALL = 4_000
 
 
@@ -26,7 +30,9 @@ def inputs(items: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     generator = np.random.default_rng(0)
     labels = np.arange(items) // PER_CLASS
     centres = generator.standard_normal((labels[-1] + 1, WIDTH), dtype=np.float32)
-    return centres[labels] + 2.5 * generator.standard_normal((items, WIDTH), dtype=np.float32), labels
+    return centres[labels] + 2.5 * generator.standard_normal(
+        (items, WIDTH), dtype=np.float32
+    ), labels
 
 
 def plain(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -62,7 +68,9 @@ def asking(queries: int) -> dict[str, float]:
     """So many of all items ask all others: seconds, and megabytes of the process above its embeddings."""
     embeddings, labels = inputs(ITEMS)
     before, started = status("VmRSS"), time.perf_counter()
-    neighbours(embeddings[:queries], labels[:queries], *((embeddings, labels) if queries < ITEMS else ()))
+    neighbours(
+        embeddings[:queries], labels[:queries], *((embeddings, labels) if queries < ITEMS else ())
+    )
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "megabytes": status("VmHWM") - before, "whole": status("VmHWM")}
 

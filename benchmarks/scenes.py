@@ -12,5 +12,9 @@ if __name__ == "__main__":
     for attempt in range(3):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            generate(Path(folder) / "scenes", train=SCENES, val=1, test=1, novel=1, size=96, seed=attempt)
-            print(f"{(SCENES + 3) / (time.perf_counter() - started):.0f} images/s at 96 pixels, start-up included")
+            generate(
+                Path(folder) / "scenes", train=SCENES, val=1, test=1, novel=1, size=96, seed=attempt
+            )
+            print(
+                f"{(SCENES + 3) / (time.perf_counter() - started):.0f} images/s at 96 pixels, start-up included"
+            )

@@ -1,10 +1,12 @@
 """A whole training step beside the same mathematics executed as the authors' release executes it, samples per second.
 
-    python -m benchmarks.step [--batch 4] [--rounds 3] [--precision fp32|bf16] [--negatives hard|dataset] [--tiny]
+    python -m benchmarks.step [--batch 4] [--rounds 3] [--precision fp32|bf16] [--negatives
+    hard|dataset] [--tiny]
 
-CLIP ViT-B/16 (11 blocks) at 288 pixels, RoBERTa base, 6 fusion layers, dropout on, AdamW; ours trims texts to the
-longest of the batch, theirs pads to 50 and computes every state. Rounds alternate; medians and their ratio are printed
-beside the ratio of counted operations. On a GPU theirs runs eager attention in fp16 (as released), ours `--precision`.
+CLIP ViT-B/16 (11 blocks) at 288 pixels, RoBERTa base, 6 fusion layers, dropout on, AdamW; ours
+trims texts to the longest of the batch, theirs pads to 50 and computes every state. Rounds
+alternate; medians and their ratio are printed beside the ratio of counted operations. On a GPU
+theirs runs eager attention in fp16 (as released), ours `--precision`.
 """
 
 import argparse
@@ -23,23 +25,38 @@ from data_pipeline.collate import Batch
 from pretrain.config import ObjectiveConfig, OptimizerConfig
 from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.optim import build_optimizer
-from pretrain.plan import flop_counter, step_parts
+from pretrain.planning.plan import flop_counter, step_parts
 from pretrain.task import PretrainTask
 from pretrain.views import PretrainFeatures
 
 LENGTH = 50  # tokens that the authors pad to
-SHORTEST, LONGEST = 10, 20  # tokens of a caption here, special tokens included: COCO's are like that
+SHORTEST, LONGEST = (
+    10,
+    20,
+)  # tokens of a caption here, special tokens included: COCO's are like that
 
 
 def sizes(tiny: bool) -> GLSCLConfig:
     """Give the published sizes, or small ones to try the script."""
     if not tiny:
         return GLSCLConfig()
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     return GLSCLConfig(
         vision_config=CLIPVisionConfig(**tower, patch_size=16, image_size=96),
-        text_config=RobertaConfig(**tower, vocab_size=1000, max_position_embeddings=64, type_vocab_size=1),
-        **{"hidden_size": 128, "fusion_layers": 2, "fusion_heads": 4, "fusion_intermediate_size": 512},
+        text_config=RobertaConfig(
+            **tower, vocab_size=1000, max_position_embeddings=64, type_vocab_size=1
+        ),
+        **{
+            "hidden_size": 128,
+            "fusion_layers": 2,
+            "fusion_heads": 4,
+            "fusion_intermediate_size": 512,
+        },
     )
 
 
@@ -60,15 +77,22 @@ def random_batch(config: GLSCLConfig, size: int, dataset_negatives: bool, seed: 
         ids[row, :length] = torch.randint(4, words - 1, (length,), generator=generator)
         ids[row, 0], ids[row, length - 1] = 0, 2
         mask[row, :length] = 1
-    tokens = [row * width + 1 + some(n - 2, int((n - 2) * 0.4) + 1) for row, n in enumerate(lengths)]
-    predicted = [row * width + 1 + some(n - 2, max(1, round((n - 2) * 0.15))) for row, n in enumerate(lengths)]
+    tokens = [
+        row * width + 1 + some(n - 2, int((n - 2) * 0.4) + 1) for row, n in enumerate(lengths)
+    ]
+    predicted = [
+        row * width + 1 + some(n - 2, max(1, round((n - 2) * 0.15)))
+        for row, n in enumerate(lengths)
+    ]
     masked_tokens, mlm_positions = torch.cat(tokens), torch.cat(predicted)
 
     def masked(positions: Tensor) -> Tensor:
         return ids.flatten().index_fill(0, positions, words - 1).view_as(ids)
 
     def pixels(number: int) -> Tensor:
-        return torch.randint(0, 256, (number, side, side, 3), dtype=torch.uint8, generator=generator)
+        return torch.randint(
+            0, 256, (number, side, side, 3), dtype=torch.uint8, generator=generator
+        )
 
     labels = torch.arange(size) % 2
     return Batch(
@@ -82,7 +106,9 @@ def random_batch(config: GLSCLConfig, size: int, dataset_negatives: bool, seed: 
         mlm_positions=mlm_positions,
         mlm_labels=ids.flatten()[mlm_positions],
         keep_patches=torch.stack([some(count, int(count * 0.2)) for _ in range(size)]),
-        masked_patches=torch.cat([row * count + some(count, int(count * 0.3)) for row in range(size)]),
+        masked_patches=torch.cat(
+            [row * count + some(count, int(count * 0.3)) for row in range(size)]
+        ),
         itm_labels=labels,
         itm_noise=torch.zeros(size, size),
         identity=torch.arange(2 * size).view(size, 2),
@@ -99,10 +125,18 @@ def measure(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     ours = GLSCLModel(config).to(device).train()
     theirs = ours
-    if device == "cuda":  # a copy: transformers writes the choice of attention into the configuration
-        theirs = GLSCLModel._from_config(copy.deepcopy(config), attn_implementation="eager").to(device).train()
+    if (
+        device == "cuda"
+    ):  # a copy: transformers writes the choice of attention into the configuration
+        theirs = (
+            GLSCLModel._from_config(copy.deepcopy(config), attn_implementation="eager")
+            .to(device)
+            .train()
+        )
     half = {"fp32": None, "bf16": torch.bfloat16}[options.precision]
-    sides: dict[str, tuple[GLSCLModel, torch.dtype | None, Callable[[GLSCLModel], PretrainFeatures]]] = {
+    sides: dict[
+        str, tuple[GLSCLModel, torch.dtype | None, Callable[[GLSCLModel], PretrainFeatures]]
+    ] = {
         "this step": (ours, half, lambda model: task.features(model, batch)),
         "as released": (
             theirs,
@@ -110,7 +144,10 @@ def measure(options: argparse.Namespace) -> None:
             lambda model: unshared_features(model, batch, objectives, LENGTH),
         ),
     }
-    optimizers = {name: build_optimizer(model, OptimizerConfig(lr=1e-6)) for name, (model, _, _) in sides.items()}
+    optimizers = {
+        name: build_optimizer(model, OptimizerConfig(lr=1e-6))
+        for name, (model, _, _) in sides.items()
+    }
 
     def step(name: str) -> None:
         model, precision, features = sides[name]
@@ -145,14 +182,22 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 def report(options, device, batch, sides, operations, times) -> None:
     """Print both sides, their ratio, and the ratio of operations."""
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}"
+    where = (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{platform.processor() or platform.machine()}"
+    )
     lengths = batch.text_mask.sum(1)
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    print(
+        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
     print(
         f"batch {options.batch}, texts of {lengths.min()} to {lengths.max()} tokens, padded to "
         f"{batch.text_ids.shape[1]} (this step) and {LENGTH} (as released), {options.negatives} negatives"
     )
-    print(f"{'':14}{'precision':>10}{'GFLOP/sample':>14}{'s/step (median)':>17}{'all rounds':>30}{'samples/s':>11}")
+    print(
+        f"{'':14}{'precision':>10}{'GFLOP/sample':>14}{'s/step (median)':>17}{'all rounds':>30}{'samples/s':>11}"
+    )
     for name, (_, precision, _) in sides.items():
         median = statistics.median(times[name])
         rounds = " ".join(f"{value:.2f}" for value in times[name])
@@ -162,16 +207,22 @@ def report(options, device, batch, sides, operations, times) -> None:
         )
     counted = operations["as released"] / operations["this step"]
     timed = statistics.median(times["as released"]) / statistics.median(times["this step"])
-    print(f"ratio of operations {counted:.2f}, of times {timed:.2f}: {100 * timed / counted:.0f} % of the former")
+    print(
+        f"ratio of operations {counted:.2f}, of times {timed:.2f}: {100 * timed / counted:.0f} % of the former"
+    )
     if device == "cuda":
         achieved = operations["this step"] * options.batch / statistics.median(times["this step"])
         share = f", MFU {achieved / 1e10 / options.peak:.0f} %" if options.peak else ""
         print(f"{achieved / 1e12:.1f} TFLOP/s{share}")
 
 
-def by_part(model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig, device: str, half) -> None:
+def by_part(
+    model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig, device: str, half
+) -> None:
     """Print the forward time of every view, pass and head alone."""
-    print(f"\n{'forward of this step, by part':44}{'GFLOP/sample':>14}{'s/sample':>10}{'GFLOP/s':>9}")
+    print(
+        f"\n{'forward of this step, by part':44}{'GFLOP/sample':>14}{'s/sample':>10}{'GFLOP/s':>9}"
+    )
     with torch.no_grad(), torch.autocast(device, half or torch.bfloat16, enabled=half is not None):
         for name, part in step_parts(model, batch, objectives).items():
             with flop_counter() as counter:
@@ -185,9 +236,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of this step; default: fp32, on a GPU bf16")
-    parser.add_argument("--same-precision", action="store_true", help="on a CPU, the other side in --precision too")
-    parser.add_argument("--peak", type=float, help="TFLOP/s of the GPU in that precision, to print MFU")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of this step; default: fp32, on a GPU bf16"
+    )
+    parser.add_argument(
+        "--same-precision", action="store_true", help="on a CPU, the other side in --precision too"
+    )
+    parser.add_argument(
+        "--peak", type=float, help="TFLOP/s of the GPU in that precision, to print MFU"
+    )
     parser.add_argument("--negatives", choices=("hard", "dataset"), default="hard")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try this script")
     given = parser.parse_args()

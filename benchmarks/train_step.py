@@ -18,13 +18,44 @@ def samples_per_second(data: Path, world: int, precision: str) -> float:
     """Median of the logged speeds after the first."""
     run = data / f"run-{world}-{precision}"
     command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", str(ROOT / "launch/accelerate/ddp.yaml"), "--num_processes", str(world)]
-    command += ["--main_process_port", "0", "-m", "pretrain", str(ROOT / "launch/recipes/demo.yaml"), "--run", str(run)]
-    command += ["--data.train.0.path", str(data / "train"), "--data.tokenizer", str(data / "tokenizer")]
-    command += ["--steps", str(STEPS), "--validation", "null", "--precision", precision, "--log.every", "5"]
+    command += [
+        "--config_file",
+        str(ROOT / "launch/accelerate/ddp.yaml"),
+        "--num_processes",
+        str(world),
+    ]
+    command += [
+        "--main_process_port",
+        "0",
+        "-m",
+        "pretrain",
+        str(ROOT / "launch/recipes/demo.yaml"),
+        "--run",
+        str(run),
+    ]
+    command += [
+        "--data.train.0.path",
+        str(data / "train"),
+        "--data.tokenizer",
+        str(data / "tokenizer"),
+    ]
+    command += [
+        "--steps",
+        str(STEPS),
+        "--validation",
+        "null",
+        "--precision",
+        precision,
+        "--log.every",
+        "5",
+    ]
     threads = str(max(1, len(os.sched_getaffinity(0)) // world))
     subprocess.run(
-        command, check=True, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": threads}, cwd=ROOT
+        command,
+        check=True,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": threads},
+        cwd=ROOT,
     )
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(row["samples_per_second"] for row in rows[1:])
@@ -40,4 +71,6 @@ if __name__ == "__main__":
         print(f"1 process, fp32: {base:.0f} samples/s")
         for world, precision in ((2, "fp32"), (1, "bf16")):
             other = samples_per_second(data, world, precision)
-            print(f"{world} process(es), {precision}: {other:.0f} samples/s, {other / base:.2f} times the first")
+            print(
+                f"{world} process(es), {precision}: {other:.0f} samples/s, {other / base:.2f} times the first"
+            )

@@ -1,7 +1,8 @@
 """The mathematics of a step executed as the authors' release executes it, to compare with: nothing is shared.
 
-Six image passes, six text passes and five fusion passes, texts padded to a fixed length, every state of every layer
-computed, and the masked-language head on every position (glscl spec of the release: objectives.py of IIGROUP/SCL).
+Six image passes, six text passes and five fusion passes, texts padded to a fixed length, every
+state of every layer computed, and the masked-language head on every position (glscl spec of the
+release: objectives.py of IIGROUP/SCL).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pretrain.objectives.matching import choose_images
 from pretrain.views import Completion, PretrainFeatures, part_identity, similarity
 
 
-def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int) -> PretrainFeatures:
+def unshared_features(
+    model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int
+) -> PretrainFeatures:
     """Compute what `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
 
     Pictures or clips, with targets of the crossed passes.
@@ -32,7 +35,9 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
         return positions // width * length + positions % width
 
     mask = padded(batch.text_mask, 0)
-    ids, masked_ids, mlm_ids = (padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids))
+    ids, masked_ids, mlm_ids = (
+        padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids)
+    )
     count = (batch.pixels.shape[-2] // int(model.config.vision_config.patch_size)) ** 2
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     hidden = torch.zeros(size * count, dtype=torch.bool, device=ids.device)
@@ -86,7 +91,9 @@ def unshared_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig, 
         local_image=Completion(patches_at(c.image), patches_at(b.image)),
         local_text=Completion(tokens_at(b.text), tokens_at(a.text)),
         patch_identity=part_identity(batch.identity[rows // every, 0], rows % every + frames),
-        token_identity=part_identity(batch.identity[batch.masked_tokens // width, 1], batch.masked_tokens % width),
+        token_identity=part_identity(
+            batch.identity[batch.masked_tokens // width, 1], batch.masked_tokens % width
+        ),
         negative_patches=batch.negative_patches,
         negative_tokens=batch.negative_tokens,
         views=None,

@@ -2,8 +2,8 @@
 
     python -m benchmarks.video [--batch 2] [--rounds 5]
 
-CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each side in a process of its own, so
-that its peak memory is its own.
+CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each side in a
+process of its own, so that its peak memory is its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig
 
 from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.model.vision import Patches
-from pretrain.plan import flop_counter
+from pretrain.planning.plan import flop_counter
 
 FRAMES, SIDE = 4, 224
 
@@ -28,7 +28,9 @@ def masked_form(model: GLSCLModel, patches: Patches) -> torch.Tensor:
     """Encode with one attention call per block over all tokens, allowed by a mask of (frames x tokens) squared."""
     tower, count = model.vision, patches.values.shape[2]
     tokens = patches.values + patches.positions[1:] + model.temporal_embedding[:FRAMES, None]
-    first = tower.embeddings.class_embedding + patches.positions[0] + model.temporal_embedding[:FRAMES]
+    first = (
+        tower.embeddings.class_embedding + patches.positions[0] + model.temporal_embedding[:FRAMES]
+    )
     hidden = torch.cat([first[:, None].expand(len(tokens), -1, 1, -1), tokens], dim=2).flatten(1, 2)
     frame = torch.arange(FRAMES).repeat_interleave(1 + count)
     allowed = (frame[:, None] == frame) | (torch.arange(len(frame)) % (1 + count) == 0)[:, None]
@@ -88,10 +90,16 @@ if __name__ == "__main__":
     for name in ("structured", "masked"):
         command = [sys.executable, "-m", "benchmarks.video", "--side", name]
         command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
-        found[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(f"{FRAMES} frames of {SIDE} px, batch {options.batch}, fp32, {torch.get_num_threads()} threads")
+        found[name] = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
+    print(
+        f"{FRAMES} frames of {SIDE} px, batch {options.batch}, fp32, {torch.get_num_threads()} threads"
+    )
     for name, values in found.items():
-        print(f"{name:11} {values['seconds']:8.2f} s {values['megabytes']:8.0f} MB {values['gflop']:8.1f} GFLOP/clip")
+        print(
+            f"{name:11} {values['seconds']:8.2f} s {values['megabytes']:8.0f} MB {values['gflop']:8.1f} GFLOP/clip"
+        )
     masked, structured = found["masked"], found["structured"]
     print(
         f"masked / structured: time {masked['seconds'] / structured['seconds']:.2f}, "

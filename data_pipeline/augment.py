@@ -1,7 +1,7 @@
 """Encoded image or clip -> square uint8 pixels: a random crop for training, the whole picture for evaluation.
 
-The crop is chosen before decoding, from the header's width and height, by a generator that belongs to the sample alone.
-All frames of a clip have the same.
+The crop is chosen before decoding, from the header's width and height, by a generator that belongs
+to the sample alone. All frames of a clip have the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from data_pipeline.frames import random_frames, uniform_frames
 from data_pipeline.sample import BadSample, Sample
 
 ATTEMPTS = 10
-# Below this reduction two neighbouring pixels are enough; above it INTER_LINEAR skips pixels and aliases.
+# Below this reduction two neighbouring pixels are enough; above it INTER_LINEAR skips pixels and
+# aliases.
 LINEAR_REDUCTION = 1.3
 # A short Gaussian cannot smooth for more than this: averaging does, which is slower.
 LARGEST_SMOOTHED = 3.0
@@ -55,7 +56,9 @@ class Box:
     height: int
 
 
-def write_training_view(data: bytes, random: np.random.Generator, config: AugmentConfig, out: Pixels) -> None:
+def write_training_view(
+    data: bytes, random: np.random.Generator, config: AugmentConfig, out: Pixels
+) -> None:
     """Write a random crop of an encoded image, resized, into `out`, uint8 (size, size, 3).
 
     Raises BadSample when the image is too large or cannot be decoded.
@@ -74,7 +77,9 @@ def write_training_view(data: bytes, random: np.random.Generator, config: Augmen
         out[:] = out[:, ::-1].copy()
 
 
-def write_training_clip(data: bytes, random: np.random.Generator, config: AugmentConfig, out: Pixels) -> None:
+def write_training_clip(
+    data: bytes, random: np.random.Generator, config: AugmentConfig, out: Pixels
+) -> None:
     """Write a random crop of an encoded clip into `out`, uint8 (F, size, size, 3): one frame of each of F segments.
 
     Raises BadSample when the clip is too large or cannot be decoded.
@@ -92,10 +97,13 @@ def write_training_clip(data: bytes, random: np.random.Generator, config: Augmen
         out[:] = out[:, :, ::-1].copy()
 
 
-def write_training_pixels(sample: Sample, random: np.random.Generator, config: AugmentConfig, out: Pixels) -> None:
+def write_training_pixels(
+    sample: Sample, random: np.random.Generator, config: AugmentConfig, out: Pixels
+) -> None:
     """Write a sample as it is trained on: an image into (size, size, 3), a pair into (2, ...), a clip into (F, ...).
 
-    The images of a pair have a crop each. Raises BadSample as the functions of one image and one clip do.
+    The images of a pair have a crop each. Raises BadSample as the functions of one image and one
+    clip do.
     """
     if out.ndim == 3:
         write_training_view(sample.media, random, config, out)
@@ -123,8 +131,9 @@ def write_evaluation_pixels(sample: Sample, out: Pixels, *, boxes: bool = False)
 def write_evaluation_view(data: bytes, out: Pixels, box: Any = None) -> None:
     """Write the whole image, squashed to `out`, uint8 (size, size, 3), by antialiased bicubic interpolation.
 
-    Pillow does it, as in transformers' CLIPImageProcessor, so that exported processors give the same pixels. With a box
-    only what is inside is written. Raises BadSample when the image is too large or cannot be decoded, or for the box.
+    Pillow does it, as in transformers' CLIPImageProcessor, so that exported processors give the
+    same pixels. With a box only what is inside is written. Raises BadSample when the image is too
+    large or cannot be decoded, or for the box.
     """
     pixels = decode(open_image(data))
     _squash_into(pixels if box is None else cropped(pixels, box), out)
@@ -136,13 +145,17 @@ def cropped(pixels: Pixels, box: Any) -> Pixels:
     Raises BadSample where it is no box or nothing of the picture is inside.
     """
     numbers = box if isinstance(box, list) and len(box) == 4 else []
-    if not numbers or not all(type(side) in (int, float) and math.isfinite(side) for side in numbers):
+    if not numbers or not all(
+        type(side) in (int, float) and math.isfinite(side) for side in numbers
+    ):
         raise BadSample("bad-json", f'"box" must be [x1, y1, x2, y2] in pixels, not {box!r}')
     left, top, right, bottom = (max(round(side), 0) for side in numbers)
     inside = pixels[top:bottom, left:right]
     if not inside.size:
         high, wide = pixels.shape[:2]
-        raise BadSample("bad-json", f"the box {box} holds no pixel of the picture, which has {wide} x {high}")
+        raise BadSample(
+            "bad-json", f"the box {box} holds no pixel of the picture, which has {wide} x {high}"
+        )
     return inside
 
 
@@ -154,7 +167,9 @@ def write_evaluation_clip(data: bytes, out: Pixels) -> None:
     from data_pipeline.decode_video import open_clip  # loads FFmpeg, which pictures do without
 
     with open_clip(data) as clip:
-        for view, pixels in zip(out, clip.decode(uniform_frames(clip.frames, len(out))), strict=True):
+        for view, pixels in zip(
+            out, clip.decode(uniform_frames(clip.frames, len(out))), strict=True
+        ):
             _squash_into(pixels, view)
 
 
@@ -178,8 +193,9 @@ def random_box(random: np.random.Generator, width: int, height: int, config: Aug
 def resize_into(pixels: Pixels, out: Pixels) -> None:
     """Resize into `out`, written in place, without aliasing.
 
-    Near the same size linear interpolation does. Up to LARGEST_SMOOTHED the image is smoothed first, by a Gaussian of
-    the variance that the usual antialiased interpolation adds: 50 dB from torch's, at a third of INTER_AREA's time.
+    Near the same size linear interpolation does. Up to LARGEST_SMOOTHED the image is smoothed
+    first, by a Gaussian of the variance that the usual antialiased interpolation adds: 50 dB from
+    torch's, at a third of INTER_AREA's time.
     """
     if pixels.shape == out.shape:
         out[:] = pixels
@@ -191,18 +207,22 @@ def resize_into(pixels: Pixels, out: Pixels) -> None:
     elif reduction > LINEAR_REDUCTION:
         taps = 3 if reduction <= 2 else 5
         smoothed = np.empty_like(pixels)
-        cv2.GaussianBlur(pixels, (taps, taps), _smoothing(wide), dst=smoothed, sigmaY=_smoothing(high))
+        cv2.GaussianBlur(
+            pixels, (taps, taps), _smoothing(wide), dst=smoothed, sigmaY=_smoothing(high)
+        )
         pixels = smoothed
     cv2.resize(pixels, (out.shape[1], out.shape[0]), dst=out, interpolation=how)
 
 
 def _squash_into(pixels: Pixels, out: Pixels) -> None:
     if pixels.shape != out.shape:
-        pixels = np.asarray(Image.fromarray(pixels).resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC))
+        pixels = np.asarray(
+            Image.fromarray(pixels).resize((out.shape[1], out.shape[0]), Image.Resampling.BICUBIC)
+        )
     out[:] = pixels
 
 
 def _smoothing(reduction: float) -> float:
-    # A triangle as wide as the reduction has variance reduction^2 / 6, of which interpolation itself makes 1 / 6. Where
-    # nothing shrinks, next to nothing: OpenCV reads 0 as "choose for me".
+    # A triangle as wide as the reduction has variance reduction^2 / 6, of which interpolation
+    # itself makes 1 / 6. Where nothing shrinks, next to nothing: OpenCV reads 0 as "choose for me".
     return math.sqrt(max(reduction**2 - 1, 1e-4) / 6)

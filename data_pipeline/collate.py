@@ -1,6 +1,7 @@
 """Samples -> one batch: numpy arrays in whichever process reads, a dataclass of tensors where the batch is used.
 
-Everything random is already in a batch, so that a model's forward is deterministic apart from its dropout.
+Everything random is already in a batch, so that a model's forward is deterministic apart from its
+dropout.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 class Batch:
     """One micro-batch, on the CPU until `to`: B samples, N patches of an image or frame, T tokens, g samples a group.
 
-    Flat positions are b * T + t for tokens and b * N + n for patches, ascending. Clips have F frames; their patches are
-    tubes: the same positions in every frame. A row may be without targets of masked language modelling.
+    Flat positions are b * T + t for tokens and b * N + n for patches, ascending. Clips have F
+    frames; their patches are tubes: the same positions in every frame. A row may be without targets
+    of masked language modelling.
     """
 
     keys: list[str]
@@ -46,15 +48,17 @@ class Batch:
     masked_patches: Tensor  # int64 (Mp,) flat positions, the same number in every sample
     itm_labels: Tensor  # int64 (B,), 1 keeps its image, 0 gets another
     itm_noise: Tensor  # float32 (B, g), Gumbel; column j is the j-th sample of the row's own group
-    identity: (
-        Tensor  # int64 (B, 2), hashes of (source, image_id) and of the caption: rows equal in either are duplicates
-    )
-    # Views of other samples of the same sources, one for each row with label 0, in the order of the rows: as many in
-    # every micro-batch, B / g * (g - g // 2). None where the negatives are images of the group.
+    identity: Tensor  # int64 (B, 2), hashes of (source, image_id) and of the caption: rows equal in either are duplicates
+    # Views of other samples of the same sources, one for each row with label 0, in the order of the
+    # rows: as many in every micro-batch, B / g * (g - g // 2). None where the negatives are images
+    # of the group.
     negative_pixels: Tensor | None = None  # uint8, as pixels
-    # Rows of masked_patches and masked_tokens that serve as negatives of local completion. None where all do.
+    # Rows of masked_patches and masked_tokens that serve as negatives of local completion. None
+    # where all do.
     negative_patches: Tensor | None = None  # int64 (k,), the same number of every sample
-    negative_tokens: Tensor | None = None  # int64 (k,), of a sample at most as many as it has masked
+    negative_tokens: Tensor | None = (
+        None  # int64 (k,), of a sample at most as many as it has masked
+    )
     # Soft targets of the questions that are the texts. None where the texts are captions.
     targets: Tensor | None = None  # float32 (B, labels)
     pairs: bool = False  # the pixels are pairs of images, which look like clips of two frames
@@ -65,7 +69,9 @@ class Batch:
         return "pair" if self.pairs else "image" if self.pixels.ndim == 4 else "video"
 
     @classmethod
-    def of(cls, keys: Sequence[str], pixels: np.ndarray[Any, Any], arrays: Arrays, pairs: bool = False) -> Batch:
+    def of(
+        cls, keys: Sequence[str], pixels: np.ndarray[Any, Any], arrays: Arrays, pairs: bool = False
+    ) -> Batch:
         """Make the tensors; they share the memory of the arrays. Pixels beyond the keys' are those of negatives."""
         import torch  # only where batches are used: worker processes never import it
 
@@ -86,7 +92,12 @@ class Batch:
 
 
 def collate(
-    encodings: Sequence[Encoding], masks: Sequence[Masks], *, patches: int, max_length: int, tokenizer: Tokenizer
+    encodings: Sequence[Encoding],
+    masks: Sequence[Masks],
+    *,
+    patches: int,
+    max_length: int,
+    tokenizer: Tokenizer,
 ) -> Arrays:
     """Text and mask arrays of a batch, trimmed to its longest text, padded to a multiple of 8 up to `max_length`."""
     rows, longest = len(encodings), max(len(encoding.ids) for encoding in encodings)
@@ -112,21 +123,30 @@ def collate(
         "keep_patches": np.stack([mask.keep_patches for mask in masks]),
         "masked_patches": _flat([mask.masked_patches for mask in masks], patches),
     }
-    for name, hidden in (("negative_patches", "masked_patches"), ("negative_tokens", "masked_tokens")):
+    for name, hidden in (
+        ("negative_patches", "masked_patches"),
+        ("negative_tokens", "masked_tokens"),
+    ):
         chosen = [rows for mask in masks if (rows := getattr(mask, name)) is not None]
         if chosen:
             firsts = np.cumsum([0, *(len(getattr(mask, hidden)) for mask in masks[:-1])])
-            arrays[name] = np.concatenate([first + rows for first, rows in zip(firsts, chosen, strict=True)])
+            arrays[name] = np.concatenate(
+                [first + rows for first, rows in zip(firsts, chosen, strict=True)]
+            )
     return arrays
 
 
 def identities(sources: Sequence[str], image_ids: Sequence[str], captions: Sequence[str]) -> Arrays:
     """Identity of each sample, int64 (samples, 2): hashes of (source, image_id), and of the caption that was chosen."""
     texts = [
-        (f"{source}\0{image_id}", text) for source, image_id, text in zip(sources, image_ids, captions, strict=True)
+        (f"{source}\0{image_id}", text)
+        for source, image_id, text in zip(sources, image_ids, captions, strict=True)
     ]
     # An image_id may hold what JSON can escape and UTF-8 cannot say.
-    hashes = [[xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in row] for row in texts]
+    hashes = [
+        [xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) for text in row]
+        for row in texts
+    ]
     return {"identity": np.array(hashes, dtype=np.uint64).view(np.int64)}
 
 
@@ -138,8 +158,8 @@ def positives(group: int) -> int:
 def matching_arrays(seed: int, step: int, first_group: int, groups: int, size: int) -> Arrays:
     """Image-text matching labels (groups * size,) and Gumbel noise (groups * size, size).
 
-    Keyed by the group's number in the global batch, so that no division of the batch appears in them. Exactly half of a
-    group (rounded down) are positives.
+    Keyed by the group's number in the global batch, so that no division of the batch appears in
+    them. Exactly half of a group (rounded down) are positives.
     """
     key = hash_key(seed, "matching")
     labels = np.zeros((groups, size), dtype=np.int64)

@@ -1,7 +1,8 @@
 """Image bytes (JPEG, PNG, WebP) -> RGB pixels, with limits that are checked before anything is decoded.
 
-JPEG goes through libjpeg-turbo; whatever it refuses, and every other format, goes through Pillow, whose word is final.
-The EXIF orientation is ignored, as by webdataset and torchvision: boxes refer to the pixels as stored.
+JPEG goes through libjpeg-turbo; whatever it refuses, and every other format, goes through Pillow,
+whose word is final. The EXIF orientation is ignored, as by webdataset and torchvision: boxes refer
+to the pixels as stored.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ class Encoded:
 def open_image(data: bytes) -> Encoded:
     """Read an image's header and check the limits.
 
-    Raises BadSample: "too-large" above MAX_PIXELS, MAX_BYTES or MAX_SCANS, "undecodable" when it is not an image.
+    Raises BadSample: "too-large" above MAX_PIXELS, MAX_BYTES or MAX_SCANS, "undecodable" when it is
+    not an image.
     """
     if len(data) > MAX_BYTES:
         raise BadSample("too-large", f"the image has {len(data):,} bytes, more than {MAX_BYTES:,}")
     encoded = _open_jpeg(data) or _open_with_pillow(data)
     if encoded.width * encoded.height > MAX_PIXELS:
         raise BadSample(
-            "too-large", f"the image has {encoded.width} x {encoded.height} pixels, more than {MAX_PIXELS:,}"
+            "too-large",
+            f"the image has {encoded.width} x {encoded.height} pixels, more than {MAX_PIXELS:,}",
         )
     if data.startswith(_JPEG) and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise BadSample("too-large", f"the progressive JPEG has more than {MAX_SCANS} scans")
@@ -63,7 +66,9 @@ def decode(encoded: Encoded, *, halve: bool = False) -> Pixels:
         try:
             if halve:
                 height, width = -(-encoded.height // 2), -(-encoded.width // 2)
-                return simplejpeg.decode_jpeg(encoded.data, "RGB", min_height=height, min_width=width, min_factor=2)
+                return simplejpeg.decode_jpeg(
+                    encoded.data, "RGB", min_height=height, min_width=width, min_factor=2
+                )
             return simplejpeg.decode_jpeg(encoded.data, "RGB")
         except ValueError:
             pass  # strict about what can be recovered, such as bytes after the end: Pillow decides
@@ -89,16 +94,22 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     with _pillow(data) as image:
         try:
             return np.asarray(image.convert("RGB"))
-        except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
+        except (
+            Exception
+        ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
             raise BadSample("undecodable", f"the image cannot be decoded: {error}") from error
 
 
 def _pillow(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # our own limit is lower
             return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except Image.DecompressionBombError as error:
         raise BadSample("too-large", str(error)) from error
     except Exception as error:
-        raise BadSample("undecodable", f"not a JPEG, PNG or WebP image ({len(data):,} bytes)") from error
+        raise BadSample(
+            "undecodable", f"not a JPEG, PNG or WebP image ({len(data):,} bytes)"
+        ) from error

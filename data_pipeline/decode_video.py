@@ -1,7 +1,8 @@
 """Clip bytes (mp4, webm) -> RGB frames, with limits that are checked before anything is decoded.
 
-FFmpeg (PyAV) reads the container and decodes from the first frame to the last that is wanted: to seek to each frame
-costs more wherever key frames are far apart. A stored rotation is ignored, as it is for images.
+FFmpeg (PyAV) reads the container and decodes from the first frame to the last that is wanted: to
+seek to each frame costs more wherever key frames are far apart. A stored rotation is ignored, as it
+is for images.
 """
 
 from __future__ import annotations
@@ -23,7 +24,20 @@ MAX_PIXELS = 8192 * 4320  # of a frame
 MAX_FRAMES = 36_000
 MAX_SECONDS = 600
 
-_BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"sidx", b"styp", b"mfra", b"meta", b"uuid")
+_BOXES = (
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"free",
+    b"skip",
+    b"wide",
+    b"sidx",
+    b"styp",
+    b"mfra",
+    b"meta",
+    b"uuid",
+)
 _EBML = b"\x1a\x45\xdf\xa3"  # Matroska and WebM begin with it
 _SEGMENT = b"\x18\x53\x80\x67"
 # PyAV raises ValueError for what FFmpeg did not refuse but it cannot represent.
@@ -42,7 +56,8 @@ class Clip:
         self.width, self.height = self._codec.width, self._codec.height
         if self.width * self.height > MAX_PIXELS:
             raise BadSample(
-                "too-large", f"the clip has {self.width} x {self.height} pixels a frame, more than {MAX_PIXELS:,}"
+                "too-large",
+                f"the clip has {self.width} x {self.height} pixels a frame, more than {MAX_PIXELS:,}",
             )
         # A stream may change its size later on; threads would only take cores from other workers.
         self._codec.options = {"max_pixels": str(MAX_PIXELS)}
@@ -57,9 +72,15 @@ class Clip:
             if len(self._packets) > MAX_FRAMES:
                 raise BadSample("too-large", f"the clip has more than {MAX_FRAMES:,} frames")
         times = [packet.pts for packet in self._packets if packet.pts is not None]
-        seconds = float((max(times) - min(times)) * stream.time_base) if times and stream.time_base else 0.0
+        seconds = (
+            float((max(times) - min(times)) * stream.time_base)
+            if times and stream.time_base
+            else 0.0
+        )
         if seconds > MAX_SECONDS:
-            raise BadSample("too-large", f"the clip lasts {seconds:,.0f} seconds, more than {MAX_SECONDS}")
+            raise BadSample(
+                "too-large", f"the clip lasts {seconds:,.0f} seconds, more than {MAX_SECONDS}"
+            )
         # An edit list leaves out frames that others need.
         self.frames = sum(not packet.is_discard for packet in self._packets)
         if self.frames < 1 or self.width < 1 or self.height < 1:
@@ -82,9 +103,12 @@ class Clip:
                     if not waiting:
                         return
             if 2 * (number + 1) < self.frames:
-                raise BadSample("undecodable", f"{number + 1} of the clip's {self.frames} frames can be decoded")
-            # A clip that was cut without encoding it again may lack what its first frames refer to, and VP8 has frames
-            # that are only referred to: the last frame stands for those that do not come.
+                raise BadSample(
+                    "undecodable", f"{number + 1} of the clip's {self.frames} frames can be decoded"
+                )
+            # A clip that was cut without encoding it again may lack what its first frames refer to,
+            # and VP8 has frames that are only referred to: the last frame stands for those that do
+            # not come.
             pixels = self._rgb(frame)
         except _FAILURES as error:
             raise BadSample("undecodable", f"the clip cannot be decoded: {error}") from error
@@ -93,28 +117,38 @@ class Clip:
 
     def _rgb(self, frame: av.VideoFrame) -> Pixels:
         # The size is given for streams that change theirs.
-        return np.asarray(frame.to_ndarray(format="rgb24", width=self.width, height=self.height), dtype=np.uint8)
+        return np.asarray(
+            frame.to_ndarray(format="rgb24", width=self.width, height=self.height), dtype=np.uint8
+        )
 
 
 @contextmanager
 def open_clip(data: bytes) -> Iterator[Clip]:
     """Open a clip and check the limits.
 
-    Raises BadSample: "too-large" above MAX_BYTES, MAX_PIXELS, MAX_FRAMES or MAX_SECONDS, "undecodable" when it is cut
-    or no mp4 or webm at all.
+    Raises BadSample: "too-large" above MAX_BYTES, MAX_PIXELS, MAX_FRAMES or MAX_SECONDS,
+    "undecodable" when it is cut or no mp4 or webm at all.
     """
     if len(data) > MAX_BYTES:
         raise BadSample("too-large", f"the clip has {len(data):,} bytes, more than {MAX_BYTES:,}")
-    # Named, because FFmpeg would otherwise try every format it knows, some of which open other files.
+    # Named, because FFmpeg would otherwise try every format it knows, some of which open other
+    # files.
     container_format = "matroska" if data.startswith(_EBML) else "mp4"
     try:
-        container = av.open(io.BytesIO(data), "r", format=container_format, metadata_errors="ignore")
+        container = av.open(
+            io.BytesIO(data), "r", format=container_format, metadata_errors="ignore"
+        )
     except _FAILURES as error:
-        raise BadSample("undecodable", f"not an mp4 or webm clip, or a cut one ({len(data):,} bytes)") from error
+        raise BadSample(
+            "undecodable", f"not an mp4 or webm clip, or a cut one ({len(data):,} bytes)"
+        ) from error
     with container:
         announced = (_matroska_bytes if container_format == "matroska" else _mp4_bytes)(data)
         if announced > len(data):
-            raise BadSample("undecodable", f"the clip is cut: {announced:,} bytes announced, {len(data):,} found")
+            raise BadSample(
+                "undecodable",
+                f"the clip is cut: {announced:,} bytes announced, {len(data):,} found",
+            )
         try:
             clip = Clip(container)
         except _FAILURES as error:

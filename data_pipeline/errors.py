@@ -40,7 +40,8 @@ class IncompleteError(UserError):
 def report(error: UserError | OSError, program: str) -> int:
     """Print an error as one line on stderr; return the exit code of the process, 141 where nobody reads stdout.
 
-    An OSError that is not the system's is raised again: it is a library's own, whose traceback is needed.
+    An OSError that is not the system's is raised again: it is a library's own, whose traceback is
+    needed.
     """
     if isinstance(error, UserError):
         return fail(str(error), error.exit_code, program)
@@ -48,7 +49,9 @@ def report(error: UserError | OSError, program: str) -> int:
         raise error
     try:
         sys.stdout.flush()
-    except OSError:  # stdout itself is what failed; Python would complain once more when it flushes it at exit
+    except (
+        OSError
+    ):  # stdout itself is what failed; Python would complain once more when it flushes it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
         return 141

@@ -16,7 +16,10 @@ def random_frames(random: np.random.Generator, total: int, count: int) -> list[i
     borders = [total * segment // count for segment in range(count + 1)]
     lengths = [max(end - start, 1) for start, end in zip(borders, borders[1:], strict=False)]
     draws = random.random(count).tolist()
-    return [start + int(draw * length) for start, length, draw in zip(borders, lengths, draws, strict=False)]
+    return [
+        start + int(draw * length)
+        for start, length, draw in zip(borders, lengths, draws, strict=False)
+    ]
 
 
 def uniform_frames(total: int, count: int) -> list[int]:

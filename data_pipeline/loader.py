@@ -1,7 +1,8 @@
 """Batches for training (in the run's order, from any step) and for evaluation (in the data set's order).
 
-In come data set folders, a seed and the division of the global batch, out come `Batch`es of tensors. The only state is
-the number of samples consumed: workers and read-ahead never appear in it.
+In come data set folders, a seed and the division of the global batch, out come `Batch`es of
+tensors. The only state is the number of samples consumed: workers and read-ahead never appear in
+it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ from data_pipeline.augment import AugmentConfig, write_evaluation_pixels
 from data_pipeline.collate import Batch
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, ReaderConfig
 from data_pipeline.order import default_lanes
-from data_pipeline.positions import Division, check_order_state, keys_of, open_manifests, open_order, order_state
+from data_pipeline.positions import (
+    Division,
+    check_order_state,
+    keys_of,
+    open_manifests,
+    open_order,
+    order_state,
+)
 from data_pipeline.quarantine import Quarantine
 from data_pipeline.questions import QuestionConfig
 from data_pipeline.sample import BadSample, Kind, Sample, Texts
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
 from data_pipeline.workers import Workers
 
@@ -50,7 +58,13 @@ class Loader:
     """Iterates over this rank's micro-batches without end; `micro_batches` of them make a step."""
 
     def __init__(
-        self, config: ReaderConfig, *, start_step: int, workers: int, quarantine: Path | None, max_bad_fraction: float
+        self,
+        config: ReaderConfig,
+        *,
+        start_step: int,
+        workers: int,
+        quarantine: Path | None,
+        max_bad_fraction: float,
     ) -> None:
         """Use `open_loader`, which checks and completes the configuration."""
         self._config = config
@@ -64,7 +78,9 @@ class Loader:
         )
         self._quarantine = Quarantine(quarantine, max_bad_fraction)
         self._number = start_step * config.division.micro_batches
-        self._reading: Reading = Workers(config, self._number, workers) if workers else _InProcess(config)
+        self._reading: Reading = (
+            Workers(config, self._number, workers) if workers else _InProcess(config)
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -92,7 +108,9 @@ class Loader:
             "tokenizer": hashlib.sha256(self._config.tokenizer.encode()).hexdigest(),
         }
         if self._config.questions is not None:
-            state["questions"] = hashlib.sha256(json.dumps(asdict(self._config.questions)).encode()).hexdigest()
+            state["questions"] = hashlib.sha256(
+                json.dumps(asdict(self._config.questions)).encode()
+            ).hexdigest()
         return state
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -114,7 +132,10 @@ class Loader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -148,31 +169,40 @@ def open_loader(
 ) -> Loader:
     """Open data sets for training: of images, with `frames` of clips, so many frames of each, with `pairs` of pairs.
 
-    With `questions` the text of each sample is one of its questions that have answers, and `Batch.targets` says what is
-    wanted; a sample without them is a bad one.
-    `size` and `patch_size` are pixels. `weights` are shares of the draws (default: in proportion to the samples),
-    `lanes` (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the matching groups
-    (default: the smallest that divides the global batch, 2 for even ones; with `questions`, which need none, always 1).
-    `dataset_negatives` reads another sample of the same source for every row that does not keep its image,
-    `local_negatives` chooses up to so many masked patches and tokens of each sample (see `Batch`). Bad samples are
-    listed in the file `quarantine`; more than `max_bad_fraction` of them end the run.
-    Raises UsageError for an impossible division, DataError for data that is missing or cut.
+    With `questions` the text of each sample is one of its questions that have answers, and
+    `Batch.targets` says what is wanted; a sample without them is a bad one. `size` and `patch_size`
+    are pixels. `weights` are shares of the draws (default: in proportion to the samples), `lanes`
+    (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the
+    matching groups (default: the smallest that divides the global batch, 2 for even ones; with
+    `questions`, which need none, always 1). `dataset_negatives` reads another sample of the same
+    source for every row that does not keep its image, `local_negatives` chooses up to so many
+    masked patches and tokens of each sample (see `Batch`). Bad samples are listed in the file
+    `quarantine`; more than `max_bad_fraction` of them end the run. Raises UsageError for an
+    impossible division, DataError for data that is missing or cut.
     """
     division = Division(global_batch, world, rank, micro_batches)
     if size % patch_size:
         raise UsageError(f"patches of {patch_size} pixels do not fill an image of {size} pixels")
     if max_text_length < 3:
-        raise UsageError(f"max_text_length must leave room for a token between two special ones, not {max_text_length}")
+        raise UsageError(
+            f"max_text_length must leave room for a token between two special ones, not {max_text_length}"
+        )
     if workers < 0 or start_step < 0:
-        raise UsageError(f"workers and start_step cannot be negative, not {workers} and {start_step}")
+        raise UsageError(
+            f"workers and start_step cannot be negative, not {workers} and {start_step}"
+        )
     kind = _kind(frames, pairs)
     if local_negatives is not None and local_negatives < 1:
-        raise UsageError(f"local_negatives must be at least 1, or left out to use all, not {local_negatives}")
+        raise UsageError(
+            f"local_negatives must be at least 1, or left out to use all, not {local_negatives}"
+        )
     manifests = tuple(open_manifests(dirs))
     for manifest in manifests:
         manifest.check_kind(kind)
         if dataset_negatives and manifest.samples < 2:
-            raise DataError(f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it")
+            raise DataError(
+                f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it"
+            )
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     config = ReaderConfig(
         manifests=manifests,
@@ -194,7 +224,13 @@ def open_loader(
         pairs=pairs,
     )
     path = Path(quarantine) if quarantine else None
-    return Loader(config, start_step=start_step, workers=workers, quarantine=path, max_bad_fraction=max_bad_fraction)
+    return Loader(
+        config,
+        start_step=start_step,
+        workers=workers,
+        quarantine=path,
+        max_bad_fraction=max_bad_fraction,
+    )
 
 
 def matching_group(division: Division, group: int | None) -> int:
@@ -202,7 +238,8 @@ def matching_group(division: Division, group: int | None) -> int:
 
     Raises UsageError where groups would not fill a micro-batch.
     """
-    # The default must not depend on ranks and micro-batches: who is matched with whom is part of the run.
+    # The default must not depend on ranks and micro-batches: who is matched with whom is part of
+    # the run.
     total = division.global_batch
     size = next((n for n in range(2, total) if total % n == 0), total) if group is None else group
     if size < 2 or division.micro_batch % size:
@@ -262,10 +299,11 @@ def evaluation_batches(
 ) -> Iterator[EvaluationBatch]:
     """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
 
-    Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced, the first and the
-    last among them. With `pairs` they are pairs of images. `texts` says what each must have: captions, questions, none.
-    With `boxes` an image whose annotations have a "box" [x1, y1, x2, y2] is cropped to it first.
-    Raises DataError naming the sample that cannot be read: nothing is replaced in an evaluation.
+    Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced,
+    the first and the last among them. With `pairs` they are pairs of images. `texts` says what each
+    must have: captions, questions, none. With `boxes` an image whose annotations have a "box" [x1,
+    y1, x2, y2] is cropped to it first. Raises DataError naming the sample that cannot be read:
+    nothing is replaced in an evaluation.
     """
     kind = _kind(frames, pairs)
     manifest.check_kind(kind)
@@ -283,5 +321,7 @@ def evaluation_batches(
                     samples.append(store.read(0, index, kind, texts))
                     write_evaluation_pixels(samples[-1], pixels[row], boxes=boxes)
                 except BadSample as error:
-                    raise DataError(f"sample {store.key(0, index)} cannot be evaluated: {error}") from error
+                    raise DataError(
+                        f"sample {store.key(0, index)} cannot be evaluated: {error}"
+                    ) from error
             yield EvaluationBatch(indices, samples, torch.from_numpy(pixels))

@@ -1,8 +1,9 @@
 """Which patches and which tokens of a sample are masked, drawn per sample from its own generator.
 
-Rates and rules are those of GLSCL (arXiv 2306.07096), with two deliberate differences from its published code: text
-positions are drawn without replacement, and words of several tokens are masked as a whole. Both can be switched back.
-For a clip the patches are those of one frame: the same are hidden in all (tubes).
+Rates and rules are those of GLSCL (arXiv 2306.07096), with two deliberate differences from its
+published code: text positions are drawn without replacement, and words of several tokens are masked
+as a whole. Both can be switched back. For a clip the patches are those of one frame: the same are
+hidden in all (tubes).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ LONGEST_WORD = 16  # tokens
 class MaskingConfig:
     """Shares of what is hidden: patches dropped, patches masked, tokens masked, words of masked language modelling.
 
-    `replacement` draws the masked tokens with replacement, as published: of "40 %" 35 to 42 % are left. `mlm_unit`
-    "token" draws the targets of masked language modelling as published: so many of all `max_text_length` positions,
-    those on padding and special tokens dropped, so that a short caption often has no target.
+    `replacement` draws the masked tokens with replacement, as published: of "40 %" 35 to 42 % are
+    left. `mlm_unit` "token" draws the targets of masked language modelling as published: so many of
+    all `max_text_length` positions, those on padding and special tokens dropped, so that a short
+    caption often has no target.
     """
 
     drop: float = 0.8
@@ -44,7 +46,9 @@ class MaskingConfig:
         """Raise UsageError for a rate outside 0 .. 1 or an unknown unit."""
         for name in ("drop", "patches", "text", "mlm"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"masking.{name} must be at least 0 and below 1, not {getattr(self, name)}")
+                raise UsageError(
+                    f"masking.{name} must be at least 0 and below 1, not {getattr(self, name)}"
+                )
         if self.mlm_unit not in ("word", "token"):
             raise UsageError(f'masking.mlm_unit must be "word" or "token", not {self.mlm_unit!r}')
 
@@ -67,7 +71,9 @@ class Masks:
     masked_tokens: Integers
     mlm_positions: Integers
     mlm_inputs: Integers  # what stands at mlm_positions instead of the token
-    negative_patches: Integers | None  # rows of masked_patches and masked_tokens, None unless negatives are sampled
+    negative_patches: (
+        Integers | None
+    )  # rows of masked_patches and masked_tokens, None unless negatives are sampled
     negative_tokens: Integers | None
 
 
@@ -95,13 +101,16 @@ def draw_masks(
     shown = replace_tokens(random, encoding.ids, positions, tokenizer)
     negatives: list[Integers | None] = [None, None]
     if local_negatives is not None:  # last, so that everything before is the same without it
-        negatives = [choose(random, len(hidden), local_negatives) for hidden in (masked, masked_tokens)]
+        negatives = [
+            choose(random, len(hidden), local_negatives) for hidden in (masked, masked_tokens)
+        ]
     return Masks(keep, masked, masked_tokens, positions, shown, *negatives)
 
 
 def choose(random: np.random.Generator, size: int, count: int) -> Integers:
     """`count` different numbers of 0 .. size - 1, ascending; all of them where there are no more."""
-    # argsort of uniform noise: needs only `random`, the one method whose stream numpy has never changed
+    # argsort of uniform noise: needs only `random`, the one method whose stream numpy has never
+    # changed
     return np.sort(np.argsort(random.random(size), kind="stable")[:count])
 
 
@@ -117,15 +126,22 @@ def choose_tokens(random: np.random.Generator, tokens: int, config: MaskingConfi
 def choose_words(random: np.random.Generator, words: Sequence[int | None], rate: float) -> Integers:
     """Positions of all tokens of the chosen words: `rate` of the words, rounded, and at least one.
 
-    Of a "word" of more than 16 tokens each token counts as one: scripts without spaces make one of a whole sentence.
+    Of a "word" of more than 16 tokens each token counts as one: scripts without spaces make one of
+    a whole sentence.
     """
     length = Counter(words)
-    units = [(word, n if length[word] > LONGEST_WORD else 0) for n, word in enumerate(words) if word is not None]
+    units = [
+        (word, n if length[word] > LONGEST_WORD else 0)
+        for n, word in enumerate(words)
+        if word is not None
+    ]
     places = [n for n, word in enumerate(words) if word is not None]
     distinct = sorted(set(units))
     count = max(1, round(len(distinct) * rate))
     chosen = {distinct[n] for n in choose(random, len(distinct), count)}
-    return np.array([place for place, unit in zip(places, units, strict=True) if unit in chosen], dtype=np.int64)
+    return np.array(
+        [place for place, unit in zip(places, units, strict=True) if unit in chosen], dtype=np.int64
+    )
 
 
 def choose_of_all_positions(
@@ -133,7 +149,8 @@ def choose_of_all_positions(
 ) -> Integers:
     """Of `rate` of all positions that a text may have, those that hold a token of a word; perhaps none.
 
-    This is what transformers' whole-word collator does with a byte-level tokenizer, whose pieces it takes for words.
+    This is what transformers' whole-word collator does with a byte-level tokenizer, whose pieces it
+    takes for words.
     """
     chosen = choose(random, max_text_length, max(1, round(max_text_length * rate))).tolist()
     return np.array([n for n in chosen if n < len(words) and words[n] is not None], dtype=np.int64)

@@ -1,6 +1,7 @@
 """Micro-batch number n of a rank as numpy arrays: a pure function of (data, seed, division, n), in any process.
 
-Reads, decodes, crops, tokenises and masks. Imports neither torch nor transformers, because worker processes import it.
+Reads, decodes, crops, tokenises and masks. Imports neither torch nor transformers, because worker
+processes import it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from data_pipeline.augment import AugmentConfig, write_training_pixels
 from data_pipeline.collate import Arrays, collate, identities, matching_arrays, positives
 from data_pipeline.decode import Pixels
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.masking import MaskingConfig, draw_masks
 from data_pipeline.order import Integers, Words, fold, hash_key
 from data_pipeline.positions import Division, open_order
 from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
 from data_pipeline.questions import QuestionConfig, answered, targets
 from data_pipeline.sample import BadSample, Kind, Sample, Texts
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
 
 _SAMPLE = 4  # purpose of the key, beside those of order.py and quarantine.py
@@ -98,7 +99,9 @@ class NothingReadable(DataError):
     """A draw and all its stand-ins were bad; `bad` holds the records."""
 
     def __init__(self, bad: Sequence[BadRecord]) -> None:
-        worst, count = Counter(f"{record.source}/{record.shard}" for record in bad).most_common(1)[0]
+        worst, count = Counter(f"{record.source}/{record.shard}" for record in bad).most_common(1)[
+            0
+        ]
         super().__init__(
             f"{ATTEMPTS} samples in a row are bad; worst shard {worst} with {count} (the last: {bad[-1].message}): "
             'check it with "glscl data verify --decode"'
@@ -139,8 +142,12 @@ class Reader:
         draws = self._order.step(step, division.global_batch)[where]
         bad: list[BadRecord] = []
         words = sample_words(self._keys[draws.source], draws.sample, draws.epoch)
-        columns = zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), words, strict=True)
-        chosen = [self._read_first_good(*draw, pixels[row], bad) for row, draw in enumerate(columns)]
+        columns = zip(
+            draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), words, strict=True
+        )
+        chosen = [
+            self._read_first_good(*draw, pixels[row], bad) for row, draw in enumerate(columns)
+        ]
         patches = (config.size // config.patch_size) ** 2
         texts = [one.text for one in chosen]
         encodings = self._tokenizer.encode(texts, config.max_text_length)
@@ -157,18 +164,28 @@ class Reader:
             for one, encoding in zip(chosen, encodings, strict=True)
         ]
         arrays = collate(
-            encodings, masks, patches=patches, max_length=config.max_text_length, tokenizer=self._tokenizer
+            encodings,
+            masks,
+            patches=patches,
+            max_length=config.max_text_length,
+            tokenizer=self._tokenizer,
         )
         groups = division.micro_batch // config.group
-        arrays |= matching_arrays(config.seed, step, where.start // config.group, groups, config.group)
+        arrays |= matching_arrays(
+            config.seed, step, where.start // config.group, groups, config.group
+        )
         names = [config.manifests[source].name for source in draws.source.tolist()]
         arrays |= identities(names, [one.image_id for one in chosen], texts)
         if config.questions is not None:
-            arrays["targets"] = np.stack([targets(one.answers, self._labels, config.questions) for one in chosen])
+            arrays["targets"] = np.stack(
+                [targets(one.answers, self._labels, config.questions) for one in chosen]
+            )
         if config.dataset_negatives:
             unmatched = np.flatnonzero(arrays["itm_labels"] == 0).tolist()
             for out, row in zip(pixels[len(chosen) :], unmatched, strict=True):
-                self._read_negative(int(draws.source[row]), chosen[row], step, where.start + row, out, bad)
+                self._read_negative(
+                    int(draws.source[row]), chosen[row], step, where.start + row, out, bad
+                )
         return MicroBatch([one.key for one in chosen], arrays, bad)
 
     def close(self) -> None:
@@ -185,7 +202,9 @@ class Reader:
         for attempt in range(ATTEMPTS):
             if attempt:
                 candidate = stand_in(key, samples, sample, epoch, attempt)
-                words = sample_words(self._keys[[source]], np.array([candidate]), np.array([epoch]))[0]
+                words = sample_words(
+                    self._keys[[source]], np.array([candidate]), np.array([epoch])
+                )[0]
             random = np.random.Generator(np.random.Philox(key=words))
             try:
                 read = self._store.read(source, candidate, self._config.kind, self._config.texts)
@@ -203,7 +222,8 @@ class Reader:
     ) -> None:
         """Write a view of a sample of the source with another `image_id`, each as likely as the others, to `out`.
 
-        Depends on (seed, step, position in the global batch) alone, and on `own`, whose negative it is.
+        Depends on (seed, step, position in the global batch) alone, and on `own`, whose negative it
+        is.
         """
         others = self._store.manifests[source].samples - 1
         failed: list[BadRecord] = []
@@ -224,14 +244,18 @@ class Reader:
             return
         if failed:
             raise NothingReadable(failed)
-        raise DataError(f"{own.key}: no negative in {ATTEMPTS} samples drawn, all have its image_id {own.image_id!r}")
+        raise DataError(
+            f"{own.key}: no negative in {ATTEMPTS} samples drawn, all have its image_id {own.image_id!r}"
+        )
 
     def _record(self, source: int, sample: int, error: BadSample) -> BadRecord:
         name, shard, key = self._store.name_parts(source, sample)
         return BadRecord(name, shard, key, error.reason, str(error))
 
 
-def _draw_text(read: Sample, random: np.random.Generator, config: QuestionConfig | None) -> tuple[str, tuple[str, ...]]:
+def _draw_text(
+    read: Sample, random: np.random.Generator, config: QuestionConfig | None
+) -> tuple[str, tuple[str, ...]]:
     """One of the captions, or of the questions that have answers, with these."""
     if config is None:
         return read.captions[int(random.random() * len(read.captions))], ()
@@ -243,7 +267,8 @@ def _draw_text(read: Sample, random: np.random.Generator, config: QuestionConfig
 def sample_words(keys: Words, samples: Integers, epochs: Integers) -> Words:
     """Philox keys (samples, 2) of the generators for everything random about each sample.
 
-    In this order: text, crop, mirror, frames, patches, tokens. Keyed by (seed and source, sample, epoch) alone.
-    Only the method `random` of the generators is used: Philox's raw stream, which no version of numpy has changed.
+    In this order: text, crop, mirror, frames, patches, tokens. Keyed by (seed and source, sample,
+    epoch) alone. Only the method `random` of the generators is used: Philox's raw stream, which no
+    version of numpy has changed.
     """
     return fold(keys[:, None], _SAMPLE, samples[:, None], epochs[:, None], np.arange(2))

@@ -1,11 +1,12 @@
 """Which sample stands at each draw of a run: a pure function of (sources, seed, lanes), without any buffer or state.
 
-In come the shard sizes and weights of the sources, out go arrays (source, sample, epoch). Ranks, workers and
-micro-batches do not appear here: they only divide a step's batch.
+In come the shard sizes and weights of the sources, out go arrays (source, sample, epoch). Ranks,
+workers and micro-batches do not appear here: they only divide a step's batch.
 
-Each epoch of a source: its shards are cut into spans, the spans laid in a keyed random line, the line cut into one part
-for each lane, and each part mixed completely in windows of spans. So every sample comes exactly once an epoch, and what
-is read soon lies close together. Several sources: each block of a lane's draws is dealt to them with exact quotas.
+Each epoch of a source: its shards are cut into spans, the spans laid in a keyed random line, the
+line cut into one part for each lane, and each part mixed completely in windows of spans. So every
+sample comes exactly once an epoch, and what is read soon lies close together. Several sources: each
+block of a lane's draws is dealt to them with exact quotas.
 """
 
 from __future__ import annotations
@@ -72,8 +73,12 @@ class Order:
             raise UsageError(f"lanes must be at least 1, not {lanes}")
         names = [source.name for source in sources]
         self.lanes = lanes
-        self.keys = tuple(hash_key(seed, name, names[:n].count(name)) for n, name in enumerate(names))
-        self._lines = [_Line(source, key, lanes) for source, key in zip(sources, self.keys, strict=True)]
+        self.keys = tuple(
+            hash_key(seed, name, names[:n].count(name)) for n, name in enumerate(names)
+        )
+        self._lines = [
+            _Line(source, key, lanes) for source, key in zip(sources, self.keys, strict=True)
+        ]
         self.quotas = tuple(quotas([source.weight for source in sources], names))
         self._quotas = np.array(self.quotas, dtype=np.int64)
         self._mixture_key = hash_key(seed, "mixture", names)
@@ -91,8 +96,8 @@ class Order:
         Raises UsageError unless the number of lanes divides the batch.
         """
         check_lanes(self.lanes, global_batch)
-        # Steps are computed some thousands of draws at a time: numpy's cost per call would dominate small batches.
-        # Of tiny sources fewer, because each of their epochs costs such calls.
+        # Steps are computed some thousands of draws at a time: numpy's cost per call would dominate
+        # small batches. Of tiny sources fewer, because each of their epochs costs such calls.
         samples = min(line.samples for line in self._lines)
         together = max(1, min(8192, 64 * samples) // global_batch)
         draws = self._steps(step // together, together, global_batch)
@@ -131,7 +136,9 @@ class Order:
         slot = np.tile(np.arange(BLOCK, dtype=np.int64), self.lanes)
         lane = np.repeat(np.arange(self.lanes, dtype=np.int64), BLOCK)
         place = permute(slot, np.full_like(slot, BLOCK), fold(self._mixture_key, block, lane))
-        source = np.searchsorted(np.cumsum(self._quotas), place, side="right").reshape(self.lanes, BLOCK)
+        source = np.searchsorted(np.cumsum(self._quotas), place, side="right").reshape(
+            self.lanes, BLOCK
+        )
         rank = np.zeros_like(source)
         for number in range(len(self._quotas)):
             here = source == number
@@ -150,7 +157,9 @@ class _Line:
         self.key, self.lanes = key, lanes
         self.laned = self.samples >= UNLANED * lanes
         spans = -(-sizes // SPAN)
-        within = np.arange(int(spans.sum()), dtype=np.int64) - np.repeat(np.cumsum(spans) - spans, spans)
+        within = np.arange(int(spans.sum()), dtype=np.int64) - np.repeat(
+            np.cumsum(spans) - spans, spans
+        )
         self._span_start = np.repeat(np.cumsum(sizes) - sizes, spans) + within * SPAN
         self._span_size = np.minimum(SPAN, np.repeat(sizes, spans) - within * SPAN)
         self._epoch = lru_cache(maxsize=3)(self._lay_out)
@@ -165,7 +174,9 @@ class _Line:
             sample[here] = self._locate_in_epoch(int(number), nth[here], lane[here], draw[here])
         return sample, epoch
 
-    def _locate_in_epoch(self, epoch: int, nth: Integers, lane: Integers, draw: Integers) -> Integers:
+    def _locate_in_epoch(
+        self, epoch: int, nth: Integers, lane: Integers, draw: Integers
+    ) -> Integers:
         key, starts, ends, part = self._epoch(epoch)
         if self.laned:
             position = part[lane] + nth - _ceil_divide(epoch * self.samples - lane, self.lanes)
@@ -175,7 +186,9 @@ class _Line:
         window = (np.searchsorted(ends, position, side="right") - first_span) // WINDOW
         edges = np.concatenate(([0], ends))
         begin = np.maximum(part[lane], edges[first_span + window * WINDOW])
-        end = np.minimum(part[lane + 1], edges[np.minimum(first_span + (window + 1) * WINDOW, len(ends))])
+        end = np.minimum(
+            part[lane + 1], edges[np.minimum(first_span + (window + 1) * WINDOW, len(ends))]
+        )
         mixed = begin + permute(position - begin, end - begin, fold(key, _IN_WINDOW, window, lane))
         span = np.searchsorted(ends, mixed, side="right")
         return starts[span] + mixed - edges[span]
@@ -184,7 +197,11 @@ class _Line:
         """Key of an epoch, first sample of each span in the line's order, end of each in the line, the lanes' cuts."""
         key = int(fold(self.key, _EPOCH, epoch)[0])
         spans = len(self._span_start)
-        order = permute(np.arange(spans, dtype=np.int64), np.full(spans, spans, dtype=np.int64), fold(key, _SPANS))
+        order = permute(
+            np.arange(spans, dtype=np.int64),
+            np.full(spans, spans, dtype=np.int64),
+            fold(key, _SPANS),
+        )
         if self.laned:
             lane = np.arange(self.lanes, dtype=np.int64)
             first = _ceil_divide(epoch * self.samples - lane, self.lanes)
@@ -205,7 +222,9 @@ def check_lanes(lanes: int, global_batch: int) -> None:
     if lanes < 1:
         raise UsageError(f"lanes must be at least 1, not {lanes}")
     if global_batch < 1 or global_batch % lanes:
-        raise UsageError(f"{lanes} lanes must divide the global batch of {global_batch}: choose another batch")
+        raise UsageError(
+            f"{lanes} lanes must divide the global batch of {global_batch}: choose another batch"
+        )
 
 
 def quotas(weights: Sequence[float], names: Sequence[str]) -> list[int]:
@@ -222,7 +241,9 @@ def quotas(weights: Sequence[float], names: Sequence[str]) -> list[int]:
         whole[number] += 1
     for name, share in zip(names, whole, strict=True):
         if share == 0:
-            raise UsageError(f"source {name} has less than 1/{BLOCK} of the weight and would never be drawn")
+            raise UsageError(
+                f"source {name} has less than 1/{BLOCK} of the weight and would never be drawn"
+            )
     return whole
 
 
@@ -236,7 +257,10 @@ def fold(key: int | Words, *values: int | Integers) -> Words:
     """Keys derived from keys and integers (scalars or arrays, broadcast); uint64, at least one element."""
     words = np.atleast_1d(np.asarray(key, dtype=np.uint64))
     for value in values:
-        words = mix64(words ^ mix64(np.atleast_1d(np.asarray(value, dtype=np.int64)).view(np.uint64) + _GOLDEN))
+        words = mix64(
+            words
+            ^ mix64(np.atleast_1d(np.asarray(value, dtype=np.int64)).view(np.uint64) + _GOLDEN)
+        )
     return words
 
 
@@ -250,9 +274,9 @@ def mix64(words: Words) -> Words:
 def permute(index: Integers, size: Integers, key: Words) -> Integers:
     """Where a keyed permutation of 0 .. size - 1 sends each index, without a table.
 
-    A Feistel network over a x b >= size, a = ceil(sqrt(size)), b = ceil(size / a), with cycle walking (Black and
-    Rogaway, 2002). a * b exceeds the size by less than a, so that almost no index has to walk twice. All arguments
-    broadcast.
+    A Feistel network over a x b >= size, a = ceil(sqrt(size)), b = ceil(size / a), with cycle
+    walking (Black and Rogaway, 2002). a * b exceeds the size by less than a, so that almost no
+    index has to walk twice. All arguments broadcast.
     """
     index, size, key = np.broadcast_arrays(index, size, key)
     result = _feistel(index.astype(np.uint64), size, key)

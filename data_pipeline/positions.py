@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.order import Order, Source, StepDraws, check_lanes, default_lanes
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 
 STATE_FORMAT = "glscl-data-state/1"
 FINGERPRINT = 8  # next keys that a state remembers
@@ -31,7 +31,10 @@ class Division:
     def __post_init__(self) -> None:
         """Check that the parts are equal."""
         parts = self.world * self.micro_batches
-        if min(self.global_batch, self.world, self.micro_batches) < 1 or not 0 <= self.rank < self.world:
+        if (
+            min(self.global_batch, self.world, self.micro_batches) < 1
+            or not 0 <= self.rank < self.world
+        ):
             raise UsageError(
                 f"a global batch of {self.global_batch} on rank {self.rank} of {self.world} ranks, "
                 f"{self.micro_batches} micro-batches each: all must be at least 1, and ranks are counted from 0"
@@ -60,7 +63,12 @@ class Division:
 
 
 def open_order(
-    manifests: Sequence[Manifest], *, seed: int, global_batch: int, lanes: int | None, weights: Sequence[float] | None
+    manifests: Sequence[Manifest],
+    *,
+    seed: int,
+    global_batch: int,
+    lanes: int | None,
+    weights: Sequence[float] | None,
 ) -> Order:
     """Order over some data sets; without weights, each is drawn in proportion to its samples."""
     lanes = default_lanes(global_batch) if lanes is None else lanes
@@ -79,7 +87,8 @@ def open_order(
 def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
     """Manifests of the data sets, with every shard's size checked.
 
-    Raises DataError naming what is missing, UsageError when two folders have one name: their keys would be the same.
+    Raises DataError naming what is missing, UsageError when two folders have one name: their keys
+    would be the same.
     """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
     named: dict[str, Path] = {}
@@ -97,7 +106,8 @@ def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
 def keys_of(draws: StepDraws, store: Store) -> list[str]:
     """Full keys of the planned samples; nothing is decoded."""
     return [
-        store.key(source, sample) for source, sample in zip(draws.source.tolist(), draws.sample.tolist(), strict=True)
+        store.key(source, sample)
+        for source, sample in zip(draws.source.tolist(), draws.sample.tolist(), strict=True)
     ]
 
 
@@ -116,16 +126,26 @@ def planned_keys(
     """Yield {"step": n, "keys": [...]}: what a rank will read at each step, whatever its workers and micro-batches."""
     division = Division(global_batch, world, rank)
     manifests = open_manifests(dirs)
-    order = open_order(manifests, seed=seed, global_batch=global_batch, lanes=lanes, weights=weights)
+    order = open_order(
+        manifests, seed=seed, global_batch=global_batch, lanes=lanes, weights=weights
+    )
     store = Store(manifests)
     for step in range(start_step, start_step + steps):
-        yield {"step": step, "keys": keys_of(order.step(step, global_batch)[division.of_rank], store)}
+        yield {
+            "step": step,
+            "keys": keys_of(order.step(step, global_batch)[division.of_rank], store),
+        }
 
 
 def order_state(order: Order, store: Store, *, seed: int, draw: int) -> dict[str, Any]:
     """Return the loader's whole state after `draw` samples were handed to the optimiser: one small JSON object."""
     sources = [
-        {"name": manifest.name, "digest": manifest.digest, "samples": manifest.samples, "quota": quota}
+        {
+            "name": manifest.name,
+            "digest": manifest.digest,
+            "samples": manifest.samples,
+            "quota": quota,
+        }
         for manifest, quota in zip(store.manifests, order.quotas, strict=True)
     ]
     fingerprint = keys_of(order.draws(draw, FINGERPRINT), store)

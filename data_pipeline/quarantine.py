@@ -43,7 +43,9 @@ class Quarantine:
         if not 0 <= limit <= 1:
             raise UsageError(f"the share of bad samples must lie between 0 and 1, not {limit}")
         self._path, self._limit = path, limit
-        written = path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
+        written = (
+            path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
+        )
         self._known = _keys_in(written)
         # A start that was killed may have left half a line.
         self._lead = "" if written.endswith("\n") or not written else "\n"
@@ -53,7 +55,8 @@ class Quarantine:
     def note(self, draws: int, bad: Sequence[BadRecord]) -> None:
         """Record the bad samples met in the last `draws` draws.
 
-        Raises DataError, naming the worst shard, when too many of the last RECENT_DRAWS draws were bad.
+        Raises DataError, naming the worst shard, when too many of the last RECENT_DRAWS draws were
+        bad.
         """
         for record in bad:
             self._write(record)
@@ -66,7 +69,8 @@ class Quarantine:
             worst, count = shards.most_common(1)[0]
             raise DataError(
                 f"{shards.total()} of the last {self._draws:,} samples are bad, more than {self._limit:.1%}; worst "
-                f'shard {worst} with {count}: check it with "glscl data verify --decode"' + self._where()
+                f'shard {worst} with {count}: check it with "glscl data verify --decode"'
+                + self._where()
             )
 
     def _write(self, record: BadRecord) -> None:

@@ -21,9 +21,10 @@ from data_pipeline.sample import BadSample, Question
 class QuestionConfig:
     """Labels of a classifier, and how answers become soft targets.
 
-    `labels` gives answers as they stand in the data their label, 0 to `count` - 1; what it does not name counts for
-    none. `soft` is `vqa`, the official accuracy that a label would get (the mean over the annotators of min(1, m / 3),
-    with m of the others who say so), or `share`, the share of the answers, where a sample is bad if one has no label.
+    `labels` gives answers as they stand in the data their label, 0 to `count` - 1; what it does not
+    name counts for none. `soft` is `vqa`, the official accuracy that a label would get (the mean
+    over the annotators of min(1, m / 3), with m of the others who say so), or `share`, the share of
+    the answers, where a sample is bad if one has no label.
     """
 
     labels: tuple[tuple[str, int], ...]
@@ -54,11 +55,15 @@ def answered(key: str, questions: Sequence[Question], config: QuestionConfig) ->
         for answer in (answer for question in found for answer in question.answers):
             if answer not in known:
                 names = ", ".join(map(repr, known))
-                raise BadSample("bad-json", f"sample {key}: the answer {answer!r} is none of the labels {names}")
+                raise BadSample(
+                    "bad-json", f"sample {key}: the answer {answer!r} is none of the labels {names}"
+                )
     return found
 
 
-def targets(answers: Sequence[str], labels: dict[str, int], config: QuestionConfig) -> NDArray[np.float32]:
+def targets(
+    answers: Sequence[str], labels: dict[str, int], config: QuestionConfig
+) -> NDArray[np.float32]:
     """Soft targets of a question, float32 (config.count,); `labels` is `dict(config.labels)`."""
     row = np.zeros(config.count, dtype=np.float32)
     people = len(answers)
@@ -66,5 +71,7 @@ def targets(answers: Sequence[str], labels: dict[str, int], config: QuestionConf
         if config.soft == "share":
             row[label] = votes / people
         else:  # each annotator is left out once: those who voted for the label see one vote less
-            row[label] = (votes * min(1, (votes - 1) / 3) + (people - votes) * min(1, votes / 3)) / people
+            row[label] = (
+                votes * min(1, (votes - 1) / 3) + (people - votes) * min(1, votes / 3)
+            ) / people
     return row

@@ -1,7 +1,8 @@
 """What a phrase of a caption refers to: boxes and run-length encoded masks of the picture.
 
-In: the `regions` of a sample's JSON member. Out: `Region`s. Masks are COCO's uncompressed run lengths: the pixels
-column by column, as the lengths of runs that are outside and inside by turns, the first one outside.
+In: the `regions` of a sample's JSON member. Out: `Region`s. Masks are COCO's uncompressed run
+lengths: the pixels column by column, as the lengths of runs that are outside and inside by turns,
+the first one outside.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Box = tuple[float, float, float, float]
 class Region:
     """A phrase and where it is seen.
 
-    `caption` is the number of the sample's caption that holds it (None: any that does). `boxes` are x1, y1, x2, y2 in
-    pixels of the stored picture, x2 and y2 exclusive; `masks` are run lengths for `decode_mask`. One of the two may be
-    empty.
+    `caption` is the number of the sample's caption that holds it (None: any that does). `boxes` are
+    x1, y1, x2, y2 in pixels of the stored picture, x2 and y2 exclusive; `masks` are run lengths for
+    `decode_mask`. One of the two may be empty.
     """
 
     phrase: str
@@ -46,7 +47,10 @@ def parse_regions(key: str, annotations: Mapping[str, Any]) -> tuple[Region, ...
         raise BadSample("bad-json", f'sample {key}: "regions" must be a list of objects')
     captions = annotations.get("captions")
     captions = captions if isinstance(captions, list) else []
-    return tuple(_region(f"sample {key}: region {number}", entry, captions) for number, entry in enumerate(entries))
+    return tuple(
+        _region(f"sample {key}: region {number}", entry, captions)
+        for number, entry in enumerate(entries)
+    )
 
 
 def encode_mask(mask: Mask) -> dict[str, Any]:
@@ -55,7 +59,10 @@ def encode_mask(mask: Mask) -> dict[str, Any]:
     edges = (np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist()
     if flat[:1].any():
         edges = [0, *edges]
-    return {"size": list(mask.shape), "counts": [end - start for start, end in pairwise([0, *edges, flat.size])]}
+    return {
+        "size": list(mask.shape),
+        "counts": [end - start for start, end in pairwise([0, *edges, flat.size])],
+    }
 
 
 def decode_mask(rle: Mapping[str, Any]) -> Mask:
@@ -70,7 +77,9 @@ def _region(where: str, entry: Any, captions: list[Any]) -> Region:
         raise BadSample("bad-json", f"{where} is not an object")
     phrase = entry.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
-        raise BadSample("bad-json", f'{where}: its "phrase" must be a text that is not empty, not {phrase!r}')
+        raise BadSample(
+            "bad-json", f'{where}: its "phrase" must be a text that is not empty, not {phrase!r}'
+        )
     where = f"{where} ({phrase!r})"
     boxes, masks = entry.get("boxes") or [], entry.get("masks") or []
     if not isinstance(boxes, list) or not isinstance(masks, list) or not (boxes or masks):
@@ -101,27 +110,48 @@ def _caption(where: str, number: Any, captions: list[Any]) -> int | None:
 def _checked_box(where: str, box: Any) -> Box:
     numbers = box if isinstance(box, list) else []
     # NaN is not less than anything.
-    if len(numbers) == 4 and all(type(value) in (int, float) and abs(value) < LARGEST for value in numbers):
+    if len(numbers) == 4 and all(
+        type(value) in (int, float) and abs(value) < LARGEST for value in numbers
+    ):
         x1, y1, x2, y2 = map(float, numbers)
         if x1 <= x2 and y1 <= y2:
             return x1, y1, x2, y2
-    raise BadSample("bad-json", f"{where}: a box is [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2, not {box!r}")
+    raise BadSample(
+        "bad-json", f"{where}: a box is [x1, y1, x2, y2] with x1 <= x2 and y1 <= y2, not {box!r}"
+    )
 
 
 def _checked_mask(where: str, mask: Any) -> tuple[tuple[int, int], list[int]]:
     """Size and run lengths of a mask that makes sense."""
-    size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, Mapping) else (None, None)
+    size, counts = (
+        (mask.get("size"), mask.get("counts")) if isinstance(mask, Mapping) else (None, None)
+    )
     if isinstance(counts, str):
-        raise BadSample("bad-json", f"{where} is compressed: write its run lengths as a list of numbers")
-    if size is None or counts is None or not (_are_counts(size) and _are_counts(counts) and len(size) == 2):
-        raise BadSample("bad-json", f'{where} must be an object with "size": [h, w] and "counts": [run lengths]')
+        raise BadSample(
+            "bad-json", f"{where} is compressed: write its run lengths as a list of numbers"
+        )
+    if (
+        size is None
+        or counts is None
+        or not (_are_counts(size) and _are_counts(counts) and len(size) == 2)
+    ):
+        raise BadSample(
+            "bad-json", f'{where} must be an object with "size": [h, w] and "counts": [run lengths]'
+        )
     height, width = size
     if height * width > MAX_PIXELS:
-        raise BadSample("too-large", f"{where} has {height} x {width} pixels, more than {MAX_PIXELS:,}")
+        raise BadSample(
+            "too-large", f"{where} has {height} x {width} pixels, more than {MAX_PIXELS:,}"
+        )
     if sum(counts) != height * width:
-        raise BadSample("bad-json", f"{where} has runs of {sum(counts):,} pixels, its size is {height} x {width}")
+        raise BadSample(
+            "bad-json",
+            f"{where} has runs of {sum(counts):,} pixels, its size is {height} x {width}",
+        )
     return (height, width), counts
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < LARGEST for value in values)
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < LARGEST for value in values
+    )

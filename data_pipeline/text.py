@@ -1,6 +1,7 @@
 """Text to token ids: any Hugging Face tokenizer folder, or a byte-level BPE trained on the captions.
 
-In come captions, out go ids and the word that each token belongs to (whole words are masked together).
+In come captions, out go ids and the word that each token belongs to (whole words are masked
+together).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import BadSample
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 
 ROBERTA = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 _ROLES = ("cls", "sep", "pad", "mask")
@@ -41,11 +42,16 @@ class Tokenizer:
 
         Raises DataError when one of them is missing from the vocabulary.
         """
-        found = {role: backend.token_to_id(special[role]) if special.get(role) else None for role in _ROLES}
+        found = {
+            role: backend.token_to_id(special[role]) if special.get(role) else None
+            for role in _ROLES
+        }
         ids = {role: number for role, number in found.items() if number is not None}
         missing = [role for role in _ROLES if role not in ids]
         if missing:
-            raise DataError(f"the tokenizer has no {', '.join(missing)} token: masked language modelling needs them")
+            raise DataError(
+                f"the tokenizer has no {', '.join(missing)} token: masked language modelling needs them"
+            )
         self._backend = backend
         self._special = {role: special[role] for role in _ROLES}
         self._backend.no_padding()
@@ -53,8 +59,12 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (ids[role] for role in _ROLES)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
-        special_ids = {number for number, token in added.items() if token.special} | set(ids.values())
-        self.ordinary_ids = np.array([n for n in range(self.vocab_size) if n not in special_ids], dtype=np.int64)
+        special_ids = {number for number, token in added.items() if token.special} | set(
+            ids.values()
+        )
+        self.ordinary_ids = np.array(
+            [n for n in range(self.vocab_size) if n not in special_ids], dtype=np.int64
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -80,23 +90,32 @@ class Tokenizer:
         except (OSError, ValueError) as error:
             raise DataError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
         if not loaded.is_fast:
-            raise DataError(f"the tokenizer at {name} has no fast version, without which words are not known")
-        return cls(loaded.backend_tokenizer, {role: getattr(loaded, f"{role}_token") for role in _ROLES})
+            raise DataError(
+                f"the tokenizer at {name} has no fast version, without which words are not known"
+            )
+        return cls(
+            loaded.backend_tokenizer, {role: getattr(loaded, f"{role}_token") for role in _ROLES}
+        )
 
     def has_vocabulary_of(self, other: Tokenizer) -> bool:
         """Whether every token has the same id; what else a file says may change when it is written again."""
-        return bool(self._backend.get_vocab(True) == other._backend.get_vocab(True)) and self._special == other._special
+        return (
+            bool(self._backend.get_vocab(True) == other._backend.get_vocab(True))
+            and self._special == other._special
+        )
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
         """Train a byte-level BPE with RoBERTa's special tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last.
 
-        The vocabulary is smaller than `vocab_size` when the captions hold fewer merges. Raises UsageError for a size
-        that leaves no room for bytes and special tokens.
+        The vocabulary is smaller than `vocab_size` when the captions hold fewer merges. Raises
+        UsageError for a size that leaves no room for bytes and special tokens.
         """
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size < len(alphabet) + _SPECIAL:
-            raise UsageError(f"a vocabulary needs at least {len(alphabet) + _SPECIAL} entries, not {vocab_size}")
+            raise UsageError(
+                f"a vocabulary needs at least {len(alphabet) + _SPECIAL} entries, not {vocab_size}"
+            )
         backend = tokenizers.Tokenizer(models.BPE(unk_token=ROBERTA["unk"]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -110,7 +129,9 @@ class Tokenizer:
         backend.add_special_tokens([_added(ROBERTA["mask"])])
         # The first special tokens get the first ids, in the order they were given in.
         sep, cls_token = (ROBERTA["sep"], 2), (ROBERTA["cls"], 0)
-        backend.post_processor = processors.RobertaProcessing(sep, cls_token, trim_offsets=True, add_prefix_space=False)
+        backend.post_processor = processors.RobertaProcessing(
+            sep, cls_token, trim_offsets=True, add_prefix_space=False
+        )
         return cls(backend, ROBERTA)
 
     def save(self, folder: str | Path) -> None:
@@ -118,9 +139,17 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokens = {f"{role}_token": token for role, token in self._special.items()}
-        config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **tokens}
+        config: dict[str, object] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 512,
+            **tokens,
+        }
         if all(ROBERTA[role] == token for role, token in self._special.items()):
-            roberta = {"bos_token": ROBERTA["cls"], "eos_token": ROBERTA["sep"], "unk_token": ROBERTA["unk"]}
+            roberta = {
+                "bos_token": ROBERTA["cls"],
+                "eos_token": ROBERTA["sep"],
+                "unk_token": ROBERTA["unk"],
+            }
             config |= {
                 "tokenizer_class": "RobertaTokenizer",
                 "add_prefix_space": False,
@@ -128,7 +157,9 @@ class Tokenizer:
                 **roberta,
             }
         _write_whole(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        _write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write_whole(
+            folder / "tokenizer_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n"
+        )
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Encoding]:
         """Token ids of each text, cut to `max_length` with the special tokens kept."""
@@ -161,7 +192,9 @@ def train_tokenizer(dirs: Sequence[str | Path], out: str | Path, vocab_size: int
     """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
     if next(captions_of(manifests), None) is None:
-        raise DataError(f"no captions in {', '.join(map(str, dirs))}: nothing to train a tokenizer on")
+        raise DataError(
+            f"no captions in {', '.join(map(str, dirs))}: nothing to train a tokenizer on"
+        )
     tokenizer = Tokenizer.train(captions_of(manifests), vocab_size)
     tokenizer.save(out)
     return tokenizer
@@ -202,7 +235,11 @@ def _special_tokens(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, st
             if token:
                 named[role] = token
     for role in _ROLES:
-        customary = [token for token in (ROBERTA[role], f"[{role.upper()}]") if backend.token_to_id(token) is not None]
+        customary = [
+            token
+            for token in (ROBERTA[role], f"[{role.upper()}]")
+            if backend.token_to_id(token) is not None
+        ]
         if role not in named and customary:
             named[role] = customary[0]
     return named

@@ -1,7 +1,8 @@
 """Worker processes that read micro-batches ahead: pixels cross in one shared anonymous arena, the rest over a socket.
 
-Micro-batch n goes to worker n mod workers, and is a pure function of n, so that a worker that died is started again
-where it was. Workers are plain `python -c` processes: they import neither torch nor the program's main module.
+Micro-batch n goes to worker n mod workers, and is a pure function of n, so that a worker that died
+is started again where it was. Workers are plain `python -c` processes: they import neither torch
+nor the program's main module.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, Reade
 
 AHEAD = 2  # micro-batches that each worker reads ahead
 RESTARTS = 3  # starts of a worker, one after the other, that yielded nothing
-_ENTRY = "import sys; from data_pipeline.workers import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+_ENTRY = (
+    "import sys; from data_pipeline.workers import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 @dataclass
@@ -115,7 +118,10 @@ class Workers:
                 f"data worker {place} died {RESTARTS + 1} times at micro-batch {number} (exit code {code}; -9 is often "
                 "a lack of memory)"
             )
-        print(f"data worker {place} died (exit code {code}): started again at micro-batch {number}", file=sys.stderr)
+        print(
+            f"data worker {place} died (exit code {code}): started again at micro-batch {number}",
+            file=sys.stderr,
+        )
         self._workers[place] = worker = self._start()
         worker.failures = dead.failures + 1
         _send(worker, (self._config, self._shape))
@@ -127,7 +133,8 @@ class Workers:
         root = str(Path(__file__).resolve().parent.parent)
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        # Workers inherit the mask: a signal to the whole group (Ctrl-C, a scheduler) is the parent's to handle.
+        # Workers inherit the mask: a signal to the whole group (Ctrl-C, a scheduler) is the
+        # parent's to handle.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process = subprocess.Popen(
@@ -157,7 +164,9 @@ def serve(socket_fd: int, arena_fd: int) -> None:
     connection = Connection(socket_fd)
     try:
         config, shape = connection.recv()
-        arena = np.frombuffer(mmap.mmap(arena_fd, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+        arena = np.frombuffer(mmap.mmap(arena_fd, int(np.prod(shape))), dtype=np.uint8).reshape(
+            shape
+        )
         reader = Reader(config)
         while True:
             number, slot = connection.recv()
@@ -172,7 +181,9 @@ def _answer(reader: Reader, number: int, pixels: Pixels) -> MicroBatch | Excepti
     except (NothingReadable, DataError) as error:
         return error
     except Exception:
-        return RuntimeError(f"data worker failed at micro-batch {number}:\n{traceback.format_exc()}")
+        return RuntimeError(
+            f"data worker failed at micro-batch {number}:\n{traceback.format_exc()}"
+        )
 
 
 def _slot(number: int, workers: int) -> int:

@@ -1,6 +1,7 @@
 """`accelerate launch -m eval STAGE CONFIG.yaml [--key value ...]`: one stage on one or several processes.
 
-The configuration holds `model`, `data`, `out` and the stage's own options (the arguments of its `evaluate`).
+The configuration holds `model`, `data`, `out` and the stage's own options (the arguments of its
+`evaluate`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from eval import stages
 from pretrain.config_file import apply_overrides
 
 # A file of eval/stages is a stage; the baseline is none, because it takes no model.
-STAGES = {module.name.replace("_", "-"): f"eval.stages.{module.name}" for module in iter_modules(stages.__path__)}
+STAGES = {
+    module.name.replace("_", "-"): f"eval.stages.{module.name}"
+    for module in iter_modules(stages.__path__)
+}
 STAGES["baseline"] = "eval.baselines"
 
 
@@ -32,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if len(arguments) < 2 or arguments[0] not in STAGES:
-            raise UsageError(f"usage: python -m eval {{{','.join(STAGES)}}} CONFIG.yaml [--key value ...]")
+            raise UsageError(
+                f"usage: python -m eval {{{','.join(STAGES)}}} CONFIG.yaml [--key value ...]"
+            )
         stage, path, *overrides = arguments
         evaluate = import_module(STAGES[stage]).evaluate
         result = _call(evaluate, _values(Path(path), overrides), path)
@@ -72,7 +78,9 @@ def _call(evaluate: Callable[..., Any], values: dict[str, Any], name: str) -> An
         return validate_call(evaluate)(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{name}: {first['loc'][0]}: {first['msg']} (found {first['input']!r})") from None
+        raise UsageError(
+            f"{name}: {first['loc'][0]}: {first['msg']} (found {first['input']!r})"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`glscl ...`: a thin command for each thing a person does.
 
-In: the command line. Out: an exit code (0 done, 2 usage, 3 data, 4 numbers, 5 incomplete), errors as one line on
-stderr, and with `--json` one line of JSON last on stdout. Imports that take time stand inside their command.
+In: the command line. Out: an exit code (0 done, 2 usage, 3 data, 4 numbers, 5 incomplete), errors
+as one line on stderr, and with `--json` one line of JSON last on stdout. Imports that take time
+stand inside their command.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("interrupted", 130, "glscl")
 
 
-# The commands, in the order of `glscl --help`. ------------------------------------------------------------------------
+# The commands, in the order of `glscl --help`. ----------------------------------------------------
 
 
 def _scenes(arguments: argparse.Namespace) -> CommandResult:
@@ -63,34 +64,51 @@ def _scenes(arguments: argparse.Namespace) -> CommandResult:
         workers=arguments.workers,
     )
     samples = {split: manifest.samples for split, manifest in manifests.items()}
-    line = f"{arguments.out}: " + ", ".join(f"{count:,} {split}" for split, count in samples.items())
+    line = f"{arguments.out}: " + ", ".join(
+        f"{count:,} {split}" for split, count in samples.items()
+    )
     return {"out": str(arguments.out), "samples": samples}, line
 
 
 def _index(arguments: argparse.Namespace) -> CommandResult:
-    from data_pipeline.manifest import index
+    from data_pipeline.shards.manifest import index
 
     manifest = index(arguments.dir, name=arguments.name, workers=arguments.workers)
-    result = {"dir": str(arguments.dir), "samples": manifest.samples, "shards": len(manifest.shards)}
+    result = {
+        "dir": str(arguments.dir),
+        "samples": manifest.samples,
+        "shards": len(manifest.shards),
+    }
     line = f"{arguments.dir}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
     return result | {"fields": manifest.fields, "sha256": manifest.digest}, line
 
 
 def _verify(arguments: argparse.Namespace) -> CommandResult:
-    from data_pipeline.verify import verify
+    from data_pipeline.shards.verify import verify
 
     problems = verify(arguments.dir, decode=arguments.decode, workers=arguments.workers)
     if problems:
-        print(json.dumps({"dir": str(arguments.dir), "problems": problems}) if arguments.json else "\n".join(problems))
-        raise DataError(f"{arguments.dir}: {len(problems)} problem(s) found; the first: {problems[0]}")
-    return {"dir": str(arguments.dir), "problems": []}, f"{arguments.dir}: everything is as the manifest says"
+        print(
+            json.dumps({"dir": str(arguments.dir), "problems": problems})
+            if arguments.json
+            else "\n".join(problems)
+        )
+        raise DataError(
+            f"{arguments.dir}: {len(problems)} problem(s) found; the first: {problems[0]}"
+        )
+    return {
+        "dir": str(arguments.dir),
+        "problems": [],
+    }, f"{arguments.dir}: everything is as the manifest says"
 
 
 def _order(arguments: argparse.Namespace) -> None:
     from data_pipeline.positions import planned_keys
 
     names = ("dirs", "weights", "seed", "global_batch", "world")
-    wanted = {name: value for name in names if (value := getattr(arguments, name)) not in (None, [])}
+    wanted = {
+        name: value for name in names if (value := getattr(arguments, name)) not in (None, [])
+    }
     kinds: list[dict[str, Any]] = [{}]
     if arguments.config is not None:
         kinds = _orders_of(arguments.config)
@@ -98,14 +116,24 @@ def _order(arguments: argparse.Namespace) -> None:
             kinds = kinds[:1]
             del kinds[0]["weights"]  # they are shares of other data sets
         elif len(kinds) > 1 and "global_batch" in wanted:
-            raise UsageError("--global-batch is one number, and this run takes pictures and clips: change its batch")
+            raise UsageError(
+                "--global-batch is one number, and this run takes pictures and clips: change its batch"
+            )
     kinds = [configured | wanted for configured in kinds]
-    for name, spelled in {"dirs": "DIR", "seed": "--seed", "global_batch": "--global-batch"}.items():
+    for name, spelled in {
+        "dirs": "DIR",
+        "seed": "--seed",
+        "global_batch": "--global-batch",
+    }.items():
         if name not in kinds[0]:
             raise UsageError(f"{spelled} is missing: give it, or --config CONFIG")
     where = {"rank": arguments.rank, "start_step": arguments.start_step, "steps": arguments.steps}
     for steps in zip(*(planned_keys(**kind, **where) for kind in kinds), strict=True):
-        print(json.dumps({"step": steps[0]["step"], "keys": [key for step in steps for key in step["keys"]]}))
+        print(
+            json.dumps(
+                {"step": steps[0]["step"], "keys": [key for step in steps for key in step["keys"]]}
+            )
+        )
 
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
@@ -114,7 +142,9 @@ def _orders_of(path: Path) -> list[dict[str, Any]]:
     from pretrain.config import TrainingConfig
     from pretrain.config_file import load_config, read_values
 
-    config: TrainingConfig = load_finetune_config(path) if "task" in read_values(path) else load_config(path)
+    config: TrainingConfig = (
+        load_finetune_config(path) if "task" in read_values(path) else load_config(path)
+    )
     return [
         {
             "dirs": mixture.dirs,
@@ -132,14 +162,17 @@ def _tokenizer(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.text import train_tokenizer
 
     vocabulary = train_tokenizer([arguments.dir], arguments.out, arguments.vocab_size).vocab_size
-    return {"out": str(arguments.out), "vocab_size": vocabulary}, f"{arguments.out}: {vocabulary:,} entries"
+    return {
+        "out": str(arguments.out),
+        "vocab_size": vocabulary,
+    }, f"{arguments.out}: {vocabulary:,} entries"
 
 
 def _plan(arguments: argparse.Namespace) -> CommandResult:
     from dataclasses import asdict
 
     from pretrain.config_file import load_config
-    from pretrain.plan import plan
+    from pretrain.planning.plan import plan
 
     if not 0 < arguments.mfu <= 100 or arguments.peak <= 0:
         raise UsageError("--mfu is a percentage above 0, --peak a positive number of TFLOP/s")
@@ -163,12 +196,16 @@ def _convert(arguments: argparse.Namespace) -> CommandResult:
 
     model = convert(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
     full = arguments.out / "full"
-    result = {"out": str(arguments.out), "full": str(full), "tokenizer": arguments.tokenizer is not None}
+    result = {
+        "out": str(arguments.out),
+        "full": str(full),
+        "tokenizer": arguments.tokenizer is not None,
+    }
     result |= {"parameters": model.num_parameters(), "image_size": model.config.image_size}
     return result, f"{full}: {result['parameters']:,} parameters, {model.config.image_size} pixels"
 
 
-# What they take. ------------------------------------------------------------------------------------------------------
+# What they take. ----------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,8 +219,13 @@ def parser() -> argparse.ArgumentParser:
     )
     groups = top.add_subparsers(metavar="COMMAND", required=True)
     _add_data(group(groups, "data", "make, check and look at data sets"))
-    groups.add_parser("pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)")
-    groups.add_parser("finetune", help="fine-tune in this one process (several: accelerate launch -m eval.finetune)")
+    groups.add_parser(
+        "pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)"
+    )
+    groups.add_parser(
+        "finetune",
+        help="fine-tune in this one process (several: accelerate launch -m eval.finetune)",
+    )
     _add_plan(groups)
     stages = group(groups, "eval", "evaluate a model on a data set")
     add_eval(stages)
@@ -207,24 +249,49 @@ def _add_data(commands: Any) -> None:
         "write the embedded data set: generated scenes with exact captions, questions and masks, as shards per split",
         "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
     )
-    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to write train, val, test, novel and pairs into")
+    scenes.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="folder to write train, val, test, novel and pairs into",
+    )
     for split, count in {"train": 20000, "val": 500, "test": 500, "novel": 500}.items():
         scenes.add_argument(
-            f"--{split}", metavar="N", type=natural, default=count, help="samples (default %(default)s)"
+            f"--{split}",
+            metavar="N",
+            type=natural,
+            default=count,
+            help="samples (default %(default)s)",
         )
     scenes.add_argument(
-        "--size", metavar="PX", type=natural, default=96, help="side of a picture (default %(default)s)"
+        "--size",
+        metavar="PX",
+        type=natural,
+        default=96,
+        help="side of a picture (default %(default)s)",
     )
-    scenes.add_argument("--video", action="store_true", help="clips of the same scenes in motion (mp4)")
+    scenes.add_argument(
+        "--video", action="store_true", help="clips of the same scenes in motion (mp4)"
+    )
     scenes.add_argument(
         "--labelled",
         action="store_true",
         help="write OUT/labelled/base, val and novel too: labelled by fill, colour and shape, with no class in common",
     )
-    scenes.add_argument("--seed", metavar="S", type=natural, default=0, help="another seed, other scenes (default 0)")
+    scenes.add_argument(
+        "--seed",
+        metavar="S",
+        type=natural,
+        default=0,
+        help="another seed, other scenes (default 0)",
+    )
     add_workers(scenes)
 
-    _add_import(group(commands, "import", "a real data set, of its official files, as shards and dataset.json"))
+    _add_import(
+        group(
+            commands, "import", "a real data set, of its official files, as shards and dataset.json"
+        )
+    )
 
     index = add_command(
         commands,
@@ -235,7 +302,9 @@ def _add_data(commands: Any) -> None:
     )
     index.add_argument("dir", metavar="DIR", type=Path, help="folder that holds the .tar shards")
     index.add_argument(
-        "--name", metavar="NAME", help="first part of its samples' keys (default: what it was, else the folder's name)"
+        "--name",
+        metavar="NAME",
+        help="first part of its samples' keys (default: what it was, else the folder's name)",
     )
     add_workers(index)
 
@@ -260,16 +329,42 @@ def _add_data(commands: Any) -> None:
     )
     order.add_argument("dirs", metavar="DIR", nargs="*", help="folders of data sets")
     order.add_argument(
-        "--config", metavar="CONFIG", type=Path, help="take what is not given here from a run's configuration"
+        "--config",
+        metavar="CONFIG",
+        type=Path,
+        help="take what is not given here from a run's configuration",
     )
-    order.add_argument("--weights", metavar="W", nargs="+", type=float, help="share of each DIR (default: its samples)")
+    order.add_argument(
+        "--weights",
+        metavar="W",
+        nargs="+",
+        type=float,
+        help="share of each DIR (default: its samples)",
+    )
     order.add_argument("--seed", metavar="S", type=natural, help="the run's seed")
-    order.add_argument("--global-batch", metavar="B", type=natural, help="samples of a step over all ranks")
+    order.add_argument(
+        "--global-batch", metavar="B", type=natural, help="samples of a step over all ranks"
+    )
     order.add_argument("--world", metavar="W", type=natural, help="number of ranks (default 1)")
-    order.add_argument("--rank", metavar="R", type=natural, default=0, help="which of them (default %(default)s)")
-    order.add_argument("--workers", metavar="K", type=natural, help="loader processes of the run; they change no key")
-    order.add_argument("--start-step", metavar="N", type=natural, default=0, help="first step (default %(default)s)")
-    order.add_argument("--steps", metavar="M", type=natural, default=1, help="how many steps (default %(default)s)")
+    order.add_argument(
+        "--rank", metavar="R", type=natural, default=0, help="which of them (default %(default)s)"
+    )
+    order.add_argument(
+        "--workers",
+        metavar="K",
+        type=natural,
+        help="loader processes of the run; they change no key",
+    )
+    order.add_argument(
+        "--start-step",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="first step (default %(default)s)",
+    )
+    order.add_argument(
+        "--steps", metavar="M", type=natural, default=1, help="how many steps (default %(default)s)"
+    )
 
     tokenizer = add_command(
         commands,
@@ -280,7 +375,9 @@ def _add_data(commands: Any) -> None:
     )
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
-    tokenizer.add_argument("--vocab-size", metavar="N", type=natural, required=True, help="most entries")
+    tokenizer.add_argument(
+        "--vocab-size", metavar="N", type=natural, required=True, help="most entries"
+    )
 
 
 def _add_import(commands: Any) -> None:
@@ -300,11 +397,30 @@ def _add_plan(commands: Any) -> None:
         "glscl plan launch/recipes/pretrain_base.yaml --world 64",
     )
     plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")
-    plan.add_argument("--world", metavar="W", type=natural, default=1, help="number of ranks (default %(default)s)")
+    plan.add_argument(
+        "--world",
+        metavar="W",
+        type=natural,
+        default=1,
+        help="number of ranks (default %(default)s)",
+    )
     engines = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-    plan.add_argument("--engine", choices=engines, default="ddp", help="what divides the memory (default %(default)s)")
-    plan.add_argument("--peak", metavar="TFLOPS", type=float, default=989.0, help="of a device (default: H100, bf16)")
-    plan.add_argument("--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached")
+    plan.add_argument(
+        "--engine",
+        choices=engines,
+        default="ddp",
+        help="what divides the memory (default %(default)s)",
+    )
+    plan.add_argument(
+        "--peak",
+        metavar="TFLOPS",
+        type=float,
+        default=989.0,
+        help="of a device (default: H100, bf16)",
+    )
+    plan.add_argument(
+        "--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached"
+    )
 
 
 def _add_export(commands: Any) -> None:
@@ -317,7 +433,9 @@ def _add_export(commands: Any) -> None:
     )
     export.add_argument("run", metavar="RUN", type=Path, help="run, checkpoint or model folder")
     export.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    export.add_argument("--check", action="store_true", help="load the result without this project and compare")
+    export.add_argument(
+        "--check", action="store_true", help="load the result without this project and compare"
+    )
 
 
 def _add_convert(commands: Any) -> None:
@@ -329,11 +447,19 @@ def _add_convert(commands: Any) -> None:
         "glscl convert glscl-100k.ckpt converted --tokenizer roberta-base",
     )
     convert.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="what torch.save or PyTorch-Lightning wrote, or safetensors"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="what torch.save or PyTorch-Lightning wrote, or safetensors",
     )
-    convert.add_argument("out", metavar="OUT", type=Path, help="new or empty folder; the model goes into OUT/full")
     convert.add_argument(
-        "--tokenizer", metavar="FOLDER", type=Path, help="its tokenizer, to be kept beside it (evaluation needs one)"
+        "out", metavar="OUT", type=Path, help="new or empty folder; the model goes into OUT/full"
+    )
+    convert.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        type=Path,
+        help="its tokenizer, to be kept beside it (evaluation needs one)",
     )
 
 

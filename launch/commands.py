@@ -44,7 +44,9 @@ def add_command(
         allow_abbrev=False,
     )
     parser.set_defaults(command=run)
-    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one line of JSON, last on stdout"
+    )
     return parser
 
 

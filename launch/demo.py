@@ -38,7 +38,11 @@ def main() -> int:
         with _stage("tokenizer"):
             _train_tokenizer(data / "train", tokenizer)
         with _stage("pre-training"):
-            paths = {"data.train.0.path": data / "train", "validation.path": data / "val", "data.tokenizer": tokenizer}
+            paths = {
+                "data.train.0.path": data / "train",
+                "validation.path": data / "val",
+                "data.tokenizer": tokenizer,
+            }
             precision = _precision(run)
             _train("pretrain", "demo", run, paths | {"precision": precision})
         results = [*_evaluate(run, data, out), *_recognise(run, data / "labelled", out)]
@@ -51,7 +55,9 @@ def main() -> int:
             from eval.report import write_report
 
             facts = {"command": "make demo", "training": "accelerate launch -m pretrain demo.yaml"}
-            report = write_report(results, out / "report.html", run=run, facts=facts, title="GLSCL demo")
+            report = write_report(
+                results, out / "report.html", run=run, facts=facts, title="GLSCL demo"
+            )
     except UserError as error:
         print(f"demo: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -88,13 +94,26 @@ def _train(module: str, recipe: str, run: Path, changes: dict[str, Any]) -> None
     """Train under `accelerate launch`, in a process of its own; an interrupted run goes on where it stopped."""
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(
+            "--num_processes",
+            "1",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+        ),
         *("--num_cpu_threads_per_process", str(usable_cores())),  # accelerate's default is one
         *("-m", module, str(RECIPES / f"{recipe}.yaml"), "--run", str(run)),
         *(word for key, value in changes.items() for word in (f"--{key}", str(value))),
     ]
-    (run / "status.json").unlink(missing_ok=True)  # of an earlier call; what is there afterwards is about this one
-    code = _wait(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}))
+    (run / "status.json").unlink(
+        missing_ok=True
+    )  # of an earlier call; what is there afterwards is about this one
+    code = _wait(
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+    )
     if (run / "lock").is_file():
         with (run / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a worker outlives its launcher until it has saved
@@ -116,13 +135,17 @@ def _check_status(run: Path, code: int) -> None:
     """Raise the error that a run ended with: launchers hide a worker's exit code, its status file does not."""
     status = run / "status.json"
     if not status.is_file():
-        raise UsageError(f"{run.name} did not start (its launcher ended with {code}); its message stands above")
+        raise UsageError(
+            f"{run.name} did not start (its launcher ended with {code}); its message stands above"
+        )
     state = json.loads(status.read_text())
     if state["state"] == "complete":
         return
     kind = getattr(errors, state["reason"].split(":")[0], IncompleteError)
     reason = state["reason"] or "it was killed"
-    raise kind(f"{run.name} is {state['state']} at step {state['step']}: {reason}; call again to go on")
+    raise kind(
+        f"{run.name} is {state['state']} at step {state['step']}: {reason}; call again to go on"
+    )
 
 
 def _precision(run: Path) -> str:
@@ -141,7 +164,10 @@ def _precision(run: Path) -> str:
 
     single, half = seconds(torch.float32), seconds(torch.bfloat16)
     chosen = "bf16" if half < 0.7 * single else "fp32"
-    print(f"   bf16 products take {half / single:.2f} times as long as fp32 here: {chosen}", file=sys.stderr)
+    print(
+        f"   bf16 products take {half / single:.2f} times as long as fp32 here: {chosen}",
+        file=sys.stderr,
+    )
     return chosen
 
 
@@ -153,8 +179,8 @@ def _timed(function: Callable[[], Any]) -> float:
 
 def _evaluate(run: Path, data: Path, out: Path) -> list[Path]:
     """Measure what needs no further training; returns the results' folders."""
-    from eval import baselines
     from eval.stages import align, preference, retrieval, zero_shot
+    from eval.stages import baseline as baselines
 
     test, cache = data / "test", out / "features"
     with _stage("retrieval over the test gallery"):
@@ -182,14 +208,27 @@ def _recognise(run: Path, labelled: Path, out: Path) -> list[Path]:
     novel, base, val = (labelled / name for name in ("novel", "base", "val"))
     cache = out / "features"
     with _stage("classes from a few pictures"):
-        few_shot.evaluate(run, novel, out / "few-shot", base=base, val=val, episodes=200, epochs=2, cache=cache)
+        few_shot.evaluate(
+            run, novel, out / "few-shot", base=base, val=val, episodes=200, epochs=2, cache=cache
+        )
     with _stage("several labels from a few pictures"):
-        multi_label.evaluate(run, novel, out / "multi-label", base=base, val=val, draws=5, epochs=4, cache=cache)
+        multi_label.evaluate(
+            run, novel, out / "multi-label", base=base, val=val, draws=5, epochs=4, cache=cache
+        )
     with _stage("nearest neighbours of unseen classes"):
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # its tensors are small: a second thread costs two thirds more time than none
+        torch.set_num_threads(
+            1
+        )  # its tensors are small: a second thread costs two thirds more time than none
         metric_learning.evaluate(
-            run, novel, out / "metric-learning", base=base, steps=60, seeds=(0, 1), folds=2, cache=cache
+            run,
+            novel,
+            out / "metric-learning",
+            base=base,
+            steps=60,
+            seeds=(0, 1),
+            folds=2,
+            cache=cache,
         )
         torch.set_num_threads(threads)
     return [out / name for name in ("few-shot", "multi-label", "metric-learning")]
@@ -207,7 +246,10 @@ def _fine_tune(run: Path, data: Path, tokenizer: Path, precision: str, out: Path
         vqa_prior.evaluate(data / "train", data / "test", out / "vqa-prior")
         vqa.evaluate(out / "finetune-vqa", data / "test", out / "vqa", prior=out / "vqa-prior")
     with _stage("fine-tuning: statements on two pictures"):
-        paths = {"data.train.0.path": data / "pairs" / "train", "validation.path": data / "pairs" / "val"}
+        paths = {
+            "data.train.0.path": data / "pairs" / "train",
+            "validation.path": data / "pairs" / "val",
+        }
         # Of so short a pre-training fusion has learnt little; the questions have taught it more.
         start = {"init_from": out / "finetune-vqa"}
         _train("eval.finetune", "demo_nlvr2", out / "finetune-nlvr2", shared | paths | start)
@@ -221,12 +263,14 @@ def _fine_tune(run: Path, data: Path, tokenizer: Path, precision: str, out: Path
             shared | {"data.video.train.0.path": data / "clips" / "train"},
         )
     with _stage("retrieval of clips"):
-        video_retrieval.evaluate(out / "finetune-video", data / "clips" / "test", out / "video-retrieval", frames=3)
+        video_retrieval.evaluate(
+            out / "finetune-video", data / "clips" / "test", out / "video-retrieval", frames=3
+        )
     return [out / name for name in ("vqa", "vqa-prior", "nlvr2", "video-retrieval")]
 
 
 def _summarise(out: Path, report: Path, seconds: float) -> None:
-    from eval.schema import read_result
+    from eval.results.schema import read_result
 
     def of(stage: str) -> dict[str, Any]:
         return {metric.name: metric for metric in read_result(out / stage).metrics}

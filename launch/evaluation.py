@@ -39,7 +39,9 @@ def add_eval(commands: Any) -> None:
         "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval --frames 4",
     )
     _add_retrieval_options(video)
-    video.add_argument("--frames", metavar="N", type=natural, default=4, help="of each clip (default %(default)s)")
+    video.add_argument(
+        "--frames", metavar="N", type=natural, default=4, help="of each clip (default %(default)s)"
+    )
     align = add_command(
         commands,
         "align",
@@ -57,18 +59,29 @@ def add_eval(commands: Any) -> None:
     )
     add_evaluation_options(zero_shot)
     zero_shot.add_argument(
-        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+        "--templates",
+        metavar="TEXT",
+        nargs="+",
+        default=None,
+        help='sentences such as "a photo of a {}"',
     )
     zero_shot.add_argument(
-        "--classes", metavar="NAME", nargs="+", help="names to choose from (default: those that label a picture)"
+        "--classes",
+        metavar="NAME",
+        nargs="+",
+        help="names to choose from (default: those that label a picture)",
     )
     for stage, about in {
         "preference": "whether a true caption scores higher than one with attributes or a relation swapped (scenes)",
         "sugarcrepe": "whether a true caption scores higher than a hard false one (SugarCrepe)",
         "winoground": "two pictures, two captions of the same words: text, image and group score (Winoground)",
     }.items():
-        example = f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
-        add_evaluation_options(add_command(commands, stage, partial(evaluation, stage), about, example))
+        example = (
+            f"glscl eval {stage} --model runs/demo --data data/{stage} --out runs/demo/{stage}"
+        )
+        add_evaluation_options(
+            add_command(commands, stage, partial(evaluation, stage), about, example)
+        )
     _add_answering(commands)
 
     verify = add_command(
@@ -78,7 +91,9 @@ def add_eval(commands: Any) -> None:
         "compute every metric again from samples.jsonl; exit code 3 and their names where one differs in a bit",
         "glscl eval verify runs/demo/retrieval runs/demo/preference",
     )
-    verify.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
+    verify.add_argument(
+        "dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json"
+    )
 
 
 def _add_answering(commands: Any) -> None:
@@ -91,18 +106,32 @@ def _add_answering(commands: Any) -> None:
     )
     add_evaluation_options(vqa)
     vqa.add_argument(
-        "--prior", metavar="DIR", type=Path, help="a vqa-prior result on the same data, compared question by question"
+        "--prior",
+        metavar="DIR",
+        type=Path,
+        help="a vqa-prior result on the same data, compared question by question",
     )
-    vqa.add_argument("--submit", action="store_true", help="also write submission.json for the test server")
+    vqa.add_argument(
+        "--submit", action="store_true", help="also write submission.json for the test server"
+    )
     for stage, about in {
         "vqa-prior": "what answers reach that know the training questions and see no picture",
         "baseline": "retrieval of scenes without a model, and the best that any could reach",
     }.items():
         example = f"glscl eval {stage} --train data/train --data data/test --out runs/{stage}"
         blind = add_command(commands, stage, partial(evaluation, stage), about, example)
-        for name, help_ in (("train", "data set to learn from"), ("data", "data set to be measured on")):
+        for name, help_ in (
+            ("train", "data set to learn from"),
+            ("data", "data set to be measured on"),
+        ):
             blind.add_argument(f"--{name}", metavar="DIR", type=Path, required=True, help=help_)
-        blind.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
+        blind.add_argument(
+            "--out",
+            metavar="DIR",
+            type=Path,
+            required=True,
+            help="for result.json and samples.jsonl",
+        )
         blind.add_argument("--limit", metavar="N", type=natural, help="only the first N pictures")
     nlvr2 = add_command(
         commands,
@@ -124,7 +153,10 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
         help="candidates per query (default %(default)s; 0: none)",
     )
     retrieval.add_argument(
-        "--score", choices=("itm", "itm+sim"), default="itm+sim", help="what ranks them (default %(default)s)"
+        "--score",
+        choices=("itm", "itm+sim"),
+        default="itm+sim",
+        help="what ranks them (default %(default)s)",
     )
     retrieval.add_argument(
         "--train",
@@ -137,13 +169,28 @@ def _add_retrieval_options(retrieval: argparse.ArgumentParser) -> None:
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
     """Add what every stage with a model and a data set takes."""
     parser.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
-    parser.add_argument("--data", metavar="DIR", type=Path, required=True, help="folder of a data set")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl")
-    parser.add_argument("--limit", metavar="N", type=natural, help="only the first N pictures or clips")
     parser.add_argument(
-        "--batch-size", metavar="N", type=natural, default=argparse.SUPPRESS, help="encoded at once; changes no result"
+        "--data", metavar="DIR", type=Path, required=True, help="folder of a data set"
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (%(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="for result.json and samples.jsonl"
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=natural, help="only the first N pictures or clips"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=natural,
+        default=argparse.SUPPRESS,
+        help="encoded at once; changes no result",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the networks (%(default)s)",
+    )
     parser.add_argument(
         "--cache",
         metavar="DIR",
@@ -163,9 +210,13 @@ def add_explain(commands: Any) -> None:
     )
     explain.add_argument("image", metavar="IMAGE", type=Path, help="a JPEG, PNG or WebP file")
     explain.add_argument("--caption", metavar="TEXT", required=True, help="what is in the picture")
-    explain.add_argument("--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)")
+    explain.add_argument(
+        "--word", metavar="TEXT", help="a word or phrase of the caption (default: all of it)"
+    )
     explain.add_argument("--model", metavar="DIR", type=Path, required=True, help=_MODEL)
-    explain.add_argument("--out", metavar="FILE", type=Path, required=True, help="PNG file to write")
+    explain.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="PNG file to write"
+    )
 
 
 def add_compare(commands: Any) -> None:
@@ -190,9 +241,15 @@ def add_report(commands: Any) -> None:
         "results as one HTML file with pictures",
         "glscl report runs/demo/retrieval --run runs/demo --out runs/demo/report.html",
     )
-    report.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json")
-    report.add_argument("--out", metavar="FILE", type=Path, required=True, help="HTML file to write")
-    report.add_argument("--run", metavar="RUN", type=Path, help="run folder whose training curves are shown")
+    report.add_argument(
+        "dirs", metavar="DIR", nargs="+", type=Path, help="folders that hold a result.json"
+    )
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, required=True, help="HTML file to write"
+    )
+    report.add_argument(
+        "--run", metavar="RUN", type=Path, help="run folder whose training curves are shown"
+    )
 
 
 def evaluation(stage: str, arguments: argparse.Namespace) -> CommandResult:
@@ -201,7 +258,9 @@ def evaluation(stage: str, arguments: argparse.Namespace) -> CommandResult:
 
     from eval.__main__ import STAGES
 
-    options = {name: value for name, value in vars(arguments).items() if name not in ("command", "json")}
+    options = {
+        name: value for name, value in vars(arguments).items() if name not in ("command", "json")
+    }
     result = import_module(STAGES[stage]).evaluate(**options)
     return result.model_dump(mode="json", by_alias=True), f"{arguments.out}/result.json"
 
@@ -209,31 +268,40 @@ def evaluation(stage: str, arguments: argparse.Namespace) -> CommandResult:
 def _explain(arguments: argparse.Namespace) -> CommandResult:
     from eval.report.explain import explain
 
-    done = explain(arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word)
+    done = explain(
+        arguments.image, arguments.caption, arguments.model, arguments.out, word=arguments.word
+    )
     rows, columns = done.heat.shape
     row, column = done.peak
     result: dict[str, Any] = {"out": str(done.out), "caption": done.caption, "word": done.word}
     result |= {"grid": [rows, columns], "peak": [row, column]}
-    return result, f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}"
+    return (
+        result,
+        f"{done.out}: highest in row {row + 1} of {rows}, column {column + 1} of {columns}",
+    )
 
 
 def _verify_results(arguments: argparse.Namespace) -> CommandResult:
-    from eval.verify import verify
+    from eval.results.verify import verify
 
     wrong = {str(folder): verify(folder) for folder in arguments.dirs}
     if any(wrong.values()):
         if arguments.json:
             print(json.dumps({"wrong": wrong}))
-        said = "; ".join(f"{folder}: {', '.join(names)}" for folder, names in wrong.items() if names)
+        said = "; ".join(
+            f"{folder}: {', '.join(names)}" for folder, names in wrong.items() if names
+        )
         metrics = sum(map(len, wrong.values()))
         raise DataError(f"{metrics} metrics do not follow from samples.jsonl: {said}")
-    return {"wrong": wrong}, "\n".join(f"{folder}: every metric follows from samples.jsonl" for folder in wrong)
+    return {"wrong": wrong}, "\n".join(
+        f"{folder}: every metric follows from samples.jsonl" for folder in wrong
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> CommandResult:
     from dataclasses import asdict
 
-    from eval.compare import compare, table
+    from eval.results.compare import compare, table
 
     comparison = compare(arguments.a, arguments.b)
     return asdict(comparison), table(comparison)

@@ -19,7 +19,8 @@ _PARTS = ("base", "val", "novel")
 class Source:
     """A data set: the file of `data_pipeline/sources` that reads it, the paths that it takes by name, its splits.
 
-    `labels` are the parts of the label lists of `data_pipeline/sources/label_splits` that pictures can be chosen by.
+    `labels` are the parts of the label lists of `data_pipeline/sources/label_splits` that pictures
+    can be chosen by.
     """
 
     module: str
@@ -52,12 +53,24 @@ SOURCES = {
     "visual_genome": Source(
         "visual_genome",
         "Visual Genome's region phrases as captions, for training",
-        (("regions", "REGIONS", "region_descriptions.json"), ("images", "IMAGES", "image_data.json"), _PICTURES),
+        (
+            ("regions", "REGIONS", "region_descriptions.json"),
+            ("images", "IMAGES", "image_data.json"),
+            _PICTURES,
+        ),
         "visual_genome region_descriptions.json image_data.json vg/ data/vg "
         "--without-coco dataset_coco.json --without-flickr30k dataset_flickr30k.json",
         optional=(
-            ("without_coco", "JSON", "dataset_coco.json: leave out the pictures of its val and test"),
-            ("without_flickr30k", "JSON", "dataset_flickr30k.json: leave out the pictures of its val and test"),
+            (
+                "without_coco",
+                "JSON",
+                "dataset_coco.json: leave out the pictures of its val and test",
+            ),
+            (
+                "without_flickr30k",
+                "JSON",
+                "dataset_flickr30k.json: leave out the pictures of its val and test",
+            ),
         ),
     ),
     "vqa_v2": Source(
@@ -66,12 +79,17 @@ SOURCES = {
         (("questions", "QUESTIONS", "v2_OpenEnded_mscoco_..._questions.json"), _PICTURES),
         "vqa_v2 v2_OpenEnded_mscoco_val2014_questions.json coco/ data/vqa-val "
         "--annotations v2_mscoco_val2014_annotations.json",
-        optional=(("annotations", "JSON", "v2_mscoco_..._annotations.json (there is none of test)"),),
+        optional=(
+            ("annotations", "JSON", "v2_mscoco_..._annotations.json (there is none of test)"),
+        ),
     ),
     "nlvr2": Source(
         "nlvr2",
         "NLVR2: statements about pairs of pictures",
-        (("statements", "STATEMENTS", "train.json, dev.json, test1.json, ... (one JSON a line)"), _PICTURES),
+        (
+            ("statements", "STATEMENTS", "train.json, dev.json, test1.json, ... (one JSON a line)"),
+            _PICTURES,
+        ),
         "nlvr2 dev.json nlvr2/images data/nlvr2-dev",
     ),
     "msrvtt": Source(
@@ -89,7 +107,11 @@ SOURCES = {
         "lsmdc",
         "LSMDC 2016; AVI is encoded again as H.264",
         (
-            ("table", "TABLE", "LSMDC16_annos_training.csv, ..._val.csv, LSMDC16_challenge_1000_publictect.csv"),
+            (
+                "table",
+                "TABLE",
+                "LSMDC16_annos_training.csv, ..._val.csv, LSMDC16_challenge_1000_publictect.csv",
+            ),
             ("videos", "CLIPS", "folder of the films' folders"),
         ),
         "lsmdc LSMDC16_challenge_1000_publictect.csv lsmdc/ data/lsmdc-test --split test",
@@ -104,7 +126,10 @@ SOURCES = {
     "sugarcrepe": Source(
         "sugarcrepe",
         "SugarCrepe: true captions and hard false ones",
-        (("folder", "FOLDER", "folder of the seven JSON files"), ("pictures", "PICTURES", "COCO's val2017")),
+        (
+            ("folder", "FOLDER", "folder of the seven JSON files"),
+            ("pictures", "PICTURES", "COCO's val2017"),
+        ),
         "sugarcrepe sugar-crepe/data coco/val2017 data/sugarcrepe",
     ),
     "winoground": Source(
@@ -123,9 +148,18 @@ SOURCES = {
     "class_csv": Source(
         "class_csv",
         "miniImageNet, tieredImageNet and others with a split as filename,label",
-        (("table", "TABLE", "train.csv, val.csv, test.csv, or easyfsl's train.json, ..."), _PICTURES),
+        (
+            ("table", "TABLE", "train.csv, val.csv, test.csv, or easyfsl's train.json, ..."),
+            _PICTURES,
+        ),
         "class_csv mini_imagenet/test.csv mini_imagenet/images data/mini-test --names names.txt",
-        optional=(("names", "FILE", "what classes are called: lines of a class and its name, or a JSON object"),),
+        optional=(
+            (
+                "names",
+                "FILE",
+                "what classes are called: lines of a class and its name, or a JSON object",
+            ),
+        ),
     ),
     "cub": Source(
         "cub",
@@ -133,7 +167,13 @@ SOURCES = {
         (("root", "ROOT", "folder CUB_200_2011"),),
         "cub CUB_200_2011 data/cub-novel --split novel",
         splits=("train", "test", "base", "val", "novel", "all"),
-        optional=(("classes", "FILE", "take only these classes of the split (one a line, or easyfsl's JSON)"),),
+        optional=(
+            (
+                "classes",
+                "FILE",
+                "take only these classes of the split (one a line, or easyfsl's JSON)",
+            ),
+        ),
     ),
     "cifar_fs": Source(
         "cifar_fs",
@@ -176,7 +216,10 @@ SOURCES = {
     "cars196": Source(
         "cars196",
         "Stanford Cars: the first 98 classes as train, the last 98 as test",
-        (("annotations", "MAT", "cars_annos.mat"), ("pictures", "PICTURES", "folder that holds car_ims")),
+        (
+            ("annotations", "MAT", "cars_annos.mat"),
+            ("pictures", "PICTURES", "folder that holds car_ims"),
+        ),
         "cars196 cars_annos.mat cars/ data/cars196-test --split test",
         splits=("train", "test"),
     ),
@@ -190,7 +233,10 @@ SOURCES = {
     "in_shop": Source(
         "in_shop",
         "DeepFashion's In-Shop Clothes Retrieval",
-        (("partition", "LIST", "list_eval_partition.txt"), ("pictures", "PICTURES", "folder that holds img")),
+        (
+            ("partition", "LIST", "list_eval_partition.txt"),
+            ("pictures", "PICTURES", "folder that holds img"),
+        ),
         "in_shop list_eval_partition.txt Img/ data/in-shop-query --split query",
         splits=_SEARCH,
     ),
@@ -227,7 +273,7 @@ SOURCES = {
 
 def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Import the data set `name`; what is unreadable is printed one a line (with `--json` as one document)."""
-    from data_pipeline.sources.entries import UnreadableMedia, import_entries
+    from data_pipeline.importing.entries import UnreadableMedia, import_entries
 
     source = SOURCES[name]
     values: dict[str, Any] = dict(source.given)
@@ -247,13 +293,21 @@ def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     except UnreadableMedia as error:
         found = [{"key": one.key, "file": one.file, "reason": one.reason} for one in error.found]
         lines = "\n".join(f"{one['key']}: {one['file']}: {one['reason']}" for one in found)
-        print(json.dumps({"out": str(arguments.out), "unreadable": found}) if arguments.json else lines)
+        print(
+            json.dumps({"out": str(arguments.out), "unreadable": found})
+            if arguments.json
+            else lines
+        )
         raise
     bad = {name: len(manifest.source[name]) for name in ("left_out", "kept_unreadable")}
     result = {"out": str(arguments.out), "name": manifest.name, "samples": manifest.samples} | bad
     line = f"{arguments.out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
     line += f"; {bad['left_out']:,} left out (dataset.json lists them)" if bad["left_out"] else ""
-    line += f"; {bad['kept_unreadable']:,} unreadable (dataset.json lists them)" if bad["kept_unreadable"] else ""
+    line += (
+        f"; {bad['kept_unreadable']:,} unreadable (dataset.json lists them)"
+        if bad["kept_unreadable"]
+        else ""
+    )
     return result | {"shards": len(manifest.shards), "sha256": manifest.digest}, line
 
 
@@ -269,7 +323,9 @@ def add_arguments(parser: argparse.ArgumentParser, source: Source) -> None:
     if source.labels:
         about = "only pictures with one of these labels at least, which keep all of theirs (default: all)"
         parser.add_argument("--labels", choices=source.labels, help=about)
-    parser.add_argument("--resume", action="store_true", help="keep the shards that an interrupted call finished")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the shards that an interrupted call finished"
+    )
     parser.add_argument(
         "--unreadable",
         choices=("refuse", "leave-out", "keep"),

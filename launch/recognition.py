@@ -23,20 +23,42 @@ def add_few_shot(commands: Any) -> None:
     )
     add_evaluation_options(few_shot)
     _add_learning_data(few_shot)
-    few_shot.add_argument("--way", metavar="N", type=natural, default=5, help="classes of an episode (%(default)s)")
     few_shot.add_argument(
-        "--shot", metavar="K", type=natural, nargs="+", default=[1, 5], help="support pictures of each (1 5)"
+        "--way", metavar="N", type=natural, default=5, help="classes of an episode (%(default)s)"
     )
     few_shot.add_argument(
-        "--queries", metavar="Q", type=natural, default=15, help="query pictures of each class (%(default)s)"
+        "--shot",
+        metavar="K",
+        type=natural,
+        nargs="+",
+        default=[1, 5],
+        help="support pictures of each (1 5)",
     )
-    few_shot.add_argument("--episodes", metavar="T", type=natural, default=1000, help="of each form (%(default)s)")
-    few_shot.add_argument("--seed", metavar="S", type=natural, default=0, help="draws the episodes (%(default)s)")
     few_shot.add_argument(
-        "--methods", metavar="NAME", nargs="+", help="those to run (default: all that can, and the others are flagged)"
+        "--queries",
+        metavar="Q",
+        type=natural,
+        default=15,
+        help="query pictures of each class (%(default)s)",
     )
     few_shot.add_argument(
-        "--episode-list", metavar="FILE", type=Path, nargs="+", help="episodes to run, as an evaluation wrote them"
+        "--episodes", metavar="T", type=natural, default=1000, help="of each form (%(default)s)"
+    )
+    few_shot.add_argument(
+        "--seed", metavar="S", type=natural, default=0, help="draws the episodes (%(default)s)"
+    )
+    few_shot.add_argument(
+        "--methods",
+        metavar="NAME",
+        nargs="+",
+        help="those to run (default: all that can, and the others are flagged)",
+    )
+    few_shot.add_argument(
+        "--episode-list",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="episodes to run, as an evaluation wrote them",
     )
     few_shot.add_argument(
         "--mode",
@@ -51,17 +73,30 @@ def add_few_shot(commands: Any) -> None:
         help="of GLIML: weights of patches, or a multiple of the global token, chosen on --val (%(default)s)",
     )
     few_shot.add_argument(
-        "--epochs", metavar="N", type=natural, default=20, help="of training, 100 episodes each (%(default)s)"
+        "--epochs",
+        metavar="N",
+        type=natural,
+        default=20,
+        help="of training, 100 episodes each (%(default)s)",
     )
     few_shot.add_argument(
-        "--templates", metavar="TEXT", nargs="+", default=None, help='sentences such as "a photo of a {}"'
+        "--templates",
+        metavar="TEXT",
+        nargs="+",
+        default=None,
+        help='sentences such as "a photo of a {}"',
     )
 
 
 def _add_learning_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", metavar="DIR", type=Path, help="data set of other classes, to train heads on")
     parser.add_argument(
-        "--val", metavar="DIR", type=Path, help="data set of other classes, to choose settings and epochs on"
+        "--base", metavar="DIR", type=Path, help="data set of other classes, to train heads on"
+    )
+    parser.add_argument(
+        "--val",
+        metavar="DIR",
+        type=Path,
+        help="data set of other classes, to choose settings and epochs on",
     )
 
 
@@ -74,7 +109,9 @@ def add_predict(groups: Any) -> None:
         "which class pictures show, from a folder with a few example pictures of each class",
         "glscl predict new1.jpg new2.jpg --support examples/ --model runs/demo",
     )
-    predict.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG or WebP files")
+    predict.add_argument(
+        "pictures", metavar="PICTURE", nargs="+", type=Path, help="JPEG, PNG or WebP files"
+    )
     predict.add_argument(
         "--support",
         metavar="DIR",
@@ -82,13 +119,15 @@ def add_predict(groups: Any) -> None:
         required=True,
         help="folder with one folder of pictures for each class, at least two",
     )
-    predict.add_argument("--model", metavar="DIR", type=Path, required=True, help="any model that few-shot takes")
+    predict.add_argument(
+        "--model", metavar="DIR", type=Path, required=True, help="any model that few-shot takes"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> CommandResult:
     from dataclasses import asdict
 
-    from eval.predict import predict, table
+    from eval.stages.few_shot.predict import predict, table
 
     found = predict(arguments.pictures, arguments.support, arguments.model)
     return asdict(found), table(found)
@@ -113,10 +152,19 @@ def add_multi_label(commands: Any) -> None:
         help="names of labels: a file, or a shipped list such as coco_52_12_16 (default: what the data set says)",
     )
     multi_label.add_argument(
-        "--shot", metavar="K", type=natural, nargs="+", default=[1, 5], help="support pictures of each label (1 5)"
+        "--shot",
+        metavar="K",
+        type=natural,
+        nargs="+",
+        default=[1, 5],
+        help="support pictures of each label (1 5)",
     )
-    multi_label.add_argument("--draws", metavar="R", type=natural, default=20, help="of the support (%(default)s)")
-    multi_label.add_argument("--seed", metavar="S", type=natural, default=0, help="draws the support (%(default)s)")
+    multi_label.add_argument(
+        "--draws", metavar="R", type=natural, default=20, help="of the support (%(default)s)"
+    )
+    multi_label.add_argument(
+        "--seed", metavar="S", type=natural, default=0, help="draws the support (%(default)s)"
+    )
     multi_label.add_argument(
         "--filter",
         choices=("strict", "any"),
@@ -124,7 +172,10 @@ def add_multi_label(commands: Any) -> None:
         help="leave out pictures with other labels besides, or ignore these labels (%(default)s)",
     )
     multi_label.add_argument(
-        "--methods", metavar="NAME", nargs="+", help="those to run (default: all that can, and the others are flagged)"
+        "--methods",
+        metavar="NAME",
+        nargs="+",
+        help="those to run (default: all that can, and the others are flagged)",
     )
     multi_label.add_argument(
         "--init",
@@ -133,7 +184,11 @@ def add_multi_label(commands: Any) -> None:
         help="patches and labels meet in the model's contrastive space, or in one learned on --base (%(default)s)",
     )
     multi_label.add_argument(
-        "--patches", metavar="N", type=natural, default=9, help="chosen of a support picture (%(default)s)"
+        "--patches",
+        metavar="N",
+        type=natural,
+        default=9,
+        help="chosen of a support picture (%(default)s)",
     )
     multi_label.add_argument(
         "--query-pool",
@@ -142,7 +197,11 @@ def add_multi_label(commands: Any) -> None:
         help="how a query's patches are compared with a prototype (%(default)s)",
     )
     multi_label.add_argument(
-        "--epochs", metavar="N", type=natural, default=8, help="of the cross-interaction (%(default)s)"
+        "--epochs",
+        metavar="N",
+        type=natural,
+        default=8,
+        help="of the cross-interaction (%(default)s)",
     )
 
 
@@ -157,15 +216,35 @@ def add_metric_learning(commands: Any) -> None:
         "--out runs/demo/metric-learning",
     )
     add_evaluation_options(metric)
-    metric.add_argument("--base", metavar="DIR", type=Path, required=True, help="data set of other classes to learn on")
-    metric.add_argument("--query", metavar="DIR", type=Path, help="queries, where --data is a gallery apart from them")
+    metric.add_argument(
+        "--base",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="data set of other classes to learn on",
+    )
+    metric.add_argument(
+        "--query",
+        metavar="DIR",
+        type=Path,
+        help="queries, where --data is a gallery apart from them",
+    )
     metric.add_argument(
         "--protocol",
-        choices=("classes", "query-gallery", "re-identification", "sysu-all", "sysu-indoor", "revisited"),
+        choices=(
+            "classes",
+            "query-gallery",
+            "re-identification",
+            "sysu-all",
+            "sysu-indoor",
+            "revisited",
+        ),
         default="classes",
         help="what counts as right (default %(default)s: every picture against all others)",
     )
-    metric.add_argument("--head", choices=("gdfl", "dolg", "vitgal", "parts"), default="gdfl", help="(%(default)s)")
+    metric.add_argument(
+        "--head", choices=("gdfl", "dolg", "vitgal", "parts"), default="gdfl", help="(%(default)s)"
+    )
     metric.add_argument(
         "--loss",
         choices=("triplet", "multi_similarity", "proxy_anchor", "supcon", "margin", "arcface"),
@@ -173,33 +252,72 @@ def add_metric_learning(commands: Any) -> None:
         help="of pytorch-metric-learning (%(default)s)",
     )
     metric.add_argument(
-        "--adversary", choices=("grl", "ridge", "none"), default="grl", help="against the class (%(default)s)"
+        "--adversary",
+        choices=("grl", "ridge", "none"),
+        default="grl",
+        help="against the class (%(default)s)",
     )
     metric.add_argument(
-        "--lam", metavar="X", type=float, help="weight of the adversary (default: chosen on held-out training classes)"
+        "--lam",
+        metavar="X",
+        type=float,
+        help="weight of the adversary (default: chosen on held-out training classes)",
     )
     metric.add_argument(
-        "--layers", metavar="N", type=natural, nargs="+", help="blocks that are read, 1 the first (default: four)"
+        "--layers",
+        metavar="N",
+        type=natural,
+        nargs="+",
+        help="blocks that are read, 1 the first (default: four)",
     )
     metric.add_argument(
-        "--pool-grid", metavar="N", type=natural, default=7, help="patches are averaged to N x N (%(default)s)"
-    )
-    metric.add_argument("--steps", metavar="N", type=natural, default=200, help="of a training (%(default)s)")
-    metric.add_argument(
-        "--seeds", metavar="S", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one training each (0 1 2 3 4)"
-    )
-    metric.add_argument(
-        "--parts", metavar="N", type=natural, default=0, help="bands of patch rows of part descriptors (default: none)"
+        "--pool-grid",
+        metavar="N",
+        type=natural,
+        default=7,
+        help="patches are averaged to N x N (%(default)s)",
     )
     metric.add_argument(
-        "--rerank-k", metavar="K", type=natural, default=0, help="re-rank so many by local features (default: none)"
+        "--steps", metavar="N", type=natural, default=200, help="of a training (%(default)s)"
     )
     metric.add_argument(
-        "--folds", metavar="N", type=natural, default=4, help="of the training classes, to choose on (%(default)s)"
+        "--seeds",
+        metavar="S",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3, 4],
+        help="one training each (0 1 2 3 4)",
     )
-    metric.add_argument("--ks", metavar="K", type=natural, nargs="+", default=[1, 2, 4, 8], help="of R@K (1 2 4 8)")
     metric.add_argument(
-        "--clusterings", metavar="N", type=natural, default=5, help="runs of k-means for NMI and AMI (%(default)s)"
+        "--parts",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="bands of patch rows of part descriptors (default: none)",
+    )
+    metric.add_argument(
+        "--rerank-k",
+        metavar="K",
+        type=natural,
+        default=0,
+        help="re-rank so many by local features (default: none)",
+    )
+    metric.add_argument(
+        "--folds",
+        metavar="N",
+        type=natural,
+        default=4,
+        help="of the training classes, to choose on (%(default)s)",
+    )
+    metric.add_argument(
+        "--ks", metavar="K", type=natural, nargs="+", default=[1, 2, 4, 8], help="of R@K (1 2 4 8)"
+    )
+    metric.add_argument(
+        "--clusterings",
+        metavar="N",
+        type=natural,
+        default=5,
+        help="runs of k-means for NMI and AMI (%(default)s)",
     )
 
 
@@ -207,7 +325,7 @@ def _tabled(stage: str, arguments: argparse.Namespace) -> CommandResult:
     from importlib import import_module
 
     from eval.__main__ import STAGES
-    from eval.schema import Result
+    from eval.results.schema import Result
 
     found, path = evaluation(stage, arguments)
     table = import_module(f"{STAGES[stage]}.summary").table(Result.model_validate(found))

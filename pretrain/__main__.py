@@ -45,8 +45,12 @@ def run(
     """
     parser.add_argument("config", help="YAML file; see launch/recipes")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
-    parser.add_argument("--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model")
-    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ")
+    parser.add_argument(
+        "--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model"
+    )
+    parser.add_argument(
+        "--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ"
+    )
     known, overrides = parser.parse_known_args(arguments)
     if known.init_from:
         overrides += ["--init_from", known.init_from]
@@ -62,7 +66,10 @@ def run(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"{parser.prog}: error: {error}: make room and run the same command again", file=sys.stderr)
+        print(
+            f"{parser.prog}: error: {error}: make room and run the same command again",
+            file=sys.stderr,
+        )
         return IncompleteError.exit_code
     finally:
         stop.restore()

@@ -1,7 +1,8 @@
 """The model a run starts from: random weights of the configured sizes, towers of published folders, or another model's.
 
-Image towers: CLIP and SigLIP (SigLIP 2 of a fixed resolution too), from a folder of the tower or of the whole dual
-encoder; text towers: any bidirectional encoder of transformers, bare or with its masked-language head.
+Image towers: CLIP and SigLIP (SigLIP 2 of a fixed resolution too), from a folder of the tower or of
+the whole dual encoder; text towers: any bidirectional encoder of transformers, bare or with its
+masked-language head.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ _CLASSIFIER = "classifier."
 _UNFIT = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, StrictDataclassError)
 
 
-def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLConfig:
+def model_config(
+    config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0
+) -> GLSCLConfig:
     """Sizes of the model of a run; `frames` is the length of its clips, 0 where it has none.
 
     Raises UsageError for unknown fields and sizes that do not fit together.
@@ -50,11 +53,15 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int
     except _UNFIT as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None
     if found.max_frames < frames:
-        raise UsageError(f"model.fusion.max_frames {found.max_frames} is too small for clips of {frames} frames")
+        raise UsageError(
+            f"model.fusion.max_frames {found.max_frames} is too small for clips of {frames} frames"
+        )
     return found
 
 
-def build_model(config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0) -> GLSCLModel:
+def build_model(
+    config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0
+) -> GLSCLModel:
     """Build the model of a run; random weights come from torch's global generator.
 
     Raises UsageError as `model_config` does, and for a tower that cannot be loaded.
@@ -83,11 +90,11 @@ def adapt_model(
 ) -> GLSCLModel:
     """Make a GLSCL model for other pictures, clips or labels, with the weights of the one that `source` names.
 
-    `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it is); temporal
-    embeddings become as many as `frames` (0: as they are), labels as many as are given. A classifier of the same labels
-    and images is kept, another one starts from random weights of torch's global generator.
-    Raises UsageError for sizes that do not fit together and for another tokenizer than the model's, DataError for a
-    model that cannot be read.
+    `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it
+    is); temporal embeddings become as many as `frames` (0: as they are), labels as many as are
+    given. A classifier of the same labels and images is kept, another one starts from random
+    weights of torch's global generator. Raises UsageError for sizes that do not fit together and
+    for another tokenizer than the model's, DataError for a model that cannot be read.
     """
     folder = model_folder(source)
     try:
@@ -105,10 +112,18 @@ def adapt_model(
         raise DataError(f"{source}: {error}") from None
     _check_positions(config.text_config, max_text_length)
     beside = (folder / "tokenizer.json").is_file()
-    if not Tokenizer.load(folder).has_vocabulary_of(tokenizer) if beside else _is_foreign(tokenizer, config):
-        raise UsageError(f"data.tokenizer is not the one that {source} was trained with: name {folder}")
+    if (
+        not Tokenizer.load(folder).has_vocabulary_of(tokenizer)
+        if beside
+        else _is_foreign(tokenizer, config)
+    ):
+        raise UsageError(
+            f"data.tokenizer is not the one that {source} was trained with: name {folder}"
+        )
     if (list(stored.classifier_labels), stored.classifier_images) != (list(labels), images):
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
+        weights = {
+            name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)
+        }
     load_weights(model, weights)
     return model
 
@@ -116,10 +131,10 @@ def adapt_model(
 def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
     """Copy the weights of a GLSCL model that may have been made for other pictures, clips or labels.
 
-    Positions of another image size are resized as the towers' are, a temporal table of another length is interpolated
-    linearly, its first and last row staying first and last. A table that only one side has is left as it is, or out,
-    and so is a classifier. A second picture's token type starts as the first one's.
-    Raises UsageError for weights that do not fit otherwise.
+    Positions of another image size are resized as the towers' are, a temporal table of another
+    length is interpolated linearly, its first and last row staying first and last. A table that
+    only one side has is left as it is, or out, and so is a classifier. A second picture's token
+    type starts as the first one's. Raises UsageError for weights that do not fit otherwise.
     """
     weights, own = dict(weights), model.state_dict()
     name = f"vision.{POSITIONS}"
@@ -132,7 +147,9 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
         weights[name] = own[name]
     elif len(weights[name]) != len(own[name]):
         rows = weights[name].float().T[None]
-        weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[0].T
+        weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[
+            0
+        ].T
     name = "token_type.weight"
     if name in weights:
         types = torch.cat([weights[name], weights[name][-1:]])
@@ -140,8 +157,12 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
     if not any(name.startswith(_CLASSIFIER) for name in weights):
         weights |= {name: tensor for name, tensor in own.items() if name.startswith(_CLASSIFIER)}
     elif model.classifier is None:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)}
-    misfits = sorted(name for name in own.keys() | weights.keys() if _shape(weights, name) != _shape(own, name))
+        weights = {
+            name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)
+        }
+    misfits = sorted(
+        name for name in own.keys() | weights.keys() if _shape(weights, name) != _shape(own, name)
+    )
     if misfits:
         first = misfits[0]
         raise UsageError(
@@ -184,20 +205,31 @@ def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
         "sep_token_id": tokenizer.sep_id,
     }
     known = kind().to_dict().keys()
-    return kind(**{key: value for key, value in of_tokenizer.items() if key in known} | _without_type(config.text))
+    return kind(
+        **{key: value for key, value in of_tokenizer.items() if key in known}
+        | _without_type(config.text)
+    )
 
 
 def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> None:
     if text.vocab_size < tokenizer.vocab_size:
-        raise UsageError(f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}")
+        raise UsageError(
+            f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}"
+        )
     _check_positions(text, max_text_length)
     if config.text_from and text.pad_token_id != tokenizer.pad_id:
-        raise UsageError(f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer")
+        raise UsageError(
+            f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer"
+        )
 
 
 def _check_positions(text: Any, max_text_length: int) -> None:
     # RoBERTa counts positions from behind its padding id.
-    extra = text.pad_token_id + 1 if "roberta" in text.model_type or text.model_type == "camembert" else 0
+    extra = (
+        text.pad_token_id + 1
+        if "roberta" in text.model_type or text.model_type == "camembert"
+        else 0
+    )
     positions = getattr(text, "max_position_embeddings", None)
     if positions and positions < max_text_length + extra:
         raise UsageError(
@@ -211,7 +243,9 @@ def _load_vision(model: GLSCLModel, source: str) -> None:
     tower = _from_folder(type(model.vision), source)
     depth: int = model.config.vision_config.num_hidden_layers
     if depth > tower.config.num_hidden_layers:
-        raise UsageError(f"{source} has {tower.config.num_hidden_layers} blocks, model.vision asks for {depth}")
+        raise UsageError(
+            f"{source} has {tower.config.num_hidden_layers} blocks, model.vision asks for {depth}"
+        )
     weights = {
         name: tensor
         for name, tensor in tower.state_dict().items()
@@ -228,10 +262,16 @@ def _load_text(model: GLSCLModel, source: str) -> None:
 
 def _from_folder(kind: Any, source: str, **options: Any) -> Any:
     """Tower of a folder or hub name; only safetensors are read, because other weight files execute what they hold."""
-    tower, found = kind.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+    tower, found = kind.from_pretrained(
+        source, use_safetensors=True, output_loading_info=True, **options
+    )
     # Poolers are not used; a masked-language model was saved without one.
-    if missing := sorted(key for key in found["missing_keys"] if not key.startswith(("pooler.", "head."))):
-        raise UsageError(f"{source} lacks {len(missing)} weights of a {kind.__name__}, the first is {missing[0]}")
+    if missing := sorted(
+        key for key in found["missing_keys"] if not key.startswith(("pooler.", "head."))
+    ):
+        raise UsageError(
+            f"{source} lacks {len(missing)} weights of a {kind.__name__}, the first is {missing[0]}"
+        )
     return tower
 
 
@@ -246,7 +286,9 @@ def _resized(positions: Tensor, rows: int) -> Tensor:
 
 def _overridden(name: str, stored: PreTrainedConfig, values: dict[str, Any]) -> PreTrainedConfig:
     if values.get("model_type", stored.model_type) != stored.model_type:
-        raise UsageError(f"{name}.model_type is {values['model_type']}, the folder holds a {stored.model_type}")
+        raise UsageError(
+            f"{name}.model_type is {values['model_type']}, the folder holds a {stored.model_type}"
+        )
     _refuse_unknown(name, values, type(stored))
     # A folder of half precision would otherwise make a tower of half precision.
     return type(stored)(**stored.to_dict() | {"dtype": "float32"} | _without_type(values))
@@ -266,4 +308,6 @@ def _refuse_unknown(name: str, values: dict[str, Any], kind: type[PreTrainedConf
     known = kind().to_dict().keys()
     for key in values.keys() - known:
         close = difflib.get_close_matches(key, known, n=1)
-        raise UsageError(f"unknown key {name}.{key}" + (f"; did you mean {name}.{close[0]}?" if close else ""))
+        raise UsageError(
+            f"unknown key {name}.{key}" + (f"; did you mean {name}.{close[0]}?" if close else "")
+        )

@@ -77,7 +77,8 @@ class DataConfig:
     lanes: int | None = None
     """Lanes of the order; None: gcd(global batch, 64). Fixed for the run."""
     group: int | None = None
-    """Samples in a row that lend each other negatives; None: the smallest that divides the batch, usually 2."""
+    """Samples in a row that lend each other negatives; None: the smallest that divides the batch,
+    usually 2."""
     masking: MaskingConfig = MaskingConfig()
     augment: AugmentConfig = AugmentConfig()
 
@@ -87,21 +88,34 @@ class ModelConfig:
     """Sizes of the model, or folders (or hub names) of towers whose weights it starts from."""
 
     vision: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training pictures."""
+    """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training
+    pictures."""
     text: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers' RobertaConfig (or `model_type` of another); the vocabulary is the tokenizer's."""
+    """Fields of transformers' RobertaConfig (or `model_type` of another); the vocabulary is the
+    tokenizer's."""
     vision_from: str | None = None
-    """A CLIP or SigLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers: 11."""
+    """A CLIP or SigLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers:
+    11."""
     text_from: str | None = None
     """A folder or hub name of any text encoder of transformers."""
     fusion: dict[str, Any] = field(default_factory=dict)
-    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, max_frames, ..."""
+    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, max_frames,
+    ..."""
     checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
-    """Towers whose activations are computed again in the backward pass: less memory, a third more work."""
+    """Towers whose activations are computed again in the backward pass: less memory, a third more
+    work."""
 
 
 _LOSSES = (
-    *("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),
+    *(
+        "contrastive",
+        "matching",
+        "masked_language",
+        "global_image",
+        "global_text",
+        "local_image",
+        "local_text",
+    ),
     *("intra_modal", "global_local"),
 )
 
@@ -130,24 +144,28 @@ class ObjectiveConfig:
     directions: Literal["sum", "mean"] = "sum"
     """Whether a completion loss is the sum or the mean of its two directions."""
     completion_targets: Literal["crossed", "full"] = "crossed"
-    """crossed: targets come from the pass that masks the other modality; full: from one more pass of the whole pair."""
+    """crossed: targets come from the pass that masks the other modality; full: from one more pass
+    of the whole pair."""
     global_image_negatives: Literal["global", "rank"] = "global"
     """global: samples of all ranks; rank: of this rank and micro-batch only."""
     global_text_negatives: Literal["global", "rank"] = "global"
     local_image_negatives: Literal["global", "rank", "sample"] = "global"
-    """As above, of masked positions; sample: `sampled_negatives` of each sample of all ranks, chosen by its key."""
+    """As above, of masked positions; sample: `sampled_negatives` of each sample of all ranks,
+    chosen by its key."""
     local_text_negatives: Literal["global", "rank", "sample"] = "global"
     sampled_negatives: int = 8
     """Masked positions of each sample that serve as negatives where `sample` is chosen."""
     duplicates: Literal["ignored", "negatives"] = "ignored"
     """Whether samples of one image, or with one caption, count as negatives of each other."""
     gradients: Literal["exact", "published"] = "exact"
-    """published: features of losses over all ranks get 1/world of their gradient, as the authors' gather gives them."""
+    """published: features of losses over all ranks get 1/world of their gradient, as the authors'
+    gather gives them."""
     matching_negatives: Literal["hard", "random", "dataset"] = "hard"
-    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly within it; dataset:
-    evenly from the whole data set, which costs another image per negative."""
+    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly
+    within it; dataset: evenly from the whole data set, which costs another image per negative."""
     video_normalization: Literal["channels", "frames"] = "channels"
-    """frames: features of clips are normalised over the frames, as published (a mistake), in the global image loss."""
+    """frames: features of clips are normalised over the frames, as published (a mistake), in the
+    global image loss."""
     temperature_bounds: tuple[float, float] | None = (0.01, 0.5)
     """Within which the learnt temperature stays."""
 
@@ -175,8 +193,13 @@ class ObjectiveConfig:
             raise UsageError("objectives: every loss has weight 0, so that nothing would be learnt")
         if not 0 < self.completion_temperature < math.inf:
             raise UsageError("objectives.completion_temperature must be positive")
-        if self.temperature_bounds and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1] < math.inf:
-            raise UsageError(f"objectives.temperature_bounds must rise and be positive, not {self.temperature_bounds}")
+        if (
+            self.temperature_bounds
+            and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1] < math.inf
+        ):
+            raise UsageError(
+                f"objectives.temperature_bounds must rise and be positive, not {self.temperature_bounds}"
+            )
 
 
 @dataclass(frozen=True)
@@ -192,26 +215,33 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     decay: Literal["matrices", "published"] = "matrices"
-    """matrices: vectors and scalars (norms, biases, the temperature) are not decayed; published: of these only biases
-    and the norms of text, fusion and the masked-language head are not."""
+    """matrices: vectors and scalars (norms, biases, the temperature) are not decayed; published: of
+    these only biases and the norms of text, fusion and the masked-language head are not."""
     warmup: float = 0.1
     """Share of the steps."""
     max_grad_norm: float | None = 1.0
     ema: float | None = None
-    """Decay of a moving average of the weights, saved as `ema/` beside `model/`; None: none is kept."""
+    """Decay of a moving average of the weights, saved as `ema/` beside `model/`; None: none is
+    kept."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values with which AdamW would not descend."""
         if not 0 <= self.warmup <= 1:
-            raise UsageError(f"optimizer.warmup is a share of the steps, between 0 and 1, not {self.warmup}")
+            raise UsageError(
+                f"optimizer.warmup is a share of the steps, between 0 and 1, not {self.warmup}"
+            )
         for name in ("lr", "fusion_multiplier", "head_multiplier", "weight_decay"):
             _check_finite(f"optimizer.{name}", getattr(self, name))
         if not (self.eps > 0 and all(0 <= beta < 1 for beta in self.betas)):
-            raise UsageError("optimizer.eps must be positive, optimizer.betas at least 0 and below 1")
+            raise UsageError(
+                "optimizer.eps must be positive, optimizer.betas at least 0 and below 1"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"optimizer.ema must lie between 0 and 1, not {self.ema}")
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
-            raise UsageError(f"optimizer.max_grad_norm must be positive, or null for none, not {self.max_grad_norm}")
+            raise UsageError(
+                f"optimizer.max_grad_norm must be positive, or null for none, not {self.max_grad_norm}"
+            )
 
 
 @dataclass(frozen=True)
@@ -228,9 +258,13 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         """Raise UsageError for values with which nothing would be validated."""
         if min(self.every, self.batch_size, 1 if self.limit is None else self.limit) < 1:
-            raise UsageError("validation.every, validation.batch_size and validation.limit must be at least 1")
+            raise UsageError(
+                "validation.every, validation.batch_size and validation.limit must be at least 1"
+            )
         if self.frames is not None and self.frames < 1:
-            raise UsageError("validation.frames must be at least 1, or left out to validate on pictures")
+            raise UsageError(
+                "validation.frames must be at least 1, or left out to validate on pictures"
+            )
 
 
 @dataclass(frozen=True)
@@ -274,7 +308,8 @@ class Mixture:
     """Side in pixels; None: that of the model's pictures."""
 
 
-# May differ between the runs that share a folder; every other difference always changes what is computed.
+# May differ between the runs that share a folder; every other difference always changes what is
+# computed.
 FREE_ON_RESUME = (
     *("run", "world", "data.workers", "log", "checkpoint", "validation"),
     *("checkpoint_activations", "model.checkpoint_activations"),
@@ -293,13 +328,14 @@ class TrainingConfig:
     init_from: str | None = None
     """Run, checkpoint or model folder whose weights a fresh start takes."""
     world: int | None = None
-    """Processes that must train; anything else is refused at start. None: as many as were launched."""
+    """Processes that must train; anything else is refused at start. None: as many as were
+    launched."""
     batch: BatchConfig = BatchConfig()
     micro_batches: int = 1
     """Micro-batches a step on each rank: more of them take less memory."""
     accumulation: Literal["exact", "plain"] = "exact"
-    """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch; plain: those of one
-    micro-batch of all ranks."""
+    """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch;
+    plain: those of one micro-batch of all ranks."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig | None = None
@@ -318,7 +354,9 @@ class TrainingConfig:
         if self.batch.image:
             found["image"] = _mixture(self.data, self.batch.image)
         if self.batch.video and (video := self.data.video):
-            found["video"] = _mixture(video, self.batch.video, frames=video.frames, image_size=video.image_size)
+            found["video"] = _mixture(
+                video, self.batch.video, frames=video.frames, image_size=video.image_size
+            )
         return found
 
     @property
@@ -340,7 +378,9 @@ class TrainingConfig:
         if self.world is not None and self.world < 1:
             raise UsageError(f"world must be at least 1, not {self.world}")
         if 1 in (self.batch.image, self.batch.video) or min(self.batch.image, self.batch.video) < 0:
-            raise UsageError("batch.image and batch.video must be 0 or at least 2: a sample needs negatives")
+            raise UsageError(
+                "batch.image and batch.video must be 0 or at least 2: a sample needs negatives"
+            )
         if not self.batch.total:
             raise UsageError("batch.image and batch.video are both 0")
         if self.batch.image:
@@ -355,13 +395,16 @@ class RunConfig(TrainingConfig):
 
     model: ModelConfig = ModelConfig()
     preset: Literal["published"] | None = None
-    """Values for every key that is not given: `published` reproduces the behaviour of the authors' release."""
+    """Values for every key that is not given: `published` reproduces the behaviour of the authors'
+    release."""
     objectives: ObjectiveConfig = ObjectiveConfig()
 
 
 def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:
     weights = tuple(source.weight for source in data.train if source.weight is not None)
-    return Mixture(tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape)
+    return Mixture(
+        tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape
+    )
 
 
 def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
@@ -371,7 +414,9 @@ def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
         raise UsageError(f"{name}: give every data set a weight, or none")
     for source in sources:
         if sum(other.path == source.path for other in sources) > 1:
-            raise UsageError(f"{name}: {source.path} is there twice; give it a larger weight instead")
+            raise UsageError(
+                f"{name}: {source.path} is there twice; give it a larger weight instead"
+            )
 
 
 PRESETS: dict[str, dict[str, Any]] = {

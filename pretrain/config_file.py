@@ -28,7 +28,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = read_values(path, overrides)
     if values.get("preset") is not None:
         if values["preset"] not in list(PRESETS):
-            raise UsageError(f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}")
+            raise UsageError(
+                f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}"
+            )
         values = _merge(PRESETS[values["preset"]], values)
     return parse_config(RunConfig, values, str(path))
 
@@ -66,7 +68,11 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
         *parents, last = key.split(".")
         place: Any = values
         for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else _element(place, parent, key)
+            place = (
+                place.setdefault(parent, {})
+                if isinstance(place, dict)
+                else _element(place, parent, key)
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -111,7 +117,9 @@ def differences(config: TrainingConfig, saved: TrainingConfig) -> list[str]:
     keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     exact = config.accumulation == saved.accumulation == "exact"
     free = (*config.free_on_resume, "micro_batches") if exact else config.free_on_resume
-    return [key for key in keys if not any(key == name or key.startswith(name + ".") for name in free)]
+    return [
+        key for key in keys if not any(key == name or key.startswith(name + ".") for name in free)
+    ]
 
 
 def _merge(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +127,9 @@ def _merge(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = dict(preset)
     for key, value in values.items():
         inner = preset.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 
@@ -142,7 +152,11 @@ def _refuse_unknown(kind: Any, values: Any, name: str, prefix: str) -> None:
     for key, value in values.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), list(types), n=1)
-            hint = f"; did you mean {prefix}{close[0]}?" if close else f"; known keys: {', '.join(types)}"
+            hint = (
+                f"; did you mean {prefix}{close[0]}?"
+                if close
+                else f"; known keys: {', '.join(types)}"
+            )
             raise UsageError(f"{name}: unknown key {prefix}{key}{hint}")
         _refuse_unknown(types[key], value, name, f"{prefix}{key}.")
 
@@ -157,5 +171,9 @@ def _plain(value: Any) -> Any:
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}{key}.").items()}
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flatten(inner, f"{prefix}{key}.").items()
+        }
     return {prefix.removesuffix("."): _plain(value)}

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.text import Tokenizer
 
 from .build import build_model, load_weights
@@ -32,7 +32,8 @@ class Job(Protocol):
     def build(self, tokenizer: Tokenizer, checkpoint: Path | None) -> GLSCLModel:
         """Build the model as it stands before the first step; the weights of `checkpoint`, if any, come later.
 
-        Random weights come from torch's global generator. Parameters that the task never uses are frozen.
+        Random weights come from torch's global generator. Parameters that the task never uses are
+        frozen.
         """
 
     def task(self, tokenizer: Tokenizer, model: GLSCLModel) -> Task:
@@ -77,7 +78,9 @@ class Pretraining:
         objectives = self.config.objectives
         return {
             "dataset_negatives": objectives.matching_negatives == "dataset",
-            "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None,
+            "local_negatives": objectives.sampled_negatives
+            if objectives.samples_negatives
+            else None,
         }
 
     def record(self, folder: Path) -> None:

@@ -14,8 +14,8 @@ HEADS = ("matching_head.", "masked_language_head.", "classifier.")
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters.
 
-    Vectors (biases, norms, the class and mask tokens, the temperature) are not decayed, or what `config.decay` says.
-    Each group keeps its `multiplier`, which `set_learning_rate` applies.
+    Vectors (biases, norms, the class and mask tokens, the temperature) are not decayed, or what
+    `config.decay` says. Each group keeps its `multiplier`, which `set_learning_rate` applies.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -1,7 +1,8 @@
 """Exact multi-positive ranking: a block of scores in, the rank of each query's best positive out.
 
-Ties count with their expected value, a positive's score is read from the block it is ranked in, and numbers that are
-not finite are refused: each of the three, left out, has made published evaluators report 100 % for a broken model.
+Ties count with their expected value, a positive's score is read from the block it is ranked in, and
+numbers that are not finite are refused: each of the three, left out, has made published evaluators
+report 100 % for a broken model.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, NumericsError
 
-DEGENERATE_SPREAD = 1e-6  # candidates that differ by less than this part of their score differ by rounding
+DEGENERATE_SPREAD = (
+    1e-6  # candidates that differ by less than this part of their score differ by rounding
+)
 
 
 @dataclass(frozen=True)
 class Ranks:
     """Where the best positive of every query stands, 1-based; unpacks to optimistic, expected, pessimistic.
 
-    ``above`` candidates score higher than the best positive and ``tied`` score the same (itself included), of which
-    ``tied_positives`` are positives; every order inside that group is equally likely. Arrays have shape (queries,).
-    ``degenerate`` says that no query tells any of its candidates apart: a collapsed encoder or a dead head.
+    ``above`` candidates score higher than the best positive and ``tied`` score the same (itself
+    included), of which ``tied_positives`` are positives; every order inside that group is equally
+    likely. Arrays have shape (queries,). ``degenerate`` says that no query tells any of its
+    candidates apart: a collapsed encoder or a dead head.
     """
 
     above: NDArray[np.int64]
@@ -59,7 +63,8 @@ class Ranks:
         drawn = np.clip(k - self.above, 0, self.tied)
         negatives = self.tied - self.tied_positives
         miss = np.ones(len(self))
-        # C(negatives, drawn) / C(tied, drawn) as a product: exact zeros, and no factorial overflows.
+        # C(negatives, drawn) / C(tied, drawn) as a product: exact zeros, and no factorial
+        # overflows.
         for i in range(int(drawn.max(initial=0))):
             factor = np.maximum(negatives - i, 0) / np.maximum(self.tied - i, 1)
             miss = np.where(i < drawn, miss * factor, miss)
@@ -89,9 +94,11 @@ def ranks(
     Parameters
     ----------
     scores
-        Array or tensor (queries, candidates), higher is better. Half precisions are compared in float32.
+        Array or tensor (queries, candidates), higher is better. Half precisions are compared in
+        float32.
     positives
-        For each query the candidate indices that count as right (one or several), or a boolean array like ``scores``.
+        For each query the candidate indices that count as right (one or several), or a boolean
+        array like ``scores``.
     query_ids, candidate_ids
         Names for error messages; positions without them.
 
@@ -106,7 +113,13 @@ def ranks(
     rows = _positive_lists(positives, block.shape, query_ids)
     _refuse_non_finite(block, query_ids, candidate_ids)
     above, tied, tied_positives = _count(block, rows)
-    return Ranks(above, tied, tied_positives, candidates=block.shape[1], degenerate=tells_nothing_apart(block))
+    return Ranks(
+        above,
+        tied,
+        tied_positives,
+        candidates=block.shape[1],
+        degenerate=tells_nothing_apart(block),
+    )
 
 
 def ranks_of_features(
@@ -144,15 +157,18 @@ def score_blocks(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (first query, float32 scores (rows, candidates)) for consecutive blocks of queries.
 
-    Sums run in float64 and equal candidates are multiplied once, so that neither the block's shape nor a candidate's
-    place moves a score by its last bit: equal features tie exactly.
+    Sums run in float64 and equal candidates are multiplied once, so that neither the block's shape
+    nor a candidate's place moves a score by its last bit: equal features tie exactly.
 
     Raises
     ------
     NumericsError
         If a feature is NaN or infinite.
     """
-    left, right = _as_features(queries, query_ids, "query"), _as_features(candidates, candidate_ids, "candidate")
+    left, right = (
+        _as_features(queries, query_ids, "query"),
+        _as_features(candidates, candidate_ids, "candidate"),
+    )
     distinct, place = np.unique(right, axis=0, return_inverse=True)
     columns = distinct.T.astype(np.float64, order="C")
     for start in range(0, len(left), block):
@@ -161,7 +177,10 @@ def score_blocks(
 
 
 def two_stage_ranks(
-    scores: Any, positives: Sequence[Any] | NDArray[Any], shortlist: NDArray[np.integer], shortlist_scores: Any
+    scores: Any,
+    positives: Sequence[Any] | NDArray[Any],
+    shortlist: NDArray[np.integer],
+    shortlist_scores: Any,
 ) -> Ranks:
     """Rank by a second score inside a shortlist; all other candidates follow in their first-stage order.
 
@@ -189,7 +208,13 @@ def two_stage_ranks(
     block = np.where(found[:, None], listed, rest)
     best = [row if hit else every for row, hit, every in zip(inside, found, rows, strict=True)]
     above, tied, tied_positives = _count(block, best)
-    return Ranks(above, tied, tied_positives, candidates=first.shape[1], degenerate=tells_nothing_apart(second))
+    return Ranks(
+        above,
+        tied,
+        tied_positives,
+        candidates=first.shape[1],
+        degenerate=tells_nothing_apart(second),
+    )
 
 
 def average_precision(scores: Any, positives: Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
@@ -213,7 +238,10 @@ def average_precision(scores: Any, positives: Sequence[Any] | NDArray[Any]) -> N
         part = block if len(queries) == len(block) else block[queries]
         score = own[queries, column, None].astype(block.dtype)
         above, tied = (part > score).sum(axis=1), (part == score).sum(axis=1)
-        right_above, right_tied = (own[queries] > score).sum(axis=1), (own[queries] == score).sum(axis=1)
+        right_above, right_tied = (
+            (own[queries] > score).sum(axis=1),
+            (own[queries] == score).sum(axis=1),
+        )
         # Mean over the places 1..tied of the group: right ones before, per place.
         steps = harmonic[above + tied] - harmonic[above]
         others = (right_tied - 1) / np.maximum(tied - 1, 1)
@@ -230,9 +258,16 @@ def chance_average_precision(positives: int, candidates: int) -> float:
 def chance_ranks(positives: Sequence[Any] | NDArray[Any], candidates: int) -> Ranks:
     """Ranks under a constant score: what guessing reaches with these positives among ``candidates`` candidates."""
     sizes = np.array(
-        [len(row) for row in _positive_lists(positives, (len(positives), candidates), None)], dtype=np.int64
+        [len(row) for row in _positive_lists(positives, (len(positives), candidates), None)],
+        dtype=np.int64,
     )
-    return Ranks(np.zeros_like(sizes), np.full_like(sizes, candidates), sizes, candidates=candidates, degenerate=True)
+    return Ranks(
+        np.zeros_like(sizes),
+        np.full_like(sizes, candidates),
+        sizes,
+        candidates=candidates,
+        degenerate=True,
+    )
 
 
 def unit_features(features: Any, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
@@ -244,7 +279,9 @@ def unit_features(features: Any, ids: Sequence[str] | None = None) -> NDArray[np
         If a value is NaN or infinite; the message names the item.
     """
     rows = _as_features(features, ids, "item").astype(np.float64)
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
 
 
 def _count(
@@ -253,7 +290,8 @@ def _count(
     sizes = np.array([len(row) for row in positives])
     starts = np.cumsum(sizes) - sizes
     queries = np.repeat(np.arange(len(sizes)), sizes)
-    # The positive's score comes out of the same block: computed again it can differ by one bit, and lose to itself.
+    # The positive's score comes out of the same block: computed again it can differ by one bit, and
+    # lose to itself.
     own = scores[queries, np.concatenate(positives)]
     best = np.maximum.reduceat(own, starts)
     above = (scores > best[:, None]).sum(axis=1)
@@ -273,22 +311,30 @@ def _as_array(values: Any) -> NDArray[Any]:
 def _as_scores(scores: Any) -> NDArray[Any]:
     block = _as_array(scores)
     if block.ndim != 2 or 0 in block.shape:
-        raise DataError(f"nothing to rank: scores of shape {block.shape}, need at least one query and one candidate")
+        raise DataError(
+            f"nothing to rank: scores of shape {block.shape}, need at least one query and one candidate"
+        )
     return block
 
 
 def _as_features(features: Any, ids: Sequence[str] | None, what: str) -> NDArray[Any]:
     rows = _as_array(features)
     if rows.ndim != 2 or 0 in rows.shape:
-        raise DataError(f"nothing to rank: {what} features of shape {rows.shape}, need (items, width)")
+        raise DataError(
+            f"nothing to rank: {what} features of shape {rows.shape}, need (items, width)"
+        )
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         named = ", ".join(_name(ids, int(i)) for i in bad[:5])
-        raise NumericsError(f"{what} features are not finite for {len(bad)} of {len(rows)}: {named}")
+        raise NumericsError(
+            f"{what} features are not finite for {len(bad)} of {len(rows)}: {named}"
+        )
     return rows
 
 
-def _positive_lists(positives: Any, shape: tuple[int, ...], query_ids: Sequence[str] | None) -> list[NDArray[np.int64]]:
+def _positive_lists(
+    positives: Any, shape: tuple[int, ...], query_ids: Sequence[str] | None
+) -> list[NDArray[np.int64]]:
     if len(positives) != shape[0]:
         raise DataError(f"{shape[0]} queries but positives for {len(positives)}")
     if getattr(positives, "dtype", None) is not None and str(positives.dtype).endswith("bool"):
@@ -324,7 +370,9 @@ def _refuse_non_finite(
 def tells_nothing_apart(scores: NDArray[Any]) -> bool:
     """Whether no query's scores (queries, candidates) differ by more than rounding; never with a single candidate."""
     low, high = scores.min(axis=1), scores.max(axis=1)
-    return scores.shape[1] > 1 and bool((high - low <= DEGENERATE_SPREAD * np.maximum(abs(low), abs(high))).all())
+    return scores.shape[1] > 1 and bool(
+        (high - low <= DEGENERATE_SPREAD * np.maximum(abs(low), abs(high))).all()
+    )
 
 
 def _name(ids: Sequence[str] | None, position: int) -> str:

@@ -24,7 +24,14 @@ from .objectives.matching import matching_loss
 from .objectives.tcl import global_local_loss, intra_modal_loss
 from .parallel.gather import gather_counts, world_size
 from .validation import ContrastiveRetrieval
-from .views import Completion, PretrainFeatures, contrasted, join_features, pretrain_features, with_contrasted
+from .views import (
+    Completion,
+    PretrainFeatures,
+    contrasted,
+    join_features,
+    pretrain_features,
+    with_contrasted,
+)
 
 
 @dataclass
@@ -70,16 +77,21 @@ class TokenCounts:
         def rows(of: list[RowCounts]) -> RowCounts:
             return RowCounts(_sums([one.rows for one in of]), _sums([one.chosen for one in of]))
 
-        longest = [len(parts) * max(places) for places in zip(*(part.words for part in parts), strict=True)]
-        patches, tokens = rows([part.patches for part in parts]), rows([part.tokens for part in parts])
+        longest = [
+            len(parts) * max(places) for places in zip(*(part.words for part in parts), strict=True)
+        ]
+        patches, tokens = (
+            rows([part.patches for part in parts]),
+            rows([part.tokens for part in parts]),
+        )
         return TokenCounts(patches, tokens, longest, parts[0].masked_language_tokens)
 
 
 class Task(Protocol):
     """What the loop needs of a task.
 
-    Features are whatever `features` computes; they hold the contrastive `temperature` (1,). Losses come as tensors by
-    name: the mean of each over ranks is that of the global micro-batch.
+    Features are whatever `features` computes; they hold the contrastive `temperature` (1,). Losses
+    come as tensors by name: the mean of each over ranks is that of the global micro-batch.
     """
 
     @property
@@ -161,7 +173,9 @@ class PretrainTask(ContrastiveRetrieval):
         self.config = config or ObjectiveConfig()
         optional = ("intra_modal", "global_local")
         names = [field.name for field in fields(Losses) if field.name != "total"]
-        self.loss_names = tuple(n for n in names if n not in optional or getattr(self.config, n) > 0)
+        self.loss_names = tuple(
+            n for n in names if n not in optional or getattr(self.config, n) > 0
+        )
 
     @property
     def depends_on_ranks(self) -> bool:
@@ -183,8 +197,14 @@ class PretrainTask(ContrastiveRetrieval):
         gathered = iter(gather_counts(own))
         rows = [[next(gathered) for _ in _row_counts(batch)] for batch in batches]
         found = []
-        for batch, (patches, chosen_patches, tokens, chosen_tokens, places, _) in zip(batches, rows, strict=True):
-            targets = [sum(of[-1]) for other, of in zip(batches, rows, strict=True) if other.kind == batch.kind]
+        for batch, (patches, chosen_patches, tokens, chosen_tokens, places, _) in zip(
+            batches, rows, strict=True
+        ):
+            targets = [
+                sum(of[-1])
+                for other, of in zip(batches, rows, strict=True)
+                if other.kind == batch.kind
+            ]
             found.append(
                 TokenCounts(
                     RowCounts(patches, chosen_patches),
@@ -206,13 +226,17 @@ class PretrainTask(ContrastiveRetrieval):
 
     def weighted(self, parts: dict[str, Tensor]) -> Tensor:
         """Sum of losses by name, each with its weight."""
-        return torch.stack([getattr(self.config, name) * value.reshape(()) for name, value in parts.items()]).sum()
+        return torch.stack(
+            [getattr(self.config, name) * value.reshape(()) for name, value in parts.items()]
+        ).sum()
 
     def contrasted(self, features: PretrainFeatures) -> list[Tensor]:
         """Contrastive features, temperature and recovered states."""
         return contrasted(features)
 
-    def with_contrasted(self, features: PretrainFeatures, values: Sequence[Tensor]) -> PretrainFeatures:
+    def with_contrasted(
+        self, features: PretrainFeatures, values: Sequence[Tensor]
+    ) -> PretrainFeatures:
         """Put other tensors in their places, and drop the logits of masked words: large, and not contrasted."""
         nothing = features.masked_language_logits.new_empty(0)
         return with_contrasted(features, values)._replace(masked_language_logits=nothing)
@@ -223,7 +247,9 @@ class PretrainTask(ContrastiveRetrieval):
         """Join rows, and count them as if they had come together."""
         return join_features(parts), TokenCounts.join(counts)
 
-    def pair_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
+    def pair_losses(
+        self, features: PretrainFeatures, counts: TokenCounts | None = None
+    ) -> dict[str, Tensor]:
         """Losses of single pairs: matching and masked language."""
         tokens = counts.masked_language_tokens if counts else len(features.masked_language_labels)
         return {
@@ -233,7 +259,9 @@ class PretrainTask(ContrastiveRetrieval):
             ),
         }
 
-    def similarity_losses(self, features: PretrainFeatures, counts: TokenCounts | None = None) -> dict[str, Tensor]:
+    def similarity_losses(
+        self, features: PretrainFeatures, counts: TokenCounts | None = None
+    ) -> dict[str, Tensor]:
         """Losses that contrast a row with all others."""
         config, f = self.config, features
         ids = f.identity if config.duplicates == "ignored" else None
@@ -241,12 +269,20 @@ class PretrainTask(ContrastiveRetrieval):
         patches_of, tokens_of = (counts.patches, counts.tokens) if counts else (None, None)
         parts = {
             "contrastive": contrastive_loss(
-                f.contrastive_text, f.contrastive_image, f.temperature, ids=ids, gradients=config.gradients
+                f.contrastive_text,
+                f.contrastive_image,
+                f.temperature,
+                ids=ids,
+                gradients=config.gradients,
             ),
             "global_image": self._completion(f.global_image, config.global_image_negatives, ids),
             "global_text": self._completion(f.global_text, config.global_text_negatives, ids),
             "local_image": self._completion(
-                f.local_image, config.local_image_negatives, patch_ids, patches_of, f.negative_patches
+                f.local_image,
+                config.local_image_negatives,
+                patch_ids,
+                patches_of,
+                f.negative_patches,
             ),
             "local_text": self._completion(
                 f.local_text, config.local_text_negatives, token_ids, tokens_of, f.negative_tokens
@@ -258,7 +294,9 @@ class PretrainTask(ContrastiveRetrieval):
             parts["intra_modal"] = 0.5 * (image + text)
         if f.views and config.global_local:
             everywhere = torch.ones_like(f.views.patches[..., 0])
-            image = global_local_loss(f.contrastive_image, f.views.patches, everywhere, f.temperature, ids=ids)
+            image = global_local_loss(
+                f.contrastive_image, f.views.patches, everywhere, f.temperature, ids=ids
+            )
             words = counts.words if counts else None
             text = global_local_loss(
                 f.contrastive_text, f.views.words, f.views.word_mask, f.temperature, words, ids=ids
@@ -278,7 +316,9 @@ class PretrainTask(ContrastiveRetrieval):
         rows, chosen_rows = (counts.rows, counts.chosen) if counts else (None, None)
         if negatives == "sample":
             if chosen is None:
-                raise ValueError("the batch names no sample of negatives: open the loader with local_negatives")
+                raise ValueError(
+                    "the batch names no sample of negatives: open the loader with local_negatives"
+                )
             return sampled_completion_loss(
                 states.recovered,
                 states.target,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-# Dense bfloat16 and float16 operations a second, by a part of the device's name (NVIDIA's data sheets).
+# Dense bfloat16 and float16 operations a second, by a part of the device's name (NVIDIA's data
+# sheets).
 _PEAK = {
     "H200": 989e12,
     "H100 PCIe": 756e12,

@@ -1,8 +1,9 @@
 """Which views are encoded once and which pairs are fused: three of each side, five pairs.
 
-Image, dropped image and token-masked image share the patch embedding; views of equal shape go through a tower in one
-call, pairs of equal shape through the fusion encoder; the first self-attention of a side is computed once for all its
-pairs, and the last layer computes only what a loss reads. Everything random stands in the batch.
+Image, dropped image and token-masked image share the patch embedding; views of equal shape go
+through a tower in one call, pairs of equal shape through the fusion encoder; the first
+self-attention of a side is computed once for all its pairs, and the last layer computes only what a
+loss reads. Everything random stands in the batch.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class PretrainFeatures(NamedTuple):
     global_text: Completion  # (batch, width)
     local_image: Completion  # (masked patches of all frames, width)
     local_text: Completion  # (masked tokens, width)
-    patch_identity: Tensor  # (masked patches of all frames, 1), equal for the same patch of one picture
+    patch_identity: (
+        Tensor  # (masked patches of all frames, 1), equal for the same patch of one picture
+    )
     token_identity: Tensor  # (masked tokens, 1), equal for the same token of one caption
     negative_patches: Tensor | None  # rows of local_image that serve as negatives; None: all
     negative_tokens: Tensor | None
@@ -92,7 +95,11 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
     completed: Need = torch.cat([classes, hidden], dim=1)
     crossed = config.completion_targets == "crossed"
     pairs: list[tuple[Side, Side, tuple[Need, Need]]] = [
-        (masked_text, image, ("all", completed if crossed else "none")),  # B: recovers texts, completes images
+        (
+            masked_text,
+            image,
+            ("all", completed if crossed else "none"),
+        ),  # B: recovers texts, completes images
         (text, token_masked, ("none", hidden)),  # C: recovers patches
         (mlm_text, image, ("all", "none")),
         (text, matched, (classes[:, :1], classes)),
@@ -108,7 +115,9 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
     (b_text, b_image), (_, c_image), (mlm_states, _), (matched_text, matched_image) = stacked[:4]
     # A: recovers images, completes texts.
     dropped = model.image_side(dropped_tokens)
-    ((a_text, a_image),) = model.fuse_pairs(text, mask, dropped, [("all" if crossed else "none", classes)])
+    ((a_text, a_image),) = model.fuse_pairs(
+        text, mask, dropped, [("all" if crossed else "none", classes)]
+    )
     full_text, full_image = (a_text, b_image) if crossed else stacked[4]
 
     tokens, width = batch.masked_tokens, mask.shape[1]
@@ -119,7 +128,9 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
         temperature=model.temperature.clone(),
         matching_logits=model.match(model.pool(matched_text, matched_image)),
         matching_labels=labels,
-        masked_language_logits=model.masked_language_head(mlm_states.flatten(0, 1)[batch.mlm_positions]),
+        masked_language_logits=model.masked_language_head(
+            mlm_states.flatten(0, 1)[batch.mlm_positions]
+        ),
         masked_language_labels=batch.mlm_labels,
         global_image=Completion(a_image, full_image[:, :frames]),
         global_text=Completion(b_text[:, 0], full_text[:, 0]),
@@ -139,7 +150,9 @@ def contrasted(features: PretrainFeatures) -> list[Tensor]:
     """List what the losses over all rows of a step send gradients to."""
     f = features
     found = [f.contrastive_text, f.contrastive_image, f.temperature]
-    found += [side.recovered for side in (f.global_image, f.global_text, f.local_image, f.local_text)]
+    found += [
+        side.recovered for side in (f.global_image, f.global_text, f.local_image, f.local_text)
+    ]
     return found if f.views is None else [*found, f.views.dropped_image, f.views.masked_text]
 
 
@@ -148,13 +161,18 @@ def with_contrasted(features: PretrainFeatures, values: Sequence[Tensor]) -> Pre
     text, image, temperature, *recovered = values[:7]
     names = ("global_image", "global_text", "local_image", "local_text")
     sides = {
-        name: getattr(features, name)._replace(recovered=value) for name, value in zip(names, recovered, strict=True)
+        name: getattr(features, name)._replace(recovered=value)
+        for name, value in zip(names, recovered, strict=True)
     }
     views = features.views
     if views is not None:
         views = views._replace(dropped_image=values[7], masked_text=values[8])
     return features._replace(
-        contrastive_text=text, contrastive_image=image, temperature=temperature, views=views, **sides
+        contrastive_text=text,
+        contrastive_image=image,
+        temperature=temperature,
+        views=views,
+        **sides,
     )
 
 
@@ -167,13 +185,19 @@ def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
 
     def completion(name: str) -> Completion:
         sides = [getattr(part, name) for part in parts]
-        return Completion(torch.cat([s.recovered for s in sides]), torch.cat([s.target for s in sides]))
+        return Completion(
+            torch.cat([s.recovered for s in sides]), torch.cat([s.target for s in sides])
+        )
 
     def chosen(name: str, rows: str) -> Tensor | None:
         if getattr(first, name) is None:
             return None
-        ends = torch.tensor([len(getattr(part, rows).recovered) for part in parts]).cumsum(0).tolist()
-        return torch.cat([getattr(part, name) + start for part, start in zip(parts, [0, *ends], strict=False)])
+        ends = (
+            torch.tensor([len(getattr(part, rows).recovered) for part in parts]).cumsum(0).tolist()
+        )
+        return torch.cat(
+            [getattr(part, name) + start for part, start in zip(parts, [0, *ends], strict=False)]
+        )
 
     views = None
     if first.views is not None:
@@ -183,8 +207,12 @@ def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
             dropped_image=torch.cat([view.dropped_image for view in all_views]),
             masked_text=torch.cat([view.masked_text for view in all_views]),
             patches=torch.cat([view.patches for view in all_views]),
-            words=torch.cat([F.pad(view.words, (0, 0, 0, longest - view.words.shape[1])) for view in all_views]),
-            word_mask=torch.cat([F.pad(view.word_mask, (0, longest - view.words.shape[1])) for view in all_views]),
+            words=torch.cat(
+                [F.pad(view.words, (0, 0, 0, longest - view.words.shape[1])) for view in all_views]
+            ),
+            word_mask=torch.cat(
+                [F.pad(view.word_mask, (0, longest - view.words.shape[1])) for view in all_views]
+            ),
         )
     return first._replace(
         identity=joined("identity"),
@@ -211,7 +239,9 @@ def _flags(positions: Tensor, rows: int, width: int) -> Tensor:
 def _in_every_frame(masked_patches: Tensor, size: int, frames: int, count: int) -> Tensor:
     """Positions of the masked patches among the tokens of a sample, frame after frame: (batch, frames * masked)."""
     inside = (masked_patches % count).view(size, 1, -1)
-    first = torch.arange(frames, device=inside.device) * count + frames  # class tokens of all frames come first
+    first = (
+        torch.arange(frames, device=inside.device) * count + frames
+    )  # class tokens of all frames come first
     return (first[:, None] + inside).flatten(1)
 
 
@@ -237,7 +267,8 @@ def _matched(batch: Batch, logits: Tensor | None, config: ObjectiveConfig) -> tu
         identity = batch.identity if config.duplicates == "ignored" else None
         return choose_images(labels, batch.itm_noise, logits, identity)
     own = torch.arange(len(labels), device=labels.device)
-    # After the images and the masked images stand the negatives, in the order of the texts that get one.
+    # After the images and the masked images stand the negatives, in the order of the texts that get
+    # one.
     other = 2 * len(labels) + (1 - labels).cumsum(0) - 1
     return torch.where(labels.bool(), own, other), labels
 
@@ -252,7 +283,9 @@ def _unused(model: GLSCLModel, batch: Batch) -> Tensor | float:
     return 0.0 * model.temporal_embedding.sum()
 
 
-def _views(model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mask: Tensor, frames: int) -> Views:
+def _views(
+    model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mask: Tensor, frames: int
+) -> Views:
     size = len(image)
     return Views(
         dropped_image=model.contrastive_image(dropped, frames),
@@ -267,4 +300,6 @@ def _views(model: GLSCLModel, image: Tensor, dropped: Tensor, texts: Tensor, mas
 def similarity(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
     """Contrastive logits (texts, images) of contrastive features, in float32 and without gradient."""
     with torch.autocast(text.device.type, enabled=False):
-        return F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T / temperature
+        return (
+            F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T / temperature
+        )

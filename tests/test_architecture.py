@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("data_pipeline", "pretrain", "eval", "launch")  # each imports only itself and what stands to its left
+ROOMS = (
+    "data_pipeline",
+    "pretrain",
+    "eval",
+    "launch",
+)  # each imports only itself and what stands to its left
 
 
 def _sources(folder: str) -> list[Path]:
@@ -53,7 +58,9 @@ def test_the_model_folder_imports_nothing_else_of_this_project() -> None:
         for line, node, names in _imports(file)
         for name in names
         if name.partition(".")[0] in ROOMS
-        and not (isinstance(node, ast.ImportFrom) and node.level and name.startswith("pretrain.model"))
+        and not (
+            isinstance(node, ast.ImportFrom) and node.level and name.startswith("pretrain.model")
+        )
     ]
     assert not wrong
 
@@ -145,7 +152,11 @@ def test_constraints_pin_every_direct_dependency() -> None:
     project = _project()
     required = project["project"]["dependencies"] + project["build-system"]["requires"]
     required += sum(project["project"]["optional-dependencies"].values(), [])
-    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if line and line[0] != "#"]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     pinned = {_normal(line.partition("==")[0]) for line in lines}
     assert _names(required) - {"glscl"} <= pinned

@@ -1,11 +1,12 @@
 """Five captions of a scene or clip, each as a structured statement and as the text that says it.
 
-In: a scene and a generator. Out: statements; `render(statement)` is the caption. A statement names every object of the
-scene, and its form says what else it tells: `names`, `full` or `counted`; `sizes`; `fills`; `places`; and `relation`
-(for a single object `whole`). Together the five of a picture tell everything but pixels.
+In: a scene and a generator. Out: statements; `render(statement)` is the caption. A statement names
+every object of the scene, and its form says what else it tells: `names`, `full` or `counted`;
+`sizes`; `fills`; `places`; and `relation` (for a single object `whole`). Together the five of a
+picture tell everything but pixels.
 
-Statements about a clip are true of all of it. They may tell each object's motion besides; the form `travels` tells
-where it comes from, too.
+Statements about a clip are true of all of it. They may tell each object's motion besides; the form
+`travels` tells where it comes from, too.
 """
 
 from __future__ import annotations
@@ -39,8 +40,23 @@ _TOLD = {
     "whole": ("size", "fill", "colour", "shape", "column", "row"),
     "travels": ("colour", "shape", "motion", "from"),
 }
-_SYNONYMS = {"small": "little", "large": "big", "solid": "filled", "hollow": "outlined", "middle": "center"}
-_OPENINGS = ("there is", "a picture of", "an image of", "a photo of", "this shows", "we see", "only", "just")
+_SYNONYMS = {
+    "small": "little",
+    "large": "big",
+    "solid": "filled",
+    "hollow": "outlined",
+    "middle": "center",
+}
+_OPENINGS = (
+    "there is",
+    "a picture of",
+    "an image of",
+    "a photo of",
+    "this shows",
+    "we see",
+    "only",
+    "just",
+)
 _PLACES = (
     ("top left", "top", "top right"),
     ("left", "middle", "right"),
@@ -52,8 +68,20 @@ _MOVING = ("moving", "going")
 _STAYING = ("standing still", "not moving")
 _RESTING = ("staying", "resting")  # before a place
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "up": "down", "down": "up"}
-_RELATION_SYNONYMS = {"left of": "to the left of", "right of": "to the right of", "above": "over", "below": "under"}
+OPPOSITE = {
+    "left": "right",
+    "right": "left",
+    "above": "below",
+    "below": "above",
+    "up": "down",
+    "down": "up",
+}
+_RELATION_SYNONYMS = {
+    "left of": "to the left of",
+    "right of": "to the right of",
+    "above": "over",
+    "below": "under",
+}
 
 
 def statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -88,7 +116,11 @@ def clip_statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[
 def relations_of(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Relations of one object to another that hold, in a clip from its start to its end."""
     pairs = list(zip(moments(one), moments(other), strict=True))
-    return [name for name, holds in RELATION_TESTS.items() if all(holds(first, second) for first, second in pairs)]
+    return [
+        name
+        for name, holds in RELATION_TESTS.items()
+        if all(holds(first, second) for first, second in pairs)
+    ]
 
 
 def _plain(rng: np.random.Generator) -> str:
@@ -116,10 +148,13 @@ def _statement(
         "variant": int(rng.integers(2)),
     }
     if form == "counted":  # equal shapes are counted together, so they must stand together
-        statement["objects"].sort(key=lambda named: [objects[k]["shape"] for k in order].index(named["shape"]))
+        statement["objects"].sort(
+            key=lambda named: [objects[k]["shape"] for k in order].index(named["shape"])
+        )
     if form == "relation":
         told = [(0, 1), (0, 2)] if count > 2 and rng.random() < 0.5 else [(0, 1)]
-        # Those of a picture's objects hold, because their cells differ; a clip's second one may not.
+        # Those of a picture's objects hold, because their cells differ; a clip's second one may
+        # not.
         statement["relations"] = [
             [one, relations[int(rng.integers(len(relations)))], other]
             for one, other in told
@@ -132,7 +167,9 @@ def _statement(
 
 def _opens_itself(statement: dict[str, Any]) -> bool:
     """Whether no opening can stand before the text: it begins with a place, or has no articles."""
-    return statement["form"] == "places" and (statement["variant"] == 1 or len(statement["objects"]) == MAX_OBJECTS)
+    return statement["form"] == "places" and (
+        statement["variant"] == 1 or len(statement["objects"]) == MAX_OBJECTS
+    )
 
 
 def render(statement: dict[str, Any]) -> str:
@@ -144,7 +181,9 @@ def render(statement: dict[str, Any]) -> str:
         text = _relations(statement)
     elif form == "counted":
         shapes = counted([told["shape"] for told in statement["objects"]])
-        text = _joined([words if words != shape else with_article(words) for shape, words in shapes.items()])
+        text = _joined(
+            [words if words != shape else with_article(words) for shape, words in shapes.items()]
+        )
     elif form == "whole":
         text = f"{_named(statement, 0)} {_place(statement, 0)}"
     else:
@@ -154,7 +193,9 @@ def render(statement: dict[str, Any]) -> str:
 
 def _named(statement: dict[str, Any], k: int, article: bool = True) -> str:
     told = statement["objects"][k]
-    words = " ".join(_word(statement, told[name]) for name in ("size", "fill", "colour", "shape") if name in told)
+    words = " ".join(
+        _word(statement, told[name]) for name in ("size", "fill", "colour", "shape") if name in told
+    )
     words = with_article(words) if article else words
     return f"{words} {_motion(statement, k)}" if "motion" in told else words
 
@@ -184,7 +225,10 @@ def _joined(parts: list[str]) -> str:
 def counted(shapes: list[str]) -> dict[str, str]:
     """Each of the shapes with the words that count it, without an article: "star", "two circles"."""
     numbers = {shape: shapes.count(shape) for shape in shapes}
-    return {shape: shape if count == 1 else f"{NUMBERS[count]} {plural(shape)}" for shape, count in numbers.items()}
+    return {
+        shape: shape if count == 1 else f"{NUMBERS[count]} {plural(shape)}"
+        for shape, count in numbers.items()
+    }
 
 
 def plural(shape: str) -> str:
@@ -195,7 +239,10 @@ def plural(shape: str) -> str:
 def _places(statement: dict[str, Any]) -> str:
     count = len(statement["objects"])
     if count == MAX_OBJECTS:  # articles would pass the limit of words
-        parts = [f"{_named(statement, k, article=False)} {_place(statement, k, article=False)}" for k in range(count)]
+        parts = [
+            f"{_named(statement, k, article=False)} {_place(statement, k, article=False)}"
+            for k in range(count)
+        ]
     elif statement["variant"]:
         parts = [f"{_place(statement, k)} {_named(statement, k)}" for k in range(count)]
     else:

@@ -1,7 +1,7 @@
 """A scene graph to pixels: textured background, shadows, anti-aliased objects, light, blur and sensor noise.
 
-In: the scene of `graph.py`. Out: uint8 pixels (height, width, 3), RGB; everything random is in the scene, so the same
-scene gives the same pixels again.
+In: the scene of `graph.py`. Out: uint8 pixels (height, width, 3), RGB; everything random is in the
+scene, so the same scene gives the same pixels again.
 """
 
 from __future__ import annotations
@@ -42,18 +42,25 @@ def mask_of(shown: Silhouette, size: int) -> np.ndarray:
 def draw_clip(scene: dict[str, Any]) -> np.ndarray:
     """Pixels of a clip's frames, uint8 (frames, size, size, 3), RGB; background, light and noise stay as they are."""
     surroundings = _surroundings(scene)
-    return np.stack([_exposed(still_at(scene, frame), *surroundings) for frame in range(scene["frames"])])
+    return np.stack(
+        [_exposed(still_at(scene, frame), *surroundings) for frame in range(scene["frames"])]
+    )
 
 
 def _surroundings(scene: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Background and sensor noise, all that is drawn at random, float32 (size, size, 3)."""
     rng = np.random.Generator(np.random.Philox(scene["background"]["seed"]))
     background = _background(rng, scene["background"], scene["size"])
-    return background, scene["camera"]["noise"] * rng.standard_normal(background.shape, dtype=np.float32)
+    return background, scene["camera"]["noise"] * rng.standard_normal(
+        background.shape, dtype=np.float32
+    )
 
 
 def _exposed(
-    scene: dict[str, Any], background: np.ndarray, noise: np.ndarray, silhouettes: list[Silhouette] | None = None
+    scene: dict[str, Any],
+    background: np.ndarray,
+    noise: np.ndarray,
+    silhouettes: list[Silhouette] | None = None,
 ) -> np.ndarray:
     size = scene["size"]
     pixels = background.copy()
@@ -71,14 +78,17 @@ def _exposed(
 def silhouette(item: dict[str, Any], size: int) -> Silhouette:
     """Where an object covers the picture.
 
-    Returns the (rows, columns) of its window, and in that window the covered share of each pixel and the share of dark
-    stripe in it, float32 in 0..1.
+    Returns the (rows, columns) of its window, and in that window the covered share of each pixel
+    and the share of dark stripe in it, float32 in 0..1.
     """
     reach = item["extent"] / 2 + 1
     left, top = max(math.floor(item["x"] - reach), 0), max(math.floor(item["y"] - reach), 0)
     right, bottom = min(math.ceil(item["x"] + reach), size), min(math.ceil(item["y"] + reach), size)
     width, height = right - left, bottom - top
-    points = _outline(item["shape"], item["rotation"]) * item["extent"] + (item["x"] - left, item["y"] - top)
+    points = _outline(item["shape"], item["rotation"]) * item["extent"] + (
+        item["x"] - left,
+        item["y"] - top,
+    )
     fixed = np.rint(points * _FINE * 16).astype(np.int32)  # cv2 takes 4 fractional bits
     mask = np.zeros((height * _FINE, width * _FINE), np.uint8)
     cv2.fillPoly(mask, [fixed], 255, cv2.LINE_8, shift=4)
@@ -86,7 +96,9 @@ def silhouette(item: dict[str, Any], size: int) -> Silhouette:
         stroke = max(0.11 * item["extent"], size / 48)
         line = np.zeros_like(mask)
         cv2.polylines(line, [fixed], True, 255, round(2 * stroke * _FINE), cv2.LINE_8, shift=4)
-        mask &= line  # the inner half of the line, so that hollow objects are as large as solid ones
+        mask &= (
+            line  # the inner half of the line, so that hollow objects are as large as solid ones
+        )
     alpha = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     if item["fill"] != "striped":
         return (slice(top, bottom), slice(left, right)), alpha, np.zeros_like(alpha)
@@ -116,13 +128,16 @@ def _corners(shape: str) -> np.ndarray:
         return circle
     if shape == "star":
         radius = np.where(np.arange(10) % 2, 0.42, 1.0)
-        return radius[:, None] * np.stack([np.sin(np.arange(10) * np.pi / 5), -np.cos(np.arange(10) * np.pi / 5)], 1)
+        return radius[:, None] * np.stack(
+            [np.sin(np.arange(10) * np.pi / 5), -np.cos(np.arange(10) * np.pi / 5)], 1
+        )
     if shape == "heart":
         x = 16 * np.sin(turn) ** 3
         y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
         return np.stack([x, -y], 1)
     if shape == "moon":
-        # The outer arc leaves out the mouth at the right; the inner arc returns between the same two tips.
+        # The outer arc leaves out the mouth at the right; the inner arc returns between the same
+        # two tips.
         outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 36)
         tip = np.array([math.cos(0.25 * np.pi), math.sin(0.25 * np.pi)])
         centre = np.array([0.62, 0.0])
@@ -178,6 +193,8 @@ def _cast_shadows(pixels: np.ndarray, silhouettes: list[Silhouette], light: dict
         shade[window] = np.maximum(shade[window], alpha)
     angle, distance = math.radians(light["angle"]), 0.02 * size
     # The light comes from where the ramp is bright, so shadows fall to the other side.
-    shift = np.array([[1, 0, -distance * math.cos(angle)], [0, 1, -distance * math.sin(angle)]], np.float32)
+    shift = np.array(
+        [[1, 0, -distance * math.cos(angle)], [0, 1, -distance * math.sin(angle)]], np.float32
+    )
     soft = cv2.GaussianBlur(cv2.warpAffine(shade, shift, (size, size)), (0, 0), 0.018 * size)
     pixels *= (1 - light["shadow"] * soft)[..., None]

@@ -19,7 +19,9 @@ def encode_clip(frames: np.ndarray, *, frames_per_second: int, crf: int) -> byte
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for pixels in frames:
-            planes = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2YUV_I420).astype(np.uint8, copy=False)
+            planes = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2YUV_I420).astype(
+                np.uint8, copy=False
+            )
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
     return buffer.getvalue()

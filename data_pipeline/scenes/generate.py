@@ -1,10 +1,11 @@
 """The embedded data set on disk: `OUT/train`, `OUT/val`, `OUT/test` and `OUT/novel`, drawn in parallel.
 
-In: how many samples each split shall have. Out: shards and a manifest per split; a split that is already there with the
-same parameters is kept. Sample i of a split depends on (seed, split, i, size) alone, never on workers or other samples.
-Labelled splits (see `labelled.py`) stand in `OUT/labelled/base` ...
-The pictures of train, val and test stand once more in `OUT/pairs/train` ..., two together with statements about them.
-As clips, the same scenes are set in motion: picture i is what clip i begins with.
+In: how many samples each split shall have. Out: shards and a manifest per split; a split that is
+already there with the same parameters is kept. Sample i of a split depends on (seed, split, i,
+size) alone, never on workers or other samples. Labelled splits (see `labelled.py`) stand in
+`OUT/labelled/base` ... The pictures of train, val and test stand once more in `OUT/pairs/train`
+..., two together with statements about them. As clips, the same scenes are set in motion: picture i
+is what clip i begins with.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import simplejpeg
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import MANIFEST_NAME, Manifest
 from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
 from data_pipeline.scenes.draw import draw, draw_clip, silhouettes_of
 from data_pipeline.scenes.graph import SPLITS, scene_at
@@ -34,8 +34,9 @@ from data_pipeline.scenes.motion import FRAMES, FRAMES_PER_SECOND, set_in_motion
 from data_pipeline.scenes.pairs import pair_count, pair_records
 from data_pipeline.scenes.phrases import regions_of
 from data_pipeline.scenes.questions import questions_of
-from data_pipeline.store import Store
-from data_pipeline.write import Record, write_shards
+from data_pipeline.shards.manifest import MANIFEST_NAME, Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.write import Record, write_shards
 
 # Of the pictures or clips and what is said of them; a data set of another version is not reused.
 VERSION = 2
@@ -65,13 +66,15 @@ def generate(
 ) -> dict[str, Manifest]:
     """Write the splits that have samples, as pictures of `size` x `size` pixels, or with `video` as clips.
 
-    Pictures of all but `novel` make pairs besides, half as many. With `labelled` (or the numbers of samples by split)
-    `labelled/base`, `labelled/val` and `labelled/novel` are written too. Returns the manifests by split, without the
-    pairs'.
-    Raises `UsageError` for counts or sizes that make no sense and where a split with other parameters is in the way.
+    Pictures of all but `novel` make pairs besides, half as many. With `labelled` (or the numbers of
+    samples by split) `labelled/base`, `labelled/val` and `labelled/novel` are written too. Returns
+    the manifests by split, without the pairs'. Raises `UsageError` for counts or sizes that make no
+    sense and where a split with other parameters is in the way.
     """
     counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
-    makers: dict[str, _Maker] = {split: partial(sample_at, seed, split, size=size, video=video) for split in SPLITS}
+    makers: dict[str, _Maker] = {
+        split: partial(sample_at, seed, split, size=size, video=video) for split in SPLITS
+    }
     if labelled and video:
         raise UsageError("labelled scenes are pictures: draw them without video, in another folder")
     if labelled:
@@ -79,22 +82,32 @@ def generate(
             counts[f"labelled/{split}"] = count
             makers[f"labelled/{split}"] = partial(labelled_sample_at, seed, split, size=size)
     if size < MIN_SIZE or seed < 0 or min(counts.values()) < 0 or not any(counts.values()):
-        raise UsageError(f"scenes need a size of at least {MIN_SIZE}, a seed of 0 or more, and at least one sample")
+        raise UsageError(
+            f"scenes need a size of at least {MIN_SIZE}, a seed of 0 or more, and at least one sample"
+        )
     if video and size % 2:
         raise UsageError(f"clips need a size that is even, not {size}")
     sources = {
-        split: _source(split, count, video) | {"size": size, "seed": seed} for split, count in counts.items() if count
+        split: _source(split, count, video) | {"size": size, "seed": seed}
+        for split, count in counts.items()
+        if count
     }
     finished = {split: _finished(Path(out) / split, source) for split, source in sources.items()}
     manifests = {split: manifest for split, manifest in finished.items() if manifest is not None}
     pairs = {} if video else _pair_sources(counts, size, seed)
     for split, source in pairs.items():
-        _finished(Path(out) / "pairs" / split, source)  # what is in the way is said before anything is drawn
+        _finished(
+            Path(out) / "pairs" / split, source
+        )  # what is in the way is said before anything is drawn
     missing = [split for split in sources if split not in manifests]
     workers = usable_cores() if workers is None else workers
     inline = workers <= 1 or sum(counts[split] for split in missing) < _INLINE
     # Spawned, because a caller with threads (torch) must not be forked.
-    with nullcontext() if inline else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool:
+    with (
+        nullcontext()
+        if inline
+        else get_context("spawn").Pool(workers, cv2.setNumThreads, (0,)) as pool
+    ):
         for split in missing:
             manifests[split] = write_shards(
                 Path(out) / split,
@@ -106,8 +119,16 @@ def generate(
     for split, source in pairs.items():
         folder = Path(out) / "pairs" / split
         if _finished(folder, source) is None:
-            records = pair_records(split, _pictures(manifests[split]), partial(_stream, seed, split, purpose=5))
-            write_shards(folder, records, prefix=f"pairs-{split}", samples_per_shard=SAMPLES_PER_SHARD, source=source)
+            records = pair_records(
+                split, _pictures(manifests[split]), partial(_stream, seed, split, purpose=5)
+            )
+            write_shards(
+                folder,
+                records,
+                prefix=f"pairs-{split}",
+                samples_per_shard=SAMPLES_PER_SHARD,
+                source=source,
+            )
     return {split: manifests[split] for split in sources}
 
 
@@ -116,8 +137,11 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
     scene = scene_at(seed, split, i, size)
     if video:
         scene = set_in_motion(scene, _stream(seed, split, i, 2))
-    # Another stream than the scene's own, so that new wordings would leave the pictures as they are.
-    statements = (clip_statements_of if video else statements_of)(scene, _stream(seed, split, i, 3 if video else 1))
+    # Another stream than the scene's own, so that new wordings would leave the pictures as they
+    # are.
+    statements = (clip_statements_of if video else statements_of)(
+        scene, _stream(seed, split, i, 3 if video else 1)
+    )
     image_id = f"{split}-{seed}-{i:09d}"
     annotations: dict[str, Any] = {
         "captions": [render(statement) for statement in statements],
@@ -128,7 +152,9 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
     quality = scene["camera"]["jpeg_quality"]
     if video:
         crf = 19 + (95 - quality) // 3  # 19 is hardly seen, 24 is
-        from data_pipeline.scenes.encode import encode_clip  # loads FFmpeg, which pictures do without
+        from data_pipeline.scenes.encode import (
+            encode_clip,
+        )  # loads FFmpeg, which pictures do without
 
         media = {"mp4": encode_clip(draw_clip(scene), frames_per_second=FRAMES_PER_SECOND, crf=crf)}
     else:
@@ -142,17 +168,34 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
 
 
 def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, purpose])))
+    return np.random.Generator(
+        np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, purpose]))
+    )
 
 
 def _source(split: str, count: int, video: bool) -> dict[str, Any]:
     if split.startswith("labelled/"):
         split = split.removeprefix("labelled/")
-        source = {"name": f"labelled-scenes-{split}", "kind": "labelled-scenes", "version": LABELLED_VERSION}
+        source = {
+            "name": f"labelled-scenes-{split}",
+            "kind": "labelled-scenes",
+            "version": LABELLED_VERSION,
+        }
         return source | {"split": split, "samples": count, "classes": list(CLASSES[split])}
     if not video:
-        return {"name": f"scenes-{split}", "kind": "scenes", "version": VERSION, "split": split, "samples": count}
-    source = {"name": f"scene-clips-{split}", "kind": "scene-clips", "version": CLIPS_VERSION, "split": split}
+        return {
+            "name": f"scenes-{split}",
+            "kind": "scenes",
+            "version": VERSION,
+            "split": split,
+            "samples": count,
+        }
+    source = {
+        "name": f"scene-clips-{split}",
+        "kind": "scene-clips",
+        "version": CLIPS_VERSION,
+        "split": split,
+    }
     return source | {"samples": count, "frames": FRAMES, "frames_per_second": FRAMES_PER_SECOND}
 
 
@@ -187,7 +230,9 @@ def _finished(folder: Path, source: dict[str, Any]) -> Manifest | None:
     manifest = Manifest.load(folder)
     if manifest.source != source:
         differences = _differences(manifest.source, source)
-        raise UsageError(f"{folder} holds another data set ({differences}): choose another folder or remove it")
+        raise UsageError(
+            f"{folder} holds another data set ({differences}): choose another folder or remove it"
+        )
     try:
         for number in range(len(manifest.shards)):
             manifest.index(number)
@@ -202,7 +247,9 @@ def _finished(folder: Path, source: dict[str, Any]) -> Manifest | None:
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names)
+    return ", ".join(
+        f"its {name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names
+    )
 
 
 def _records(pool: Pool | None, maker: _Maker, count: int) -> Iterator[Record]:

@@ -1,8 +1,9 @@
 """Which scene stands at position i of a split: objects with their attributes and places, and how the picture will look.
 
-In: (seed, split, i, size). Out: a scene graph of plain JSON values, from which `draw.py` makes the pixels and
-`captions.py` the texts. Splits cannot share a scene: every combination of objects belongs to the split that its hash
-names, and the held-out pairs of colour and shape stand in every `novel` scene and nowhere else.
+In: (seed, split, i, size). Out: a scene graph of plain JSON values, from which `draw.py` makes the
+pixels and `captions.py` the texts. Splits cannot share a scene: every combination of objects
+belongs to the split that its hash names, and the held-out pairs of colour and shape stand in every
+`novel` scene and nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ COLOURS = {
     "purple": (130, 45, 175),
     "pink": (245, 120, 190),
 }
-SIZES = {"small": 20 / 96, "large": 33 / 96}  # longest side of the object's box as a share of the picture's side
+SIZES = {
+    "small": 20 / 96,
+    "large": 33 / 96,
+}  # longest side of the object's box as a share of the picture's side
 FILLS = ("solid", "striped", "hollow")
 GRID = 3  # objects stand in different cells of a 3 by 3 grid
 MAX_OBJECTS = 4
@@ -54,7 +58,9 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
     """Scene i of a split: a pure function of its arguments; lengths in pixels of a picture of `size` x `size`."""
     key = np.random.SeedSequence([seed, SPLITS.index(split), i])
     rng = np.random.Generator(np.random.Philox(key))
-    count = 1 + int(rng.integers(MAX_OBJECTS))  # drawn once: crowded scenes are drawn again more often
+    count = 1 + int(
+        rng.integers(MAX_OBJECTS)
+    )  # drawn once: crowded scenes are drawn again more often
     while True:
         objects = _combination(rng, _pairs(rng, split, count))
         if split != "novel" and combination_hash(objects) % 100 not in _HASH_RANGES[split]:
@@ -63,7 +69,9 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
             return {"size": size, **_look(rng, size), "objects": objects}
 
 
-def scene_of(rng: np.random.Generator, kinds: Sequence[tuple[str, str, str]], size: int) -> dict[str, Any]:
+def scene_of(
+    rng: np.random.Generator, kinds: Sequence[tuple[str, str, str]], size: int
+) -> dict[str, Any]:
     """Draw a scene of these kinds (fill, colour, shape), each one object, at most `MAX_OBJECTS`."""
     while True:
         objects = _combination(rng, [(colour, shape) for _, colour, shape in kinds])
@@ -75,7 +83,9 @@ def scene_of(rng: np.random.Generator, kinds: Sequence[tuple[str, str, str]], si
 
 def combination(objects: list[dict[str, Any]]) -> list[tuple[str, str, str, str, int, int]]:
     """Return what makes two scenes the same: their objects' (colour, shape, size, fill, column, row), sorted."""
-    return sorted((o["colour"], o["shape"], o["size"], o["fill"], o["column"], o["row"]) for o in objects)
+    return sorted(
+        (o["colour"], o["shape"], o["size"], o["fill"], o["column"], o["row"]) for o in objects
+    )
 
 
 def combination_hash(objects: list[dict[str, Any]]) -> int:
@@ -84,7 +94,9 @@ def combination_hash(objects: list[dict[str, Any]]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def _combination(rng: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def _combination(
+    rng: np.random.Generator, pairs: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
     count = len(pairs)
     cells = rng.permutation(GRID * GRID)[:count].tolist()
     traits = rng.integers((len(SIZES), len(FILLS)), size=(count, 2)).tolist()
@@ -107,8 +119,13 @@ def _pairs(rng: np.random.Generator, split: str, count: int) -> list[tuple[str, 
         return [_FAMILIAR[k] for k in rng.choice(len(_FAMILIAR), count, replace=False).tolist()]
     first = _NOVEL[int(rng.integers(len(_NOVEL)))]
     others = [pair for pair in _PAIRS if pair != first]
-    pairs = [first, *(others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist())]
-    return [pairs[k] for k in rng.permutation(count).tolist()]  # drawing order must not give the novel pair away
+    pairs = [
+        first,
+        *(others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist()),
+    ]
+    return [
+        pairs[k] for k in rng.permutation(count).tolist()
+    ]  # drawing order must not give the novel pair away
 
 
 def _place(rng: np.random.Generator, objects: list[dict[str, Any]], size: int) -> bool:
@@ -117,12 +134,15 @@ def _place(rng: np.random.Generator, objects: list[dict[str, Any]], size: int) -
     share = np.array([SIZES[o["size"]] for o in objects])
     extent = (size * share * rng.uniform(0.95, 1.05, count)).round(2)
     cells = np.array([(o["column"], o["row"]) for o in objects])
-    # Less than half of the cell's free way: objects of one column never look left or right of each other.
+    # Less than half of the cell's free way: objects of one column never look left or right of each
+    # other.
     jitter = rng.uniform(-0.073, 0.073, (64, count, 2))
     centre = size * ((cells + 0.5) / GRID + jitter)
     half = extent[:, None] / 2 + margin
     centre = np.clip(centre, half, size - half)
-    apart = np.abs(centre[:, :, None] - centre[:, None]).max(-1) >= (extent[:, None] + extent) / 2 + gap
+    apart = (
+        np.abs(centre[:, :, None] - centre[:, None]).max(-1) >= (extent[:, None] + extent) / 2 + gap
+    )
     free = (apart | np.eye(count, dtype=bool)).all((1, 2))
     if not free.any():
         return False
@@ -139,17 +159,27 @@ def _place(rng: np.random.Generator, objects: list[dict[str, Any]], size: int) -
 
 def _look(rng: np.random.Generator, size: int) -> dict[str, Any]:
     """Background, light and camera, everything that changes pixels but no caption."""
-    hue, saturation, value = rng.uniform(0, 1, 2), rng.uniform(0.02, 0.22, 2), rng.uniform(0.35, 0.82)
+    hue, saturation, value = (
+        rng.uniform(0, 1, 2),
+        rng.uniform(0.02, 0.22, 2),
+        rng.uniform(0.35, 0.82),
+    )
     values = np.clip(value + rng.uniform(-0.12, 0.12, 2), 0.25, 0.9)
     return {
         "background": {
-            "rgb": [_rgb(*hsv) for hsv in zip(hue.tolist(), saturation.tolist(), values.tolist(), strict=True)],
+            "rgb": [
+                _rgb(*hsv)
+                for hsv in zip(hue.tolist(), saturation.tolist(), values.tolist(), strict=True)
+            ],
             "gradient_angle": round(float(rng.uniform(0, 360)), 1),
             "roughness": round(float(rng.uniform(0.35, 0.75)), 3),
             "texture": round(float(rng.uniform(0.2, 0.8)), 3),
             "seed": int(rng.integers(2**32)),
         },
-        "light": {"angle": round(float(rng.uniform(0, 360)), 1), "shadow": round(float(rng.uniform(0.1, 0.4)), 3)},
+        "light": {
+            "angle": round(float(rng.uniform(0, 360)), 1),
+            "shadow": round(float(rng.uniform(0.1, 0.4)), 3),
+        },
         "camera": {
             "blur": round(float(rng.uniform(0.25, 0.7)) * size / 96, 3),
             "noise": round(float(rng.uniform(1.5, 6)), 2),

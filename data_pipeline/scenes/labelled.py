@@ -1,9 +1,10 @@
 """Labelled scenes: pictures by what they show, for recognition of classes that were never learnt from.
 
-In: (seed, split, i, size). Out: sample i of a split. A class is a fill, a colour and a shape; `base`, `val` and `novel`
-share no pair of colour and shape, and those of `novel` are the held-out ones, which no training scene holds either. As
-no colour comes twice among them, fills keep classes of one colour apart. All objects of a picture are of the split's
-classes. Every other picture shows one object, of every class in turn.
+In: (seed, split, i, size). Out: sample i of a split. A class is a fill, a colour and a shape;
+`base`, `val` and `novel` share no pair of colour and shape, and those of `novel` are the held-out
+ones, which no training scene holds either. As no colour comes twice among them, fills keep classes
+of one colour apart. All objects of a picture are of the split's classes. Every other picture shows
+one object, of every class in turn.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ import simplejpeg
 
 from data_pipeline.scenes.captions import render, statements_of
 from data_pipeline.scenes.draw import draw
-from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, MAX_OBJECTS, SHAPES, SPLITS, scene_of
-from data_pipeline.write import Record
+from data_pipeline.scenes.graph import (
+    COLOURS,
+    FILLS,
+    HELD_OUT,
+    MAX_OBJECTS,
+    SHAPES,
+    SPLITS,
+    scene_of,
+)
+from data_pipeline.shards.write import Record
 
 VERSION = 1
 COUNTS = {"base": 3024, "val": 1008, "novel": 1200}
@@ -33,7 +42,9 @@ def _pairs(first: int, last: int) -> list[tuple[str, str]]:
 
 
 _PAIRS = {"base": _pairs(0, 3), "val": _pairs(3, 4), "novel": sorted(HELD_OUT)}
-_KINDS = {split: [(fill, *pair) for pair in pairs for fill in FILLS] for split, pairs in _PAIRS.items()}
+_KINDS = {
+    split: [(fill, *pair) for pair in pairs for fill in FILLS] for split, pairs in _PAIRS.items()
+}
 CLASSES = {split: tuple(" ".join(kind) for kind in kinds) for split, kinds in _KINDS.items()}
 """Names of the classes of each split, as in `labels`."""
 
@@ -45,7 +56,9 @@ def labelled_sample_at(seed: int, split: str, i: int, size: int) -> Record:
         kinds = [_KINDS[split][i // 2 % len(_KINDS[split])]]
     else:  # pairs are distinct, so that colour and shape name one object
         pairs = _PAIRS[split]
-        chosen = rng.choice(len(pairs), int(rng.integers(2, MAX_OBJECTS + 1)), replace=False).tolist()
+        chosen = rng.choice(
+            len(pairs), int(rng.integers(2, MAX_OBJECTS + 1)), replace=False
+        ).tolist()
         kinds = [(FILLS[int(rng.integers(len(FILLS)))], *pairs[k]) for k in chosen]
     scene = scene_of(rng, kinds, size)
     statements = statements_of(scene, words)
@@ -56,10 +69,17 @@ def labelled_sample_at(seed: int, split: str, i: int, size: int) -> Record:
         "scene": scene,
         "statements": statements,
     }
-    jpeg = simplejpeg.encode_jpeg(draw(scene), quality=scene["camera"]["jpeg_quality"], colorsubsampling="420")
-    return f"{i:09d}", {"jpg": jpeg, "json": json.dumps(annotations, separators=(",", ":")).encode()}
+    jpeg = simplejpeg.encode_jpeg(
+        draw(scene), quality=scene["camera"]["jpeg_quality"], colorsubsampling="420"
+    )
+    return f"{i:09d}", {
+        "jpg": jpeg,
+        "json": json.dumps(annotations, separators=(",", ":")).encode(),
+    }
 
 
 def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
-    number = len(SPLITS) + tuple(COUNTS).index(split)  # streams of the splits without labels stay their own
+    number = len(SPLITS) + tuple(COUNTS).index(
+        split
+    )  # streams of the splits without labels stay their own
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number, i, purpose])))

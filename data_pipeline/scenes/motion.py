@@ -1,7 +1,8 @@
 """A still scene set in motion: each object goes straight to another cell of its row or column, or stays where it is.
 
-In: the scene of `graph.py` and a generator. Out: the scene of a clip: besides what its objects are at the start they
-have a `motion`, the cells they go `from` and `to`, and the centre they end at. No two of them touch in any frame.
+In: the scene of `graph.py` and a generator. Out: the scene of a clip: besides what its objects are
+at the start they have a `motion`, the cells they go `from` and `to`, and the centre they end at. No
+two of them touch in any frame.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ def set_in_motion(scene: dict[str, Any], rng: np.random.Generator) -> dict[str, 
             for motion, cells_away in _ways(cells[k].tolist(), rng):
                 tried = end.copy()
                 half = extent[k] / 2 + size / 96
-                tried[k] = np.clip(start[k] + np.array(MOTIONS[motion]) * cells_away * size / GRID, half, size - half)
+                tried[k] = np.clip(
+                    start[k] + np.array(MOTIONS[motion]) * cells_away * size / GRID,
+                    half,
+                    size - half,
+                )
                 if _apart(start, tried, extent, size / 64):
                     end, motions[k] = tried.round(2), motion
                     break
@@ -51,7 +56,11 @@ def still_at(scene: dict[str, Any], frame: int) -> dict[str, Any]:
     """Return the scene that a frame of a clip shows: its objects on their way, at a steady speed."""
     share = frame / (scene["frames"] - 1)
     objects = [
-        {**o, "x": o["x"] + share * (o["x_end"] - o["x"]), "y": o["y"] + share * (o["y_end"] - o["y"])}
+        {
+            **o,
+            "x": o["x"] + share * (o["x_end"] - o["x"]),
+            "y": o["y"] + share * (o["y_end"] - o["y"]),
+        }
         for o in scene["objects"]
     ]
     return {**scene, "objects": objects}
@@ -62,7 +71,9 @@ def moments(item: dict[str, Any]) -> list[dict[str, Any]]:
 
     What is true of cells at both moments is true in between, because speeds are steady.
     """
-    return [item, {**item, "column": item["to"][0], "row": item["to"][1]}] if "to" in item else [item]
+    return (
+        [item, {**item, "column": item["to"][0], "row": item["to"][1]}] if "to" in item else [item]
+    )
 
 
 def _ways(cell: list[int], rng: np.random.Generator) -> list[tuple[str, int]]:
@@ -81,4 +92,6 @@ def _apart(start: np.ndarray, end: np.ndarray, extent: np.ndarray, gap: float) -
     share = np.linspace(0, 1, FRAMES)[:, None, None]
     centre = start + share * (end - start)
     distance = np.abs(centre[:, :, None] - centre[:, None]).max(-1)
-    return bool(((distance >= (extent[:, None] + extent) / 2 + gap) | np.eye(len(extent), dtype=bool)).all())
+    return bool(
+        ((distance >= (extent[:, None] + extent) / 2 + gap) | np.eye(len(extent), dtype=bool)).all()
+    )

@@ -1,7 +1,8 @@
 """Statements about two pictures, each true of half of the pairs that it is made for, as in NLVR2.
 
-In: the pictures of a split, eight at a time. Out: records of pairs. Each eight make a set of four pairs, and each of a
-set's statements is true of two of them: neither its words nor how often it is met tell the answer.
+In: the pictures of a split, eight at a time. Out: records of pairs. Each eight make a set of four
+pairs, and each of a set's statements is true of two of them: neither its words nor how often it is
+met tell the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from data_pipeline.scenes.captions import NUMBERS, with_article
 from data_pipeline.scenes.questions import FAMILIES, Kind, choose, how_many, several
-from data_pipeline.write import Record
+from data_pipeline.shards.write import Record
 
 STATEMENTS = 4  # of a set
 _SET = 8  # pictures
@@ -37,11 +38,18 @@ _FORMS: tuple[dict[str, _Test], ...] = (
         "no picture shows {one}": lambda left, right: left + right == 0,
     },
     {
-        "the left picture shows more {several} than the right one": lambda left, right: left > right,
-        "the left picture shows fewer {several} than the right one": lambda left, right: left < right,
+        "the left picture shows more {several} than the right one": lambda left, right: (
+            left > right
+        ),
+        "the left picture shows fewer {several} than the right one": lambda left, right: (
+            left < right
+        ),
         "both pictures show the same number of {several}": lambda left, right: left == right,
     },
-    {f"there are exactly {NUMBERS[number]} {{several}} in all": _total(number) for number in (2, 3, 4)},
+    {
+        f"there are exactly {NUMBERS[number]} {{several}} in all": _total(number)
+        for number in (2, 3, 4)
+    },
 )
 
 
@@ -51,7 +59,9 @@ def pair_count(pictures: int) -> int:
 
 
 def pair_records(
-    split: str, pictures: Iterable[tuple[bytes, dict[str, Any]]], stream: Callable[[int], np.random.Generator]
+    split: str,
+    pictures: Iterable[tuple[bytes, dict[str, Any]]],
+    stream: Callable[[int], np.random.Generator],
 ) -> Iterator[Record]:
     """Yield the pairs of a split's pictures, (JPEG, annotations) in their order; `stream(n)` is set n's generator."""
     iterator = iter(pictures)
@@ -62,10 +72,15 @@ def pair_records(
         number += 1
 
 
-def _set(name: str, members: list[tuple[bytes, dict[str, Any]]], rng: np.random.Generator) -> Iterator[Record]:
+def _set(
+    name: str, members: list[tuple[bytes, dict[str, Any]]], rng: np.random.Generator
+) -> Iterator[Record]:
     for _ in range(_ARRANGEMENTS):
         order = rng.permutation(len(members)).tolist()
-        pairs = [(members[left], members[right]) for left, right in zip(order[::2], order[1::2], strict=True)]
+        pairs = [
+            (members[left], members[right])
+            for left, right in zip(order[::2], order[1::2], strict=True)
+        ]
         objects = [tuple(picture[1]["scene"]["objects"] for picture in pair) for pair in pairs]
         statements = _statements(objects, rng)
         if len(statements) == STATEMENTS:
@@ -87,7 +102,9 @@ def _set(name: str, members: list[tuple[bytes, dict[str, Any]]], rng: np.random.
         yield f"{name}-{k}", {"0.jpg": left[0], "1.jpg": right[0], "json": content}
 
 
-def _statements(pairs: list[tuple[Any, ...]], rng: np.random.Generator) -> list[tuple[str, list[bool]]]:
+def _statements(
+    pairs: list[tuple[Any, ...]], rng: np.random.Generator
+) -> list[tuple[str, list[bool]]]:
     """Up to STATEMENTS statements, each true of half of the pairs, with that truth; forms and kinds take turns."""
     counts = {
         kind: [(how_many(left, kind), how_many(right, kind)) for left, right in pairs]
@@ -101,7 +118,8 @@ def _statements(pairs: list[tuple[Any, ...]], rng: np.random.Generator) -> list[
                 (text, truth)
                 for kind in tuple(FAMILIES.values())[place]
                 for words, test in _FORMS[turn % len(_FORMS)].items()
-                if 2 * sum(truth := [test(left, right) for left, right in counts[kind]]) == len(pairs)
+                if 2 * sum(truth := [test(left, right) for left, right in counts[kind]])
+                == len(pairs)
                 and (text := _said(words, kind)) not in found
             ]
             if fitting:

@@ -1,8 +1,8 @@
 """Where the objects that captions name are seen: phrases with their exact boxes and masks.
 
-In: a scene, its captions' statements and its silhouettes. Out: regions in the form of a sample's JSON member. A phrase
-stands in a caption word for word: an object's colour and shape in any that tells both, a counted shape in the one that
-counts.
+In: a scene, its captions' statements and its silhouettes. Out: regions in the form of a sample's
+JSON member. A phrase stands in a caption word for word: an object's colour and shape in any that
+tells both, a counted shape in the one that counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Seven questions about a scene, whose answers follow from the scene graph alone.
 
-In: a scene and a generator. Out: questions in VQA's form, ten equal answers each. Objects are named by what only
-they have. Questions are drawn so that their words do not tell the answer: of the two about existence one is answered
-yes, and what is asked of one thing rather than of another is as likely the other way round.
+In: a scene and a generator. Out: questions in VQA's form, ten equal answers each. Objects are named
+by what only they have. Questions are drawn so that their words do not tell the answer: of the two
+about existence one is answered yes, and what is asked of one thing rather than of another is as
+likely the other way round.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipeline.scenes.captions import OPPOSITE, RELATIONS, at_place, place_of, plural, relations_of, with_article
+from data_pipeline.scenes.captions import (
+    OPPOSITE,
+    RELATIONS,
+    at_place,
+    place_of,
+    plural,
+    relations_of,
+    with_article,
+)
 from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES, SIZES
 
 PEOPLE = 10  # of whom each gives the same answer
@@ -23,7 +32,12 @@ FAMILIES: dict[str, tuple[Kind, ...]] = {
     "all": (None,),
     **{
         name: tuple((name, value) for value in values)
-        for name, values in {"size": SIZES, "fill": FILLS, "colour": COLOURS, "shape": SHAPES}.items()
+        for name, values in {
+            "size": SIZES,
+            "fill": FILLS,
+            "colour": COLOURS,
+            "shape": SHAPES,
+        }.items()
     },
 }
 _COMPARED = ("size", "fill", "colour", "shape")
@@ -32,7 +46,9 @@ _Asked = tuple[str, str]  # a question and its answer
 _Item = TypeVar("_Item")
 
 
-def questions_of(scene: dict[str, Any], image_id: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+def questions_of(
+    scene: dict[str, Any], image_id: str, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """Questions in the form of a sample's JSON member: two about existence, one of each other type."""
     objects = scene["objects"]
     asked = [("existence", one) for one in _existence(objects, rng)]
@@ -50,7 +66,11 @@ def questions_of(scene: dict[str, Any], image_id: str, rng: np.random.Generator)
             "question": f"{question}?",
             "answers": [answer] * PEOPLE,
             "type": name,
-            "answer_type": "number" if answer.isdigit() else "yes/no" if answer in ("yes", "no") else "other",
+            "answer_type": "number"
+            if answer.isdigit()
+            else "yes/no"
+            if answer in ("yes", "no")
+            else "other",
         }
         for number, (name, (question, answer)) in enumerate(asked)
     ]
@@ -83,10 +103,15 @@ def _existence(objects: Objects, rng: np.random.Generator) -> list[_Asked]:
         (one, shape)
         for one in (COLOURS if names[0] == "colour" else FILLS)
         for shape in SHAPES
-        # What is held out stands in no training picture: it is asked for where it could be there, as often in vain.
+        # What is held out stands in no training picture: it is asked for where it could be there,
+        # as often in vain.
         if (one, shape) not in there and ((one, shape) in HELD_OUT) == (shown in HELD_OUT)
     ]
-    near = [(one, shape) for one, shape in absent if shape in shapes or (names[0] == "colour" and one in first)]
+    near = [
+        (one, shape)
+        for one, shape in absent
+        if shape in shapes or (names[0] == "colour" and one in first)
+    ]
     asked = [(shown, "yes"), (choose(near or absent, rng), "no")]
     order = rng.permutation(2).tolist()
     return [(f"is there {with_article(' '.join(asked[k][0]))}", asked[k][1]) for k in order]
@@ -117,7 +142,11 @@ def _relation(objects: Objects, rng: np.random.Generator) -> _Asked:
     if form == "where":
         item = choose(objects, rng)
         return f"where is {_the(item)}", place_of(item["column"], item["row"])
-    related = [(one, name, other) for one, other in permutations(objects, 2) for name in relations_of(one, other)]
+    related = [
+        (one, name, other)
+        for one, other in permutations(objects, 2)
+        for name in relations_of(one, other)
+    ]
     if form == "what":
         sides = [(name, _the(other)) for _, name, other in related]
         alone = [one for one in related if sides.count((one[1], _the(one[2]))) == 1]
@@ -132,11 +161,15 @@ def _relation(objects: Objects, rng: np.random.Generator) -> _Asked:
 
 def _comparison(objects: Objects, rng: np.random.Generator) -> _Asked:
     """Which of two objects is larger, or of which kind there are more; never about equal ones."""
-    differ = [(one, other) for one, other in permutations(objects, 2) if one["size"] != other["size"]]
+    differ = [
+        (one, other) for one, other in permutations(objects, 2) if one["size"] != other["size"]
+    ]
     if differ and rng.random() < 0.5:
         one, other = choose(differ, rng)
         word = choose(["larger", "smaller"], rng)
-        return f"is {_the(one)} {word} than {_the(other)}", _yes((one["size"] == "large") == (word == "larger"))
+        return f"is {_the(one)} {word} than {_the(other)}", _yes(
+            (one["size"] == "large") == (word == "larger")
+        )
     unequal: list[Any] = []
     while not unequal:  # there are more colours than objects: of some there are more than of others
         counted = [(kind, how_many(objects, kind)) for kind in FAMILIES[choose(_COMPARED, rng)]]
@@ -168,5 +201,8 @@ def _names(item: dict[str, Any], objects: Objects, by: str) -> Iterator[str]:
             yield f"the {words}" if by == "shape" else f"the {words} one"
     # What is at the top left is on the left as well, for some.
     place = place_of(item["column"], item["row"]).split()
-    if sum(set(place) <= set(place_of(other["column"], other["row"]).split()) for other in objects) == 1:
+    if (
+        sum(set(place) <= set(place_of(other["column"], other["row"]).split()) for other in objects)
+        == 1
+    ):
         yield f"the one {at_place(' '.join(place))}"

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.class_names import class_list, labels_of, read_classes
-from data_pipeline.sources.entries import Entry, file_in
+from data_pipeline.importing.class_names import class_list, labels_of, read_classes
+from data_pipeline.importing.entries import Entry, file_in
+from data_pipeline.importing.official import check_folder, source_of
 from data_pipeline.sources.labelled_folder import entries_of_folders
-from data_pipeline.sources.official import check_folder, source_of
 
 SPLITS = ("train", "val", "test")
 
@@ -27,5 +27,9 @@ def read(root: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     check_folder(root / "data", "classes of CIFAR-FS, data below the one that is given")
     file = root / "splits" / "bertinetto" / f"{split}.txt"
     classes = read_classes(file)
-    entries = entries_of_folders({name: file_in(root / "data", name) for name in classes}, labels_of(classes))
-    return entries, source_of(f"cifar-fs-{split}", "cifar_fs", split, "cifar100", [file]) | class_list(classes)
+    entries = entries_of_folders(
+        {name: file_in(root / "data", name) for name in classes}, labels_of(classes)
+    )
+    return entries, source_of(
+        f"cifar-fs-{split}", "cifar_fs", split, "cifar100", [file]
+    ) | class_list(classes)

@@ -1,9 +1,10 @@
 """CUB-200-2011: `images.txt`, `image_class_labels.txt`, `classes.txt` and `images/`.
 
-Classes are split, not pictures, so that `train_test_split.txt` is not used. `train` and `test` are the first and the
-last 100 classes (metric learning); `base`, `val` and `novel` the 100, 50 and 50 of few-shot learning by the place of
-the class, from 0 (Chen et al., A Closer Look at Few-shot Classification: even; 1 and 3 modulo 4). Other splits go by
-the same names, so that the manifest holds a hash of the class list.
+Classes are split, not pictures, so that `train_test_split.txt` is not used. `train` and `test` are
+the first and the last 100 classes (metric learning); `base`, `val` and `novel` the 100, 50 and 50
+of few-shot learning by the place of the class, from 0 (Chen et al., A Closer Look at Few-shot
+Classification: even; 1 and 3 modulo 4). Other splits go by the same names, so that the manifest
+holds a hash of the class list.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.sources.class_names import choose_classes, class_list, labels_of
-from data_pipeline.sources.entries import Entry, file_in
-from data_pipeline.sources.official import check_folder, read_lines, reading, source_of
+from data_pipeline.importing.class_names import choose_classes, class_list, labels_of
+from data_pipeline.importing.entries import Entry, file_in
+from data_pipeline.importing.official import check_folder, read_lines, reading, source_of
 
 # By the place of a class, from 0.
 _TAKES: dict[str, Callable[[int], bool]] = {
@@ -33,8 +34,8 @@ _FILES = ("images.txt", "image_class_labels.txt", "classes.txt")
 def read(root: Path, split: str, classes: Path | None = None) -> tuple[list[Entry], dict[str, Any]]:
     """List the pictures of a split's classes, or of those of them that the file `classes` names, one a line.
 
-    Raises `DataError` for files that are missing or do not fit together, and for a list with classes that are not in
-    the split.
+    Raises `DataError` for files that are missing or do not fit together, and for a list with
+    classes that are not in the split.
     """
     if split not in SPLITS:
         raise UsageError(f"{split!r} is no split of CUB-200-2011: choose of {', '.join(SPLITS)}")
@@ -50,7 +51,9 @@ def read(root: Path, split: str, classes: Path | None = None) -> tuple[list[Entr
             name = names[int(class_of_image[number])]
             if name in labels:
                 annotations = {"labels": [labels[name]], "image_id": str(number), "filename": file}
-                entries.append(Entry(f"{number:05d}", (file_in(root / "images", file),), annotations))
+                entries.append(
+                    Entry(f"{number:05d}", (file_in(root / "images", file),), annotations)
+                )
     if without := set(labels.values()) - {entry.annotations["labels"][0] for entry in entries}:
         raise DataError(f"{root / 'images.txt'} has no picture of {', '.join(sorted(without)[:3])}")
     files = [*(root / name for name in _FILES), *([classes] if classes else [])]

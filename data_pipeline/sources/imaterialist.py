@@ -1,7 +1,7 @@
 """iMaterialist (Fashion) 2018, of FGVC5: `train.json` or `validation.json`, and the pictures that one downloaded.
 
-Labels are the numbers 1 to 228 as text. The challenge's table `iMat_fashion_2018_label_map_228.csv` says what they
-are called, and so may another file.
+Labels are the numbers 1 to 228 as text. The challenge's table `iMat_fashion_2018_label_map_228.csv`
+says what they are called, and so may another file.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.importing.class_names import labels_of, read_names
+from data_pipeline.importing.entries import Entry, file_in, key_of
+from data_pipeline.importing.label_lists import keep_labelled
+from data_pipeline.importing.official import check_folder, read_json, read_table, reading, source_of
 from data_pipeline.sample import IMAGE_EXTENSIONS
-from data_pipeline.sources.class_names import labels_of, read_names
-from data_pipeline.sources.entries import Entry, file_in, key_of
-from data_pipeline.sources.label_lists import keep_labelled
-from data_pipeline.sources.official import check_folder, read_json, read_table, reading, source_of
 
 
 def read(
@@ -21,23 +21,32 @@ def read(
 ) -> tuple[list[Entry], dict[str, Any]]:
     """List the annotated pictures; they are looked for as IMAGEID.jpg, .jpeg, .png and .webp below `pictures`.
 
-    With `labels` (base, val, novel) only pictures that have at least one of that list. Raises `DataError` for files
-    that are missing or not of the challenge (`test.json` has no annotations), and for a picture that comes twice.
+    With `labels` (base, val, novel) only pictures that have at least one of that list. Raises
+    `DataError` for files that are missing or not of the challenge (`test.json` has no annotations),
+    and for a picture that comes twice.
     """
     check_folder(pictures, "pictures")
     document = read_json(annotations)
     with reading(annotations, "an annotated file of iMaterialist (Fashion) 2018"):
         # Its README calls them image_id and label_id.
-        image_id, label_id = ("imageId", "labelId") if "imageId" in document["images"][0] else ("image_id", "label_id")
+        image_id, label_id = (
+            ("imageId", "labelId")
+            if "imageId" in document["images"][0]
+            else ("image_id", "label_id")
+        )
         listed = {str(image[image_id]) for image in document["images"]}
         labelled = {
             str(one[image_id]): sorted({str(int(label)) for label in one[label_id]}, key=int)
             for one in document["annotations"]
         }
         if len(labelled) < len(document["annotations"]):
-            raise ValueError(f"{len(document['annotations']) - len(labelled)} pictures are annotated twice")
+            raise ValueError(
+                f"{len(document['annotations']) - len(labelled)} pictures are annotated twice"
+            )
         if listed != labelled.keys():
-            raise ValueError(f"picture {min(listed ^ labelled.keys())} is only in one of images and annotations")
+            raise ValueError(
+                f"picture {min(listed ^ labelled.keys())} is only in one of images and annotations"
+            )
     entries = [_entry(image, found, pictures) for image, found in labelled.items()]
     entries, said = keep_labelled(entries, "imaterialist", labels)
     if names is not None:
@@ -55,7 +64,9 @@ def _entry(image: str, labels: list[str], pictures: Path) -> Entry:
 def _rename(entries: list[Entry], said: dict[str, Any], names: Path) -> None:
     """Put names for numbers, in the samples and in the list that they were chosen by."""
     split = said.get("label_split", {"labels": []})
-    used = {label for entry in entries for label in entry.annotations["labels"]} | set(split["labels"])
+    used = {label for entry in entries for label in entry.annotations["labels"]} | set(
+        split["labels"]
+    )
     called = labels_of(sorted(used, key=int), _names(names), names)
     for holder in (split, *(entry.annotations for entry in entries)):
         holder["labels"] = [called[label] for label in holder["labels"]]

@@ -1,7 +1,7 @@
 """COCO and Flickr30k in Karpathy's splits: `dataset_coco.json` or `dataset_flickr30k.json`, and the pictures.
 
-Every picture with all of its captions as written (`raw`). COCO is trained on `train+restval`, evaluated on 5,000
-pictures of `val` or `test`; Flickr30k has no `restval`.
+Every picture with all of its captions as written (`raw`). COCO is trained on `train+restval`,
+evaluated on 5,000 pictures of `val` or `test`; Flickr30k has no `restval`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.sources.entries import Entry, file_in, key_of
-from data_pipeline.sources.official import check_folder, read_json, reading, source_of
+from data_pipeline.importing.entries import Entry, file_in, key_of
+from data_pipeline.importing.official import check_folder, read_json, reading, source_of
 
 _WHAT = "a file of Karpathy's splits"
 SPLITS = ("train", "restval", "val", "test")
 
 
-def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
+def read(
+    dataset: str, annotations: Path, pictures: Path, split: str
+) -> tuple[list[Entry], dict[str, Any]]:
     """List the samples of a split of `coco` or `flickr30k`; `split` may join several with `+`.
 
-    Pictures are looked for as FILEPATH/FILENAME and as FILENAME below `pictures`. Raises `DataError` for files that
-    are missing or not Karpathy's, and for a split that is not there.
+    Pictures are looked for as FILEPATH/FILENAME and as FILENAME below `pictures`. Raises
+    `DataError` for files that are missing or not Karpathy's, and for a split that is not there.
     """
     wanted = split.split("+")
     for name in wanted:
         if name not in SPLITS:
-            raise UsageError(f"{name!r} is no split of Karpathy's: choose of {', '.join(SPLITS)} (or train+restval)")
+            raise UsageError(
+                f"{name!r} is no split of Karpathy's: choose of {', '.join(SPLITS)} (or train+restval)"
+            )
     check_folder(pictures, "pictures")
     with reading(annotations, _WHAT):
         images = _images(dataset, annotations)
@@ -35,7 +39,9 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
         entries = [_entry(dataset, image, pictures) for image in images if image["split"] in wanted]
     for name in wanted:
         if name not in found:
-            raise DataError(f"{annotations} holds no split {name!r}, only {', '.join(sorted(found))}")
+            raise DataError(
+                f"{annotations} holds no split {name!r}, only {', '.join(sorted(found))}"
+            )
     name = f"{dataset}-karpathy-{split}"
     return entries, source_of(name, dataset, split, dataset, [annotations])
 
@@ -43,7 +49,9 @@ def read(dataset: str, annotations: Path, pictures: Path, split: str) -> tuple[l
 def picture_ids(dataset: str, annotations: Path, splits: Sequence[str]) -> set[str]:
     """Ids of the pictures of some splits, as `image_id` of the samples holds them; raises as `read` does."""
     with reading(annotations, _WHAT):
-        return {_image_id(image) for image in _images(dataset, annotations) if image["split"] in splits}
+        return {
+            _image_id(image) for image in _images(dataset, annotations) if image["split"] in splits
+        }
 
 
 def _images(dataset: str, annotations: Path) -> list[dict[str, Any]]:

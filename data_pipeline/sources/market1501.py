@@ -1,8 +1,8 @@
 """Market-1501: persons before six cameras, in folders of pictures whose names say who and where.
 
-`0002_c1s1_000451_03.jpg` shows person 0002 before camera 1. In the gallery, `-1` is a detection that is none of a
-person: `junk`, which a ranking passes over. `0000` is a person or background that was not asked for: a `distractor`,
-which stays in the ranking and matches nobody.
+`0002_c1s1_000451_03.jpg` shows person 0002 before camera 1. In the gallery, `-1` is a detection
+that is none of a person: `junk`, which a ranking passes over. `0000` is a person or background that
+was not asked for: a `distractor`, which stays in the ranking and matches nobody.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.sources.entries import Entry, key_of
-from data_pipeline.sources.official import check_folder, source_of
+from data_pipeline.importing.entries import Entry, key_of
+from data_pipeline.importing.official import check_folder, source_of
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 _NAME = re.compile(r"(-1|\d{4})_(c\d+)s\d+_\d+_\d+")
@@ -22,7 +22,8 @@ _NAME = re.compile(r"(-1|\d{4})_(c\d+)s\d+_\d+_\d+")
 def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     """List the pictures of a split, in the order of their names; other files than .jpg (Thumbs.db) are passed over.
 
-    Raises `DataError` for a folder that is missing or empty, and for a picture whose name tells no person or camera.
+    Raises `DataError` for a folder that is missing or empty, and for a picture whose name tells no
+    person or camera.
     """
     if split not in FOLDERS:
         raise UsageError(f"{split!r} is no split of Market-1501: choose of {', '.join(FOLDERS)}")
@@ -38,7 +39,9 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
 def _entry(file: Path) -> Entry:
     named = _NAME.fullmatch(file.stem)
     if named is None:
-        raise DataError(f"{file} is no name of Market-1501 (0002_c1s1_000451_03.jpg): it tells no person and camera")
+        raise DataError(
+            f"{file} is no name of Market-1501 (0002_c1s1_000451_03.jpg): it tells no person and camera"
+        )
     person, camera = named.groups()
     annotations = {"labels": [person], "image_id": file.stem, "camera": camera}
     annotations |= {"-1": {"junk": True}, "0000": {"distractor": True}}.get(person, {})

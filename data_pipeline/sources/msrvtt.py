@@ -1,7 +1,8 @@
 """MSR-VTT in the split 1k-A: the captions (`MSRVTT_data.json`), JSFusion's test list, and the clips.
 
-Test is the list: 1,000 clips, one caption each. All others are for training, less 500 that are held out for validation,
-because 1k-A has none of its own and choosing a model on test is not allowed. Captions are joined by `video_id`.
+Test is the list: 1,000 clips, one caption each. All others are for training, less 500 that are held
+out for validation, because 1k-A has none of its own and choosing a model on test is not allowed.
+Captions are joined by `video_id`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.sources.entries import Entry, file_in, key_of
-from data_pipeline.sources.official import check_folder, read_json, read_table, reading, source_of
+from data_pipeline.importing.entries import Entry, file_in, key_of
+from data_pipeline.importing.official import check_folder, read_json, read_table, reading, source_of
 
 SPLITS = ("train", "val", "test")
 VALIDATION = 500
 
 
-def read(captions: Path, test_list: Path, videos: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
+def read(
+    captions: Path, test_list: Path, videos: Path, split: str
+) -> tuple[list[Entry], dict[str, Any]]:
     """List the clips of a split: `video_id`.mp4 (or .webm) below `videos`.
 
-    Raises `DataError` for files that are missing or not those of MSR-VTT, and for a list with clips that have no
-    captions.
+    Raises `DataError` for files that are missing or not those of MSR-VTT, and for a list with clips
+    that have no captions.
     """
     if split not in SPLITS:
         raise UsageError(f"{split!r} is no split of MSR-VTT 1k-A: choose of {', '.join(SPLITS)}")
@@ -34,10 +37,14 @@ def read(captions: Path, test_list: Path, videos: Path, split: str) -> tuple[lis
             of_clip.setdefault(sentence["video_id"], []).append(sentence["caption"])
         ids = [video["video_id"] for video in document["videos"]]
         if len(set(ids)) < len(ids) or of_clip.keys() != set(ids):
-            raise ValueError("its videos and the videos of its sentences are not the same, or one comes twice")
+            raise ValueError(
+                "its videos and the videos of its sentences are not the same, or one comes twice"
+            )
     tested = _test_list(test_list)
     if unknown := [video for video in tested if video not in of_clip]:
-        raise DataError(f"{test_list} names {len(unknown):,} clips that {captions} does not hold: {unknown[0]}, ...")
+        raise DataError(
+            f"{test_list} names {len(unknown):,} clips that {captions} does not hold: {unknown[0]}, ..."
+        )
     trained = [video for video in ids if video not in tested]
     held_out = set(sorted(trained, key=_place)[: min(VALIDATION, len(trained) // 2)])
     chosen = {
@@ -45,7 +52,10 @@ def read(captions: Path, test_list: Path, videos: Path, split: str) -> tuple[lis
         "val": [video for video in trained if video in held_out],
         "train": [video for video in trained if video not in held_out],
     }[split]
-    entries = [_entry(video, [tested[video]] if split == "test" else of_clip[video], videos) for video in chosen]
+    entries = [
+        _entry(video, [tested[video]] if split == "test" else of_clip[video], videos)
+        for video in chosen
+    ]
     source = source_of(f"msrvtt-1ka-{split}", "msrvtt", split, "msrvtt", [captions, test_list])
     rule = f"{len(held_out)} of the clips that are not in the test list, those with the least sha256 of their id"
     return entries, source | {"protocol": "1k-A", "validation": rule}

@@ -1,7 +1,7 @@
 """Stanford Online Products: `Ebay_train.txt`, `Ebay_test.txt` and the folders of the twelve kinds of product.
 
-A class is one product (11,318 of train, 11,316 of test, no product in both); its kind (bicycle, cabinet, ...) is kept
-as `super_class`, the number that the lists give it.
+A class is one product (11,318 of train, 11,316 of test, no product in both); its kind (bicycle,
+cabinet, ...) is kept as `super_class`, the number that the lists give it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
-from data_pipeline.sources.entries import Entry, file_in
-from data_pipeline.sources.official import check_folder, read_lines, reading, source_of
+from data_pipeline.importing.entries import Entry, file_in
+from data_pipeline.importing.official import check_folder, read_lines, reading, source_of
 
 SPLITS = ("train", "test")
 _COLUMNS = ["image_id", "class_id", "super_class_id", "path"]
@@ -23,7 +23,9 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     Raises `DataError` for files that are missing or not those of Stanford Online Products.
     """
     if split not in SPLITS:
-        raise UsageError(f"{split!r} is no split of Stanford Online Products: choose of {', '.join(SPLITS)}")
+        raise UsageError(
+            f"{split!r} is no split of Stanford Online Products: choose of {', '.join(SPLITS)}"
+        )
     check_folder(folder, "lists and pictures, Stanford_Online_Products")
     listed = folder / f"Ebay_{split}.txt"
     rows = read_lines(listed, len(_COLUMNS))

@@ -1,7 +1,8 @@
 """SugarCrepe: a folder with seven files (`add_att.json`, ..., `swap_obj.json`), and COCO's pictures of val2017.
 
-A sample is a picture with one true caption and the false ones (`foils`) that the files set against it, each with its
-kind (the file's name) and its number in that file. Nothing is left out: a caption may stand in several files.
+A sample is a picture with one true caption and the false ones (`foils`) that the files set against
+it, each with its kind (the file's name) and its number in that file. Nothing is left out: a caption
+may stand in several files.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.entries import Entry, file_in, key_of
-from data_pipeline.sources.official import check_folder, read_json, reading, source_of
+from data_pipeline.importing.entries import Entry, file_in, key_of
+from data_pipeline.importing.official import check_folder, read_json, reading, source_of
 
 KINDS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 
@@ -40,7 +41,9 @@ def read(folder: Path, pictures: Path) -> tuple[list[Entry], dict[str, Any]]:
     for (filename, caption), against in foils.items():
         stem = Path(filename).stem
         count[stem] = count.get(stem, -1) + 1
-        image_id = str(int(stem)) if stem.isdecimal() else stem  # as the other data sets call COCO's pictures
+        image_id = (
+            str(int(stem)) if stem.isdecimal() else stem
+        )  # as the other data sets call COCO's pictures
         file = file_in(pictures, filename, f"val2017/{filename}")
         annotations = {"captions": [caption], "image_id": image_id, "foils": against}
         entries.append(Entry(key_of(f"{stem}-{count[stem]}"), (file,), annotations))

@@ -1,7 +1,7 @@
 """Winoground: `examples.jsonl` and the folder of pictures.
 
-A sample is a pair of pictures and a pair of captions of the same words: the first caption is of the first picture, the
-second of the second.
+A sample is a pair of pictures and a pair of captions of the same words: the first caption is of the
+first picture, the second of the second.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.sources.entries import Entry, file_in
-from data_pipeline.sources.official import check_folder, read_json_lines, reading, source_of
+from data_pipeline.importing.entries import Entry, file_in
+from data_pipeline.importing.official import check_folder, read_json_lines, reading, source_of
 
 
 def read(examples: Path, pictures: Path) -> tuple[list[Entry], dict[str, Any]]:

@@ -21,16 +21,22 @@ class FinetuneConfig(TrainingConfig):
 
     task: Literal["vqa", "nlvr2", "retrieval"]
     answers: str | None = None
-    """A vocabulary for vqa, as `answers.json` of another run; None: the frequent answers of the training data."""
+    """A vocabulary for vqa, as `answers.json` of another run; None: the frequent answers of the
+    training data."""
     image_size: int | None = None
-    """Side of the pictures or frames; None: that of the model. Position embeddings are interpolated."""
+    """Side of the pictures or frames; None: that of the model. Position embeddings are
+    interpolated."""
     checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
-    """Towers whose activations are computed again in the backward pass: less memory, a third more work."""
+    """Towers whose activations are computed again in the backward pass: less memory, a third more
+    work."""
 
     @property
     def free_on_resume(self) -> tuple[str, ...]:
         """Keys that may differ between the starts of one run: not the validation, which decides what is best."""
-        return (*(key for key in super().free_on_resume if key != "validation"), "validation.batch_size")
+        return (
+            *(key for key in super().free_on_resume if key != "validation"),
+            "validation.batch_size",
+        )
 
     @property
     def mixtures(self) -> dict[Kind, Mixture]:
@@ -39,14 +45,19 @@ class FinetuneConfig(TrainingConfig):
         if self.task == "nlvr2":
             return {"pair": found["image"]}
         if self.task == "retrieval":
-            return {kind: replace(mixture, group=mixture.group or RANKED) for kind, mixture in found.items()}
+            return {
+                kind: replace(mixture, group=mixture.group or RANKED)
+                for kind, mixture in found.items()
+            }
         return found
 
     def __post_init__(self) -> None:
         """Raise UsageError for a run that cannot take a step, or that would be validated on what it is trained on."""
         super().__post_init__()
         if not self.init_from:
-            raise UsageError("init_from is missing: name the run, checkpoint or model folder to start from")
+            raise UsageError(
+                "init_from is missing: name the run, checkpoint or model folder to start from"
+            )
         if self.answers is not None and self.task != "vqa":
             raise UsageError(f"answers are for vqa, the task is {self.task}")
         if self.batch.video and (self.batch.image or self.task != "retrieval"):
@@ -57,7 +68,9 @@ class FinetuneConfig(TrainingConfig):
             validated = Path(self.validation.path).resolve()
             for mixture in self.mixtures.values():
                 if validated in [Path(folder).resolve() for folder in mixture.dirs]:
-                    raise UsageError(f"validation.path {self.validation.path} is training data: name another split")
+                    raise UsageError(
+                        f"validation.path {self.validation.path} is training data: name another split"
+                    )
 
 
 def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:

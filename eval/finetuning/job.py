@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.questions import QuestionConfig
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.text import Tokenizer
-from eval.answers import Vocabulary, read_questions
 from eval.finetuning.classification import ClassificationTask
 from eval.finetuning.config import FinetuneConfig
 from eval.finetuning.retrieval import RetrievalTask
+from eval.questions.vocabulary import Vocabulary, read_questions
 from pretrain.build import adapt_model
 from pretrain.job import check_validation
 from pretrain.model import GLSCLModel
@@ -46,7 +46,9 @@ class Finetuning:
             images=2 if config.task == "nlvr2" else 1,
         )
         model.checkpoint_activations(config.checkpoint_activations)
-        unused: tuple[str, ...] = RetrievalTask.unused if config.task == "retrieval" else ClassificationTask.unused
+        unused: tuple[str, ...] = (
+            RetrievalTask.unused if config.task == "retrieval" else ClassificationTask.unused
+        )
         if not config.frames:
             unused += ("temporal_embedding",)
         for name, parameter in model.named_parameters():
@@ -62,7 +64,9 @@ class Finetuning:
         if config.task == "retrieval":
             size = config.data.video.image_size if config.frames and config.data.video else None
             return RetrievalTask(config.validation, tokenizer, size)
-        return ClassificationTask(config.validation, tokenizer, self._labels, 2 if config.task == "nlvr2" else 1)
+        return ClassificationTask(
+            config.validation, tokenizer, self._labels, 2 if config.task == "nlvr2" else 1
+        )
 
     def reading(self) -> dict[str, Any]:
         """Questions as texts, pairs as pictures, where the task is about them."""
@@ -108,12 +112,16 @@ class Finetuning:
         config = self.config
         assert config.validation is not None
         if config.task != "retrieval" and config.validation.frames is not None:
-            raise UsageError(f"validation.frames is for retrieval on clips, the task is {config.task}")
+            raise UsageError(
+                f"validation.frames is for retrieval on clips, the task is {config.task}"
+            )
         validated = Manifest.load(path)
         for mixture in config.mixtures.values():
             for folder in mixture.dirs:
                 if Manifest.load(folder).digest == validated.digest:
-                    raise DataError(f"validation.path {path} holds the training data of {folder}: name another split")
+                    raise DataError(
+                        f"validation.path {path} holds the training data of {folder}: name another split"
+                    )
         if config.task == "nlvr2":
             validated.check_kind("pair")
         else:
@@ -126,4 +134,6 @@ class Finetuning:
         if config.task != "retrieval":
             questions = read_questions(validated, config.validation.limit)
             if not any(question.answers for _, question in questions):
-                raise DataError(f"{path} holds no question with an answer: nothing can be validated on it")
+                raise DataError(
+                    f"{path} holds no question with an answer: nothing can be validated on it"
+                )

@@ -1,8 +1,8 @@
 """Retrieval as a task: every picture is matched with all captions of its group, and contrasted with the whole batch.
 
-The ranking loss is a softmax, over the captions of a group, of logit(match) - logit(no match), which is the score that
-evaluation ranks by. The authors train a head of their own, initialised from the row of the matching head that says
-match; with it, evaluation would need that head too.
+The ranking loss is a softmax, over the captions of a group, of logit(match) - logit(no match),
+which is the score that evaluation ranks by. The authors train a head of their own, initialised from
+the row of the matching head that says match; with it, evaluation would need that head too.
 """
 
 from __future__ import annotations
@@ -50,18 +50,28 @@ class RetrievalTask(ContrastiveRetrieval):
         """Encode each side once, and fuse every picture with all captions of its group."""
         mask, (size, group) = batch.text_mask, batch.itm_noise.shape
         frames = batch.pixels.shape[1] if batch.kind == "video" else 1
-        text_tokens, image_tokens = model.encode_text(batch.text_ids, mask), model.encode_image(batch.pixels)
+        text_tokens, image_tokens = (
+            model.encode_text(batch.text_ids, mask),
+            model.encode_image(batch.pixels),
+        )
         text, image = model.text_side(text_tokens, mask), model.image_side(image_tokens)
         rows = torch.arange(size, device=mask.device)
         members = (rows - rows % group)[:, None] + torch.arange(group, device=mask.device)
         of_text = members.flatten()
         classes = torch.arange(frames, device=mask.device).expand(size * group, -1)
         [states] = model.fuse_pairs(
-            text[of_text], mask[of_text], image[rows.repeat_interleave(group)], [(classes[:, :1], classes)]
+            text[of_text],
+            mask[of_text],
+            image[rows.repeat_interleave(group)],
+            [(classes[:, :1], classes)],
         )
         logits = at_least_float32(model.match(model.pool(*states)))
-        also_right = (batch.identity[members] == batch.identity[:, None]).any(2) & (members != rows[:, None])
-        margins = (logits[:, 1] - logits[:, 0]).view(size, group).masked_fill(also_right, -torch.inf)
+        also_right = (batch.identity[members] == batch.identity[:, None]).any(2) & (
+            members != rows[:, None]
+        )
+        margins = (
+            (logits[:, 1] - logits[:, 0]).view(size, group).masked_fill(also_right, -torch.inf)
+        )
         return RetrievalFeatures(
             identity=batch.identity,
             contrastive_text=model.contrastive_text(text_tokens),
@@ -70,10 +80,14 @@ class RetrievalTask(ContrastiveRetrieval):
             margins=margins,
         )
 
-    def similarity_losses(self, features: RetrievalFeatures, counts: None = None) -> dict[str, Tensor]:
+    def similarity_losses(
+        self, features: RetrievalFeatures, counts: None = None
+    ) -> dict[str, Tensor]:
         """Contrast over the global batch, both directions."""
         f = features
-        loss = contrastive_loss(f.contrastive_text, f.contrastive_image, f.temperature, ids=f.identity)
+        loss = contrastive_loss(
+            f.contrastive_text, f.contrastive_image, f.temperature, ids=f.identity
+        )
         return {"contrastive": loss}
 
     def pair_losses(self, features: RetrievalFeatures, counts: None = None) -> dict[str, Tensor]:
@@ -91,15 +105,23 @@ class RetrievalTask(ContrastiveRetrieval):
         """Contrastive features and the temperature."""
         return [features.contrastive_text, features.contrastive_image, features.temperature]
 
-    def with_contrasted(self, features: RetrievalFeatures, values: Sequence[Tensor]) -> RetrievalFeatures:
+    def with_contrasted(
+        self, features: RetrievalFeatures, values: Sequence[Tensor]
+    ) -> RetrievalFeatures:
         """Put other tensors in their places."""
         text, image, temperature = values
-        return features._replace(contrastive_text=text, contrastive_image=image, temperature=temperature)
+        return features._replace(
+            contrastive_text=text, contrastive_image=image, temperature=temperature
+        )
 
-    def join(self, parts: Sequence[RetrievalFeatures], counts: Sequence[Any]) -> tuple[RetrievalFeatures, None]:
+    def join(
+        self, parts: Sequence[RetrievalFeatures], counts: Sequence[Any]
+    ) -> tuple[RetrievalFeatures, None]:
         """Join the rows that are contrasted."""
         names = ("identity", "contrastive_text", "contrastive_image")
-        return parts[0]._replace(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names}), None
+        return parts[0]._replace(
+            **{n: torch.cat([getattr(part, n) for part in parts]) for n in names}
+        ), None
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Recalls of the contrastive score on the validation split, in percent, and their mean."""

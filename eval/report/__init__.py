@@ -7,6 +7,8 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("jinja2", "matplotlib"):
         raise
-    raise UsageError(f'reports and pictures need {error.name}: pip install "glscl[report]"') from None
+    raise UsageError(
+        f'reports and pictures need {error.name}: pip install "glscl[report]"'
+    ) from None
 
 __all__ = ["write_report"]

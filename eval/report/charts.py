@@ -48,12 +48,22 @@ class Bar:
 
 @rc_context(_STYLE)
 def line_chart(
-    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, from_zero: bool = False
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    from_zero: bool = False,
 ) -> str:
     """Draw lines (label -> steps and values) over training steps; the legend is left out for a single line."""
     figure, axes = _figure(3.3, 2.1)
     for colour, (label, (steps, values)) in zip(COLOURS, series.items(), strict=False):
-        axes.plot(steps, values, color=colour, label=label, marker="o" if len(steps) < 12 else None, markersize=3)
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            label=label,
+            marker="o" if len(steps) < 12 else None,
+            markersize=3,
+        )
     axes.set_title(title, loc="left")
     axes.set_xlabel("step")
     axes.grid(axis="y", alpha=0.2, linewidth=0.6)
@@ -62,7 +72,9 @@ def line_chart(
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8, handlelength=1.2)
     ends = "; ".join(
-        f"{label} from {values[0]:.4g} to {values[-1]:.4g}" for label, (_, values) in series.items() if len(values)
+        f"{label} from {values[0]:.4g} to {values[-1]:.4g}"
+        for label, (_, values) in series.items()
+        if len(values)
     )
     return _svg(figure, f"{title} over training steps: {ends}")
 
@@ -73,15 +85,21 @@ def interval_chart(title: str, bars: Sequence[Bar]) -> str:
     figure, axes = _figure(10.4, 0.34 * len(bars) + 0.75)
     for row, bar in enumerate(bars):
         colour = COLOURS[0] if bar.ours else "#8a8f98"
-        axes.plot([0, bar.value], [row, row], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.35)
+        axes.plot(
+            [0, bar.value], [row, row], color=colour, linewidth=7, solid_capstyle="butt", alpha=0.35
+        )
         if bar.interval is not None:
             axes.plot(bar.interval, [row, row], color=colour, linewidth=2)
         axes.plot(bar.value, row, "o", color=colour, markersize=6, clip_on=False)
         right = max(bar.value, bar.interval[1] if bar.interval else 0)
-        axes.annotate(f"{bar.value:.1f} %", (right, row), (8, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{bar.value:.1f} %", (right, row), (8, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(1, *(max(bar.value, bar.interval[1] if bar.interval else 0) for bar in bars)))
+    axes.set_xlim(
+        0, 1.12 * max(1, *(max(bar.value, bar.interval[1] if bar.interval else 0) for bar in bars))
+    )
     axes.set_title(title, loc="left")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -107,7 +125,11 @@ def _svg(figure: Figure, description: str) -> str:
     text = text.replace(_INK, "currentColor").replace("stroke: #000000", "stroke: currentColor")
     # Ids such as line2d_1 repeat from chart to chart; nothing refers to them.
     text = re.sub(
-        r' id="(?:figure|axes|patch|matplotlib\.axis|xtick|ytick|line2d|text|legend|PathCollection)_\d+"', "", text
+        r' id="(?:figure|axes|patch|matplotlib\.axis|xtick|ytick|line2d|text|legend|PathCollection)_\d+"',
+        "",
+        text,
     )
-    head = f'<svg role="img" aria-label="{escape(description)}" style="max-width: 100%; height: auto"'
+    head = (
+        f'<svg role="img" aria-label="{escape(description)}" style="max-width: 100%; height: auto"'
+    )
     return text.replace("<svg", head, 1)

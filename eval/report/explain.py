@@ -17,9 +17,9 @@ from data_pipeline.augment import write_evaluation_view
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.sample import BadSample
-from eval.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
-from eval.features import LoadedModel, encode_texts, load
-from eval.grounding import Array
+from eval.encoding.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
+from eval.encoding.features import LoadedModel, encode_texts, load
+from eval.metrics.grounding import Array
 
 from .overlays import COLOURS, overlay
 
@@ -52,7 +52,8 @@ def explain(
     Raises
     ------
     UsageError
-        If the caption is empty, or does not hold the word: the message names the words that are there.
+        If the caption is empty, or does not hold the word: the message names the words that are
+        there.
     DataError
         If the picture cannot be read.
     NumericsError
@@ -74,13 +75,19 @@ def explain(
 def map_of(loaded: LoadedModel, image_file: bytes, caption: str, word: str | None) -> Array:
     """Return the map (rows, columns) of a caption, or of words in it, over the picture in a JPEG, PNG or WebP file."""
     model, longest = loaded.model, loaded.model.config.max_text_length
-    tokens = [CLASS_TOKEN] if word is None else phrase_tokens(loaded.tokenizer, caption, word, longest)
+    tokens = (
+        [CLASS_TOKEN] if word is None else phrase_tokens(loaded.tokenizer, caption, word, longest)
+    )
     if not tokens:
-        raise UsageError(f"the model reads only {longest} tokens of the caption, and {word!r} comes later: shorten it")
+        raise UsageError(
+            f"the model reads only {longest} tokens of the caption, and {word!r} comes later: shorten it"
+        )
     squashed = np.empty((model.config.image_size, model.config.image_size, 3), dtype=np.uint8)
     write_evaluation_view(image_file, squashed)
     with loaded.autocast():
-        image = model.encode_image(model.normalize(torch.from_numpy(squashed)[None].to(loaded.device)))
+        image = model.encode_image(
+            model.normalize(torch.from_numpy(squashed)[None].to(loaded.device))
+        )
     texts = encode_texts(loaded, [caption])
     [maps] = attention_maps(loaded, image, texts.tokens, texts.mask)
     heat: Array = maps[tokens].sum(dim=0).double().numpy()
@@ -110,11 +117,15 @@ def _draw(pixels: Pixels, heat: Array, caption: str, word: str | None, out: Path
     right.imshow(overlay(pixels, heat))
     for axes in (left, right):
         axes.set_axis_off()
-    bar = figure.colorbar(ScalarMappable(Normalize(0, float(heat.max())), COLOURS), ax=right, shrink=0.9)
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, float(heat.max())), COLOURS), ax=right, shrink=0.9
+    )
     bar.set_label("attention of a patch")
     what = "the whole caption" if word is None else f"“{word}”"
     title = f"“{caption}”\nwhere {what} looks"
-    figure.suptitle(title.replace("$", r"\$"), wrap=True)  # between two dollars it would be read as a formula
+    figure.suptitle(
+        title.replace("$", r"\$"), wrap=True
+    )  # between two dollars it would be read as a formula
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.set_canvas(FigureCanvasAgg(figure))
     figure.savefig(out, format="png", dpi=DPI)

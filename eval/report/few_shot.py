@@ -1,7 +1,7 @@
 """What few-shot recognition did: methods side by side, and episodes with their support, their queries and the answers.
 
-In: the records of a `few-shot` result, and its pictures. Out: what the template shows; queries have GLIML's weights of
-the patches over them where it ran.
+In: the records of a `few-shot` result, and its pictures. Out: what the template shows; queries have
+GLIML's weights of the patches over them where it ran.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import decode, open_image
-from eval.schema import Metric, Result
+from eval.results.schema import Metric, Result
 
 from .charts import Bar, interval_chart
 from .gallery import THUMBNAIL, Thumbnails
@@ -54,22 +54,33 @@ class ClassShown:
     queries: list[Answer]
 
 
-def few_shot(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def few_shot(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     """Make tables and charts of the methods of every form, and show its first episodes."""
     methods = result.protocol["methods"]
     shown_by = next((name for name in _PREFERRED if name in methods), methods[0])
     grid = tuple(result.protocol["patches"])
     forms = []
     for form in result.protocol["episodes"]:
-        lines = [line for line in records if line["query"].startswith(f"{form}/") and "query_pictures" in line]
+        lines = [
+            line
+            for line in records
+            if line["query"].startswith(f"{form}/") and "query_pictures" in line
+        ]
         rows = [_row(form, name, result) for name in methods]
-        bars = [Bar(row["name"], row["value"], row["widest"], row["method"] in _PREFERRED) for row in rows]
+        bars = [
+            Bar(row["name"], row["value"], row["widest"], row["method"] in _PREFERRED)
+            for row in rows
+        ]
         forms.append(
             {
                 "title": form.replace("way-", "-way ").replace("shot", "-shot"),
                 "chart": interval_chart("Accuracy", bars),
                 "rows": rows,
-                "episodes": [_episode(line, shown_by, grid, thumbnails) for line in lines[:_EPISODES]],
+                "episodes": [
+                    _episode(line, shown_by, grid, thumbnails) for line in lines[:_EPISODES]
+                ],
             }
         )
     return {"forms": forms, "shown_by": NAMES[shown_by]}
@@ -114,7 +125,10 @@ def _episode(
     for number, name in enumerate(line["classes"]):
         found = []
         for place in range(number * queries, number * queries + min(queries, _QUERIES)):
-            key, answer = line["query_pictures"][place], int(answers[number, place - number * queries])
+            key, answer = (
+                line["query_pictures"][place],
+                int(answers[number, place - number * queries]),
+            )
             heat = None
             if "weights" in line:
                 heat = _weights(key, line["weights"][way * line["shot"] + place], grid, thumbnails)
@@ -124,7 +138,9 @@ def _episode(
     return {"classes": shown}
 
 
-def _weights(key: str, weights: list[float], grid: tuple[int, ...], thumbnails: Thumbnails) -> str | None:
+def _weights(
+    key: str, weights: list[float], grid: tuple[int, ...], thumbnails: Thumbnails
+) -> str | None:
     sample = thumbnails.sample(key)
     if sample is None:
         return None

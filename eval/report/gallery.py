@@ -15,9 +15,16 @@ from PIL import Image
 from data_pipeline.augment import write_evaluation_clip
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from data_pipeline.sample import EXTENSIONS, IMAGE_EXTENSIONS, SECOND_EXTENSIONS, VIDEO_EXTENSIONS, BadSample, Sample
-from data_pipeline.store import Store
+from data_pipeline.sample import (
+    EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    SECOND_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    BadSample,
+    Sample,
+)
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 
 THUMBNAIL = 120  # pixels of the longer side
 PER_GROUP = 6
@@ -88,12 +95,18 @@ class Thumbnails:
     def _make(self, key: str) -> str | None:
         members = self._store.members(0, self._rows[key], _MEDIA)
         try:
-            pictures = [_picture(extension, members[extension]) for extension in _MEDIA if extension in members]
+            pictures = [
+                _picture(extension, members[extension])
+                for extension in _MEDIA
+                if extension in members
+            ]
         except BadSample:
             return None
         if not pictures:
             return None
-        both = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+        both = Image.new(
+            "RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white"
+        )
         for number, picture in enumerate(pictures):
             both.paste(picture, (sum(p.width for p in pictures[:number]), 0))
         content = io.BytesIO()
@@ -113,7 +126,9 @@ def _picture(extension: str, media: bytes) -> Image.Image:
 
 def text_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
     """Group captions with the pictures found for them."""
-    return _groups([line for line in records if line["direction"].startswith("text_to_")], thumbnails)
+    return _groups(
+        [line for line in records if line["direction"].startswith("text_to_")], thumbnails
+    )
 
 
 def image_queries(records: Iterable[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
@@ -141,8 +156,14 @@ def _groups(lines: list[dict[str, Any]], thumbnails: Thumbnails) -> list[Group]:
 
 def spread(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Choose lines of different pictures, evenly spread, so that nothing is picked by its looks."""
-    lines = distinct(sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines))
-    return [lines[i * len(lines) // PER_GROUP] for i in range(PER_GROUP)] if len(lines) > PER_GROUP else lines
+    lines = distinct(
+        sorted(lines, key=lambda line: (line["image"], str(line["query"]))), limit=len(lines)
+    )
+    return (
+        [lines[i * len(lines) // PER_GROUP] for i in range(PER_GROUP)]
+        if len(lines) > PER_GROUP
+        else lines
+    )
 
 
 def distinct(lines: list[dict[str, Any]], limit: int = PER_GROUP) -> list[dict[str, Any]]:
@@ -159,7 +180,11 @@ def _query(line: dict[str, Any], stage: str, thumbnails: Thumbnails) -> Query:
         key, _, number = candidate.partition("#")
         texts = thumbnails.captions(key)
         if line["direction"].startswith("text_to_"):
-            found.append(Found(place, key == line["image"], score, thumbnails(key), texts[0] if texts else key))
+            found.append(
+                Found(
+                    place, key == line["image"], score, thumbnails(key), texts[0] if texts else key
+                )
+            )
         else:
             text = texts[int(number)] if texts else candidate
             found.append(Found(place, key == line["image"], score, None, text))

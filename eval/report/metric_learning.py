@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import decode, open_image
-from eval.schema import Metric, Result
+from eval.results.schema import Metric, Result
 from eval.stages.metric_learning.methods import FROZEN
 from eval.stages.metric_learning.scores import headline_of
 
@@ -24,22 +24,34 @@ from .overlays import data_uri, overlay
 _LOOKED = 6  # pictures whose attention is shown
 
 
-def metric_learning(records: list[dict[str, Any]], result: Result, pictures: Thumbnails) -> dict[str, Any]:
+def metric_learning(
+    records: list[dict[str, Any]], result: Result, pictures: Thumbnails
+) -> dict[str, Any]:
     """Return what the template shows: the verdict, charts, queries with their neighbours, maps of attention."""
     head, heads = result.protocol["head"], result.model["heads"]
     headline = headline_of([metric.name.partition("/")[2] for metric in result.metrics])
     rows = [metric for metric in result.metrics if metric.name.partition("/")[2] == headline]
     query = result.data["sets"].get("query")
     asked = pictures if query is None else Thumbnails(Path(query["path"]), query["hash"])
-    lines = [line for line in records if line["kind"] == "query" and line["method"] == head and "values" in line]
-    setup = headline.rpartition("/")[0]  # without one, every query stands in every drawn gallery: the first is shown
+    lines = [
+        line
+        for line in records
+        if line["kind"] == "query" and line["method"] == head and "values" in line
+    ]
+    setup = headline.rpartition("/")[
+        0
+    ]  # without one, every query stands in every drawn gallery: the first is shown
     setting = setup or lines[0]["setting"]
-    lines = [line for line in lines if line["seed"] == lines[0]["seed"] and line["setting"] == setting]
+    lines = [
+        line for line in lines if line["seed"] == lines[0]["seed"] and line["setting"] == setting
+    ]
     right = [line for line in lines if line["top"] and line["top"][0][2]]
     wrong = [line for line in lines if line["top"] and not line["top"][0][2]]
     return {
         "summary": heads["summary"],
-        "chart": interval_chart(headline, [_bar(metric, metric.name.partition("/")[0]) for metric in rows]),
+        "chart": interval_chart(
+            headline, [_bar(metric, metric.name.partition("/")[0]) for metric in rows]
+        ),
         "setting": f"setup {setup}" if setup else f"drawn gallery {setting}" if setting else "",
         "groups": [
             {"title": title, "queries": [_query(line, asked, pictures) for line in _some(several)]}
@@ -65,7 +77,12 @@ def _query(line: dict[str, Any], asked: Thumbnails, pictures: Thumbnails) -> dic
         {"picture": pictures(key), "key": key, "score": score, "right": bool(right)}
         for key, score, right in line["top"]
     ]
-    return {"picture": asked(line["query"]), "key": line["query"], "label": line["label"], "found": found}
+    return {
+        "picture": asked(line["query"]),
+        "key": line["query"],
+        "label": line["label"],
+        "found": found,
+    }
 
 
 def _looked(lines: Sequence[dict[str, Any]], pictures: Thumbnails) -> list[dict[str, Any]]:
@@ -79,7 +96,10 @@ def _looked(lines: Sequence[dict[str, Any]], pictures: Thumbnails) -> list[dict[
         small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
         pixels = np.asarray(small)
         maps = [
-            {"block": block, "picture": data_uri(overlay(pixels, np.reshape(weights, line["grid"])))}
+            {
+                "block": block,
+                "picture": data_uri(overlay(pixels, np.reshape(weights, line["grid"]))),
+            }
             for block, weights in line["weights"].items()
         ]
         shown.append({"key": line["query"], "picture": pictures(line["query"]), "maps": maps})
@@ -91,7 +111,9 @@ def _leakage(result: Result) -> str | None:
     found = [metric for metric in result.metrics if metric.name.startswith("leakage/")]
     if not found:
         return None
-    bars = [_bar(metric, metric.name.removeprefix("leakage/").replace("/", ", ")) for metric in found]
+    bars = [
+        _bar(metric, metric.name.removeprefix("leakage/").replace("/", ", ")) for metric in found
+    ]
     bars += [
         Bar(
             f"weight {row['lambda']:g}, linear, first fold, all steps",

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.decode import decode, open_image
-from eval.schema import Metric, Result
+from eval.results.schema import Metric, Result
 from eval.stages.multi_label.methods import OWN
 from eval.stages.multi_label.summary import differences, interval, means
 
@@ -37,7 +37,9 @@ class ChosenPatches:
     pictures: dict[str, str]
 
 
-def multi_label(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def multi_label(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     """Lay out methods, differences and labels by number of support pictures, and draw patches that labels chose."""
     shown = next((record for record in records if record.get("chosen")), None)
     shots = [_shot(result, shot) for shot in result.protocol["shot"]]
@@ -54,7 +56,8 @@ def _shot(result: Result, shot: int) -> dict[str, Any]:
     title = f"mAP from {shot} support picture{'s' * (shot > 1)} of each label"
     values = {metric.name: metric.value for metric in result.metrics}
     by_label = [
-        (label, [values.get(f"{shot}shot/{name}/class/{label}") for name in found]) for label in result.data["classes"]
+        (label, [values.get(f"{shot}shot/{name}/class/{label}") for name in found])
+        for label in result.data["classes"]
     ]
     return {
         "shot": shot,
@@ -62,10 +65,16 @@ def _shot(result: Result, shot: int) -> dict[str, Any]:
         "methods": [_row(name, metric, ".1f") for name, metric in found.items()],
         "others": list(dict.fromkeys(other for _, other in above)),
         "above": {
-            own: [_row(other, metric, "+.1f") for (first, other), metric in above.items() if first == own]
+            own: [
+                _row(other, metric, "+.1f")
+                for (first, other), metric in above.items()
+                if first == own
+            ]
             for own in dict.fromkeys(own for own, _ in above)
         },
-        "by_label": [(label, row) for label, row in by_label if any(value is not None for value in row)],
+        "by_label": [
+            (label, row) for label, row in by_label if any(value is not None for value in row)
+        ],
     }
 
 
@@ -82,7 +91,9 @@ def chosen_patches(record: dict[str, Any], thumbnails: Thumbnails) -> list[Chose
     """Show support pictures of one draw, those with several labels first, with what every method chose for a label."""
     methods = list(record["chosen"])
     by_picture = record["chosen"][methods[0]]
-    order = sorted(range(len(by_picture)), key=lambda row: (-len(by_picture[row]), record["support"][row]))
+    order = sorted(
+        range(len(by_picture)), key=lambda row: (-len(by_picture[row]), record["support"][row])
+    )
     found: list[ChosenPatches] = []
     for row in order:
         sample = thumbnails.sample(record["support"][row])
@@ -107,8 +118,12 @@ def _lit(picture: Image.Image, patches: Sequence[int], grid: Sequence[int]) -> s
     rows, columns = grid
     light = np.zeros(rows * columns, dtype=np.float32)
     light[list(patches)] = 1
-    cells = Image.fromarray(light.reshape(rows, columns)).resize(picture.size, Image.Resampling.NEAREST)
+    cells = Image.fromarray(light.reshape(rows, columns)).resize(
+        picture.size, Image.Resampling.NEAREST
+    )
     factor = DARK + (1 - DARK) * np.asarray(cells)[..., None]
     content = io.BytesIO()
-    Image.fromarray(np.rint(np.asarray(picture) * factor).astype(np.uint8)).save(content, "JPEG", quality=85)
+    Image.fromarray(np.rint(np.asarray(picture) * factor).astype(np.uint8)).save(
+        content, "JPEG", quality=85
+    )
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,7 +1,7 @@
 """Maps over pictures: what alignment found, with what was asked for framed.
 
-In: the records of an `align` result, and its pictures. Out: groups of examples for the page, each a picture as data URI
-with what it shows in numbers.
+In: the records of an `align` result, and its pictures. Out: groups of examples for the page, each a
+picture as data URI with what it shows in numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.regions import Mask
 from data_pipeline.sample import Sample
-from eval.grounding import Array, map_of_record, region_of_record
+from eval.metrics.grounding import Array, map_of_record, region_of_record
 
 from .gallery import Thumbnails, distinct, spread
 
@@ -32,8 +32,8 @@ SIDE = 240  # pixels of the longer side of an example
 class Example:
     """A map over its picture as data URI; `phrase` is None for the map of the whole caption.
 
-    `mass` is the share of attention inside the region, `area` what uniform attention would have there; `touched` says
-    whether the region touches the highest cell.
+    `mass` is the share of attention inside the region, `area` what uniform attention would have
+    there; `touched` says whether the region touches the highest cell.
     """
 
     picture: str
@@ -47,8 +47,8 @@ class Example:
 def overlays(records: Sequence[dict[str, Any]], pictures: Thumbnails) -> dict[str, list[Example]]:
     """Choose lines of an `align` result and draw them: evenly spread ones, and those with the least mass inside.
 
-    Returns examples by the title of their group. What is framed and measured are masks where the region has any, else
-    boxes.
+    Returns examples by the title of their group. What is framed and measured are masks where the
+    region has any, else boxes.
     """
     lines = [line for line in records if line["box"] or line["pixel"]]
     local = [line for line in lines if line["level"] == "local"]
@@ -56,10 +56,16 @@ def overlays(records: Sequence[dict[str, Any]], pictures: Thumbnails) -> dict[st
     chosen = {
         "Phrases, evenly spread": spread(local),
         "Phrases with the least attention inside, beside uniform attention": distinct(worst),
-        "Whole captions, evenly spread": spread([line for line in lines if line["level"] == "global"]),
+        "Whole captions, evenly spread": spread(
+            [line for line in lines if line["level"] == "global"]
+        ),
     }
     drawn = {
-        title: [_example(line, sample) for line in several if (sample := pictures.sample(line["image"])) is not None]
+        title: [
+            _example(line, sample)
+            for line in several
+            if (sample := pictures.sample(line["image"])) is not None
+        ]
         for title, several in chosen.items()
     }
     return {title: examples for title, examples in drawn.items() if examples}
@@ -99,7 +105,9 @@ def _example(line: dict[str, Any], sample: Sample) -> Example:
 
 def _framed(pixels: Pixels, region: Mask) -> Pixels:
     """Draw the region's outline, white with a dark rim that stands out from bright pictures."""
-    shape = Image.fromarray(region).convert("L").resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+    shape = (
+        Image.fromarray(region).convert("L").resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+    )
     line, rim = (np.asarray(shape.filter(ImageFilter.MaxFilter(width))) > 0 for width in (5, 7))
     inside = np.asarray(shape) > 0
     framed = pixels.copy()

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from data_pipeline.errors import DataError
-from eval.schema import Metric, Result, read_result
+from eval.results.schema import Metric, Result, read_result
 from pretrain.run.files import write_whole
 
 from .charts import Bar, interval_chart, line_chart
@@ -68,14 +68,18 @@ def write_report(
         "tiles": _tiles(first),
         "overview": _overview(named, first.get("baseline")),
         "curves": _curves(rows),
-        "tables": [(f"{name}: {result.data.get('name', '')}", _table(result)) for name, result in named],
+        "tables": [
+            (f"{name}: {result.data.get('name', '')}", _table(result)) for name, result in named
+        ],
         "flags": [f"{name}: {flag}" for name, result in named for flag in result.flags],
         "sections": sections_of(read, names),
         "details": _details(Path(run)) if run is not None else {},
         "protocols": {str(folder): _json(result.protocol) for folder, result in read},
     }
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +94,9 @@ def _facts(
     if run is not None:
         folder = Path(run)
         environment, status = _read(folder / "environment.json"), _read(folder / "status.json")
-        facts["Run"] = f"{run}, {status.get('state', 'state unknown')} at step {status.get('step', '?')}"
+        facts["Run"] = (
+            f"{run}, {status.get('state', 'state unknown')} at step {status.get('step', '?')}"
+        )
         if rows:
             last = rows[-1]
             facts["Trained on"] = f"{last['samples']:,} samples, {last.get('epoch', 0):.1f} epochs"
@@ -108,22 +114,33 @@ def _facts(
                 facts["Training command"] = " ".join(environment["command"])
     for name, result in results:
         if "parameters" in result.model:
-            different = len({other.model.get("hash") for _, other in results if "parameters" in other.model}) > 1
+            different = (
+                len(
+                    {other.model.get("hash") for _, other in results if "parameters" in other.model}
+                )
+                > 1
+            )
             facts[f"Model of {name}" if different else "Model"] = (
                 f"{result.model['parameters']:,} parameters, {result.model['image_size']} px, {result.model['path']}"
             )
         counted = ("images", "videos", "texts", "questions", "phrases", "pairs")
-        sizes = ", ".join(f"{result.data[n]:,} {n}" for n in counted if isinstance(result.data.get(n), int))
+        sizes = ", ".join(
+            f"{result.data[n]:,} {n}" for n in counted if isinstance(result.data.get(n), int)
+        )
         facts[f"Data of {name}"] = f"{result.data.get('name')}: {sizes}"
         if "overlap" in result.data:
-            facts[f"Data of {name}"] += f"; test pictures in the training data: {result.data['overlap']}"
+            facts[f"Data of {name}"] += (
+                f"; test pictures in the training data: {result.data['overlap']}"
+            )
         facts["Evaluated"] = str(result.environment.get("date", "date unknown"))
     return facts
 
 
 def _tiles(results: Mapping[str, Result]) -> list[Tile]:
     tiles = []
-    retrieval, baseline, preference = (_metrics(results, name) for name in ("retrieval", "baseline", "preference"))
+    retrieval, baseline, preference = (
+        _metrics(results, name) for name in ("retrieval", "baseline", "preference")
+    )
     ours = retrieval.get("text_to_image/R@1")
     for name in ("text_to_image/R@1", "text_to_image/reranked/R@1", "image_to_text/reranked/R@1"):
         if name in retrieval:
@@ -141,7 +158,9 @@ def _tiles(results: Mapping[str, Result]) -> list[Tile]:
     for stage, result in results.items():
         if stage not in ("retrieval", "baseline", "preference") and result.metrics:
             metric = result.metrics[0]
-            tiles.append(Tile(f"{label(stage)}: {label(metric.name)}", _value(metric), _context(metric)))
+            tiles.append(
+                Tile(f"{label(stage)}: {label(metric.name)}", _value(metric), _context(metric))
+            )
     return tiles
 
 
@@ -152,15 +171,24 @@ def _overview(named: Sequence[tuple[str, Result]], baseline: Result | None) -> s
         return None
     data = shown[0][1].data.get("hash")
     shown = [(name, result) for name, result in shown if result.data.get("hash") == data]
-    beside = {"baseline": baseline} if baseline is not None and baseline.data.get("hash") == data else {}
+    beside = (
+        {"baseline": baseline} if baseline is not None and baseline.data.get("hash") == data else {}
+    )
     floor = _metrics(beside, "baseline")
     bars = [Bar("guessing", shown[0][1].metric("text_to_image/R@1").chance or 0.0, None, False)]
     if "text_to_image/R@1" in floor:
-        bars.append(Bar("baseline", floor["text_to_image/R@1"].value, floor["text_to_image/R@1"].ci95, False))
+        bars.append(
+            Bar(
+                "baseline", floor["text_to_image/R@1"].value, floor["text_to_image/R@1"].ci95, False
+            )
+        )
     for name, result in shown:
         found = _metrics({"retrieval": result}, "retrieval")
         suffix = name.removeprefix("retrieval") if len(shown) > 1 else ""
-        for words, key in (("contrastive", "text_to_image/R@1"), ("re-ranked", "text_to_image/reranked/R@1")):
+        for words, key in (
+            ("contrastive", "text_to_image/R@1"),
+            ("re-ranked", "text_to_image/reranked/R@1"),
+        ):
             if key in found:
                 bars.append(Bar(words + suffix, found[key].value, found[key].ci95, True))
     if "ceiling/text_to_image/R@1" in floor:
@@ -187,9 +215,18 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
             charts.append(line_chart(name, {name: series(key)}))
     losses = [key for key in keys if key == "loss" or key.startswith("loss/")]
     charts += [line_chart(_loss_name(key), {_loss_name(key): series(key)}) for key in losses]
-    others = {"lr": "Learning rate", "grad_norm": "Gradient norm", "samples_per_second": "Samples per second"}
-    others |= {"temperature": "Contrastive temperature", "data_wait_fraction": "Share of time waiting for data"}
-    charts += [line_chart(name, {name: series(key)}) for key, name in others.items() if series(key)[0]]
+    others = {
+        "lr": "Learning rate",
+        "grad_norm": "Gradient norm",
+        "samples_per_second": "Samples per second",
+    }
+    others |= {
+        "temperature": "Contrastive temperature",
+        "data_wait_fraction": "Share of time waiting for data",
+    }
+    charts += [
+        line_chart(name, {name: series(key)}) for key, name in others.items() if series(key)[0]
+    ]
     return charts
 
 
@@ -232,7 +269,9 @@ def _metrics(results: Mapping[str, Result], stage: str) -> dict[str, Metric]:
 
 
 def _loss_name(key: str) -> str:
-    return "Loss, total" if key == "loss" else "Loss: " + key.removeprefix("loss/").replace("_", " ")
+    return (
+        "Loss, total" if key == "loss" else "Loss: " + key.removeprefix("loss/").replace("_", " ")
+    )
 
 
 def _number(value: float, unit: str) -> str:
@@ -255,7 +294,9 @@ def _interval(metric: Metric) -> str:
 
 def _context(metric: Metric) -> str:
     parts = [f"95 % interval {_interval(metric)}"] if metric.ci95 else []
-    parts += [f"guessing {_number(metric.chance, metric.unit)}"] if metric.chance is not None else []
+    parts += (
+        [f"guessing {_number(metric.chance, metric.unit)}"] if metric.chance is not None else []
+    )
     return "; ".join(parts)
 
 

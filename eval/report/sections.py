@@ -1,7 +1,7 @@
 """The part of a page that shows one result beyond its numbers: galleries, questions by type, true and false captions.
 
-A stage gets a part by a line in ``_PARTS``: a title, a template, and a function from its result to what that shows. One
-without has its table of metrics.
+A stage gets a part by a line in ``_PARTS``: a title, a template, and a function from its result to
+what that shows. One without has its table of metrics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from eval.schema import Result, read_records
+from eval.results.schema import Result, read_records
 
 from .charts import Bar, interval_chart
 from .few_shot import NAMES, few_shot
@@ -71,7 +71,9 @@ def sections_of(read: Sequence[tuple[Path, Result]], names: Sequence[str]) -> li
             title, template, content = _PARTS[result.stage]
             suffix = name.removeprefix(result.stage)
             thumbnails = Thumbnails(Path(str(result.data.get("path"))), result.data.get("hash"))
-            shown = {"problem": thumbnails.problem} | content(list(read_records(folder)), result, thumbnails)
+            shown = {"problem": thumbnails.problem} | content(
+                list(read_records(folder)), result, thumbnails
+            )
             found.append(Section(f"{result.stage}-{number}", title + suffix, template, shown))
     return found
 
@@ -90,12 +92,16 @@ def tell_apart(read: Sequence[tuple[Path, Result]]) -> list[str]:
             raise DataError(f"{folder} is named {count} times")
     names = []
     for (_, result), folder in zip(read, folders, strict=True):
-        same = [other for (_, r), other in zip(read, folders, strict=True) if r.stage == result.stage]
+        same = [
+            other for (_, r), other in zip(read, folders, strict=True) if r.stage == result.stage
+        ]
         if len(same) == 1:
             names.append(result.stage)
             continue
         parts = next(
-            n for n in range(1, len(folder.parts) + 1) if len({other.parts[-n:] for other in same}) == len(same)
+            n
+            for n in range(1, len(folder.parts) + 1)
+            if len({other.parts[-n:] for other in same}) == len(same)
         )
         names.append(f"{result.stage} ({'/'.join(folder.parts[-parts:])})")
     return names
@@ -106,7 +112,9 @@ def label(name: str) -> str:
     return " · ".join(WORDS.get(part, part) for part in name.split("/"))
 
 
-def _gallery(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def _gallery(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     return {
         "text": text_queries(records, thumbnails),
         "image": image_queries(records, thumbnails),
@@ -114,7 +122,9 @@ def _gallery(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnai
     }
 
 
-def _preference(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def _preference(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     kinds = sorted({line["kind"] for line in records})
     shown = []
     for kind in kinds:
@@ -134,7 +144,9 @@ def _preference(records: list[dict[str, Any]], result: Result, thumbnails: Thumb
     return {"examples": examples}
 
 
-def _questions(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def _questions(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     """Choose questions (or statements on pairs) of every type, and draw the accuracy of the types."""
     by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in records:
@@ -150,11 +162,14 @@ def _questions(records: list[dict[str, Any]], result: Result, thumbnails: Thumbn
     bars = [
         Bar(metric.name.rpartition("/")[2], metric.value, metric.ci95, True)
         for metric in result.metrics
-        if metric.name.startswith("accuracy/type/") and metric.name.rpartition("/")[2] in common[:_TYPES]
+        if metric.name.startswith("accuracy/type/")
+        and metric.name.rpartition("/")[2] in common[:_TYPES]
     ]
     others = {"prior/accuracy": "all, without the picture", "accuracy": "all"}
     bars += [
-        Bar(words, m.value, m.ci95, "with" not in words) for m in result.metrics if (words := others.get(m.name, ""))
+        Bar(words, m.value, m.ci95, "with" not in words)
+        for m in result.metrics
+        if (words := others.get(m.name, ""))
     ]
     chart = interval_chart("Accuracy by type of question", bars) if len(bars) > 1 else None
     return {"groups": groups, "chart": chart, "left_out": max(0, len(common) - _TYPES)}
@@ -171,14 +186,18 @@ def _good_and_bad(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _asked(line: dict[str, Any], thumbnails: Thumbnails) -> dict[str, Any]:
     question = line.get("question", line.get("statement", ""))
     accuracy = _accuracy(line)
-    said = Counter(line.get("answers") or ([line["label"]] if line.get("label") is not None else []))
+    said = Counter(
+        line.get("answers") or ([line["label"]] if line.get("label") is not None else [])
+    )
     verdicts: dict[float | None, str] = {None: "answer", 1: "✓ right", 0: "✗ wrong"}
     marks: dict[float | None, str] = {1: "right", 0: "wrong"}
     return {
         "picture": thumbnails(str(line.get("pair", line.get("image")))),
         "alt": f"picture of the question: {question}",
         "question": question,
-        "prediction": "none: the picture cannot be read" if line.get("prediction") is None else line["prediction"],
+        "prediction": "none: the picture cannot be read"
+        if line.get("prediction") is None
+        else line["prediction"],
         "answers": ", ".join(f"{answer} ({count} ×)" for answer, count in said.most_common(5)),
         "mark": marks.get(accuracy, "soft"),
         "verdict": verdicts.get(accuracy, f"{100 * (accuracy or 0):.0f} % right"),
@@ -193,11 +212,15 @@ def _accuracy(line: dict[str, Any]) -> float | None:
     return float(line["label"] == line.get("prediction"))
 
 
-def _alignment(records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails) -> dict[str, Any]:
+def _alignment(
+    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
+) -> dict[str, Any]:
     return {"groups": overlays(records, thumbnails)}
 
 
-_PARTS: dict[str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbnails], dict[str, Any]]]] = {
+_PARTS: dict[
+    str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbnails], dict[str, Any]]]
+] = {
     "retrieval": ("Retrieval", "retrieval.html.j2", _gallery),
     "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
     "preference": ("True or false captions", "preference.html.j2", _preference),

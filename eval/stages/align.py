@@ -1,9 +1,10 @@
 """How much of a text's attention falls on what the text names: ALIGN-BENCH's scores, beside those of no attention.
 
-In: a model, and a data set whose samples have `regions` (phrases with boxes or masks). Out: `global` (the text's class
-token against all that its caption names) and `local` (the tokens of each phrase against what it names), for boxes and
-pixels: the share of attention `mass` inside (ALIGN-BENCH's score), whether the map is highest there (`pointing`), and
-the `IoU` of its bright part. What uniform attention reaches stands beside each, as chance.
+In: a model, and a data set whose samples have `regions` (phrases with boxes or masks). Out:
+`global` (the text's class token against all that its caption names) and `local` (the tokens of each
+phrase against what it names), for boxes and pixels: the share of attention `mass` inside
+(ALIGN-BENCH's score), whether the map is highest there (`pointing`), and the `IoU` of its bright
+part. What uniform attention reaches stands beside each, as chance.
 """
 
 from __future__ import annotations
@@ -20,24 +21,42 @@ import torch
 from accelerate.utils import gather_object
 
 from data_pipeline.errors import DataError, NumericsError
-from data_pipeline.manifest import Manifest
 from data_pipeline.regions import Mask, Region, parse_regions
-from data_pipeline.store import Store
-from eval.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
-from eval.features import Images, LoadedModel, encode_images, encode_texts, load, processes, share
-from eval.grounding import BACKGROUND, KINDS, Array, foreground, measures, packed, pooled, shapes_of
-from eval.matching import TOKENS_AT_ONCE
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
-from eval.statistics import mean_interval
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from eval.encoding.attention_maps import CLASS_TOKEN, attention_maps, find_phrase, phrase_tokens
+from eval.encoding.features import (
+    Images,
+    LoadedModel,
+    encode_images,
+    encode_texts,
+    load,
+    processes,
+    share,
+)
+from eval.encoding.matching_scores import TOKENS_AT_ONCE
+from eval.metrics.grounding import (
+    BACKGROUND,
+    KINDS,
+    Array,
+    foreground,
+    measures,
+    packed,
+    pooled,
+    shapes_of,
+)
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval
+from eval.results.schema import Metric, Result, data_flags, environment, write_result
 
 LEVELS = ("local", "global")
 BASELINES = {"mass": "area", "pointing": "touched", "IoU": "area"}
 """What uniform attention reaches in each measure: another number of the same record."""
 FLAGGED = ("unmatched", "empty", "zero_map")
 LEFT_OUT = (*FLAGGED, "background")
-"""What records count: phrases that the caption does not hold, shapes without area, maps without mass, background."""
+"""What records count: phrases that the caption does not hold, shapes without area, maps without
+mass, background."""
 PROTOCOL = {
     "name": "ALIGN-BENCH",
     "map": "cross-attention from text to image in the text stream's last fusion layer, the largest of the heads, "
@@ -84,7 +103,8 @@ def evaluate(
     Raises
     ------
     UsageError, DataError, NumericsError
-        For an unknown option, for data without regions or with broken ones, for attention that is not finite.
+        For an unknown option, for data without regions or with broken ones, for attention that is
+        not finite.
     """
     manifest = Manifest.load(data)
     known = overlap(manifest, model, train)
@@ -98,8 +118,15 @@ def evaluate(
     with closing(Store([manifest])) as store:
         for row, maps in _maps(loaded, images, captions, batch_size):
             media = store.read(0, captions[row].image).media
-            mine.append((row, _records(loaded, images.keys[captions[row].image], media, captions[row], maps)))
-    records = [line for _, lines in sorted(gather_object(mine), key=lambda item: item[0]) for line in lines]
+            mine.append(
+                (
+                    row,
+                    _records(loaded, images.keys[captions[row].image], media, captions[row], maps),
+                )
+            )
+    records = [
+        line for _, lines in sorted(gather_object(mine), key=lambda item: item[0]) for line in lines
+    ]
     state = processes()
     counts = {name: sum(line[name] for line in records) for name in LEFT_OUT}
     result = Result(
@@ -132,7 +159,8 @@ def evaluate(
 def captions_of(images: Images) -> list[Caption]:
     """Return the captions that have regions, in the order of the pictures.
 
-    A region that names no caption belongs to the first that holds its phrase, and to the first of all where none does.
+    A region that names no caption belongs to the first that holds its phrase, and to the first of
+    all where none does.
     """
     found = []
     for image, (key, texts) in enumerate(zip(images.keys, images.captions, strict=True)):
@@ -141,15 +169,18 @@ def captions_of(images: Images) -> list[Caption]:
             holding = (n for n, text in enumerate(texts) if find_phrase(text, region.phrase))
             caption = next(holding, 0) if region.caption is None else region.caption
             regions.setdefault(caption, []).append((number, region))
-        found += [Caption(image, number, texts[number], several) for number, several in sorted(regions.items())]
+        found += [
+            Caption(image, number, texts[number], several)
+            for number, several in sorted(regions.items())
+        ]
     return found
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `LEVEL/KIND/MEASURE` with LEVEL global or local, KIND box or pixel, MEASURE mass, pointing or IoU; and
-    `LEVEL/KIND/MEASURE_over_uniform`, its paired difference from uniform attention.
+    `LEVEL/KIND/MEASURE` with LEVEL global or local, KIND box or pixel, MEASURE mass, pointing or
+    IoU; and `LEVEL/KIND/MEASURE_over_uniform`, its paired difference from uniform attention.
     """
     lines = list(records)
     found = []
@@ -158,7 +189,10 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
             scored = [line for line in lines if line["level"] == level and line[kind] is not None]
             keys = [line["image"] for line in scored]
             for measure, baseline in BASELINES.items() if scored else ():
-                value, chance = (np.array([100 * line[kind][name] for line in scored]) for name in (measure, baseline))
+                value, chance = (
+                    np.array([100 * line[kind][name] for line in scored])
+                    for name in (measure, baseline)
+                )
                 uniform = float(_by_picture(chance, keys).mean())
                 found.append(_mean(f"{level}/{kind}/{measure}", "percent", value, keys, uniform))
                 difference = f"{level}/{kind}/{measure}_over_uniform"
@@ -169,7 +203,14 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
 def _mean(name: str, unit: str, values: Array, keys: Sequence[str], chance: float) -> Metric:
     pictures = _by_picture(values, keys)
     interval = mean_interval(pictures, range(len(pictures)))
-    return Metric(name=name, value=float(pictures.mean()), unit=unit, ci95=interval, n=len(values), chance=chance)
+    return Metric(
+        name=name,
+        value=float(pictures.mean()),
+        unit=unit,
+        ci95=interval,
+        n=len(values),
+        chance=chance,
+    )
 
 
 def _by_picture(values: Array, keys: Sequence[str]) -> Array:
@@ -182,20 +223,29 @@ def _maps(
 ) -> Iterator[tuple[int, Array]]:
     """Yield maps (text tokens, rows, columns) of this process's share of the captions, each with its position."""
     texts = encode_texts(loaded, [caption.text for caption in captions], batch_size=batch_size)
-    image_rows, text_rows = torch.tensor([caption.image for caption in captions]), torch.from_numpy(texts.row)
+    image_rows, text_rows = (
+        torch.tensor([caption.image for caption in captions]),
+        torch.from_numpy(texts.row),
+    )
     lengths = texts.mask.sum(dim=1)[text_rows]
     at_once = max(1, TOKENS_AT_ONCE // (texts.tokens.shape[1] + images.tokens.shape[1]))
     for rows in share(torch.argsort(lengths, stable=True), at_once):
         chosen, longest = text_rows[rows], int(lengths[rows].max())
         tokens, mask = texts.tokens[chosen, :longest], texts.mask[chosen, :longest]
-        maps = attention_maps(loaded, images.tokens[image_rows[rows]], tokens, mask).double().numpy()
+        maps = (
+            attention_maps(loaded, images.tokens[image_rows[rows]], tokens, mask).double().numpy()
+        )
         yield from zip(rows.tolist(), maps, strict=True)
 
 
-def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps: Array) -> list[dict[str, Any]]:
+def _records(
+    loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps: Array
+) -> list[dict[str, Any]]:
     """Make the records of a caption as a whole and of each of its phrases."""
     if not np.isfinite(maps).all():
-        raise NumericsError(f"attention is not finite for the picture {key} and its caption {caption.text!r}")
+        raise NumericsError(
+            f"attention is not finite for the picture {key} and its caption {caption.text!r}"
+        )
     shapes = [shapes_of(key, region, media) for _, region in caption.regions]
     named = {kind: [mask for own in shapes for mask in own[kind]] for kind in KINDS}
     kept = {kind: foreground(masks) for kind, masks in named.items()}
@@ -209,9 +259,16 @@ def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps
         | {"empty": 0}  # counted by phrase
     ]
     for (number, region), own in zip(caption.regions, shapes, strict=True):
-        tokens = phrase_tokens(loaded.tokenizer, caption.text, region.phrase, loaded.model.config.max_text_length)
+        tokens = phrase_tokens(
+            loaded.tokenizer, caption.text, region.phrase, loaded.model.config.max_text_length
+        )
         lines.append(
-            {"query": f"{key}#{caption.number}/{number}", "level": "local", **common, "phrase": region.phrase}
+            {
+                "query": f"{key}#{caption.number}/{number}",
+                "level": "local",
+                **common,
+                "phrase": region.phrase,
+            }
             | {"regions": [number], "tokens": tokens, "unmatched": int(not tokens), "background": 0}
             | _scored(maps[tokens].sum(axis=0) if tokens else None, own)
         )
@@ -220,7 +277,9 @@ def _records(loaded: LoadedModel, key: str, media: bytes, caption: Caption, maps
 
 def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> dict[str, Any]:
     """Part of a record that says what the map is like; without a map there are no scores."""
-    found: dict[str, Any] = {"empty": sum(not mask.any() for masks in shapes.values() for mask in masks)}
+    found: dict[str, Any] = {
+        "empty": sum(not mask.any() for masks in shapes.values() for mask in masks)
+    }
     found |= {"zero_map": 0, "map": None} | dict.fromkeys(KINDS)
     if heat is None:
         return found

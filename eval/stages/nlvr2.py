@@ -1,8 +1,9 @@
 """Whether a statement is true of two pictures: accuracy, and consistency over all pairs that a sentence is about.
 
-In: a model with a classifier over "False" and "True" for two pictures, and a data set of pairs with statements. Out:
-both numbers with intervals, by file. Protocol: lil-lab/nlvr, nlvr2/eval/metrics.py; a picture that cannot be read makes
-its statements wrong. All metrics are computed from the records.
+In: a model with a classifier over "False" and "True" for two pictures, and a data set of pairs with
+statements. Out: both numbers with intervals, by file. Protocol: lil-lab/nlvr,
+nlvr2/eval/metrics.py; a picture that cannot be read makes its statements wrong. All metrics are
+computed from the records.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
-from eval.answering import Answer, answer_questions
-from eval.features import load, processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
-from eval.statistics import mean_interval
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import load, processes
+from eval.questions.inference import Answer, answer_questions
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval
+from eval.results.schema import Metric, Result, data_flags, environment, write_result
 
 LABELS = ("False", "True")
-FILES = {"test1": "test-P", "test2": "test-U"}  # what identifiers say, and what the files are called in papers
+FILES = {
+    "test1": "test-P",
+    "test2": "test-U",
+}  # what identifiers say, and what the files are called in papers
 
 
 def evaluate(
@@ -45,15 +49,17 @@ def evaluate(
     Raises
     ------
     UsageError, DataError, NumericsError
-        For an unknown option or a model without such a classifier, for missing or broken data, for scores that are not
-        finite.
+        For an unknown option or a model without such a classifier, for missing or broken data, for
+        scores that are not finite.
     """
     manifest = Manifest.load(data)
     known = overlap(manifest, model)
     loaded = load(model, precision, cache)
     labels = tuple(loaded.model.config.classifier_labels)
     if loaded.model.config.classifier_images != 2 or sorted(labels) != sorted(LABELS):
-        raise UsageError(f"{model} has no classifier of statements about two pictures: fine-tune it on pairs first")
+        raise UsageError(
+            f"{model} has no classifier of statements about two pictures: fine-tune it on pairs first"
+        )
     started = time.perf_counter()
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     records = [_record(answer, labels, manifest.name) for answer in answers]
@@ -98,9 +104,9 @@ def evaluate(
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`; none where the labels are kept secret.
 
-    `accuracy` over statements, `consistency` over sentences (all statements with the same sentence right),
-    `majority/accuracy` of the answer that is more often right on these data, whatever the picture; where statements are
-    of several files also `FILE/accuracy` and so on.
+    `accuracy` over statements, `consistency` over sentences (all statements with the same sentence
+    right), `majority/accuracy` of the answer that is more often right on these data, whatever the
+    picture; where statements are of several files also `FILE/accuracy` and so on.
 
     Raises
     ------
@@ -110,12 +116,16 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     lines = list(records)
     for line in lines:
         if "prediction" not in line:
-            raise DataError(f"statement {line['query']!r} has no prediction: every one must be judged")
+            raise DataError(
+                f"statement {line['query']!r} has no prediction: every one must be judged"
+            )
     secret = [line["query"] for line in lines if line["label"] is None]
     if len(secret) == len(lines):
         return []
     if secret:
-        raise DataError(f"{len(secret)} of {len(lines)} statements have no label, first {secret[0]!r}")
+        raise DataError(
+            f"{len(secret)} of {len(lines)} statements have no label, first {secret[0]!r}"
+        )
     found = _metrics("", lines)
     files = sorted({line["file"] for line in lines})
     for file in files if len(files) > 1 else []:
@@ -135,7 +145,12 @@ def _metrics(prefix: str, lines: Sequence[dict[str, Any]]) -> list[Metric]:
     majority = true if true.mean() >= 50 else 100 - true
     return [
         _metric(f"{prefix}accuracy", right, sets, 50.0),
-        _metric(f"{prefix}consistency", all_right, [sets[numbers[0]] for numbers in groups.values()], guessed),
+        _metric(
+            f"{prefix}consistency",
+            all_right,
+            [sets[numbers[0]] for numbers in groups.values()],
+            guessed,
+        ),
         _metric(f"{prefix}majority/accuracy", majority, sets, None),
     ]
 
@@ -154,26 +169,40 @@ def _metric(name: str, values: Any, sets: Sequence[str], chance: float | None) -
 def _record(answer: Answer, labels: Sequence[str], name: str) -> dict[str, Any]:
     question = answer.question
     file, pictures, group = _places(question, answer.key, name)
-    record: dict[str, Any] = {"query": question.id, "statement": question.question, "pair": answer.key}
+    record: dict[str, Any] = {
+        "query": question.id,
+        "statement": question.question,
+        "pair": answer.key,
+    }
     record |= {"image": pictures, "file": file, "group": group, "label": _label(question)}
-    return record | {"prediction": None if answer.label is None else labels[answer.label], "score": answer.score}
+    return record | {
+        "prediction": None if answer.label is None else labels[answer.label],
+        "score": answer.score,
+    }
 
 
 def _places(question: Question, key: str, name: str) -> tuple[str, str, str]:
     """File, set of pairs that share pictures, and sentence of a statement, from its identifier FILE-SET-PAIR-SENTENCE.
 
-    Statements with other ids belong to the data set's one file, to the set of their pair, and to their `group`.
+    Statements with other ids belong to the data set's one file, to the set of their pair, and to
+    their `group`.
     """
     fields = str(question.id).split("-")
     if len(fields) != 4:
         return name, key, question.group or str(question.id)
     file, number, _, sentence = fields
-    return FILES.get(file, file), f"{file}-{number}", question.group or f"{file}-{number}-{sentence}"
+    return (
+        FILES.get(file, file),
+        f"{file}-{number}",
+        question.group or f"{file}-{number}-{sentence}",
+    )
 
 
 def _label(question: Question) -> str | None:
     if not question.answers:
         return None
     if len(set(question.answers)) > 1 or question.answers[0] not in LABELS:
-        raise DataError(f'statement {question.id!r} must have the answer "True" or "False", not {question.answers}')
+        raise DataError(
+            f'statement {question.id!r} must have the answer "True" or "False", not {question.answers}'
+        )
     return question.answers[0]

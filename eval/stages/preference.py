@@ -1,7 +1,8 @@
 """Whether the model prefers a true caption to one with two attributes exchanged or a relation reversed.
 
-In: a model and a scenes split, whose graphs say which changed captions are false. Out: the share of pairs in which the
-true caption scores higher, by the contrastive score and by the matching head; ties count half, guessing reaches 50 %.
+In: a model and a scenes split, whose graphs say which changed captions are false. Out: the share of
+pairs in which the true caption scores higher, by the contrastive score and by the matching head;
+ties count half, guessing reaches 50 %.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.truth import is_scene, swapped
-from eval.features import Images, encode_images, encode_texts, load, processes
-from eval.matching import match_margins
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
-from eval.statistics import mean_interval
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import Images, encode_images, encode_texts, load, processes
+from eval.encoding.matching_scores import match_margins
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval
+from eval.results.schema import Metric, Result, data_flags, environment, write_result
 
 SCORES = ("contrastive", "matching")
 KINDS = ("attributes", "relation")
@@ -34,7 +35,8 @@ KINDS = ("attributes", "relation")
 class Choice:
     """A picture with a caption that is true of it and one that is not; ``kind`` says how the false one was made.
 
-    ``query`` names it in the records (default: its number), ``picture`` what is resampled (default: the sample).
+    ``query`` names it in the records (default: its number), ``picture`` what is resampled (default:
+    the sample).
     """
 
     image: int
@@ -116,7 +118,10 @@ def compare(
     margins = match_margins(loaded, images, texts, image, np.arange(len(captions)))
     scores = {"contrastive": cosines.reshape(2, -1), "matching": margins.reshape(2, -1)}
     records = [
-        {"query": number if choice.query is None else choice.query, "image": images.keys[choice.image]}
+        {
+            "query": number if choice.query is None else choice.query,
+            "image": images.keys[choice.image],
+        }
         | ({} if choice.picture is None else {"picture": choice.picture})
         | {"kind": choice.kind, "true": choice.true, "false": choice.false}
         | {name: [float(both[0, number]), float(both[1, number])] for name, both in scores.items()}
@@ -145,7 +150,11 @@ def compare(
         metrics=metrics(records),
         flags=overlap_flags(known)
         + data_flags(manifest)
-        + [f"constant_scores/{name}" for name, both in scores.items() if np.ptp(both) <= 1e-6 * np.abs(both).max()],
+        + [
+            f"constant_scores/{name}"
+            for name, both in scores.items()
+            if np.ptp(both) <= 1e-6 * np.abs(both).max()
+        ],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -197,5 +206,8 @@ def accuracy(name: str, score: str, lines: Sequence[dict[str, Any]]) -> Metric:
 
 def _kind(true: str, false: str) -> str:
     """Exchanged attributes only move words (but for a and an); a reversed relation changes one."""
-    counts = [Counter(w for w in re.findall(r"\w+", text) if w not in ("a", "an")) for text in (true, false)]
+    counts = [
+        Counter(w for w in re.findall(r"\w+", text) if w not in ("a", "an"))
+        for text in (true, false)
+    ]
     return "attributes" if counts[0] == counts[1] else "relation"

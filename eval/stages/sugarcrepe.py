@@ -1,8 +1,9 @@
 """SugarCrepe: a picture's caption against hard false ones, by the contrastive score and by the matching head.
 
-In: a model and a data set whose samples have `foils` (`glscl data import sugarcrepe`). Out: the share of the false
-captions that score lower than the true one, for each of the seven kinds. A tie counts half; the published code counts
-it as wrong, which is the lower of a metric's `bounds`. Guessing reaches 50 %.
+In: a model and a data set whose samples have `foils` (`glscl data import sugarcrepe`). Out: the
+share of the false captions that score lower than the true one, for each of the seven kinds. A tie
+counts half; the published code counts it as wrong, which is the lower of a metric's `bounds`.
+Guessing reaches 50 %.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features import Images
-from eval.schema import Metric, Result
+from eval.encoding.features import Images
+from eval.results.intervals import mean_of_means_interval
+from eval.results.schema import Metric, Result
 from eval.stages.preference import SCORES, Choice, accuracy, compare
-from eval.statistics import mean_of_means_interval
 
 
 def evaluate(
@@ -74,7 +75,8 @@ def choices_of(images: Images) -> list[Choice]:
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `SCORE/accuracy/KIND`, `SCORE/accuracy` over all lines, and `SCORE/mean_accuracy`, the mean over the kinds.
+    `SCORE/accuracy/KIND`, `SCORE/accuracy` over all lines, and `SCORE/mean_accuracy`, the mean over
+    the kinds.
     """
     lines = list(records)
     kinds = sorted({line["kind"] for line in lines})
@@ -82,12 +84,17 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     for score in SCORES:
         found.append(accuracy(f"{score}/accuracy", score, lines))
         by_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in kinds}
-        found += [accuracy(f"{score}/accuracy/{kind}", score, of_kind) for kind, of_kind in by_kind.items()]
+        found += [
+            accuracy(f"{score}/accuracy/{kind}", score, of_kind)
+            for kind, of_kind in by_kind.items()
+        ]
         found.append(_mean_over_kinds(f"{score}/mean_accuracy", score, lines, kinds))
     return found
 
 
-def _mean_over_kinds(name: str, score: str, lines: list[dict[str, Any]], kinds: list[str]) -> Metric:
+def _mean_over_kinds(
+    name: str, score: str, lines: list[dict[str, Any]], kinds: list[str]
+) -> Metric:
     true, false = np.array([line[score] for line in lines]).T
     kind = np.array([line["kind"] for line in lines])
 
@@ -99,7 +106,9 @@ def _mean_over_kinds(name: str, score: str, lines: list[dict[str, Any]], kinds: 
         name=name,
         value=mean(right),
         unit="percent",
-        ci95=mean_of_means_interval(100 * right, kind.tolist(), [line["picture"] for line in lines]),
+        ci95=mean_of_means_interval(
+            100 * right, kind.tolist(), [line["picture"] for line in lines]
+        ),
         n=len(lines),
         chance=50.0,
         bounds=(mean(true > false), mean(true >= false)),

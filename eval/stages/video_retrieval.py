@@ -1,8 +1,8 @@
 """Video-text retrieval: retrieval over clips with any number of captions, on evenly spaced frames of each.
 
-The first and the last frame are among them, of one frame it is the middle one, and a shorter clip repeats some. A clip
-that cannot be read is listed; its queries count as missed. MSR-VTT 1k-A is one caption a clip, others have many: the
-number is that of the data set, and stands in the result.
+The first and the last frame are among them, of one frame it is the middle one, and a shorter clip
+repeats some. A clip that cannot be read is listed; its queries count as missed. MSR-VTT 1k-A is one
+caption a clip, others have many: the number is that of the data set, and stands in the result.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest
-from eval.features import encode_images, load
-from eval.overlap import overlap
-from eval.schema import Result
-from eval.stages.retrieval import check_options, metrics, retrieve
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import encode_images, load
+from eval.results.contamination import overlap
+from eval.results.schema import Result
+from eval.stages.retrieval.stage import check_options, metrics, retrieve
 
 __all__ = ["evaluate", "metrics"]
 
@@ -45,7 +45,9 @@ def evaluate(
     known = overlap(manifest, model, train)
     loaded = load(model, precision, cache)
     started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit, frames=frames, skip_unreadable=True)
+    images = encode_images(
+        loaded, manifest, batch_size=batch_size, limit=limit, frames=frames, skip_unreadable=True
+    )
     return retrieve(
         "video-retrieval",
         loaded,
@@ -58,6 +60,9 @@ def evaluate(
         score=score,
         folds=1,
         batch_size=batch_size,
-        protocol={"frames": frames, "sampling": "evenly spaced, first and last among them; short clips repeat frames"}
+        protocol={
+            "frames": frames,
+            "sampling": "evenly spaced, first and last among them; short clips repeat frames",
+        }
         | {"unreadable": "listed, missed as queries, no candidates"},
     )

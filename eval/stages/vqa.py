@@ -1,8 +1,8 @@
 """Visual question answering with the official accuracy, beside what the labels allow and what blind answers reach.
 
-In: a model with a classifier over answers, and a data set with questions. Out: accuracy with intervals, by type of
-question and of answer, under both versions of the official evaluator; an answer file for the test server. All metrics
-are computed from the records.
+In: a model with a classifier over answers, and a data set with questions. Out: accuracy with
+intervals, by type of question and of answer, under both versions of the official evaluator; an
+answer file for the test server. All metrics are computed from the records.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
-from eval.answering import Answer, answer_questions
-from eval.answers import LabelScores
-from eval.features import load, processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, read_records, read_result, write_result
-from eval.statistics import mean_interval
-from eval.vqa_accuracy import accuracy
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import load, processes
+from eval.metrics.vqa_accuracy import accuracy
+from eval.questions.inference import Answer, answer_questions
+from eval.questions.vocabulary import LabelScores
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval
+from eval.results.schema import (
+    Metric,
+    Result,
+    data_flags,
+    environment,
+    read_records,
+    read_result,
+    write_result,
+)
 from pretrain.run.files import write_whole
 
 __all__ = ["accuracy", "evaluate", "metrics", "write_submission"]
@@ -53,7 +61,8 @@ def evaluate(
 ) -> Result:
     """Answer the questions of a data set and write `result.json` and `samples.jsonl` into ``out``.
 
-    Where the questions have no answers, as those of a test server, there are predictions and no metrics.
+    Where the questions have no answers, as those of a test server, there are predictions and no
+    metrics.
 
     Parameters
     ----------
@@ -75,8 +84,8 @@ def evaluate(
     Raises
     ------
     UsageError, DataError, NumericsError
-        For an unknown option or a model without a classifier, for missing or broken data or ids that a test server
-        does not take, for scores that are not finite.
+        For an unknown option or a model without a classifier, for missing or broken data or ids
+        that a test server does not take, for scores that are not finite.
     """
     if submit and limit is not None:
         raise UsageError("a submission answers all questions: leave out limit, or submit")
@@ -85,7 +94,9 @@ def evaluate(
     blind = None if prior is None else _blind_answers(prior, manifest)
     loaded = load(model, precision, cache)
     if loaded.model.config.classifier_images != 1:
-        raise UsageError(f"the classifier of {model} is for pairs of pictures: evaluate it with nlvr2")
+        raise UsageError(
+            f"the classifier of {model} is for pairs of pictures: evaluate it with nlvr2"
+        )
     started = time.perf_counter()
     answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
     labels = list(loaded.model.config.classifier_labels)
@@ -121,7 +132,9 @@ def evaluate(
     if state.is_main_process:
         write_result(Path(out), result, records)
         if submit:
-            write_submission(Path(out) / SUBMISSION_NAME, records, [answer.question.id for answer in answers])
+            write_submission(
+                Path(out) / SUBMISSION_NAME, records, [answer.question.id for answer in answers]
+            )
     state.wait_for_everyone()
     return result
 
@@ -129,26 +142,35 @@ def evaluate(
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`; none where the questions have no answers.
 
-    `accuracy` is the official one of 2021, `accuracy/2017` and `accuracy/always` those of the other versions,
-    `accuracy/type/TYPE` and `accuracy/answer_type/TYPE` parts of it. `ceiling` is what the best labels reach,
-    `prior/accuracy` what the answers without a picture do, `above_prior/accuracy` the paired difference;
-    `by_type/accuracy`, of such answers, what the most frequent answer to each type of question does.
+    `accuracy` is the official one of 2021, `accuracy/2017` and `accuracy/always` those of the other
+    versions, `accuracy/type/TYPE` and `accuracy/answer_type/TYPE` parts of it. `ceiling` is what
+    the best labels reach, `prior/accuracy` what the answers without a picture do,
+    `above_prior/accuracy` the paired difference; `by_type/accuracy`, of such answers, what the most
+    frequent answer to each type of question does.
     """
     lines = list(records)
     unanswered = [line["query"] for line in lines if not line["answers"]]
     if len(unanswered) == len(lines):
         return []
     if unanswered:
-        raise DataError(f"{len(unanswered)} of {len(lines)} questions have no answers, first {unanswered[0]!r}")
+        raise DataError(
+            f"{len(unanswered)} of {len(lines)} questions have no answers, first {unanswered[0]!r}"
+        )
     right = scores(lines)
     found = [_mean("accuracy", right, lines)]
     for version in ("2017", "always"):
-        other = np.array([100 * accuracy(line["prediction"], line["answers"], version) for line in lines])
+        other = np.array(
+            [100 * accuracy(line["prediction"], line["answers"], version) for line in lines]
+        )
         found.append(_mean(f"accuracy/{version}", other, lines, guessed=False))
     for field in ("type", "answer_type"):
         for name in sorted({line[field] for line in lines} - {""}):
             chosen = [number for number, line in enumerate(lines) if line[field] == name]
-            found.append(_mean(f"accuracy/{field}/{name}", right[chosen], [lines[number] for number in chosen]))
+            found.append(
+                _mean(
+                    f"accuracy/{field}/{name}", right[chosen], [lines[number] for number in chosen]
+                )
+            )
     if "ceiling" in lines[0]:
         best = np.array([100 * line["ceiling"] for line in lines])
         found.append(_mean("ceiling", best, lines, guessed=False))
@@ -175,13 +197,18 @@ def write_submission(path: Path, records: Sequence[dict[str, Any]], asked: Seque
     Raises
     ------
     DataError
-        If an id is no whole number, an id is missing, unknown or there twice, or a picture could not be read.
+        If an id is no whole number, an id is missing, unknown or there twice, or a picture could
+        not be read.
     """
     for record in records:
         if not isinstance(record["query"], int) or isinstance(record["query"], bool):
-            raise DataError(f"question id {record['query']!r} is no whole number, as the test server wants them")
+            raise DataError(
+                f"question id {record['query']!r} is no whole number, as the test server wants them"
+            )
         if record["prediction"] is None:
-            raise DataError(f"question {record['query']} has no answer: the picture {record['image']} cannot be read")
+            raise DataError(
+                f"question {record['query']} has no answer: the picture {record['image']} cannot be read"
+            )
     questions, answers = Counter(asked), Counter(record["query"] for record in records)
     twice = (questions - Counter(set(questions))) + (answers - Counter(set(answers)))
     for what, counts in (
@@ -190,8 +217,12 @@ def write_submission(path: Path, records: Sequence[dict[str, Any]], asked: Seque
         ("answered but not asked", answers - questions),
     ):
         if counts:
-            raise DataError(f"{path}: {len(counts)} question ids are {what}, first {next(iter(counts))}")
-    entries = [{"question_id": record["query"], "answer": record["prediction"]} for record in records]
+            raise DataError(
+                f"{path}: {len(counts)} question ids are {what}, first {next(iter(counts))}"
+            )
+    entries = [
+        {"question_id": record["query"], "answer": record["prediction"]} for record in records
+    ]
     write_whole(path, json.dumps(entries))
 
 
@@ -202,15 +233,28 @@ def _records(
     records = []
     for answer in answers:
         question = answer.question
-        record: dict[str, Any] = {"query": question.id, "image": answer.key, "question": question.question}
-        record |= {"type": question.type, "answer_type": question.answer_type, "answers": list(question.answers)}
-        record |= {"prediction": None if answer.label is None else labels[answer.label], "score": answer.score}
+        record: dict[str, Any] = {
+            "query": question.id,
+            "image": answer.key,
+            "question": question.question,
+        }
+        record |= {
+            "type": question.type,
+            "answer_type": question.answer_type,
+            "answers": list(question.answers),
+        }
+        record |= {
+            "prediction": None if answer.label is None else labels[answer.label],
+            "score": answer.score,
+        }
         if question.answers:
             record["accuracy"] = accuracy(record["prediction"], question.answers)
             record["ceiling"], record["chance"] = allowed.best_and_mean(question.answers)
         if blind is not None:
             if question.id not in blind:
-                raise DataError(f"the prior does not answer question {question.id!r}: evaluate it without limit")
+                raise DataError(
+                    f"the prior does not answer question {question.id!r}: evaluate it without limit"
+                )
             record["prior"] = blind[question.id]
         records.append(record)
     return records
@@ -223,11 +267,15 @@ def _blind_answers(folder: Path | str, manifest: Manifest) -> dict[str | int, st
         or result.model["hash"] is not None
         or result.data.get("hash") != f"sha256:{manifest.digest}"
     ):
-        raise DataError(f"{folder} is no vqa-prior result on {manifest.root}: evaluate the prior on the same data")
+        raise DataError(
+            f"{folder} is no vqa-prior result on {manifest.root}: evaluate the prior on the same data"
+        )
     return {record["query"]: record["prediction"] for record in read_records(folder)}
 
 
-def _mean(name: str, values: NDArray[np.float64], lines: Sequence[dict[str, Any]], guessed: bool = True) -> Metric:
+def _mean(
+    name: str, values: NDArray[np.float64], lines: Sequence[dict[str, Any]], guessed: bool = True
+) -> Metric:
     """Average percentages; with ``guessed`` beside what drawing a label reaches, where the lines say it."""
     drawn = guessed and "chance" in lines[0]
     return Metric(

@@ -1,8 +1,9 @@
 """What answers to questions reach without looking at the picture: the line that a model has to be above.
 
-In: training questions and the questions to answer. Out: a result of stage vqa, to be compared with a model's question
-by question. Source: the blind baselines of Antol et al., VQA (arXiv:1505.00468), section 5: the most frequent answer to
-questions of a type, and one linear layer on the words of the question.
+In: training questions and the questions to answer. Out: a result of stage vqa, to be compared with
+a model's question by question. Source: the blind baselines of Antol et al., VQA (arXiv:1505.00468),
+section 5: the most frequent answer to questions of a type, and one linear layer on the words of the
+question.
 """
 
 from __future__ import annotations
@@ -21,25 +22,31 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import Question
-from eval.answering import check_ids
-from eval.answers import read_questions
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Result, data_flags, environment, write_result
+from data_pipeline.shards.manifest import Manifest
+from eval.metrics.vqa_accuracy import Truth, accuracy
+from eval.questions.inference import check_ids
+from eval.questions.vocabulary import read_questions
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.schema import Result, data_flags, environment, write_result
 from eval.stages import vqa
-from eval.vqa_accuracy import Truth, accuracy
 
-LABELS, WORDS = 3129, 5000  # the most frequent answers (as many as published models know) and words, single or in pairs
+LABELS, WORDS = (
+    3129,
+    5000,
+)  # the most frequent answers (as many as published models know) and words, single or in pairs
 STEPS, BATCH, RATE, DECAY = 500, 512, 0.02, 1e-2
 
 
-def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int | None = None) -> Result:
+def evaluate(
+    train: Path | str, data: Path | str, out: Path | str, *, limit: int | None = None
+) -> Result:
     """Answer the questions of ``data`` with nothing but the questions and answers of ``train``.
 
-    Writes `result.json` and `samples.jsonl` into ``out``: predictions of the linear layer on words, and in `by_type`
-    the most frequent answer to questions of the type. ``limit`` uses only the questions of the first samples.
+    Writes `result.json` and `samples.jsonl` into ``out``: predictions of the linear layer on words,
+    and in `by_type` the most frequent answer to questions of the type. ``limit`` uses only the
+    questions of the first samples.
 
     Raises
     ------
@@ -79,7 +86,11 @@ def evaluate(train: Path | str, data: Path | str, out: Path | str, *, limit: int
             "train_questions": len(training),
             "overlap": shared,
         },
-        model={"name": "question only: one linear layer on words and pairs of words", "hash": None, "labels": LABELS},
+        model={
+            "name": "question only: one linear layer on words and pairs of words",
+            "hash": None,
+            "labels": LABELS,
+        },
         environment=environment(),
         metrics=vqa.metrics(records),
         flags=overlap_flags(shared) + data_flags(asked),
@@ -95,40 +106,60 @@ def _worth(question: Question) -> dict[str, float]:
     return {answer: truth.score(answer) for answer in dict.fromkeys(truth.answers)}
 
 
-def _by_type(training: Sequence[Question], worth: Sequence[dict[str, float]]) -> dict[str | None, str]:
+def _by_type(
+    training: Sequence[Question], worth: Sequence[dict[str, float]]
+) -> dict[str | None, str]:
     """Find the answer with the highest mean score for each type, and for all (None); the first of equals in order."""
     totals: dict[str | None, Counter[str]] = defaultdict(Counter)
     for question, scores in zip(training, worth, strict=True):
         for place in (question.type, None):
             for answer, score in scores.items():
                 totals[place][answer] += score  # type: ignore[assignment]
-    return {place: min(total, key=lambda answer: (-total[answer], answer)) for place, total in totals.items()}
+    return {
+        place: min(total, key=lambda answer: (-total[answer], answer))
+        for place, total in totals.items()
+    }
 
 
-def _by_words(training: Sequence[Question], worth: Sequence[dict[str, float]], asked: Sequence[Question]) -> list[str]:
+def _by_words(
+    training: Sequence[Question], worth: Sequence[dict[str, float]], asked: Sequence[Question]
+) -> list[str]:
     """Train one linear layer on words and pairs of neighbours with soft targets, and answer with it."""
     votes = Counter(answer for scores in worth for answer in scores)
-    labels = [answer for answer, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0]))[:LABELS]]
+    labels = [
+        answer for answer, _ in sorted(votes.items(), key=lambda item: (-item[1], item[0]))[:LABELS]
+    ]
     number = {answer: label for label, answer in enumerate(labels)}
     counts = Counter(word for question in training for word in _words(question))
     features = {word: column for column, (word, _) in enumerate(counts.most_common(WORDS))}
     known = _padded(training, features)
-    layer = torch.nn.EmbeddingBag(len(features) + 1, len(labels), mode="sum", padding_idx=len(features))
+    layer = torch.nn.EmbeddingBag(
+        len(features) + 1, len(labels), mode="sum", padding_idx=len(features)
+    )
     torch.nn.init.zeros_(layer.weight)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    answers = pad_sequence([torch.tensor([number.get(a, len(labels)) for a in scores]) for scores in worth], True)
+    answers = pad_sequence(
+        [torch.tensor([number.get(a, len(labels)) for a in scores]) for scores in worth], True
+    )
     targets = pad_sequence([torch.tensor(list(scores.values())) for scores in worth], True)
     for rows in islice(_batches(len(training)), STEPS):
-        # Answers that are no label share a column that is cut off; padding adds nothing to the column of label 0.
-        wanted = torch.zeros(len(rows), len(labels) + 1).scatter_add_(1, answers[rows], targets[rows])[:, :-1]
-        loss = binary_cross_entropy_with_logits(layer(known[rows]), wanted, reduction="sum") / len(rows)
+        # Answers that are no label share a column that is cut off; padding adds nothing to the
+        # column of label 0.
+        wanted = torch.zeros(len(rows), len(labels) + 1).scatter_add_(
+            1, answers[rows], targets[rows]
+        )[:, :-1]
+        loss = binary_cross_entropy_with_logits(layer(known[rows]), wanted, reduction="sum") / len(
+            rows
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     with torch.inference_mode():
-        blocks = [layer(rows).numpy().argmax(axis=1) for rows in _padded(asked, features).split(BATCH)]
+        blocks = [
+            layer(rows).numpy().argmax(axis=1) for rows in _padded(asked, features).split(BATCH)
+        ]
     return [labels[label] for label in np.concatenate(blocks)]
 
 
@@ -144,5 +175,8 @@ def _words(question: Question) -> list[str]:
 
 
 def _padded(questions: Sequence[Question], features: dict[str, int]) -> Tensor:
-    rows = [torch.tensor([features[w] for w in _words(question) if w in features]) for question in questions]
+    rows = [
+        torch.tensor([features[w] for w in _words(question) if w in features])
+        for question in questions
+    ]
     return pad_sequence(rows, True, len(features))

@@ -1,8 +1,9 @@
 """Winoground: two pictures and two captions of the same words, of which each belongs to one.
 
-In: a model and a data set of pairs (`glscl data import winoground`). Out: text, image and group score of the paper
-(arXiv 2204.03162), by the contrastive score and by the matching head: text asks whether each picture prefers its own
-caption, image whether each caption prefers its own picture, group for both. A tie is wrong. Guessing reaches 25, 25 and
+In: a model and a data set of pairs (`glscl data import winoground`). Out: text, image and group
+score of the paper (arXiv 2204.03162), by the contrastive score and by the matching head: text asks
+whether each picture prefers its own caption, image whether each caption prefers its own picture,
+group for both. A tie is wrong. Guessing reaches 25, 25 and
 16.67 %.
 """
 
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
-from eval.cache import Block, encoded_blocks
-from eval.features import Images, LoadedModel, encode_texts, load, processes
-from eval.matching import match_margins
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
-from eval.statistics import mean_interval
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.cache import Block, encoded_blocks
+from eval.encoding.features import Images, LoadedModel, encode_texts, load, processes
+from eval.encoding.matching_scores import match_margins
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval
+from eval.results.schema import Metric, Result, data_flags, environment, write_result
 from pretrain.ranking import unit_features
 
 SCORES = ("contrastive", "matching")
@@ -52,7 +53,8 @@ def evaluate(
     Raises
     ------
     UsageError, DataError, NumericsError
-        For an unknown option, for data that are no pairs with two captions, for scores that are not finite.
+        For an unknown option, for data that are no pairs with two captions, for scores that are not
+        finite.
     """
     manifest = Manifest.load(data)
     known = overlap(manifest, model)
@@ -63,8 +65,12 @@ def evaluate(
     texts = encode_texts(loaded, captions, batch_size=batch_size)
     # Of example e: caption 0 and 1 with picture 0 and 1, as the records hold them.
     example = 2 * np.repeat(np.arange(len(captions) // 2), 4)
-    text, image = (example + np.tile(which, len(captions) // 2) for which in ([0, 0, 1, 1], [0, 1, 0, 1]))
-    cosines = np.einsum("ij,ij->i", images.features[images.row[image]], texts.features[texts.row[text]])
+    text, image = (
+        example + np.tile(which, len(captions) // 2) for which in ([0, 0, 1, 1], [0, 1, 0, 1])
+    )
+    cosines = np.einsum(
+        "ij,ij->i", images.features[images.row[image]], texts.features[texts.row[text]]
+    )
     margins = match_margins(loaded, images, texts, image, text)
     scores = {"contrastive": cosines.reshape(-1, 2, 2), "matching": margins.reshape(-1, 2, 2)}
     records = [
@@ -97,7 +103,11 @@ def evaluate(
         metrics=metrics(records),
         flags=overlap_flags(known)
         + data_flags(manifest)
-        + [f"constant_scores/{n}" for n, table in scores.items() if np.ptp(table) <= 1e-6 * np.abs(table).max()],
+        + [
+            f"constant_scores/{n}"
+            for n, table in scores.items()
+            if np.ptp(table) <= 1e-6 * np.abs(table).max()
+        ],
         timing={"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -142,8 +152,13 @@ def _encode_pairs(loaded: LoadedModel, manifest: Manifest, limit: int | None) ->
     """Encode the pictures of pairs, first and second by turns."""
     manifest.check_kind("pair")
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    ranges = [(start, min(start + PAIRS_AT_ONCE, total)) for start in range(0, total, PAIRS_AT_ONCE)]
-    wanted = [{"pairs": manifest.digest, "name": manifest.name, "start": start, "stop": stop} for start, stop in ranges]
+    ranges = [
+        (start, min(start + PAIRS_AT_ONCE, total)) for start in range(0, total, PAIRS_AT_ONCE)
+    ]
+    wanted = [
+        {"pairs": manifest.digest, "name": manifest.name, "start": start, "stop": stop}
+        for start, stop in ranges
+    ]
     blocks = encoded_blocks(
         processes(),
         loaded.cache,
@@ -160,7 +175,9 @@ def _encode_pairs(loaded: LoadedModel, manifest: Manifest, limit: int | None) ->
         keys=keys,
         captions=[tuple(item["annotations"]["captions"]) for item in items],
         annotations=[item["annotations"] for item in items],
-        row=np.array([first.setdefault(item["media"], number) for number, item in enumerate(items)]),
+        row=np.array(
+            [first.setdefault(item["media"], number) for number, item in enumerate(items)]
+        ),
         features=unit_features(torch.cat([block.arrays["features"] for block in blocks]), keys),
         tokens=torch.cat([block.arrays["tokens"] for block in blocks]),
     )
@@ -168,10 +185,14 @@ def _encode_pairs(loaded: LoadedModel, manifest: Manifest, limit: int | None) ->
 
 def _block(loaded: LoadedModel, manifest: Manifest, start: int, stop: int) -> Block:
     model, size = loaded.model, loaded.model.config.image_size
-    [batch] = evaluation_batches(manifest, size=size, batch_size=stop - start, start=start, limit=stop, pairs=True)
+    [batch] = evaluation_batches(
+        manifest, size=size, batch_size=stop - start, start=start, limit=stop, pairs=True
+    )
     for sample in batch.samples:
         if len(sample.captions) != 2:
-            raise DataError(f"sample {sample.key} has {len(sample.captions)} captions, Winoground's have two")
+            raise DataError(
+                f"sample {sample.key} has {len(sample.captions)} captions, Winoground's have two"
+            )
     with loaded.autocast():
         tokens = model.encode_image(model.normalize(batch.pixels.flatten(0, 1).to(loaded.device)))
     items = [
@@ -180,4 +201,7 @@ def _block(loaded: LoadedModel, manifest: Manifest, start: int, stop: int) -> Bl
         for sample in batch.samples
         for picture in (sample.media, sample.second)
     ]
-    return Block({"features": model.contrastive_image(tokens.float()).cpu(), "tokens": loaded.kept(tokens)}, items)
+    return Block(
+        {"features": model.contrastive_image(tokens.float()).cpu(), "tokens": loaded.kept(tokens)},
+        items,
+    )

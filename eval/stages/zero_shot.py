@@ -1,8 +1,9 @@
 """Zero-shot classification: which class's name, put into sentences, is closest to the picture.
 
-In: a model, and a data set whose samples have one of several `labels`, the names of classes. The feature of a class is
-the mean of those of its sentences, each of length one (CLIP's prompt ensemble); the contrastive score decides.
-Scenes with a single object are labelled by its colour and shape. Out: top-1 and top-5 accuracy, over all and by class.
+In: a model, and a data set whose samples have one of several `labels`, the names of classes. The
+feature of a class is the mean of those of its sentences, each of length one (CLIP's prompt
+ensemble); the contrastive score decides. Scenes with a single object are labelled by its colour and
+shape. Out: top-1 and top-5 accuracy, over all and by class.
 """
 
 from __future__ import annotations
@@ -16,16 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.truth import is_scene
-from eval.features import LoadedModel, encode_images, encode_texts, load, processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Metric, Result, data_flags, environment, write_result
-from eval.statistics import mean_interval, mean_of_means_interval
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import LoadedModel, encode_images, encode_texts, load, processes
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.intervals import mean_interval, mean_of_means_interval
+from eval.results.schema import Metric, Result, data_flags, environment, write_result
 from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
 
-TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "an image of a {}", "this shows a {}")
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "this shows a {}",
+)
 TOP = 5
 
 
@@ -64,17 +72,24 @@ def evaluate(
     loaded = load(model, precision, cache)
     started = time.perf_counter()
     images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit, captioned=False)
-    labels = [label_of(key, annotation) for key, annotation in zip(images.keys, images.annotations, strict=True)]
+    labels = [
+        label_of(key, annotation)
+        for key, annotation in zip(images.keys, images.annotations, strict=True)
+    ]
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
-        raise DataError(f'{data} has no sample with exactly one of "labels", which classification needs')
+        raise DataError(
+            f'{data} has no sample with exactly one of "labels", which classification needs'
+        )
     names = _names([label for label in labels if label is not None], classes)
     number = {name: column for column, name in enumerate(names)}
     positives = np.array([number[label] for label in labels if label is not None])
     features = class_features(loaded, names, templates, batch_size=batch_size)
     records, degenerate = [], True
     keys = [images.keys[row] for row in rows]
-    blocks = score_blocks(images.features[images.row[rows]], features, query_ids=keys, candidate_ids=names)
+    blocks = score_blocks(
+        images.features[images.row[rows]], features, query_ids=keys, candidate_ids=names
+    )
     for start, scores in blocks:
         ranked = ranks(scores, positives[start : start + len(scores)])
         degenerate = degenerate and ranked.degenerate
@@ -83,7 +98,16 @@ def evaluate(
             key, true = keys[start + row], names[positives[start + row]]
             found = {"above": int(above), "tied": int(ranked.tied[row])}
             top = [[names[column], float(scores[row, column])] for column in best[row]]
-            records.append({"query": key, "image": key, "label": true, "candidates": len(names), **found, "top": top})
+            records.append(
+                {
+                    "query": key,
+                    "image": key,
+                    "label": true,
+                    "candidates": len(names),
+                    **found,
+                    "top": top,
+                }
+            )
     state = processes()
     result = Result(
         stage="zero-shot",
@@ -123,7 +147,9 @@ def checked_templates(given: Sequence[str] | None) -> Sequence[str]:
     templates = TEMPLATES if given is None else given
     for template in templates or [""]:
         if template.count("{}") != 1:
-            raise UsageError(f"the template {template!r} must hold {{}} once, where the name of a class goes")
+            raise UsageError(
+                f"the template {template!r} must hold {{}} once, where the name of a class goes"
+            )
     return templates
 
 
@@ -132,10 +158,16 @@ def label_of(key: str, annotation: dict[str, Any]) -> str | None:
 
     Raises DataError for labels that are not a list of names.
     """
-    if is_scene(annotation):  # its labels are shapes alone, which its captions hardly ever name without a colour
-        return _only([f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]])
+    if is_scene(
+        annotation
+    ):  # its labels are shapes alone, which its captions hardly ever name without a colour
+        return _only(
+            [f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]]
+        )
     labels = annotation.get("labels", [])
-    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+    if not isinstance(labels, list) or not all(
+        isinstance(label, str) and label.strip() for label in labels
+    ):
         raise DataError(f'sample {key}: "labels" must be a list of names, not {labels!r}')
     return _only(labels)
 
@@ -149,7 +181,9 @@ def class_features(
 ) -> NDArray[np.float32]:
     """Return unit features (classes, projection) of the classes' names: the mean over the templates."""
     texts = encode_texts(
-        loaded, [template.replace("{}", name) for name in names for template in templates], batch_size=batch_size
+        loaded,
+        [template.replace("{}", name) for name in names for template in templates],
+        batch_size=batch_size,
     )
     several = texts.features[texts.row].reshape(len(names), len(templates), -1)
     return unit_features(several.astype(np.float64).mean(axis=1), names)
@@ -158,10 +192,13 @@ def class_features(
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `top1` and, with more classes than that, `top5`; `mean_per_class`, in which every class counts alike; `class/NAME`.
+    `top1` and, with more classes than that, `top5`; `mean_per_class`, in which every class counts
+    alike; `class/NAME`.
     """
     lines = list(records)
-    above, tied = (np.array([line[name] for line in lines], dtype=np.int64) for name in ("above", "tied"))
+    above, tied = (
+        np.array([line[name] for line in lines], dtype=np.int64) for name in ("above", "tied")
+    )
     ranked = Ranks(above, tied, np.ones_like(tied), candidates=lines[0]["candidates"])
     labels, group = np.unique([line["label"] for line in lines], return_inverse=True)
     keys = [line["image"] for line in lines]
@@ -171,7 +208,16 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
         found.append(_accuracy(f"top{TOP}", 100 * ranked.hits(TOP), keys, TOP * chance))
     alike = float((np.bincount(group, right) / np.bincount(group)).mean())
     interval = mean_of_means_interval(right, group.tolist(), keys)
-    found.append(Metric(name="mean_per_class", value=alike, unit="percent", ci95=interval, n=len(group), chance=chance))
+    found.append(
+        Metric(
+            name="mean_per_class",
+            value=alike,
+            unit="percent",
+            ci95=interval,
+            n=len(group),
+            chance=chance,
+        )
+    )
     for number, label in enumerate(labels):
         rows = np.flatnonzero(group == number)
         found.append(_accuracy(f"class/{label}", right[rows], [keys[row] for row in rows], chance))
@@ -185,10 +231,19 @@ def _names(labels: Sequence[str], given: Sequence[str] | None) -> list[str]:
         raise UsageError("classes names one class twice")
     unknown = sorted(set(labels) - set(given))
     if unknown:
-        raise UsageError(f"classes does not name {unknown[0]!r}, which labels a picture ({len(unknown)} such labels)")
+        raise UsageError(
+            f"classes does not name {unknown[0]!r}, which labels a picture ({len(unknown)} such labels)"
+        )
     return list(given)
 
 
 def _accuracy(name: str, values: NDArray[np.float64], keys: Sequence[str], chance: float) -> Metric:
     interval = mean_interval(values, keys)
-    return Metric(name=name, value=float(values.mean()), unit="percent", ci95=interval, n=len(values), chance=chance)
+    return Metric(
+        name=name,
+        value=float(values.mean()),
+        unit="percent",
+        ci95=interval,
+        n=len(values),
+        chance=chance,
+    )

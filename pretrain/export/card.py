@@ -87,13 +87,25 @@ def _training(folder: Path) -> str:
     if not trainer:
         return "Not known: the model was exported from a folder that is not part of a run."
     lines = [f"- {trainer['step']:,} steps, {trainer['samples']:,} samples"]
-    lines += [f"- data: `{data['name']}`, manifest sha256 `{data['digest']}`" for data in environment.get("data", [])]
+    lines += [
+        f"- data: `{data['name']}`, manifest sha256 `{data['digest']}`"
+        for data in environment.get("data", [])
+    ]
     if "code" in environment:
         lines.append(f"- code: `{environment['code']}`, seed {environment.get('seed')}")
     step, found = _validation(run / "metrics.jsonl", trainer["step"])
     if found:
-        lines += ["", f"On the validation split at step {step:,}:", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {name.removeprefix('validation/')} | {value:.2f} % |" for name, value in found.items()]
+        lines += [
+            "",
+            f"On the validation split at step {step:,}:",
+            "",
+            "| metric | value |",
+            "|---|---|",
+        ]
+        lines += [
+            f"| {name.removeprefix('validation/')} | {value:.2f} % |"
+            for name, value in found.items()
+        ]
     return "\n".join(lines)
 
 

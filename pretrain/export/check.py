@@ -79,30 +79,47 @@ print(json.dumps({"differences": differences, "classes": classes, "problems": pr
 def check_export(model: GLSCLModel, folder: Path) -> dict[str, float]:
     """Return the largest difference of every output between ``folder``, loaded elsewhere, and ``model``.
 
-    Pixels, token ids and mask are random; a random picture and two texts go through the exported preprocessing.
+    Pixels, token ids and mask are random; a random picture and two texts go through the exported
+    preprocessing.
 
     Raises
     ------
     NumericsError
-        If a difference exceeds 1e-5, or the folder does not load without missing or superfluous weights.
+        If a difference exceeds 1e-5, or the folder does not load without missing or superfluous
+        weights.
     """
     expected = _expected(model, folder)
     with tempfile.TemporaryDirectory() as elsewhere:
         save_file(expected, f"{elsewhere}/expected.safetensors")
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _READER, str(folder.resolve()), "expected.safetensors", json.dumps(_TEXTS)],
+            [
+                sys.executable,
+                "-I",
+                "-c",
+                _READER,
+                str(folder.resolve()),
+                "expected.safetensors",
+                json.dumps(_TEXTS),
+            ],
             cwd=elsewhere,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,
         )
     if done.returncode:
-        raise NumericsError(f"the export cannot be loaded without this project: {done.stderr.strip()[-500:]}")
+        raise NumericsError(
+            f"the export cannot be loaded without this project: {done.stderr.strip()[-500:]}"
+        )
     found = json.loads(done.stdout.splitlines()[-1])
-    wrong = {name: d for name, d in found["differences"].items() if d == "shape" or not d <= TOLERANCE}
+    wrong = {
+        name: d for name, d in found["differences"].items() if d == "shape" or not d <= TOLERANCE
+    }
     if wrong or found["problems"]:
         raise NumericsError(f"the export differs from the model: {wrong or found['problems'][:5]}")
-    if found["classes"] != {"vision": type(model.vision).__name__, "text": type(model.text).__name__}:
+    if found["classes"] != {
+        "vision": type(model.vision).__name__,
+        "text": type(model.text).__name__,
+    }:
         raise NumericsError(f"the export loads as {found['classes']}")
     return found["differences"]
 
@@ -112,8 +129,12 @@ def _expected(model: GLSCLModel, folder: Path) -> dict[str, torch.Tensor]:
     config, random = model.config, np.random.default_rng(0)
     text_config: Any = config.text_config
     length = min(config.max_text_length, 16)
-    picture = random.integers(0, 256, (config.image_size + 40, config.image_size + 7, 3), dtype=np.uint8)
-    pixels = torch.from_numpy(random.standard_normal((2, 3, config.image_size, config.image_size), dtype=np.float32))
+    picture = random.integers(
+        0, 256, (config.image_size + 40, config.image_size + 7, 3), dtype=np.uint8
+    )
+    pixels = torch.from_numpy(
+        random.standard_normal((2, 3, config.image_size, config.image_size), dtype=np.float32)
+    )
     ids = torch.from_numpy(random.integers(4, text_config.vocab_size, (3, length)))
     mask = (torch.arange(length) < torch.tensor([[length], [length - 1], [2]])).long()
     ids[mask == 0] = text_config.pad_token_id
@@ -137,14 +158,18 @@ def _expected(model: GLSCLModel, folder: Path) -> dict[str, torch.Tensor]:
         "vision/tokens": _tokens(model, pixels),
         "text/last_hidden_state": text.last_hidden_state,
         "vision/preprocessed": model.normalize(torch.from_numpy(view)).contiguous(),
-        "text/ids": torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True, padding_value=tokenizer.pad_id),
+        "text/ids": torch.nn.utils.rnn.pad_sequence(
+            encoded, batch_first=True, padding_value=tokenizer.pad_id
+        ),
     }
 
 
 def _tokens(model: GLSCLModel, pixels: torch.Tensor) -> torch.Tensor:
     """Tokens that the model projects, taken where it takes them."""
     taken: list[torch.Tensor] = []
-    hook = model.image_projection.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    hook = model.image_projection.register_forward_pre_hook(
+        lambda module, inputs: taken.append(inputs[0])
+    )
     try:
         model.encode_image(pixels)
     finally:

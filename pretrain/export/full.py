@@ -1,6 +1,7 @@
 """The whole model of an authors' checkpoint as a folder that `from_pretrained` loads.
 
-In: a checkpoint file of their release, and the tokenizer it was trained with. Out: one folder, whole or not there.
+In: a checkpoint file of their release, and the tokenizer it was trained with. Out: one folder,
+whole or not there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pretrain.run.checkpoint import load_authors
 from pretrain.run.files import sync
 
 
-def convert(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | None = None) -> GLSCLModel:
+def convert(
+    checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | None = None
+) -> GLSCLModel:
     """Write `OUT/full`, with tokenizer and image processor where `tokenizer` names a folder; return the model.
 
     Raises
@@ -25,8 +28,8 @@ def convert(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | 
     UsageError
         If there is no such checkpoint or tokenizer folder, or `out` is not empty.
     DataError
-        If the checkpoint is damaged or not one of the authors' pre-training, or the tokenizer is another one than it
-        was trained with.
+        If the checkpoint is damaged or not one of the authors' pre-training, or the tokenizer is
+        another one than it was trained with.
     IncompleteError
         If there is no room; nothing is left behind.
     """
@@ -48,7 +51,9 @@ def convert(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | 
             sync(path)
         beside.rename(out)
     except SafetensorError as error:  # a full disk, as safetensors reports it
-        raise IncompleteError(f"cannot write {out}: {error}: make room and run the same command again") from None
+        raise IncompleteError(
+            f"cannot write {out}: {error}: make room and run the same command again"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return model
@@ -59,17 +64,27 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UsageError(
             f"no tokenizer at {folder}: {'a file, name its folder' if folder.exists() else 'no such folder'}"
         )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")):
+    if not any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    ):
         raise DataError(f"no tokenizer at {folder}: it holds no tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise DataError(f"no tokenizer at {folder}: {' '.join(str(error).split())[:300]}") from error
+        raise DataError(
+            f"no tokenizer at {folder}: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
-def _processor(config: GLSCLConfig, tokenizer: PreTrainedTokenizerBase, folder: Path | str | None) -> GLSCLProcessor:
+def _processor(
+    config: GLSCLConfig, tokenizer: PreTrainedTokenizerBase, folder: Path | str | None
+) -> GLSCLProcessor:
     ours = {"entries": len(tokenizer), "padding id": tokenizer.pad_token_id}
-    theirs = {"entries": config.text_config.vocab_size, "padding id": config.text_config.pad_token_id}
+    theirs = {
+        "entries": config.text_config.vocab_size,
+        "padding id": config.text_config.pad_token_id,
+    }
     for name, value in ours.items():
         if value != theirs[name]:
             raise DataError(

@@ -1,6 +1,7 @@
 """The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` a RobertaModel.
 
-In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a model card.
+In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a
+model card.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     out
         A new or empty folder, or an earlier export, which is replaced.
     check
-        Load the result in a process that cannot import this project and compare what it computes, before ``out`` is
-        touched.
+        Load the result in a process that cannot import this project and compare what it computes,
+        before ``out`` is touched.
 
     Raises
     ------
     UsageError
-        If ``model`` does not exist, is the authors' checkpoint or has an image tower that no stock class computes, or
-        ``out`` holds anything but an earlier export.
+        If ``model`` does not exist, is the authors' checkpoint or has an image tower that no stock
+        class computes, or ``out`` holds anything but an earlier export.
     DataError
         If the model is damaged.
     NumericsError
@@ -56,7 +57,9 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
         )
     folder = Path(loaded.name_or_path)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is a file without a tokenizer: `glscl convert {folder} OUT --tokenizer ...` first")
+        raise UsageError(
+            f"{folder} is a file without a tokenizer: `glscl convert {folder} OUT --tokenizer ...` first"
+        )
     beside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
     try:
@@ -67,7 +70,11 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
             check_export(loaded, beside)
         write_json(
             beside / EXPORT_NAME,
-            {"format": FORMAT, "model": str(folder), "weights_sha256": sha256(folder / "model.safetensors")},
+            {
+                "format": FORMAT,
+                "model": str(folder),
+                "weights_sha256": sha256(folder / "model.safetensors"),
+            },
         )
         shutil.rmtree(out, ignore_errors=True)
         beside.rename(out)
@@ -78,15 +85,20 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
 
 def _refuse_other_content(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / EXPORT_NAME).is_file():
-        raise UsageError(f"{out} is not empty and not an earlier export: choose another folder or remove it")
+        raise UsageError(
+            f"{out} is not empty and not an earlier export: choose another folder or remove it"
+        )
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: choose a folder")
 
 
 def _write(model: GLSCLModel, source: Path, out: Path) -> None:
     config = model.config
-    # transformers 4 reads the tower only under this prefix, and would leave it at random weights without; 5 reads both.
-    prefixed = {f"vision_model.{name}": tensor for name, tensor in model.vision.state_dict().items()}
+    # transformers 4 reads the tower only under this prefix, and would leave it at random weights
+    # without; 5 reads both.
+    prefixed = {
+        f"vision_model.{name}": tensor for name, tensor in model.vision.state_dict().items()
+    }
     model.vision.save_pretrained(out / "vision", state_dict=prefixed)
     model.text.save_pretrained(out / "text")
     CLIPImageProcessorPil(

@@ -18,11 +18,12 @@ class GLSCLConfig(PreTrainedConfig):
     Parameters
     ----------
     vision_config : dict, CLIPVisionConfig or SiglipVisionConfig
-        The image tower. Default: CLIP ViT-B/16 at 288 pixels with 11 blocks (the authors leave the last one out).
-        A dict names its kind as `model_type` (`clip_vision_model`, `siglip_vision_model`).
+        The image tower. Default: CLIP ViT-B/16 at 288 pixels with 11 blocks (the authors leave the
+        last one out). A dict names its kind as `model_type` (`clip_vision_model`,
+        `siglip_vision_model`).
     text_config : dict or PreTrainedConfig
-        The text tower, any bidirectional encoder of transformers (`roberta`, `xlm-roberta`, `bert`, `modernbert`, ...),
-        by its `model_type`. Default: RoBERTa base.
+        The text tower, any bidirectional encoder of transformers (`roberta`, `xlm-roberta`, `bert`,
+        `modernbert`, ...), by its `model_type`. Default: RoBERTa base.
     max_frames : int
         Frames that a clip may have: rows of the temporal table. 0: the model takes pictures only.
     hidden_size : int
@@ -45,9 +46,11 @@ class GLSCLConfig(PreTrainedConfig):
     initializer_range : float
         Standard deviation of the new linear layers and embeddings.
     classifier_labels : sequence of str
-        What the classifier tells apart: answers, or false and true. Empty, the default: there is no classifier.
+        What the classifier tells apart: answers, or false and true. Empty, the default: there is no
+        classifier.
     classifier_images : int
-        Pictures that a text is classified with, 1 or 2. With two there is a third token type, for the second one.
+        Pictures that a text is classified with, 1 or 2. With two there is a third token type, for
+        the second one.
 
     Raises
     ------
@@ -84,28 +87,48 @@ class GLSCLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
             self.vision_config = CLIPVisionConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=11, patch_size=16, image_size=288
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=11,
+                patch_size=16,
+                image_size=288,
             )
         if self.text_config is None:
-            self.text_config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+            self.text_config = RobertaConfig(
+                vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
+            )
         if (kind := _kind(self.vision_config, "clip_vision_model")) not in VISION_TOWERS:
-            raise ValueError(f"{kind!r} is no image tower that GLSCL can hold: choose {' or '.join(VISION_TOWERS)}")
+            raise ValueError(
+                f"{kind!r} is no image tower that GLSCL can hold: choose {' or '.join(VISION_TOWERS)}"
+            )
         if (kind := _kind(self.text_config, "roberta")) not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            raise ValueError(f"{kind!r} is no bidirectional text encoder such as roberta or modernbert")
+            raise ValueError(
+                f"{kind!r} is no bidirectional text encoder such as roberta or modernbert"
+            )
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config
         if text.is_encoder_decoder:
-            raise ValueError(f"{text.model_type!r} is an encoder with a decoder: choose a text encoder such as roberta")
+            raise ValueError(
+                f"{text.model_type!r} is an encoder with a decoder: choose a text encoder such as roberta"
+            )
         if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
-            raise ValueError("image_size and patch_size of the image tower are one number each; inputs may be oblong")
+            raise ValueError(
+                "image_size and patch_size of the image tower are one number each; inputs may be oblong"
+            )
         if vision.patch_size < 1 or vision.image_size < 1:
             raise ValueError("image_size and patch_size of the image tower must be at least 1")
         if vision.image_size % vision.patch_size:
-            raise ValueError(f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}")
+            raise ValueError(
+                f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}"
+            )
         if not isinstance(self.max_frames, int) or self.max_frames < 0:
-            raise ValueError(f"max_frames must be a whole number of 0 or more, it is {self.max_frames!r}")
+            raise ValueError(
+                f"max_frames must be a whole number of 0 or more, it is {self.max_frames!r}"
+            )
         if not isinstance(self.tie_masked_language_head, bool):
-            raise ValueError(f"tie_masked_language_head must be true or false, it is {self.tie_masked_language_head!r}")
+            raise ValueError(
+                f"tie_masked_language_head must be true or false, it is {self.tie_masked_language_head!r}"
+            )
         for name, tower in (("image", vision), ("text", text)):
             if tower.num_hidden_layers < 1:
                 raise ValueError(f"num_hidden_layers of the {name} tower must be at least 1")
@@ -114,7 +137,9 @@ class GLSCLConfig(PreTrainedConfig):
         if self.classifier_images not in (1, 2):
             raise ValueError(f"classifier_images must be 1 or 2, it is {self.classifier_images!r}")
         if self.contrastive_head not in ("mlp", "linear"):
-            raise ValueError(f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}")
+            raise ValueError(
+                f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}"
+            )
         if self.tie_masked_language_head and text.hidden_size != self.hidden_size:
             raise ValueError(
                 f"tie_masked_language_head needs a text tower as wide as the fusion encoder: hidden_size is "

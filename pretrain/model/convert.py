@@ -1,7 +1,7 @@
 """A checkpoint of the authors' release -> this model; nothing stored in the file is executed.
 
-Every tensor of a pre-training checkpoint finds its place, is on the list of dead ones, or is refused by name; names and
-shapes are settled before the first weight is read.
+Every tensor of a pre-training checkpoint finds its place, is on the list of dead ones, or is
+refused by name; names and shapes are settled before the first weight is read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from .configuration import GLSCLConfig
 from .modeling import GLSCLModel
 from .tensor_file import LazyTensor, open_tensors
 
-# What wrappers put before every name: DistributedDataParallel, a LightningModule that holds the model, torch.compile.
+# What wrappers put before every name: DistributedDataParallel, a LightningModule that holds the
+# model, torch.compile.
 _WRAPPERS = re.compile(r"((module|model|_orig_mod)\.)+")
-# What the authors' checkpoints hold and no computation of theirs uses: buffers that the model computes itself, the MAE
-# decoder (8 blocks, 26 M parameters, which no loss reaches), and the running metrics of each task.
+# What the authors' checkpoints hold and no computation of theirs uses: buffers that the model
+# computes itself, the MAE decoder (8 blocks, 26 M parameters, which no loss reaches), and the
+# running metrics of each task.
 _DEAD = re.compile(
     r"text_transformer\.embeddings\.(position_ids|token_type_ids)"
     r"|vision_transformer\.(mask_token|decoder_(embed|pos_embed|blocks|norm|pred)\b.*)"
@@ -30,7 +32,9 @@ _DEAD = re.compile(
 )
 # Heads that only checkpoints of a fine-tuning have.
 _FINE_TUNED = {"vqa_classifier.": "VQA", "nlvr2_classifier.": "NLVR2", "rank_output.": "retrieval"}
-_TEMPORAL = "vision_transformer.visual.temporal_embed"  # says that it is the video encoder of the release
+_TEMPORAL = (
+    "vision_transformer.visual.temporal_embed"  # says that it is the video encoder of the release
+)
 _MOST_LAYERS = 128  # or names alone would make a model of any size
 _PREFIXES = {
     "cross_modal_text_layers.": "fusion.text_layers.",
@@ -72,14 +76,17 @@ _BLOCK_PARTS = {
 def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLModel:
     """Build a float32 model of a checkpoint whose tensors carry the names of the authors' release.
 
-    Takes what `torch.save` or PyTorch-Lightning wrote (`.ckpt`, `.pt`, `.bin`) and `.safetensors`. Without `config` the
-    sizes are read off the tensors, with 64-wide heads (4 heads in text and fusion below width 512). Raises ValueError
-    when a tensor is missing, superfluous or of another shape, and for a file that is damaged or no checkpoint.
+    Takes what `torch.save` or PyTorch-Lightning wrote (`.ckpt`, `.pt`, `.bin`) and `.safetensors`.
+    Without `config` the sizes are read off the tensors, with 64-wide heads (4 heads in text and
+    fusion below width 512). Raises ValueError when a tensor is missing, superfluous or of another
+    shape, and for a file that is damaged or no checkpoint.
     """
     with open_tensors(path) as stored:
         try:
             tensors = _living(stored)
-            shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+            shapes = {
+                name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()
+            }
             sizes = config or _read_sizes(shapes)
             _refuse_misfits(shapes, sizes)
         except ValueError as error:
@@ -91,7 +98,9 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
             for name, tensor in tensors.items():
                 values = tensor.read()
                 if not values.isfinite().all():
-                    raise ValueError(f"{path}: {name} holds numbers that are not finite: the training had failed")
+                    raise ValueError(
+                        f"{path}: {name} holds numbers that are not finite: the training had failed"
+                    )
                 for ours, part in our_names(name, values).items():
                     state[ours].copy_(part.reshape(state[ours].shape))
     if config is None:
@@ -127,7 +136,9 @@ def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
     named: dict[str, LazyTensor] = {}
     unusable = []
     for stored_name, tensor in stored.items():
-        name = stored_name[match.end() :] if (match := _WRAPPERS.match(stored_name)) else stored_name
+        name = (
+            stored_name[match.end() :] if (match := _WRAPPERS.match(stored_name)) else stored_name
+        )
         if _DEAD.fullmatch(name):
             continue
         if tensor is None or name in named or not tensor.dtype.is_floating_point:
@@ -135,7 +146,9 @@ def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
         else:
             named[name] = tensor
     if unusable:
-        raise ValueError(f"{_some(unusable)}: not ordinary tensors of floating-point numbers, or there twice")
+        raise ValueError(
+            f"{_some(unusable)}: not ordinary tensors of floating-point numbers, or there twice"
+        )
     for head, task in _FINE_TUNED.items():
         if any(name.startswith(head) for name in named):
             raise ValueError(
@@ -149,7 +162,9 @@ def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
     """Raise ValueError unless the tensors are those of a model with this configuration, which is not built."""
     try:
         with torch.device("meta"):
-            expected = {name: tensor.shape for name, tensor in GLSCLModel(config).state_dict().items()}
+            expected = {
+                name: tensor.shape for name, tensor in GLSCLModel(config).state_dict().items()
+            }
     except (TypeError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"its sizes make no model: {error}") from error
     unknown, misshapen = [], []
@@ -161,7 +176,8 @@ def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
         for ours, part in places.items():
             if ours not in expected or ours in placed:
                 unknown.append(name)
-            # The authors' temperature is a scalar, their mask token a row, their temporal table has a leading axis.
+            # The authors' temperature is a scalar, their mask token a row, their temporal table has
+            # a leading axis.
             elif [n for n in part.shape if n != 1] != [n for n in expected[ours] if n != 1]:
                 misshapen.append(f"{name} {tuple(part.shape)} (expected {tuple(expected[ours])})")
             placed.add(ours)
@@ -193,7 +209,9 @@ def _read_sizes(shapes: Mapping[str, Tensor]) -> GLSCLConfig:
 
 def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     def layers(prefix: str) -> int:
-        numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+        numbers = {
+            name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)
+        }
         if len(numbers) > _MOST_LAYERS:
             raise ValueError(f"{prefix}N: {len(numbers):,} layers are more than any tower has")
         if numbers != {str(number) for number in range(len(numbers))} or not numbers:
@@ -224,7 +242,9 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
             hidden_size=words.shape[1],
             num_hidden_layers=layers("text_transformer.encoder.layer."),
             num_attention_heads=heads,
-            intermediate_size=len(tensors["text_transformer.encoder.layer.0.intermediate.dense.weight"]),
+            intermediate_size=len(
+                tensors["text_transformer.encoder.layer.0.intermediate.dense.weight"]
+            ),
             max_position_embeddings=len(positions),
             type_vocab_size=1,
             layer_norm_eps=1e-5,
@@ -235,5 +255,7 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
         fusion_heads=heads,
         fusion_intermediate_size=fusion.shape[0],
         projection_dim=len(tensors["language_proj.3.weight"]),
-        max_text_length=min(50, len(positions) - 2),  # RoBERTa's positions begin after that of padding
+        max_text_length=min(
+            50, len(positions) - 2
+        ),  # RoBERTa's positions begin after that of padding
     )

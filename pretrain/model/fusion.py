@@ -13,7 +13,8 @@ from .attention import attend, attention_probabilities, padding_mask
 from .configuration import GLSCLConfig
 
 Need = Literal["all", "none"] | Tensor
-"""States of a stream that somebody reads: all, none, or those of token positions (batch, k), int64."""
+"""States of a stream that somebody reads: all, none, or those of token positions (batch, k),
+int64."""
 
 
 class CoAttention(nn.Module):
@@ -32,8 +33,12 @@ class CoAttention(nn.Module):
             add_cross_attention=True,
             attn_implementation=config._attn_implementation,
         )
-        self.text_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers))
-        self.image_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers))
+        self.text_layers = nn.ModuleList(
+            CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers)
+        )
+        self.image_layers = nn.ModuleList(
+            CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers)
+        )
 
     def attend_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
         """First layer's self-attention of (batch, tokens, width) texts, which every pair with that text shares."""
@@ -54,9 +59,10 @@ class CoAttention(nn.Module):
     ) -> list[tuple[Tensor, Tensor]]:
         """Fuse (batch, text tokens, width) with (batch, image tokens, width), a stack of `len(needs)` equal chunks.
 
-        `text_mask` (batch, text tokens) is 1 for real tokens and 0 for padding; `text_attended` and `image_attended`
-        are what `attend_text` and `attend_image` gave. All layers but the last run in one call; in the last one each
-        chunk computes the states that its (text need, image need) name, and returns those.
+        `text_mask` (batch, text tokens) is 1 for real tokens and 0 for padding; `text_attended` and
+        `image_attended` are what `attend_text` and `attend_image` gave. All layers but the last run
+        in one call; in the last one each chunk computes the states that its (text need, image need)
+        name, and returns those.
         """
         mask = self._mask(text, text_mask)
         text, image, attended = self._to_last(text, mask, image, text_attended, image_attended)
@@ -65,7 +71,9 @@ class CoAttention(nn.Module):
         for part, (text_need, image_need) in enumerate(needs):
             rows = slice(part * len(text) // len(needs), (part + 1) * len(text) // len(needs))
             own, other, padding = text[rows], image[rows], mask[rows]
-            own_attended, other_attended = (None if value is None else value[rows] for value in attended)
+            own_attended, other_attended = (
+                None if value is None else value[rows] for value in attended
+            )
             fused.append(
                 (
                     last_text(own, padding, other, None, own_attended, text_need),
@@ -75,7 +83,12 @@ class CoAttention(nn.Module):
         return fused
 
     def text_to_image(
-        self, text: Tensor, text_mask: Tensor, image: Tensor, text_attended: Tensor, image_attended: Tensor
+        self,
+        text: Tensor,
+        text_mask: Tensor,
+        image: Tensor,
+        text_attended: Tensor,
+        image_attended: Tensor,
     ) -> Tensor:
         """Probabilities with which the last layer's text stream reads the image; arguments as of `forward`.
 
@@ -88,7 +101,12 @@ class CoAttention(nn.Module):
         return attention_probabilities(last.crossattention, queries, image)
 
     def _to_last(
-        self, text: Tensor, mask: Tensor, image: Tensor, text_attended: Tensor, image_attended: Tensor
+        self,
+        text: Tensor,
+        mask: Tensor,
+        image: Tensor,
+        text_attended: Tensor,
+        image_attended: Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
         """Run all layers but the last: both streams, and their self-attention in the last where it is known already."""
         attended: tuple[Tensor | None, Tensor | None] = (text_attended, image_attended)

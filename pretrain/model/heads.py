@@ -29,13 +29,17 @@ def contrastive_head(kind: str, width: int, projection: int) -> nn.Module:
     """
     if kind == "linear":
         return TorchLinear(width, projection, bias=False)
-    return nn.Sequential(TorchLinear(width, width), nn.LayerNorm(width), nn.GELU(), TorchLinear(width, projection))
+    return nn.Sequential(
+        TorchLinear(width, width), nn.LayerNorm(width), nn.GELU(), TorchLinear(width, projection)
+    )
 
 
 def classifier(width: int, images: int, labels: int) -> nn.Module:
     """Pooled pairs, side by side -> logits: (batch, images * 2 width) -> (batch, labels), as METER classifies them."""
     inner = 2 * width
-    return nn.Sequential(nn.Linear(images * inner, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, labels))
+    return nn.Sequential(
+        nn.Linear(images * inner, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, labels)
+    )
 
 
 class MaskedLanguageHead(nn.Module):
@@ -46,8 +50,12 @@ class MaskedLanguageHead(nn.Module):
 
     def __init__(self, width: int, vocabulary: int, embedding: nn.Embedding | None = None):
         super().__init__()
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
-        self.decoder = nn.Linear(width, vocabulary) if embedding is None else _TiedDecoder(embedding)
+        self.transform = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12)
+        )
+        self.decoder = (
+            nn.Linear(width, vocabulary) if embedding is None else _TiedDecoder(embedding)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         """Score every word of the vocabulary."""
@@ -57,7 +65,8 @@ class MaskedLanguageHead(nn.Module):
 class _TiedDecoder(nn.Module):
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        # In a tuple, so that the embedding stays the text tower's alone: once in the state dict, once in an optimiser.
+        # In a tuple, so that the embedding stays the text tower's alone: once in the state dict,
+        # once in an optimiser.
         self.embedding = (embedding,)
         self.bias = nn.Parameter(embedding.weight.new_zeros(embedding.num_embeddings))
 

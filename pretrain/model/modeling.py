@@ -46,14 +46,17 @@ class Side:
     @staticmethod
     def cat(parts: Sequence[Side]) -> Side:
         """Join along the batch."""
-        return Side(torch.cat([part.tokens for part in parts]), torch.cat([part.attended for part in parts]))
+        return Side(
+            torch.cat([part.tokens for part in parts]), torch.cat([part.attended for part in parts])
+        )
 
 
 class GLSCLModel(PreTrainedModel):
     """Two towers, a fusion encoder and the pre-training heads; `from_pretrained` loads a folder that training wrote.
 
-    Pictures and clips go through the same image tower. Its tokens are (batch, frames + frames * patches, width): the
-    class tokens of all frames, then the patches frame by frame; a picture has one class token.
+    Pictures and clips go through the same image tower. Its tokens are (batch, frames + frames *
+    patches, width): the class tokens of all frames, then the patches frame by frame; a picture has
+    one class token.
     """
 
     config_class = GLSCLConfig
@@ -70,7 +73,8 @@ class GLSCLModel(PreTrainedModel):
         if self.vision.config._attn_implementation == "sdpa":
             self.vision.config._attn_implementation = FRAME_ATTENTION
         self.text = AutoModel.from_config(config.text_config)
-        # GLSCL has its own poolers; those of the towers stay, unused, so that exported towers load without a warning.
+        # GLSCL has its own poolers; those of the towers stay, unused, so that exported towers load
+        # without a warning.
         for pooler in (getattr(self.text, "pooler", None), getattr(self.vision, "head", None)):
             if pooler is not None:
                 pooler.requires_grad_(False)
@@ -78,7 +82,9 @@ class GLSCLModel(PreTrainedModel):
         self.class_token = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
         self.class_position = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
         frames = config.max_frames
-        self.temporal_embedding = nn.Parameter(torch.zeros(frames, vision_width)) if frames else None
+        self.temporal_embedding = (
+            nn.Parameter(torch.zeros(frames, vision_width)) if frames else None
+        )
         self.visual_mask_token = nn.Parameter(torch.zeros(vision_width))
         self.image_projection = nn.Linear(vision_width, width)
         self.text_projection = nn.Linear(config.text_config.hidden_size, width)
@@ -86,8 +92,12 @@ class GLSCLModel(PreTrainedModel):
         self.fusion = CoAttention(config)
         self.text_pooler = Pooler(width)
         self.image_pooler = Pooler(width)
-        self.contrastive_text_head = contrastive_head(config.contrastive_head, width, config.projection_dim)
-        self.contrastive_image_head = contrastive_head(config.contrastive_head, width, config.projection_dim)
+        self.contrastive_text_head = contrastive_head(
+            config.contrastive_head, width, config.projection_dim
+        )
+        self.contrastive_image_head = contrastive_head(
+            config.contrastive_head, width, config.projection_dim
+        )
         self.matching_head = nn.Linear(2 * width, 2)
         tied = self.text.get_input_embeddings() if config.tie_masked_language_head else None
         self.masked_language_head = MaskedLanguageHead(width, config.text_config.vocab_size, tied)
@@ -127,9 +137,9 @@ class GLSCLModel(PreTrainedModel):
     def embed_patches(self, pixels: Tensor) -> Patches:
         """Embed the patches of pictures or clips, the part that views share.
 
-        `pixels` are bytes (batch, [frames,] height, width, 3) or normalised floats (batch, [frames,] 3, height, width)
-        of any size whose sides are multiples of the patch. Raises ValueError for other sizes, and for clips longer than
-        the temporal table.
+        `pixels` are bytes (batch, [frames,] height, width, 3) or normalised floats (batch,
+        [frames,] 3, height, width) of any size whose sides are multiples of the patch. Raises
+        ValueError for other sizes, and for clips longer than the temporal table.
         """
         if pixels.ndim == 5:
             self._temporal(pixels.shape[1])
@@ -143,16 +153,23 @@ class GLSCLModel(PreTrainedModel):
         return Patches(torch.where(masked[..., None], token, patches.values), patches.positions)
 
     def encode_patches(
-        self, patches: Patches, keep_patches: Tensor | None = None, need: Literal["all", "first"] = "all"
+        self,
+        patches: Patches,
+        keep_patches: Tensor | None = None,
+        need: Literal["all", "first"] = "all",
     ) -> Tensor:
         """Encode patches: projected tokens (batch, frames + frames * kept, width).
 
-        `keep_patches` (batch, kept) names the patches that stay, the same in every frame. With need "first" only class
-        tokens come out, and the last block computes no others.
+        `keep_patches` (batch, kept) names the patches that stay, the same in every frame. With need
+        "first" only class tokens come out, and the last block computes no others.
         """
         temporal = None if patches.frames is None else self._temporal(patches.frames)
-        class_token = self.vision.embeddings.class_embedding if self.class_token is None else self.class_token
-        return self.image_projection(encode_patches(self.vision, patches, class_token, temporal, keep_patches, need))
+        class_token = (
+            self.vision.embeddings.class_embedding if self.class_token is None else self.class_token
+        )
+        return self.image_projection(
+            encode_patches(self.vision, patches, class_token, temporal, keep_patches, need)
+        )
 
     def encode_image(
         self,
@@ -167,7 +184,9 @@ class GLSCLModel(PreTrainedModel):
             patches = self.mask_patches(patches, masked_patches)
         return self.encode_patches(patches, keep_patches, need)
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all") -> Tensor:
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all"
+    ) -> Tensor:
         """Encode texts (batch, tokens): projected tokens (batch, tokens, width), `<s>` first (need "first": alone)."""
         return self.text_projection(encode_text(self.text, text_ids, text_mask, need))
 
@@ -187,10 +206,13 @@ class GLSCLModel(PreTrainedModel):
     def image_side(self, tokens: Tensor, second: bool = False) -> Side:
         """Prepare projected image tokens (batch, image tokens, width) for the pairs they take part in.
 
-        With `second` they are of the second of two pictures. Raises ValueError for a model that knows no second one.
+        With `second` they are of the second of two pictures. Raises ValueError for a model that
+        knows no second one.
         """
         if second and self.config.classifier_images < 2:
-            raise ValueError("this model knows no second picture: its configuration has classifier_images 1")
+            raise ValueError(
+                "this model knows no second picture: its configuration has classifier_images 1"
+            )
         typed = tokens + self.token_type.weight[2 if second else 1]
         return Side(typed, self.fusion.attend_image(typed))
 
@@ -199,28 +221,36 @@ class GLSCLModel(PreTrainedModel):
     ) -> list[tuple[Tensor, Tensor]]:
         """Fuse pairs: per chunk the text and the image states that it needs, each (chunk, states, width).
 
-        The batch of `text`, `text_mask` (batch, tokens) and `image` is a stack of `len(needs)` chunks of equal size.
-        A need is "all", "none", or token positions (chunk, k); the last layer computes nothing else. Raises ValueError
-        where the batch does not divide.
+        The batch of `text`, `text_mask` (batch, tokens) and `image` is a stack of `len(needs)`
+        chunks of equal size. A need is "all", "none", or token positions (chunk, k); the last layer
+        computes nothing else. Raises ValueError where the batch does not divide.
         """
         if len(text.tokens) % len(needs) or len(text.tokens) != len(image.tokens):
             raise ValueError(
                 f"{len(text.tokens)} texts and {len(image.tokens)} images are no {len(needs)} chunks of equal size"
             )
-        return self.fusion(text.tokens, text_mask, image.tokens, text.attended, image.attended, needs)
+        return self.fusion(
+            text.tokens, text_mask, image.tokens, text.attended, image.attended, needs
+        )
 
     def text_to_image_attention(self, text: Side, text_mask: Tensor, image: Side) -> Tensor:
         """Cross-attention of the last fusion layer from texts to images, (batch, heads, text tokens, image tokens).
 
         Each row is a distribution over the image's tokens, class tokens of all frames first.
         """
-        return self.fusion.text_to_image(text.tokens, text_mask, image.tokens, text.attended, image.attended)
+        return self.fusion.text_to_image(
+            text.tokens, text_mask, image.tokens, text.attended, image.attended
+        )
 
     def pool(self, text_first: Tensor, image_first: Tensor) -> Tensor:
         """Pooled pair (batch, 2 width) of fused texts (batch, >= 1, width) and class tokens (batch, frames, width)."""
-        return torch.cat([self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)], dim=-1)
+        return torch.cat(
+            [self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)], dim=-1
+        )
 
-    def fuse(self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor, frames: int = 1) -> Fused:
+    def fuse(
+        self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor, frames: int = 1
+    ) -> Fused:
         """Fuse projected tokens of both sides; `frames` of the image tokens are class tokens."""
         text, image = self.text_side(text_tokens, text_mask), self.image_side(image_tokens)
         [(text_states, image_states)] = self.fuse_pairs(text, text_mask, image, [("all", "all")])
@@ -233,11 +263,13 @@ class GLSCLModel(PreTrainedModel):
     def classify(self, pooled: Tensor) -> Tensor:
         """Score the labels of the configuration: logits (batch, labels) of pooled pairs (batch, images * 2 width).
 
-        The pair with the second picture, if there is one, stands behind that with the first. Raises ValueError for a
-        model without a classifier.
+        The pair with the second picture, if there is one, stands behind that with the first. Raises
+        ValueError for a model without a classifier.
         """
         if self.classifier is None:
-            raise ValueError("this model has no classifier: its configuration has no classifier_labels")
+            raise ValueError(
+                "this model has no classifier: its configuration has no classifier_labels"
+            )
         return self.classifier(pooled)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Fused:
@@ -246,7 +278,9 @@ class GLSCLModel(PreTrainedModel):
         text = self.encode_text(input_ids, attention_mask)
         return self.fuse(text, attention_mask, self.encode_image(pixel_values), frames)
 
-    def checkpoint_activations(self, towers: Collection[Literal["vision", "text", "fusion"]]) -> None:
+    def checkpoint_activations(
+        self, towers: Collection[Literal["vision", "text", "fusion"]]
+    ) -> None:
         """Recompute the layers of these towers in the backward pass of training instead of keeping what they computed.
 
         Raises ValueError for another name.
@@ -254,7 +288,9 @@ class GLSCLModel(PreTrainedModel):
         known = {"vision": self.vision, "text": self.text, "fusion": self.fusion}
         for name in towers:
             if name not in known:
-                raise ValueError(f"activations can be checkpointed in {', '.join(known)}, not in {name!r}")
+                raise ValueError(
+                    f"activations can be checkpointed in {', '.join(known)}, not in {name!r}"
+                )
             for layer in known[name].modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.gradient_checkpointing = True

@@ -1,7 +1,8 @@
 """Tensors by name in a checkpoint file, without running anything that is stored in it.
 
-Reads what `torch.save` wrote (since torch 1.6 a zip archive, before a row of pickles), a plain state dict or
-PyTorch-Lightning's layout, and safetensors. A tensor's bytes are read when it is asked for, and only those.
+Reads what `torch.save` wrote (since torch 1.6 a zip archive, before a row of pickles), a plain
+state dict or PyTorch-Lightning's layout, and safetensors. A tensor's bytes are read when it is
+asked for, and only those.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from torch import Tensor
 from .unpickle import Inert, Storage, StoredTensor, unpickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch before 1.6 wrote
-_SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFETENSORS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _STATE = ("state_dict", "model")  # where training programs keep the tensors, beside other things
 
 
@@ -39,8 +45,8 @@ class LazyTensor:
 def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
     """Open a checkpoint: its tensors by name, with None for an entry that is no ordinary tensor.
 
-    Raises ValueError, here and in `read`, that names a file which is damaged, is no checkpoint, or asks for more memory
-    than its own size explains; OSError for one that cannot be opened.
+    Raises ValueError, here and in `read`, that names a file which is damaged, is no checkpoint, or
+    asks for more memory than its own size explains; OSError for one that cannot be opened.
     """
     path = Path(path)
     with ExitStack() as opened:
@@ -48,7 +54,8 @@ def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
             file = opened.enter_context(path.open("rb"))
             start = file.read(9)
             file.seek(0)
-            # First: the length of a safetensors header may begin like a pickle, but neither of the others has "{" here.
+            # First: the length of a safetensors header may begin like a pickle, but neither of the
+            # others has "{" here.
             if start[8:] == b"{":
                 tensors = _of_safetensors(opened.enter_context(safe_open(str(path), "pt")), path)
             elif start.startswith(b"PK\x03\x04"):
@@ -64,8 +71,16 @@ def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    # RuntimeError and NotImplementedError are zipfile's for an encrypted record and for an unknown version.
-    except (ValueError, zipfile.BadZipFile, SafetensorError, EOFError, struct.error, RuntimeError) as error:
+    # RuntimeError and NotImplementedError are zipfile's for an encrypted record and for an unknown
+    # version.
+    except (
+        ValueError,
+        zipfile.BadZipFile,
+        SafetensorError,
+        EOFError,
+        struct.error,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{path} is no usable checkpoint: {error}") from error
 
 
@@ -76,7 +91,9 @@ def _of_safetensors(file: Any, path: Path) -> dict[str, LazyTensor | None]:
                 return file.get_tensor(name)
 
         stored = file.get_slice(name)
-        return LazyTensor(tuple(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype(), torch.uint8), read)
+        return LazyTensor(
+            tuple(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype(), torch.uint8), read
+        )
 
     return {name: lazy(name) for name in file.keys()}  # noqa: SIM118
 
@@ -111,7 +128,9 @@ def _of_pickles(file: IO[bytes], path: Path) -> dict[str, LazyTensor | None]:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("written on a machine of the other byte order")
     (root, storages), (keys, _) = unpickle(file), unpickle(file)
-    if not isinstance(keys, list) or not all(isinstance(key, str) and key in storages for key in keys):
+    if not isinstance(keys, list) or not all(
+        isinstance(key, str) and key in storages for key in keys
+    ):
         raise ValueError("it has storages of an unusual type")
     positions, start, size = {}, file.tell(), path.stat().st_size
     for key in keys:
@@ -132,26 +151,38 @@ def _of_pickles(file: IO[bytes], path: Path) -> dict[str, LazyTensor | None]:
     return _tensors(root, path, content)
 
 
-def _tensors(root: Any, path: Path, content: Callable[[Storage], bytes]) -> dict[str, LazyTensor | None]:
+def _tensors(
+    root: Any, path: Path, content: Callable[[Storage], bytes]
+) -> dict[str, LazyTensor | None]:
     """Find the state dict in what was pickled."""
     if not isinstance(root, dict):
-        held = f"an object of {root.name[:80]!r}" if isinstance(root, Inert) else f"a {type(root).__name__}"
+        held = (
+            f"an object of {root.name[:80]!r}"
+            if isinstance(root, Inert)
+            else f"a {type(root).__name__}"
+        )
         raise ValueError(f"it holds {held} instead of tensors by name")
     state = next((root[key] for key in _STATE if isinstance(root.get(key), dict)), root)
     stored = {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
     if not stored:
         raise ValueError("it holds no tensors by name")
     size = path.stat().st_size
-    if sum(tensor.size for tensor in stored.values()) > 2 * size:  # twice: a few tensors may be the same one, tied
+    if (
+        sum(tensor.size for tensor in stored.values()) > 2 * size
+    ):  # twice: a few tensors may be the same one, tied
         raise ValueError(f"its tensors claim many times the {size:,} bytes that it has")
 
-    newest: list[tuple[Storage, Tensor]] = []  # the storage read last, of which neighbours may be views too
+    newest: list[
+        tuple[Storage, Tensor]
+    ] = []  # the storage read last, of which neighbours may be views too
 
     def elements(storage: Storage) -> Tensor:
         if not newest or newest[0][0] != storage:
             found = bytearray(content(storage))
             if len(found) != storage.size:
-                raise ValueError(f"storage {storage.key!r} has {len(found):,} bytes instead of {storage.size:,}")
+                raise ValueError(
+                    f"storage {storage.key!r} has {len(found):,} bytes instead of {storage.size:,}"
+                )
             newest[:] = [(storage, torch.frombuffer(found, dtype=storage.dtype))]
         return newest[0][1]
 
@@ -160,7 +191,9 @@ def _tensors(root: Any, path: Path, content: Callable[[Storage], bytes]) -> dict
             if not tensor.size:
                 return torch.empty(tensor.shape, dtype=tensor.storage.dtype)
             with _naming(path):
-                return elements(tensor.storage).as_strided(tensor.shape, tensor.strides, tensor.offset)
+                return elements(tensor.storage).as_strided(
+                    tensor.shape, tensor.strides, tensor.offset
+                )
 
         return LazyTensor(tensor.shape, tensor.storage.dtype, read)
 

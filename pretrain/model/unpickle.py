@@ -1,8 +1,9 @@
 """Pickle without execution: a stream in; plain containers, text, numbers and descriptions of tensors out.
 
-A pickle is a program that names classes and functions and calls them. Here nothing is imported and nothing is called:
-the standard library only splits the stream into its instructions, and this small machine knows containers and torch's
-own records of tensors. Whatever else a file names becomes an `Inert` that takes every argument, state and item.
+A pickle is a program that names classes and functions and calls them. Here nothing is imported and
+nothing is called: the standard library only splits the stream into its instructions, and this small
+machine knows containers and torch's own records of tensors. Whatever else a file names becomes an
+`Inert` that takes every argument, state and item.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ _TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *(
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+    ),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -77,8 +86,8 @@ class StoredTensor:
 def unpickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     """Read one pickle, up to its end and no further: what it describes, and every storage that it mentions.
 
-    A dict keeps the entries whose key is text. Raises ValueError for a stream that is no pickle, ends too early, or
-    describes a tensor that does not fit its storage.
+    A dict keeps the entries whose key is text. Raises ValueError for a stream that is no pickle,
+    ends too early, or describes a tensor that does not fit its storage.
     """
     machine = _Machine()
     try:
@@ -191,7 +200,9 @@ class _Machine:
 def _set_items(target: Any, items: list[Any]) -> None:
     """Only text keys are kept: hashing a key of any other kind would run down whatever the file nested in it."""
     if isinstance(target, dict):
-        target.update({k: v for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str)})
+        target.update(
+            {k: v for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str)}
+        )
     elif not isinstance(target, Inert):
         raise ValueError("damaged pickle: items for something that holds none")
 
@@ -236,7 +247,9 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
         raise ValueError(f"a tensor of shape {shape} is larger than any memory")
     # More elements than the storage has would be a tiny file that asks for any amount of memory.
     if elements > storage.count or (elements and last >= storage.count):
-        raise ValueError(f"a tensor of shape {shape} does not fit its storage of {storage.count:,} elements")
+        raise ValueError(
+            f"a tensor of shape {shape} does not fit its storage of {storage.count:,} elements"
+        )
     return StoredTensor(storage, offset, shape, strides)
 
 

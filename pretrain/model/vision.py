@@ -1,6 +1,7 @@
 """Image tower: the layers of transformers' CLIP or SigLIP over pictures and clips, all patches, some, or masked ones.
 
-Pixels go in, post-normalised tokens come out (GLSCL normalises every token there, CLIP the first only).
+Pixels go in, post-normalised tokens come out (GLSCL normalises every token there, CLIP the first
+only).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from .attention import FRAME_ATTENTION, implementation
 class Patches:
     """Patch embeddings that views share: what stands before positions, masks and dropping.
 
-    `values` are (batch, patches, width) of pictures, (batch, frames, patches, width) of clips; `positions`
-    (1 + patches, width) belong to this input's grid, row 0 to the class token.
+    `values` are (batch, patches, width) of pictures, (batch, frames, patches, width) of clips;
+    `positions` (1 + patches, width) belong to this input's grid, row 0 to the class token.
     """
 
     values: Tensor
@@ -45,8 +46,9 @@ class Patches:
 def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> Patches:
     """Cut (batch, 3, height, width) or (batch, frames, 3, height, width) floats into linearly embedded patches.
 
-    `class_position` (width,) is given for a tower without a class token. Positions of another grid than the tower's
-    are resized (bicubic). Raises ValueError where the sides are not multiples of the patch.
+    `class_position` (width,) is given for a tower without a class token. Positions of another grid
+    than the tower's are resized (bicubic). Raises ValueError where the sides are not multiples of
+    the patch.
     """
     embeddings = tower.embeddings
     height, width = pixels.shape[-2:]
@@ -58,7 +60,11 @@ def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> 
         )
     values = embeddings.patch_embedding(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
     positions = embeddings.position_embedding.weight
-    first, grid = (positions[:1], positions[1:]) if class_position is None else (class_position[None], positions)
+    first, grid = (
+        (positions[:1], positions[1:])
+        if class_position is None
+        else (class_position[None], positions)
+    )
     resized = resize_grid(grid, height // side, width // side)
     if class_position is not None or resized is not grid:
         positions = torch.cat([first, resized])
@@ -87,9 +93,10 @@ def encode_patches(
 ) -> Tensor:
     """Encode patches: (batch, frames + frames * kept, width), the class tokens of all frames first (one of a picture).
 
-    `class_token` (width,) starts every frame; `temporal` (frames, width) is added to clips only. `keep_patches`
-    (batch, kept) names the patches that stay, in every frame; the others are dropped after positions are added. With
-    need "first" only class tokens come out, and the last block computes no others.
+    `class_token` (width,) starts every frame; `temporal` (frames, width) is added to clips only.
+    `keep_patches` (batch, kept) names the patches that stay, in every frame; the others are dropped
+    after positions are added. With need "first" only class tokens come out, and the last block
+    computes no others.
     """
     tokens = patches.values + patches.positions[1:]
     first = (class_token + patches.positions[0])[None]
@@ -97,14 +104,18 @@ def encode_patches(
         assert temporal is not None
         tokens, first = tokens + temporal[:, None], (first + temporal)[:, None]
     if keep_patches is not None:
-        index = keep_patches[..., None] if patches.frames is None else keep_patches[:, None, :, None]
+        index = (
+            keep_patches[..., None] if patches.frames is None else keep_patches[:, None, :, None]
+        )
         kept = (*tokens.shape[:-2], keep_patches.shape[1], tokens.shape[-1])
         tokens = tokens.gather(-2, index.expand(kept))
     hidden = torch.cat([first.expand(*tokens.shape[:-2], 1, -1).to(tokens.dtype), tokens], dim=-2)
     if patches.frames == 1:
         hidden = hidden[:, 0]  # both rules of attention then are plain attention, in one call
     if hidden.ndim == 4 and tower.config._attn_implementation != FRAME_ATTENTION:
-        raise ValueError(f"clips need sdpa attention as the model sets it up, {tower.config._attn_implementation!r}")
+        raise ValueError(
+            f"clips need sdpa attention as the model sets it up, {tower.config._attn_implementation!r}"
+        )
     hidden = _encode(tower, hidden, need)
     if hidden.ndim == 3:
         return hidden

@@ -1,6 +1,7 @@
 """Semantic completion: masked data recovers its global (MGSC) and local (MLTC) semantics from the other modality.
 
-Targets are detached and come from the pass in which their own modality is whole (glscl paper, section 3.2).
+Targets are detached and come from the pass in which their own modality is whole (glscl paper,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def completion_loss(
     Parameters
     ----------
     recovered, target : Tensor
-        (rows, width), row by row: MGSC passes one class state per sample, MLTC every masked position with `counts`.
-        For clips (batch, frames, width): frame f is contrasted with frame f of all clips, and the frames averaged.
+        (rows, width), row by row: MGSC passes one class state per sample, MLTC every masked
+        position with `counts`. For clips (batch, frames, width): frame f is contrasted with frame f
+        of all clips, and the frames averaged.
     temperature : float
         Divides the cosine.
     counts, ids, negatives, gradients
@@ -46,13 +48,18 @@ def completion_loss(
     directions : {"sum", "mean"}
         Of both cross-entropies; the paper sums.
     normalization : {"channels", "frames"}
-        "frames" divides clips by their norm over the frame axis instead of the channels', as the authors' code does.
+        "frames" divides clips by their norm over the frame axis instead of the channels', as the
+        authors' code does.
     """
     target = target.detach()
     if normalization == "frames":
         if recovered.ndim != 3:
-            raise ValueError(f"normalization over frames needs clips (batch, frames, width), not {recovered.ndim}-D")
-        recovered, target = (F.normalize(at_least_float32(side), dim=1, eps=1e-8) for side in (recovered, target))
+            raise ValueError(
+                f"normalization over frames needs clips (batch, frames, width), not {recovered.ndim}-D"
+            )
+        recovered, target = (
+            F.normalize(at_least_float32(side), dim=1, eps=1e-8) for side in (recovered, target)
+        )
     if recovered.ndim == 2:
         recovered, target = recovered[:, None], target[:, None]
     losses = [
@@ -83,5 +90,7 @@ def sampled_completion_loss(
     directions: Directions = "sum",
 ) -> Tensor:
     """Contrast recovered with complete states (rows, width) against the `chosen` rows only, as `sampled_nce` does."""
-    loss = sampled_nce(recovered, target.detach(), temperature, chosen, counts, chosen_counts, ids=ids)
+    loss = sampled_nce(
+        recovered, target.detach(), temperature, chosen, counts, chosen_counts, ids=ids
+    )
     return loss if directions == "sum" else 0.5 * loss

@@ -1,6 +1,7 @@
 """Image-text matching: half of each group keeps its image, the other half gets another image of the same group.
 
-Groups are runs of consecutive samples of the global batch, so ranks and micro-batches never appear in the assignment.
+Groups are runs of consecutive samples of the global batch, so ranks and micro-batches never appear
+in the assignment.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ def choose_images(
     noise : Tensor
         (batch, group) Gumbel noise drawn with the sample; the largest score + noise wins.
     similarity : Tensor, optional
-        (batch, batch) text-to-image logits: negatives are drawn from their softmax within the group (hard negatives).
-        Without it every other image of the group is equally likely.
+        (batch, batch) text-to-image logits: negatives are drawn from their softmax within the group
+        (hard negatives). Without it every other image of the group is equally likely.
     identity : Tensor, optional
         int64 (batch, k): samples that agree in any column are never each other's negative.
 
     Returns
     -------
     rows, labels : Tensor
-        (batch,) each. A text whose group holds nothing but duplicates of it keeps its image and becomes a positive.
+        (batch,) each. A text whose group holds nothing but duplicates of it keeps its image and
+        becomes a positive.
     """
     batch, group = noise.shape
     rows = torch.arange(batch, device=noise.device)

@@ -1,9 +1,10 @@
 """InfoNCE in both directions over the rows of all ranks; used by contrast, MGSC and MLTC.
 
-The similarity matrix exists one tile at a time, and again in the backward (the idea of Inf-CL, arXiv 2410.17243):
-memory grows with the rows, not with their square. Both directions read the same tiles, this rank's rows against
-everybody's columns; what a column lacks from the other ranks are two numbers. All of it runs in float32 whatever the
-model's precision: a bfloat16 cosine at temperature 0.03 has a gradient error of 1 to 2 %.
+The similarity matrix exists one tile at a time, and again in the backward (the idea of Inf-CL,
+arXiv 2410.17243): memory grows with the rows, not with their square. Both directions read the same
+tiles, this rank's rows against everybody's columns; what a column lacks from the other ranks are
+two numbers. All of it runs in float32 whatever the model's precision: a bfloat16 cosine at
+temperature 0.03 has a gradient error of 1 to 2 %.
 """
 
 from __future__ import annotations
@@ -40,31 +41,43 @@ def nce(
     Parameters
     ----------
     p, q : Tensor
-        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalised here.
+        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalised
+        here.
     temperature : Tensor or float
         Divides the cosine.
     counts : sequence of int, optional
-        Rows of each rank, when ranks may hold different numbers. None: all hold as many as this one.
+        Rows of each rank, when ranks may hold different numbers. None: all hold as many as this
+        one.
     ids : Tensor, optional
-        int64 (rows, k): rows that agree in any column are not negatives of each other. The own pair always stays.
+        int64 (rows, k): rows that agree in any column are not negatives of each other. The own pair
+        always stays.
     negatives : {"global", "rank"}
-        Rows of all ranks, or only of this one (then the mean over this rank's rows, without communication).
+        Rows of all ranks, or only of this one (then the mean over this rank's rows, without
+        communication).
     gradients : {"exact", "published"}
-        "published" gives features 1/W of the exact gradient on W ranks and the temperature the exact one, as the
-        authors' gather did.
+        "published" gives features 1/W of the exact gradient on W ranks and the temperature the
+        exact one, as the authors' gather did.
     normalize : bool
         False takes the rows as they are.
 
     Returns
     -------
     Tensor
-        A scalar whose mean over ranks is the loss over all rows together; 0 where no rank holds a row. The gradient
-        that comes back to it has to be the same on all ranks.
+        A scalar whose mean over ranks is the loss over all rows together; 0 where no rank holds a
+        row. The gradient that comes back to it has to be the same on all ranks.
     """
-    if p.ndim != 2 or p.shape != q.shape or (ids is not None and (ids.ndim != 2 or len(ids) != len(p))):
-        raise ValueError(f"p {tuple(p.shape)}, q {tuple(q.shape)} and ids must be matrices of as many rows")
+    if (
+        p.ndim != 2
+        or p.shape != q.shape
+        or (ids is not None and (ids.ndim != 2 or len(ids) != len(p)))
+    ):
+        raise ValueError(
+            f"p {tuple(p.shape)}, q {tuple(q.shape)} and ids must be matrices of as many rows"
+        )
     if negatives == "rank" or world_size() == 1:
-        pairs = _Pairs(first=0, scale=1 / max(len(p), 1), normalize=normalize, together=False, share=1.0)
+        pairs = _Pairs(
+            first=0, scale=1 / max(len(p), 1), normalize=normalize, together=False, share=1.0
+        )
         columns, column_ids = q, ids
     else:
         counts = [len(p)] * world_size() if counts is None else counts
@@ -75,7 +88,8 @@ def nce(
             together=True,
             share=1 / world_size() if gradients == "published" else 1.0,
         )
-        # The gradients of all ranks are summed in float32; what needs none crosses in its own precision.
+        # The gradients of all ranks are summed in float32; what needs none crosses in its own
+        # precision.
         columns = gather_rows(at_least_float32(q) if q.requires_grad else q, counts)
         column_ids = None if ids is None else gather_rows(ids, counts)
     if isinstance(temperature, Tensor):
@@ -166,11 +180,15 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        p, q, row_ids, column_ids, learnt, row_maximum, row_total, column_maximum, column_total = ctx.saved_tensors
+        p, q, row_ids, column_ids, learnt, row_maximum, row_total, column_maximum, column_total = (
+            ctx.saved_tensors
+        )
         temperature, pairs = ctx.temperature if learnt is None else learnt, ctx.pairs
         p_wanted, q_wanted, temperature_wanted = ctx.needs_input_grad[:3]
         # Gradients of left and right, then, tile by tile, of the rows they were made from.
-        toward_left = p.new_zeros(p.shape, dtype=gradient.dtype) if p_wanted or temperature_wanted else None
+        toward_left = (
+            p.new_zeros(p.shape, dtype=gradient.dtype) if p_wanted or temperature_wanted else None
+        )
         toward_right = q.new_zeros(q.shape, dtype=gradient.dtype) if q_wanted else None
         row_weight, column_weight = row_total.reciprocal(), column_total.reciprocal()
         slope = None
@@ -188,11 +206,19 @@ class _InfoNCE(torch.autograd.Function):
             scale = gradient * pairs.scale
             if toward_left is not None and temperature_wanted:
                 slope = torch.zeros_like(temperature)
-                for rows in spans(len(p), p.device):  # the sum of pull * block, without a pass over the tiles
-                    slope -= (unit(p[rows], pairs.normalize) * toward_left[rows]).sum() / temperature**2 * scale
+                for rows in spans(
+                    len(p), p.device
+                ):  # the sum of pull * block, without a pass over the tiles
+                    slope -= (
+                        (unit(p[rows], pairs.normalize) * toward_left[rows]).sum()
+                        / temperature**2
+                        * scale
+                    )
             if toward_left is not None:
                 left_scale = scale * pairs.share / temperature
-                toward_left = _toward_rows(p, toward_left, left_scale, pairs.normalize) if p_wanted else None
+                toward_left = (
+                    _toward_rows(p, toward_left, left_scale, pairs.normalize) if p_wanted else None
+                )
             if toward_right is not None:
                 toward_right = _toward_rows(q, toward_right, scale * pairs.share, pairs.normalize)
         return toward_left, toward_right, slope, None, None, None

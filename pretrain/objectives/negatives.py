@@ -1,7 +1,8 @@
 """What the negatives of each row amount to, when they are a set of columns of their own, again in tiles.
 
-A row with the positive s and the negatives n_1, n_2, ... has the loss softplus(log_sum(n) - s), which is the
-cross-entropy of s against all of them; so the losses over sampled or local negatives need no more than this.
+A row with the positive s and the negatives n_1, n_2, ... has the loss softplus(log_sum(n) - s),
+which is the cross-entropy of s against all of them; so the losses over sampled or local negatives
+need no more than this.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ def log_sum(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) 
     Parameters
     ----------
     rows, columns : Tensor
-        (rows, width) and (columns, width); the similarity is their product, so the temperature is already in one.
+        (rows, width) and (columns, width); the similarity is their product, so the temperature is
+        already in one.
     row_ids, column_ids : Tensor
-        int64 (rows, k) and (columns, k): a column that agrees with a row in any id is left out of its sum.
+        int64 (rows, k) and (columns, k): a column that agrees with a row in any id is left out of
+        its sum.
 
     Returns
     -------
@@ -39,7 +42,9 @@ def log_sum(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) 
 
 def cross_entropy(positive: Tensor, negatives: Tensor) -> Tensor:
     """Cross-entropy of a positive's similarity against the `log_sum` of its negatives."""
-    return F.softplus(negatives - positive, threshold=50)  # the default of 20 would cost float64 its digits
+    return F.softplus(
+        negatives - positive, threshold=50
+    )  # the default of 20 would cost float64 its digits
 
 
 def row_numbers(rows: Tensor) -> Tensor:
@@ -54,12 +59,19 @@ def _tiles(
     for right in spans(len(columns), columns.device):
         for left in spans(len(rows), rows.device):
             block, spare = blocks.multiply(rows[left], columns[right])
-            yield left, right, block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf), spare
+            yield (
+                left,
+                right,
+                block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf),
+                spare,
+            )
 
 
 class _LogSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor
+    ) -> Tensor:
         sums = RunningSum(len(rows), rows)
         for left, _, block, spare in _tiles(rows, columns, row_ids, column_ids):
             sums.add(left, block, 1, spare)

@@ -1,6 +1,7 @@
 """Blocks of a similarity matrix that is never held whole: what the losses over many columns have in common.
 
-Running maxima and sums of exponentials stay finite at any temperature; masked entries are -inf and weigh nothing.
+Running maxima and sums of exponentials stay finite at any temperature; masked entries are -inf and
+weigh nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def at_least_float32(values: Tensor) -> Tensor:
 def tile_side(device: torch.device) -> int:
     """Rows and columns of a tile: 16 MB in float32 on a CPU, 64 MB on an accelerator.
 
-    Half of it is as fast on idle cores, but twice as slow on shared ones: threads meet at the end of every call.
+    Half of it is as fast on idle cores, but twice as slow on shared ones: threads meet at the end
+    of every call.
     """
     return 2048 if device.type == "cpu" else 4096
 
@@ -74,5 +76,7 @@ class RunningSum:
         """Add the exponentials of a block, summed over `dim`, to the entries of `span`; writes into `spare`."""
         maximum, total = self.maximum[span], self.total[span]
         higher = torch.maximum(maximum, block.amax(dim))
-        total.mul_((maximum - higher).exp_()).add_(torch.sub(block, higher.unsqueeze(dim), out=spare).exp_().sum(dim))
+        total.mul_((maximum - higher).exp_()).add_(
+            torch.sub(block, higher.unsqueeze(dim), out=spare).exp_().sum(dim)
+        )
         maximum.copy_(higher)

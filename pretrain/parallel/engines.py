@@ -1,7 +1,7 @@
 """One process, DDP, FSDP2 and DeepSpeed ZeRO behind one interface; accelerate's configuration file chooses.
 
-Every private name of a library that training relies on stands in this file, and `tests/pretrain/test_engines.py` fails
-clearly where one of them is gone.
+Every private name of a library that training relies on stands in this file, and
+`tests/pretrain/test_engines.py` fails clearly where one of them is gone.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ from pretrain.model import GLSCLModel
 class Engine:
     """One process or DistributedDataParallel; the other engines change what differs.
 
-    `prepare` comes first. A step is: for every micro-batch forward and `backward` inside `micro_step`, then
-    `gradient_norm`, which clips, then `update`. All of it runs on all ranks.
+    `prepare` comes first. A step is: for every micro-batch forward and `backward` inside
+    `micro_step`, then `gradient_norm`, which clips, then `update`. All of it runs on all ranks.
     """
 
     name = "ddp"
     portable = True
-    """Whether weights and optimiser state are saved tensor by tensor, so that ranks and engine may change."""
+    """Whether weights and optimiser state are saved tensor by tensor, so that ranks and engine may
+    change."""
     warms_up = True
-    """Whether the first backward of a process sums in another order than all later ones (DDP builds its buckets)."""
+    """Whether the first backward of a process sums in another order than all later ones (DDP builds
+    its buckets)."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.averaged: dict[str, Tensor] = {}
-        """Moving average of each trained weight, divided as the weights are; empty until `average` is called."""
+        """Moving average of each trained weight, divided as the weights are; empty until `average`
+        is called."""
 
     def prepare(
         self,
@@ -67,7 +70,9 @@ class Engine:
 
     def gradient_norm(self) -> Tensor:
         """Norm of the step's gradient, (1,), the same on every rank; the gradient is clipped afterwards."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or math.inf)
+        norm = self.accelerator.clip_grad_norm_(
+            self.model.parameters(), self.max_grad_norm or math.inf
+        )
         return self._whole(norm).detach().reshape(1)
 
     @property
@@ -77,7 +82,9 @@ class Engine:
 
     def update(self, finite: bool) -> bool:
         """Update the weights, unless the gradient is not finite; returns whether the update was skipped."""
-        if finite or self.accelerator.scaler is not None:  # a scaler skips by itself, and lowers its scale
+        if (
+            finite or self.accelerator.scaler is not None
+        ):  # a scaler skips by itself, and lowers its scale
             self.optimizer.step()
         self.optimizer.zero_grad()
         return not finite or bool(self.optimizer.step_was_skipped)
@@ -105,7 +112,9 @@ class Engine:
     def load_average(self, weights: dict[str, Tensor]) -> None:
         """Put back what `averaged_weights` gave."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.averaged = {name: self._like(weights[name], parameter) for name, parameter in trained.items()}
+        self.averaged = {
+            name: self._like(weights[name], parameter) for name, parameter in trained.items()
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights by name, as `GLSCLModel.state_dict` names them; on ranks other than 0 perhaps none."""
@@ -129,11 +138,17 @@ class Engine:
         inner = self.optimizer.optimizer
         for name, parameter in self.model.named_parameters():
             prefix = f"{name}/"
-            state = {key.removeprefix(prefix): value for key, value in optimizer.items() if key.startswith(prefix)}
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in optimizer.items()
+                if key.startswith(prefix)
+            }
             if state:
                 # AdamW keeps its step count on the CPU unless fused.
                 inner.state[parameter] = {
-                    key: value if key == "step" and not inner.defaults.get("fused") else self._like(value, parameter)
+                    key: value
+                    if key == "step" and not inner.defaults.get("fused")
+                    else self._like(value, parameter)
                     for key, value in state.items()
                 }
 
@@ -160,10 +175,17 @@ class FSDP2(Engine):
         """Shard the layers one by one, then what is left as one group."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
-            raise UsageError("FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does")
-        layers = {type(part).__name__ for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)}
+            raise UsageError(
+                "FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does"
+            )
+        layers = {
+            type(part).__name__
+            for part in self.model.modules()
+            if isinstance(part, GradientCheckpointingLayer)
+        }
         plugin.transformer_cls_names_to_wrap = sorted(layers)
-        # Weights stay float32 and gradients are exchanged in it, as under the other engines; autocast does the rest.
+        # Weights stay float32 and gradients are exchanged in it, as under the other engines;
+        # autocast does the rest.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
     def _complete(self, module: nn.Module) -> None:
@@ -194,7 +216,9 @@ class FSDP2(Engine):
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-            return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+            return distribute_tensor(
+                value.to(parameter.device), parameter.device_mesh, parameter.placements
+            )
         return super()._like(value, parameter)
 
 
@@ -221,7 +245,11 @@ class ZeRO(Engine):
         }
         if self.precision == "bf16":
             # Weights stay float32 and gradients are exchanged in it, as under the other engines.
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            }
 
     def _complete(self, module: nn.Module) -> None:
         """Tell ZeRO-3, which gathers a module's parameters for that module's forward, what the task's own reads."""
@@ -255,7 +283,11 @@ class ZeRO(Engine):
         norm = self.wrapped.get_global_grad_norm()
         if self.optimizer.step_was_skipped or norm is None:
             norm = math.inf
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.accelerator.device).detach().reshape(1)
+        return (
+            torch.as_tensor(norm, dtype=torch.float32, device=self.accelerator.device)
+            .detach()
+            .reshape(1)
+        )
 
     def update(self, finite: bool) -> bool:
         """Say what has happened."""
@@ -266,11 +298,15 @@ class ZeRO(Engine):
         """Change the float32 copy that the optimiser owns, and what the forward pass reads."""
         import deepspeed.utils as access
 
-        if self.stage == 3:  # part by part: DeepSpeed cannot set a whole one that the ranks do not divide evenly
+        if (
+            self.stage == 3
+        ):  # part by part: DeepSpeed cannot set a whole one that the ranks do not divide evenly
             own = access.safe_get_local_fp32_param(parameter)
             access.safe_set_local_fp32_param(parameter, own.clamp(*bounds))
         else:
-            access.safe_set_full_fp32_param(parameter, access.safe_get_full_fp32_param(parameter).clamp(*bounds))
+            access.safe_set_full_fp32_param(
+                parameter, access.safe_get_full_fp32_param(parameter).clamp(*bounds)
+            )
         with self._gathered(parameter, 0):
             if self.stage < 3 or self.accelerator.is_main_process:
                 parameter.clamp_(*bounds)
@@ -301,13 +337,17 @@ class ZeRO(Engine):
                 failures.append(error)
 
         writer.save = save
-        self.wrapped._copy_recovery_script = lambda _: None  # the checkpoint holds the whole weights already
+        self.wrapped._copy_recovery_script = lambda _: (
+            None
+        )  # the checkpoint holds the whole weights already
         try:
             self.wrapped.save_checkpoint(str(folder), tag=self.name, save_latest=False)
         finally:
             writer.save = write
         for error in failures:  # torch.save calls a full disk a RuntimeError, in several wordings
-            raise IncompleteError(f"cannot write {folder}: {error}: make room and run the same command again")
+            raise IncompleteError(
+                f"cannot write {folder}: {error}: make room and run the same command again"
+            )
         return {}
 
     def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:
@@ -315,7 +355,9 @@ class ZeRO(Engine):
         if self.wrapped.load_checkpoint(str(folder), tag=self.name)[0] is None:
             raise UsageError(f"{folder} cannot be read by DeepSpeed: see what it said above")
 
-    def _gathered(self, parameter: nn.Parameter, modifier: int | None = None) -> AbstractContextManager[Any]:
+    def _gathered(
+        self, parameter: nn.Parameter, modifier: int | None = None
+    ) -> AbstractContextManager[Any]:
         from deepspeed import zero
 
         return zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self.stage == 3)
@@ -324,26 +366,38 @@ class ZeRO(Engine):
 def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
     """Join the other ranks with the engine that the launcher's configuration names; on a CPU over gloo.
 
-    Raises UsageError for a precision that the machine or the engine does not have, and where another engine would train
-    than the one that the file names.
+    Raises UsageError for a precision that the machine or the engine does not have, and where
+    another engine would train than the one that the file names.
     """
     cuda = torch.cuda.is_available()
-    sharded, zero = (_asked_for(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    sharded, zero = (
+        _asked_for(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ]
     if precision == "fp16" and not cuda:
         raise UsageError("precision fp16 needs a GPU: choose bf16 or fp32")
-    if precision == "fp16" and zero:  # DeepSpeed would clip the gradient before it takes the scale out of it
-        raise UsageError("precision fp16 does not work under DeepSpeed with float32 weights: choose bf16, DDP or FSDP2")
+    if (
+        precision == "fp16" and zero
+    ):  # DeepSpeed would clip the gradient before it takes the scale out of it
+        raise UsageError(
+            "precision fp16 does not work under DeepSpeed with float32 weights: choose bf16, DDP or FSDP2"
+        )
     if zero and not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         from deepspeed import ops
 
-        # Its own way between the ranks of a machine would be compiled at the first start, for minutes, and a start
-        # killed meanwhile would leave a lock that all later ones wait for without end. Gloo does the same.
+        # Its own way between the ranks of a machine would be compiled at the first start, for
+        # minutes, and a start killed meanwhile would leave a lock that all later ones wait for
+        # without end. Gloo does the same.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        handlers = [InitProcessGroupKwargs(backend="gloo")]  # without it every rank believes to be alone
+        handlers = [
+            InitProcessGroupKwargs(backend="gloo")
+        ]  # without it every rank believes to be alone
     elif not cuda:
-        # Without this, a plain multi-process configuration gives two processes that each believe to be alone.
+        # Without this, a plain multi-process configuration gives two processes that each believe to
+        # be alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
         if sharded and not PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             PartialState(cpu=True)
@@ -353,17 +407,24 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
         mixed_precision="no" if zero or precision == "fp32" else precision,
         log_with=list(trackers) or None,
         project_dir=folder,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # or an environment variable decides
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=1
+        ),  # or an environment variable decides
         kwargs_handlers=handlers,
     )
     found = accelerator.distributed_type
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if several and ((sharded and found != DistributedType.FSDP) or (zero and found != DistributedType.DEEPSPEED)):
-        raise UsageError(f"the configuration of accelerate names another engine, but {found.value} would train")
+    if several and (
+        (sharded and found != DistributedType.FSDP) or (zero and found != DistributedType.DEEPSPEED)
+    ):
+        raise UsageError(
+            f"the configuration of accelerate names another engine, but {found.value} would train"
+        )
     if found == DistributedType.DEEPSPEED:
         from transformers.integrations import unset_hf_deepspeed_config
 
-        # Under ZeRO-3 transformers would build towers already sharded, which their initialisation does not expect.
+        # Under ZeRO-3 transformers would build towers already sharded, which their initialisation
+        # does not expect.
         unset_hf_deepspeed_config()
         return ZeRO(accelerator, precision)
     if found == DistributedType.FSDP:

@@ -1,7 +1,8 @@
 """Rows of all ranks, with exact gradients: W ranks of b rows give the gradient of one process with Wb rows.
 
-The backward of the gather sums what every rank sends back to a row; with a loss whose *mean over ranks* is the global
-loss, and a data-parallel wrapper that averages gradients, that is exact (the authors' gather gives 1/W of it).
+The backward of the gather sums what every rank sends back to a row; with a loss whose *mean over
+ranks* is the global loss, and a data-parallel wrapper that averages gradients, that is exact (the
+authors' gather gives 1/W of it).
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class _AllGather(torch.autograd.Function):
 def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate rows (n, width) of all ranks in rank order.
 
-    `counts` says how many rows each rank brings; None means that all bring as many as this one. Gradients flow back to
-    every rank's rows, summed over ranks.
+    `counts` says how many rows each rank brings; None means that all bring as many as this one.
+    Gradients flow back to every rank's rows, summed over ranks.
     """
     if world_size() == 1:
         return rows

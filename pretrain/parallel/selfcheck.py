@@ -1,6 +1,7 @@
 """Start the processes and refuse to train when they are not what was asked for.
 
-Several obvious launch commands silently start one process, or several that do not see each other; see docs/training.md.
+Several obvious launch commands silently start one process, or several that do not see each other;
+see docs/training.md.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ _ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED")
 def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | None) -> Engine:
     """Join the other ranks; on a machine without CUDA, on the CPU over gloo.
 
-    Raises UsageError when the launcher started more processes than see each other, or when `world` says another number.
+    Raises UsageError when the launcher started more processes than see each other, or when `world`
+    says another number.
     """
     try:
         engine = join(precision, trackers, folder)
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot join the other processes: {' '.join(str(error).split())}") from None
+        raise UsageError(
+            f"cannot join the other processes: {' '.join(str(error).split())}"
+        ) from None
     accelerator = engine.accelerator
     if accelerator.distributed_type.value not in _ENGINES:
-        raise UsageError(f"{accelerator.distributed_type.value} is not supported: use {WORKING.format(world='N')}")
+        raise UsageError(
+            f"{accelerator.distributed_type.value} is not supported: use {WORKING.format(world='N')}"
+        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
@@ -39,7 +45,9 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             f"separately. Launch with: {WORKING.format(world=launched)}"
         )
     if accelerator.num_processes > 1:
-        seen = accelerator.gather(torch.tensor([accelerator.process_index], device=accelerator.device)).tolist()
+        seen = accelerator.gather(
+            torch.tensor([accelerator.process_index], device=accelerator.device)
+        ).tolist()
         if sorted(seen) != list(range(accelerator.num_processes)):
             raise UsageError(f"of {accelerator.num_processes} ranks these answered: {seen}")
     if accelerator.device.type == "cuda":
@@ -66,4 +74,6 @@ def check_samples(hashes: Sequence[int]) -> None:
     for rank, value in enumerate(hashes):
         first = hashes.index(value)
         if first < rank:
-            raise UsageError(f"ranks {first} and {rank} read the same samples: {WORKING.format(world=len(hashes))}")
+            raise UsageError(
+                f"ranks {first} and {rank} read the same samples: {WORKING.format(world=len(hashes))}"
+            )

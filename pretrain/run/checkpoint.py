@@ -1,9 +1,10 @@
 """Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
 
-`best`, where a validation metric is the aim, names the checkpoint that reached most of it, which is never deleted.
-A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and image processor included), `ema/`
-(the same of the averaged weights, where there are some), the optimiser's state, `trainer.json` (step, data position,
-ranks and engine) and `COMMITTED.json` (size and hash of every other file).
+`best`, where a validation metric is the aim, names the checkpoint that reached most of it, which is
+never deleted. A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and
+image processor included), `ema/` (the same of the averaged weights, where there are some), the
+optimiser's state, `trainer.json` (step, data position, ranks and engine) and `COMMITTED.json` (size
+and hash of every other file).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from pretrain.parallel.gather import gather_counts
 
 from .files import sha256, sync, write_json, write_whole
 
-if TYPE_CHECKING:  # evaluation and export read checkpoints too, and need neither accelerate nor DeepSpeed
+if (
+    TYPE_CHECKING
+):  # evaluation and export read checkpoints too, and need neither accelerate nor DeepSpeed
     from pretrain.parallel.engines import Engine
 
 COMMITTED = "COMMITTED.json"
@@ -64,7 +67,11 @@ class Position:
 
 
 def save_checkpoint(
-    checkpoints: Path, engine: Engine, tokenizer: PreTrainedTokenizerBase, position: Position, keep: int
+    checkpoints: Path,
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    position: Position,
+    keep: int,
 ) -> Path:
     """Write one checkpoint, then delete all but the newest `keep` and the best; called on all ranks, rank 0 commits.
 
@@ -128,14 +135,18 @@ def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
     try:
         result = work() if work else None
     except SafetensorError as failure:  # a full disk, as safetensors reports it
-        error = IncompleteError(f"cannot write a checkpoint: {failure}: make room and run the same command again")
+        error = IncompleteError(
+            f"cannot write a checkpoint: {failure}: make room and run the same command again"
+        )
     except BaseException as failure:
         error = failure
     [failed] = gather_counts([int(error is not None)])
     if error is not None:
         raise error
     if any(failed):
-        raise IncompleteError(f"rank {failed.index(1)} could not write its part of a checkpoint: see what it said")
+        raise IncompleteError(
+            f"rank {failed.index(1)} could not write its part of a checkpoint: see what it said"
+        )
     return result
 
 
@@ -146,7 +157,9 @@ def _commit(beside: Path, final: Path, position: Position) -> None:
     for path in [*found, beside]:
         sync(path)
     files = [path for path in found if path.is_file()]
-    listed = {str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    listed = {
+        str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+    }
     write_json(beside / COMMITTED, listed)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
@@ -155,8 +168,8 @@ def _commit(beside: Path, final: Path, position: Position) -> None:
 def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Position:
     """Put weights and optimiser state back, bit for bit, and say where the run stood; with `averaged` the average too.
 
-    Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of ranks would have to
-    read.
+    Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of
+    ranks would have to read.
     """
     saved = json.loads((folder / "trainer.json").read_text())
     if saved.get("best"):
@@ -228,13 +241,15 @@ def check(folder: Path) -> str | None:
 def model_folder(path: str | Path) -> Path:
     """Folder that `from_pretrained` loads, of a run folder, a checkpoint, or such a folder itself.
 
-    Of a run folder it is the best checkpoint where the run has one, else the newest; one that is damaged is passed over
-    with a message.
-    Raises UsageError when the path is not there or a file, DataError when it holds no whole model.
+    Of a run folder it is the best checkpoint where the run has one, else the newest; one that is
+    damaged is passed over with a message. Raises UsageError when the path is not there or a file,
+    DataError when it holds no whole model.
     """
     path = Path(path)
     if path.is_file():
-        raise UsageError(f"{path} is a file: `glscl convert {path} OUT` makes a folder of it, then name OUT/full")
+        raise UsageError(
+            f"{path} is a file: `glscl convert {path} OUT` makes a folder of it, then name OUT/full"
+        )
     if not path.is_dir():
         raise UsageError(f"no model at {path}: no such folder")
     if (path / "config.json").is_file():
@@ -248,7 +263,9 @@ def model_folder(path: str | Path) -> Path:
     def warn(message: str) -> None:
         print(message, file=sys.stderr)
 
-    found = _best_checkpoint(path / "checkpoints", warn) or find_checkpoint(path / "checkpoints", warn)
+    found = _best_checkpoint(path / "checkpoints", warn) or find_checkpoint(
+        path / "checkpoints", warn
+    )
     if found is None:
         inside = f": name {path / 'full'}" if (path / "full" / "config.json").is_file() else ""
         raise DataError(f"{path} holds neither a model nor a checkpoint{inside}")
@@ -258,8 +275,8 @@ def model_folder(path: str | Path) -> Path:
 def load_model(path: str | Path) -> GLSCLModel:
     """Model of a run folder, a checkpoint, a model folder or an authors' checkpoint file, in eval mode.
 
-    Its `name_or_path` is the model folder, or that file. Raises UsageError and DataError as `model_folder` does, and
-    DataError for weights that cannot be read or lack some.
+    Its `name_or_path` is the model folder, or that file. Raises UsageError and DataError as
+    `model_folder` does, and DataError for weights that cannot be read or lack some.
     """
     if Path(path).is_file():
         return load_authors(Path(path))
@@ -268,19 +285,26 @@ def load_model(path: str | Path) -> GLSCLModel:
     try:
         model, found = GLSCLModel.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise DataError(
+            f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     if missing := sorted(found["missing_keys"]):
-        raise DataError(f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}")
+        raise DataError(
+            f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}"
+        )
     return model
 
 
 def load_authors(file: Path) -> GLSCLModel:
     """Model of a checkpoint file of the authors' release, in eval mode; its `name_or_path` is the file.
 
-    Raises UsageError when there is no such file, DataError when it is damaged or no such checkpoint.
+    Raises UsageError when there is no such file, DataError when it is damaged or no such
+    checkpoint.
     """
     if not file.is_file():
-        raise UsageError(f"no checkpoint at {file}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
+        raise UsageError(
+            f"no checkpoint at {file}: {'a folder, not a file' if file.is_dir() else 'no such file'}"
+        )
     try:
         model = GLSCLModel.from_authors(str(file))
     except ValueError as error:

@@ -24,7 +24,16 @@ from pretrain.config_file import differences, keys, parse_config, to_yaml
 
 from .files import write_json, write_whole
 
-_PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "simplejpeg", "webdataset")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "simplejpeg",
+    "webdataset",
+)
 
 
 class RunFolder:
@@ -58,7 +67,9 @@ class RunFolder:
     def used(self) -> bool:
         """Whether a step was ever taken here."""
         metrics = self.path / "metrics.jsonl"
-        return any(self.checkpoints.glob("step-*")) or (metrics.is_file() and metrics.stat().st_size > 0)
+        return any(self.checkpoints.glob("step-*")) or (
+            metrics.is_file() and metrics.stat().st_size > 0
+        )
 
     def close(self) -> None:
         """Let another job have the folder."""
@@ -67,13 +78,16 @@ class RunFolder:
     def check_config(self, allow_change: tuple[str, ...]) -> None:
         """Refuse a change that would make what stands here another run.
 
-        Raises UsageError that names the changed keys, or a key in `allow_change` that does not exist.
+        Raises UsageError that names the changed keys, or a key in `allow_change` that does not
+        exist.
         """
         file = self.path / "config.yaml"
         if self.used and file.is_file():
             saved = parse_config(type(self.config), yaml.safe_load(file.read_text()), str(file))
             if unknown := set(allow_change) - keys(self.config) - keys(saved):
-                raise UsageError(f"--allow-change {sorted(unknown)[0]}: the configuration has no such key")
+                raise UsageError(
+                    f"--allow-change {sorted(unknown)[0]}: the configuration has no such key"
+                )
             changed = [key for key in differences(self.config, saved) if key not in allow_change]
             if changed:
                 raise UsageError(
@@ -94,7 +108,11 @@ class RunFolder:
                 "code": code_revision(),
                 "versions": {"python": platform.python_version()}
                 | {name: importlib.metadata.version(name) for name in _PACKAGES},
-                "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": device},
+                "hardware": {
+                    "machine": platform.machine(),
+                    "cpus": os.cpu_count(),
+                    "device": device,
+                },
                 "torch_threads": torch.get_num_threads(),
                 "world": world,
                 "seed": self.config.seed,
@@ -139,7 +157,11 @@ def record_failure(folder: Path, error: BaseException) -> None:
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
             write_json(
                 folder / "status.json",
-                {"state": "failed", "step": status["step"], "reason": f"{type(error).__name__}: {error}"},
+                {
+                    "state": "failed",
+                    "step": status["step"],
+                    "reason": f"{type(error).__name__}: {error}",
+                },
             )
 
 

@@ -16,11 +16,13 @@ class StopFlag:
     def __init__(self) -> None:
         self._signal: str | None = None
         self._interrupts = 0
-        # accelerate's one-process launcher dies of SIGTERM without passing it on, and its worker would train on.
+        # accelerate's one-process launcher dies of SIGTERM without passing it on, and its worker
+        # would train on.
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
         self._launcher = os.getppid() if launched else None
         self._previous: dict[int, Any] = {
-            number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGTERM, signal.SIGINT)
         }
 
     @property

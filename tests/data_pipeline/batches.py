@@ -34,10 +34,14 @@ def rows(batch: Batch) -> Iterator[Row]:
             "mlm_positions": (batch.mlm_positions[mlm_here] - row * width).tolist(),
             "mlm_labels": batch.mlm_labels[mlm_here].tolist(),
             "keep": batch.keep_patches[row].tolist(),
-            "masked_patches": (batch.masked_patches[batch.masked_patches // patches == row] - row * patches).tolist(),
+            "masked_patches": (
+                batch.masked_patches[batch.masked_patches // patches == row] - row * patches
+            ).tolist(),
             "matching": int(batch.itm_labels[row]),
             "identity": batch.identity[row].tolist(),
-            "negative": b"" if batch.itm_labels[row] else next(of_negatives, torch.empty(0)).numpy().tobytes(),
+            "negative": b""
+            if batch.itm_labels[row]
+            else next(of_negatives, torch.empty(0)).numpy().tobytes(),
             "negative_patches": chosen(batch.negative_patches, batch.masked_patches, row, patches),
             "negative_tokens": chosen(batch.negative_tokens, batch.masked_tokens, row, width),
             "noise": batch.itm_noise[row].tolist(),
@@ -53,5 +57,7 @@ def chosen(rows_chosen: torch.Tensor | None, flat: torch.Tensor, row: int, width
 def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) -> list[Row]:
     """What one rank reads in `steps` steps from step START."""
     count = steps * options.get("micro_batches", 1)
-    with open_loader([root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}) as loader:
+    with open_loader(
+        [root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}
+    ) as loader:
         return [row for _ in range(count) for row in rows(next(loader))]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import write_shards
 
 WORDS = [
     "a",
@@ -49,7 +49,12 @@ def picture_members(number: int) -> dict[str, bytes]:
 
 
 def encoded_clip(
-    number: int, *, frames: int = 12, size: tuple[int, int] = (64, 48), kind: str = "mp4", codec: str = "libx264"
+    number: int,
+    *,
+    frames: int = 12,
+    size: tuple[int, int] = (64, 48),
+    kind: str = "mp4",
+    codec: str = "libx264",
 ) -> bytes:
     """Frames of one colour each: its red tells the frame, its green the number (see `frame_of`, `number_of`)."""
     buffer = io.BytesIO()
@@ -80,9 +85,12 @@ def number_of(pixels: np.ndarray) -> int:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """50 good clips in three shards."""
     records = [
-        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": picture_members(number)["txt"]}) for number in range(50)
+        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": picture_members(number)["txt"]})
+        for number in range(50)
     ]
-    return write_shards(tmp_path_factory.mktemp("clips"), records, samples_per_shard=20, source={"name": "clips"})
+    return write_shards(
+        tmp_path_factory.mktemp("clips"), records, samples_per_shard=20, source={"name": "clips"}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +98,17 @@ def write_pictures() -> WritePictures:
     """Write `count` pictures; `spoiled` replaces the members of some (by number)."""
 
     def write(
-        root: Path, count: int, *, name: str = "pictures", spoiled: Mapping[int, dict[str, bytes]] | None = None
+        root: Path,
+        count: int,
+        *,
+        name: str = "pictures",
+        spoiled: Mapping[int, dict[str, bytes]] | None = None,
     ) -> Manifest:
         spoiled = spoiled or {}
-        records = [(f"{number:05d}", spoiled.get(number, picture_members(number))) for number in range(count)]
+        records = [
+            (f"{number:05d}", spoiled.get(number, picture_members(number)))
+            for number in range(count)
+        ]
         return write_shards(root, records, samples_per_shard=100, source={"name": name})
 
     return write

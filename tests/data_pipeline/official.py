@@ -1,6 +1,7 @@
 """The official files of real data sets in miniature, as their authors lay them out; pictures and clips are real ones.
 
-Each function writes into a folder and returns the words of `glscl data import` up to OUT, options last.
+Each function writes into a folder and returns the words of `glscl data import` up to OUT, options
+last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ import torch
 
 from tests.data_pipeline.conftest import encoded_clip, encoded_picture
 
-SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+SUGARCREPE = (
+    "add_att",
+    "add_obj",
+    "replace_att",
+    "replace_obj",
+    "replace_rel",
+    "swap_att",
+    "swap_obj",
+)
 
 
 def put(path: Path, content: Any) -> Path:
@@ -28,16 +37,25 @@ def coco(root: Path) -> list[str]:
     """Six pictures: two of train, and one of restval and val each, two of test, one of which has seven captions."""
     images, sentid = [], 0
     splits = ["train", "test", "restval", "val", "train", "test"]
-    for imgid, (split, cocoid) in enumerate(zip(splits, (57870, 391895, 60623, 184613, 9, 522418), strict=True)):
+    for imgid, (split, cocoid) in enumerate(
+        zip(splits, (57870, 391895, 60623, 184613, 9, 522418), strict=True)
+    ):
         part = "train2014" if split == "train" else "val2014"
         sentences = []
         for number in range(7 if cocoid == 522418 else 5):
             raw = f"A man {number} with a red helmet, on picture {cocoid}. "
-            sentences.append({"tokens": raw.lower().split(), "raw": raw, "imgid": imgid, "sentid": sentid})
+            sentences.append(
+                {"tokens": raw.lower().split(), "raw": raw, "imgid": imgid, "sentid": sentid}
+            )
             sentid += 1
         name = f"COCO_{part}_{cocoid:012d}.jpg"
         images.append(
-            {"filepath": part, "sentids": [s["sentid"] for s in sentences], "filename": name, "imgid": imgid}
+            {
+                "filepath": part,
+                "sentids": [s["sentid"] for s in sentences],
+                "filename": name,
+                "imgid": imgid,
+            }
             | {"split": split, "sentences": sentences, "cocoid": cocoid}
         )
         put(root / "coco" / part / name, encoded_picture(cocoid))
@@ -47,10 +65,13 @@ def coco(root: Path) -> list[str]:
 
 def flickr30k(root: Path) -> list[str]:
     images = []
-    for imgid, (split, name) in enumerate([("train", "1000092795.jpg"), ("test", "1007129816.jpg"), ("val", "12.jpg")]):
+    for imgid, (split, name) in enumerate(
+        [("train", "1000092795.jpg"), ("test", "1007129816.jpg"), ("val", "12.jpg")]
+    ):
         raws = [f"Two young guys {number} with shaggy hair." for number in range(5)]
         sentences = [
-            {"tokens": raw.split(), "raw": raw, "imgid": imgid, "sentid": imgid * 5 + n} for n, raw in enumerate(raws)
+            {"tokens": raw.split(), "raw": raw, "imgid": imgid, "sentid": imgid * 5 + n}
+            for n, raw in enumerate(raws)
         ]
         images.append(
             {"sentids": [s["sentid"] for s in sentences], "imgid": imgid, "sentences": sentences}
@@ -67,25 +88,46 @@ def visual_genome(root: Path) -> list[str]:
     for number, coco_id, flickr_id in [(1, None, None), (2, 391895, 3000), (3, None, 1000092795)]:
         part = "VG_100K" if number == 1 else "VG_100K_2"
         images.append(
-            {"width": 64, "url": f"https://a/rak248/{part}/{number}.jpg", "height": 48, "image_id": number}
+            {
+                "width": 64,
+                "url": f"https://a/rak248/{part}/{number}.jpg",
+                "height": 48,
+                "image_id": number,
+            }
             | {"coco_id": coco_id, "flickr_id": flickr_id}
         )
         place = {"width": 20, "height": 10, "x": 1, "y": 2, "image_id": number}
         phrases = [f"the clock is green {number}", "a man"]
-        regions = [place | {"region_id": 10 * number + n, "phrase": phrase} for n, phrase in enumerate(phrases)]
+        regions = [
+            place | {"region_id": 10 * number + n, "phrase": phrase}
+            for n, phrase in enumerate(phrases)
+        ]
         described.append({"id": number, "regions": regions})
         put(root / "vg" / part / f"{number}.jpg", encoded_picture(number))
-    files = [put(root / "region_descriptions.json", described), put(root / "image_data.json", images)]
+    files = [
+        put(root / "region_descriptions.json", described),
+        put(root / "image_data.json", images),
+    ]
     return ["visual_genome", *map(str, files), str(root / "vg")]
 
 
 def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str]:
     """Three questions about two pictures; the annotations stand in another order than the questions."""
-    about = [(262148000, 262148, "Where is he looking?"), (393225000, 393225, "What website copyrighted the picture?")]
+    about = [
+        (262148000, 262148, "Where is he looking?"),
+        (393225000, 393225, "What website copyrighted the picture?"),
+    ]
     about.append((262148001, 262148, "What are the people in the background doing?"))
     head = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": subtype}
-    questions = [{"image_id": image, "question": text, "question_id": number} for number, image, text in about]
-    answers = {262148000: ["down"] * 9 + ["at table"], 393225000: ["foodiebakercom"] * 10, 262148001: ["watching"] * 10}
+    questions = [
+        {"image_id": image, "question": text, "question_id": number}
+        for number, image, text in about
+    ]
+    answers = {
+        262148000: ["down"] * 9 + ["at table"],
+        393225000: ["foodiebakercom"] * 10,
+        262148001: ["watching"] * 10,
+    }
     annotations = [
         {
             "question_type": text.split()[0].lower(),
@@ -117,10 +159,23 @@ def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str
 def nlvr2(root: Path, split: str = "dev") -> list[str]:
     """Two sentences of one set about two pairs each, and one of another set; pictures named png may hold JPEG."""
     lines = []
-    for identifier, label in [("850-0-0", "True"), ("850-1-0", "False"), ("850-0-1", "False"), ("7-3-1", "True")]:
+    for identifier, label in [
+        ("850-0-0", "True"),
+        ("850-1-0", "False"),
+        ("850-0-1", "False"),
+        ("7-3-1", "True"),
+    ]:
         lines.append(
-            {"validation": {"138": label}, "sentence": f"Sentence {identifier[-1]} of set {identifier.split('-')[0]}."}
-            | {"left_url": "https://a/1.png", "right_url": "https://a/2.jpg", "writer": 7, "label": label}
+            {
+                "validation": {"138": label},
+                "sentence": f"Sentence {identifier[-1]} of set {identifier.split('-')[0]}.",
+            }
+            | {
+                "left_url": "https://a/1.png",
+                "right_url": "https://a/2.jpg",
+                "writer": 7,
+                "label": label,
+            }
             | {"identifier": f"{split}-{identifier}", "synset": "acorn", "query": "acorns1"}
             | ({"directory": 12} if split == "train" else {})
         )
@@ -146,7 +201,11 @@ def msrvtt(root: Path, clips: int = 8) -> list[str]:
         for n, name in reversed(list(enumerate(names)))
     ]
     file = put(root / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
-    rows = ["key,vid_key,video_id,sentence", 'ret0,msr3,video3,"a woman, and a dog"', "ret1,msr1,video1,caption of 1"]
+    rows = [
+        "key,vid_key,video_id,sentence",
+        'ret0,msr3,video3,"a woman, and a dog"',
+        "ret1,msr1,video1,caption of 1",
+    ]
     listed = put(root / "MSRVTT_JSFusion_test.csv", "\r\n".join(rows).encode() + b"\r\n")
     for number, name in enumerate(names):
         put(root / "videos" / f"{name}.mp4", encoded_clip(number, frames=3))
@@ -175,11 +234,17 @@ def align_bench(root: Path) -> list[str]:
     masks = torch.zeros(2, 48, 64, dtype=torch.bool)
     masks[0, 10:20, 30:50] = True
     masks[1, 0:5, 60:64] = True
-    places = [{"bbox_mask": [30, 10, 50, 20], "pixel_mask": masks[0]}, {"bbox_mask": (60, 0, 64.0, 5)}]
+    places = [
+        {"bbox_mask": [30, 10, 50, 20], "pixel_mask": masks[0]},
+        {"bbox_mask": (60, 0, 64.0, 5)},
+    ]
     places[1]["pixel_mask"] = masks[1].T.contiguous().T  # strides of a transposed table
     for number, picture in enumerate((15, 1000)):
         put(folder / "images" / f"{picture}.jpg", encoded_picture(picture))
-        document = {"caption": f"A red dog on grass {picture}.", "annotation": {"red dog": places, "grass": places[:1]}}
+        document = {
+            "caption": f"A red dog on grass {picture}.",
+            "annotation": {"red dog": places, "grass": places[:1]},
+        }
         document["annotation"]["sky"] = []
         put(folder / "pkls" / f"{picture}.pkl", pickle.dumps(document, protocol=(2, 4)[number]))
     return ["align_bench", str(folder)]

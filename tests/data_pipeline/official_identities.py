@@ -1,6 +1,7 @@
 """The official files of data sets of products, persons, vehicles and landmarks in miniature; pictures are real ones.
 
-Each function writes into a folder and returns the words of `glscl data import` up to OUT; the split comes after it.
+Each function writes into a folder and returns the words of `glscl data import` up to OUT; the split
+comes after it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from tests.data_pipeline.conftest import encoded_picture
 from tests.data_pipeline.official import put
 
 
-def cars196(root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196), *, compressed: bool = True) -> list[str]:
+def cars196(
+    root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196), *, compressed: bool = True
+) -> list[str]:
     """One picture for each number of a class; the file names all 196 classes."""
     fields = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
     annotations = np.empty((1, len(classes)), [(field, object) for field in fields])
     for row, number in enumerate(classes):
         path = f"car_ims/{row + 1:06d}.jpg"
         numbers = [np.array([[value]], np.uint16) for value in (10, 4, 60, 40)]
-        number = number if isinstance(number, str) else np.array([[number]], np.asarray(number).dtype)
+        number = (
+            number if isinstance(number, str) else np.array([[number]], np.asarray(number).dtype)
+        )
         annotations[0, row] = (path, *numbers, number, np.array([[row % 2]], np.uint8))
         put(root / "cars" / path, encoded_picture(row))
     names = np.empty((1, 196), object)
@@ -37,12 +42,21 @@ def sop(root: Path) -> list[str]:
     """Two products of train with two pictures each, one of test; the pictures' names end in .JPG."""
     folder = root / "Stanford_Online_Products"
     lists = {
-        "train": ["1 1 1 bicycle_final/111085122871_0.JPG", "2 1 1 bicycle_final/111085122871_1.JPG"]
+        "train": [
+            "1 1 1 bicycle_final/111085122871_0.JPG",
+            "2 1 1 bicycle_final/111085122871_1.JPG",
+        ]
         + ["3 2 2 cabinet_final/111265328556_0.JPG", "4 2 2 cabinet_final/111265328556_1.JPG"],
-        "test": ["59552 11319 1 bicycle_final/251952414262_0.JPG", "59553 11319 1 bicycle_final/251952414262_1.JPG"],
+        "test": [
+            "59552 11319 1 bicycle_final/251952414262_0.JPG",
+            "59553 11319 1 bicycle_final/251952414262_1.JPG",
+        ],
     }
     for split, lines in lists.items():
-        put(folder / f"Ebay_{split}.txt", "\n".join(["image_id class_id super_class_id path", *lines, ""]).encode())
+        put(
+            folder / f"Ebay_{split}.txt",
+            "\n".join(["image_id class_id super_class_id path", *lines, ""]).encode(),
+        )
         for line in lines:
             number, _, _, path = line.split()
             put(folder / path, encoded_picture(int(number)))
@@ -63,7 +77,8 @@ def in_shop(root: Path) -> list[str]:
         put(root / "Img" / path, encoded_picture(number))
     table = "".join(f"{path:<80}{item} {status}\n" for path, item, status in lines)
     file = put(
-        root / "list_eval_partition.txt", f"{len(lines)}\nimage_name item_id evaluation_status\n{table}".encode()
+        root / "list_eval_partition.txt",
+        f"{len(lines)}\nimage_name item_id evaluation_status\n{table}".encode(),
     )
     return ["in_shop", str(file), str(root / "Img")]
 
@@ -74,7 +89,12 @@ def market1501(root: Path) -> list[str]:
     names = {
         "bounding_box_train": ["0002_c1s1_000451_03", "0002_c2s1_000301_01"],
         "query": ["0001_c1s1_001051_00"],
-        "bounding_box_test": ["-1_c1s1_000401_03", "0000_c1s1_000151_01", "0001_c1s1_001051_03", "0001_c6s1_009601_02"],
+        "bounding_box_test": [
+            "-1_c1s1_000401_03",
+            "0000_c1s1_000151_01",
+            "0001_c1s1_001051_03",
+            "0001_c6s1_009601_02",
+        ],
     }
     for part, stems in names.items():
         for number, stem in enumerate(stems):
@@ -90,7 +110,11 @@ def veri776(root: Path) -> list[str]:
     names = {
         "train": ["0001_c001_00016450_0.jpg", "0001_c014_00018600_0.jpg"],
         "query": ["0002_c002_00030600_0.jpg"],
-        "test": ["0002_c002_00030600_0.jpg", "0002_c002_00030605_1.jpg", "0002_c016_00031000_0.jpg"],
+        "test": [
+            "0002_c002_00030600_0.jpg",
+            "0002_c002_00030605_1.jpg",
+            "0002_c016_00031000_0.jpg",
+        ],
     }
     for part, listed in names.items():
         put(folder / f"name_{part}.txt", "".join(f"{name}\r\n" for name in listed).encode())
@@ -103,7 +127,12 @@ def veri776(root: Path) -> list[str]:
 def sysu_mm01(root: Path) -> list[str]:
     """Persons 1 (train), 4 (val), 6 and 333 (test); nobody comes before all cameras, 333 before visible ones only."""
     folder = root / "SYSU-MM01"
-    for name, persons in {"train": "1\n", "val": "4\n", "test": "333,6\n", "available": "1,4,6,333\n"}.items():
+    for name, persons in {
+        "train": "1\n",
+        "val": "4\n",
+        "test": "333,6\n",
+        "available": "1,4,6,333\n",
+    }.items():
         put(folder / "exp" / f"{name}_id.txt", persons.encode())
     seen = {1: (1, 3), 4: (2, 5, 6), 6: (1, 2, 3, 4, 6), 333: (4, 5)}
     for camera in range(1, 7):
@@ -115,9 +144,13 @@ def sysu_mm01(root: Path) -> list[str]:
     return ["sysu_mm01", str(folder)]
 
 
-def revisited(root: Path, *, numpy: bool = False, name: str = "roxford5k", **more: Any) -> list[str]:
+def revisited(
+    root: Path, *, numpy: bool = False, name: str = "roxford5k", **more: Any
+) -> list[str]:
     """Two queries, a gallery of five; with `numpy` boxes and rows are its arrays; `more` is said of the first query."""
-    gallery = [f"{place}_{number:06d}" for place in ("all_souls", "worcester") for number in (1, 6)] + ["oxford_002985"]
+    gallery = [
+        f"{place}_{number:06d}" for place in ("all_souls", "worcester") for number in (1, 6)
+    ] + ["oxford_002985"]
     queries = ["all_souls_000013", "worcester_000194"]
     truth: list[dict[str, Any]] = [
         {"bbx": [13.5, 4.1, 48.5, 40.7], "easy": [0], "hard": [1], "junk": [4]} | more,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.importing.label_lists import label_lists
 from data_pipeline.sample import Sample
-from data_pipeline.sources.label_lists import label_lists
-from data_pipeline.store import Store
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.verify import verify
 from launch.cli import main
 from tests.data_pipeline.conftest import encoded_picture
 from tests.data_pipeline.official import put
@@ -49,7 +49,11 @@ def folder(root: Path) -> list[str]:
 
 def mini_imagenet(root: Path, *, header: bool = True) -> list[str]:
     """A split as Ravi and Larochelle's: the class stands before the picture's number in the file name."""
-    rows = [(f"{wnid}{number:08d}.jpg", wnid) for wnid in ("n01930112", "n01981276") for number in (1, 5)]
+    rows = [
+        (f"{wnid}{number:08d}.jpg", wnid)
+        for wnid in ("n01930112", "n01981276")
+        for number in (1, 5)
+    ]
     for number, (name, _) in enumerate(rows):
         put(root / "images" / name, encoded_picture(number))
     lines = [*(["filename,label"] if header else []), *(",".join(row) for row in rows)]
@@ -62,14 +66,24 @@ def tiered_imagenet(root: Path) -> list[str]:
     wnids = ["n02099267", "n03207941"]
     for number, wnid in enumerate(wnids):
         put(root / "images" / wnid / f"{wnid}_{number}.JPEG.jpg", encoded_picture(number))
-    spec = {"class_names": wnids, "class_roots": [f"./data/tiered_imagenet/images/{wnid}" for wnid in wnids]}
+    spec = {
+        "class_names": wnids,
+        "class_roots": [f"./data/tiered_imagenet/images/{wnid}" for wnid in wnids],
+    }
     return ["class_csv", str(put(root / "val.json", spec)), str(root / "images")]
 
 
 def cub(root: Path) -> list[str]:
     """All 200 classes with one picture each, of which the first has two; real names where tests look at them."""
-    real = {1: "Black_footed_Albatross", 2: "Laysan_Albatross", 4: "Groove_billed_Ani", 200: "Common_Yellowthroat"}
-    folders = {number: f"{number:03d}.{real.get(number, f'Bird_{number}')}" for number in range(1, 201)}
+    real = {
+        1: "Black_footed_Albatross",
+        2: "Laysan_Albatross",
+        4: "Groove_billed_Ani",
+        200: "Common_Yellowthroat",
+    }
+    folders = {
+        number: f"{number:03d}.{real.get(number, f'Bird_{number}')}" for number in range(1, 201)
+    }
     files = [(1, "046_18"), (1, "009_34"), *((number, "001_1") for number in range(2, 201))]
     base = root / "CUB_200_2011"
     images = [f"{folders[of]}/{folders[of][4:]}_{name}.jpg" for of, name in files]
@@ -83,14 +97,20 @@ def cub(root: Path) -> list[str]:
         "bounding_boxes.txt": ["60.0 27.0 325.0 304.0"] * len(files),
     }
     for name, values in lists.items():
-        put(base / name, "".join(f"{number} {value}\n" for number, value in enumerate(values, 1)).encode())
+        put(
+            base / name,
+            "".join(f"{number} {value}\n" for number, value in enumerate(values, 1)).encode(),
+        )
     return ["cub", str(base)]
 
 
 def cifar_fs(root: Path) -> list[str]:
     splits = {"train": ["aquarium_fish", "train"], "val": ["otter"], "test": ["baby", "maple_tree"]}
     for split, classes in splits.items():
-        put(root / "cifar100" / "splits" / "bertinetto" / f"{split}.txt", "\n".join(classes).encode())
+        put(
+            root / "cifar100" / "splits" / "bertinetto" / f"{split}.txt",
+            "\n".join(classes).encode(),
+        )
         for name in classes:
             for number in (0, 1):
                 picture = encoded_picture(number, size=(32, 32), kind="PNG")
@@ -102,7 +122,13 @@ def coco_labels(root: Path, year: int = 2014) -> list[str]:
     """Four pictures: a bicycle twice and a person, a crowd of persons, a dog and a train, and nothing."""
     categories = [
         {"supercategory": "a", "id": number, "name": name}
-        for number, name in [(1, "person"), (2, "bicycle"), (7, "train"), (18, "dog"), (90, "toothbrush")]
+        for number, name in [
+            (1, "person"),
+            (2, "bicycle"),
+            (7, "train"),
+            (18, "dog"),
+            (90, "toothbrush"),
+        ]
     ]
     of_picture = {391895: [2, 1, 2], 522418: [1], 184613: [18, 7], 318219: []}
     images, annotations = [], []
@@ -111,10 +137,23 @@ def coco_labels(root: Path, year: int = 2014) -> list[str]:
         images.append({"license": 3, "file_name": name, "height": 48, "width": 64, "id": number})
         put(root / "coco" / f"val{year}" / name, encoded_picture(number))
         for category in found:
-            crowd = {"counts": [272, 2], "size": [48, 64]} if number == 522418 else [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+            crowd = (
+                {"counts": [272, 2], "size": [48, 64]}
+                if number == 522418
+                else [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+            )
             annotations.append(
-                {"segmentation": crowd, "area": 5.5, "iscrowd": int(number == 522418), "image_id": number}
-                | {"bbox": [1.0, 2.0, 3.0, 4.0], "category_id": category, "id": 900 + len(annotations)}
+                {
+                    "segmentation": crowd,
+                    "area": 5.5,
+                    "iscrowd": int(number == 522418),
+                    "image_id": number,
+                }
+                | {
+                    "bbox": [1.0, 2.0, 3.0, 4.0],
+                    "category_id": category,
+                    "id": 900 + len(annotations),
+                }
             )
     document = {"info": {}, "images": images, "licenses": [], "annotations": annotations[::-1]}
     file = put(root / f"instances_val{year}.json", document | {"categories": categories})
@@ -131,8 +170,13 @@ def voc(root: Path) -> list[str]:
         "2009_000012": [("chair", 1)],
     }
     for number, (image, found) in enumerate(of_picture.items()):
-        objects = "".join(VOC_OBJECT.format(name=name, difficult=difficult) for name, difficult in found)
-        put(base / "Annotations" / f"{image}.xml", VOC_ANNOTATION.format(image=image, objects=objects).encode())
+        objects = "".join(
+            VOC_OBJECT.format(name=name, difficult=difficult) for name, difficult in found
+        )
+        put(
+            base / "Annotations" / f"{image}.xml",
+            VOC_ANNOTATION.format(image=image, objects=objects).encode(),
+        )
         put(base / "JPEGImages" / f"{image}.jpg", encoded_picture(number))
     put(base / "ImageSets" / "Main" / "trainval.txt", "\n".join(of_picture).encode() + b"\n")
     put(base / "ImageSets" / "Main" / "train.txt", b"2008_000008\n")
@@ -145,12 +189,20 @@ def nus_wide(root: Path) -> list[str]:
     """Four pictures of test, two of train; the second of test is no longer at Flickr, the third shows no concept."""
     base = root / "NUS-WIDE"
     pictures = {
-        "Test": [("actor", "0001_2124494179"), ("actor", "0004_1390863913"), ("zoo", "0870_77"), ("zoo", "0902_88")],
+        "Test": [
+            ("actor", "0001_2124494179"),
+            ("actor", "0004_1390863913"),
+            ("zoo", "0870_77"),
+            ("zoo", "0902_88"),
+        ],
         "Train": [("actor", "0002_174174086"), ("zoo", "0001_99")],
     }
     marked = {"Test": {"tiger": [3], "sky": [0, 1, 3], "person": [0]}, "Train": {"sky": [0, 1]}}
     concepts = sorted(name for names in label_lists("nus_wide").values() for name in names)
-    put(base / "ConceptsList" / "Concepts81.txt", "".join(f"{name} \r\n" for name in concepts).encode())
+    put(
+        base / "ConceptsList" / "Concepts81.txt",
+        "".join(f"{name} \r\n" for name in concepts).encode(),
+    )
     for split, listed in pictures.items():
         lines = "".join(f"{name}\\{picture}.jpg\r\n" for name, picture in listed)
         put(base / "ImageList" / f"{split}Imagelist.txt", lines.encode())
@@ -168,13 +220,20 @@ def nus_wide(root: Path) -> list[str]:
 def imaterialist(root: Path) -> list[str]:
     """Three pictures, one of them called .jpeg; numbers are texts, as in the challenge's files."""
     of_picture = {"1": ["95", "66", "137"], "2": ["17", "66"], "10": ["157"]}
-    images = [{"url": f"https://contestimg.wish.com/{image}-large", "imageId": image} for image in of_picture]
+    images = [
+        {"url": f"https://contestimg.wish.com/{image}-large", "imageId": image}
+        for image in of_picture
+    ]
     annotations = [{"labelId": labels, "imageId": image} for image, labels in of_picture.items()]
     for image in of_picture:
         extension = "jpeg" if image == "10" else "jpg"
         put(root / "images" / f"{image}.{extension}", encoded_picture(int(image)))
     names = ["labelId,taskId,labelName,taskName", "17,2,Black,color", '66,3,Female,"gender"']
-    names += ['95,1,"Jumpsuits Overalls & Rompers",category', "137,4,Polyester,material", "157,1,Sandals,category"]
+    names += [
+        '95,1,"Jumpsuits Overalls & Rompers",category',
+        "137,4,Polyester,material",
+        "157,1,Sandals,category",
+    ]
     put(root / "iMat_fashion_2018_label_map_228.csv", "\n".join(names).encode())
     document = {"info": {"year": 2018}, "license": {}, "images": images, "annotations": annotations}
     return ["imaterialist", str(put(root / "validation.json", document)), str(root / "images")]

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.augment import AugmentConfig, random_box, resize_into, write_evaluation_view, write_training_view
+from data_pipeline.augment import (
+    AugmentConfig,
+    random_box,
+    resize_into,
+    write_evaluation_view,
+    write_training_view,
+)
 from data_pipeline.errors import UsageError
 
 WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
@@ -60,7 +66,9 @@ def test_a_view_depends_on_the_generator_alone():
     assert (view(data, 32, AugmentConfig()) != view(data, 32, AugmentConfig(), seed=1)).any()
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (80, 60), (128, 96), (400, 300), (640, 480)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 48), (80, 60), (128, 96), (400, 300), (640, 480)]
+)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_view_of_the_whole_picture_looks_like_it(width, height, kind):
     image = picture(width, height)
@@ -84,7 +92,9 @@ def test_a_shrunk_view_is_close_to_antialiased_interpolation(width, height):
     out = np.zeros((64, 64, 3), dtype=np.uint8)
     resize_into(pixels, out)
     channels_first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
-    exact = torch.nn.functional.interpolate(channels_first, (64, 64), mode="bilinear", antialias=True)
+    exact = torch.nn.functional.interpolate(
+        channels_first, (64, 64), mode="bilinear", antialias=True
+    )
     assert np.abs(out - exact[0].permute(1, 2, 0).numpy()).mean() < 1.5
 
 
@@ -92,7 +102,8 @@ def test_half_of_the_views_are_mirrored_when_asked():
     data = encoded(picture(64, 48))
     mirrored = [
         (
-            view(data, 32, AugmentConfig((1.0, 1.0), (4 / 3, 4 / 3), flip=True), seed) == view(data, 32, WHOLE)[:, ::-1]
+            view(data, 32, AugmentConfig((1.0, 1.0), (4 / 3, 4 / 3), flip=True), seed)
+            == view(data, 32, WHOLE)[:, ::-1]
         ).all()
         for seed in range(40)
     ]
@@ -104,7 +115,9 @@ def test_the_evaluation_view_is_pillows_bicubic_squash(kind):
     data = encoded(picture(123, 77), kind)
     out = np.zeros((48, 48, 3), dtype=np.uint8)
     write_evaluation_view(data, out)
-    reference = Image.open(io.BytesIO(data)).convert("RGB").resize((48, 48), Image.Resampling.BICUBIC)
+    reference = (
+        Image.open(io.BytesIO(data)).convert("RGB").resize((48, 48), Image.Resampling.BICUBIC)
+    )
     assert np.abs(out.astype(int) - np.asarray(reference)).max() <= (0 if kind == "PNG" else 2)
 
 

@@ -13,11 +13,11 @@ import torch
 from data_pipeline.augment import AugmentConfig, write_training_clip
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import evaluation_batches, open_loader
-from data_pipeline.manifest import index
 from data_pipeline.sample import BadSample
-from data_pipeline.store import Store
-from data_pipeline.verify import verify
-from data_pipeline.write import write_shards
+from data_pipeline.shards.manifest import index
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.verify import verify
+from data_pipeline.shards.write import write_shards
 from tests.data_pipeline.batches import OPTIONS, START, read
 from tests.data_pipeline.conftest import encoded_clip, encoded_picture, frame_of, number_of
 
@@ -44,7 +44,9 @@ def test_a_batch_of_clips_holds_tubes(clips, tokenizer):
         assert {number_of(frame) for frame in clip} == {int(key[-5:]) % 12}
 
 
-@pytest.mark.parametrize(("world", "micro_batches", "workers"), [(1, 2, 0), (2, 1, 0), (3, 2, 0), (1, 1, 2), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("world", "micro_batches", "workers"), [(1, 2, 0), (2, 1, 0), (3, 2, 0), (1, 1, 2), (2, 3, 1)]
+)
 def test_ranks_micro_batches_and_workers_do_not_change_clips(
     clips, tokenizer, reference, world, micro_batches, workers
 ):
@@ -62,9 +64,10 @@ def test_any_step_can_be_the_first(clips, tokenizer, reference, step):
     with open_loader([clips.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
     wanted = reference[step * 12 : (step + 1) * 12]
-    assert [(key, pixels.numpy().tobytes()) for key, pixels in zip(batch.keys, batch.pixels, strict=True)] == [
-        (row["key"], row["pixels"]) for row in wanted
-    ]
+    assert [
+        (key, pixels.numpy().tobytes())
+        for key, pixels in zip(batch.keys, batch.pixels, strict=True)
+    ] == [(row["key"], row["pixels"]) for row in wanted]
 
 
 def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike():
@@ -99,7 +102,9 @@ def still_clip() -> bytes:
 def test_an_evaluation_looks_at_evenly_spaced_frames_of_every_clip(clips, world):
     seen = {}
     for rank in range(world):
-        for batch in evaluation_batches(clips, size=32, batch_size=7, rank=rank, world=world, limit=20, frames=4):
+        for batch in evaluation_batches(
+            clips, size=32, batch_size=7, rank=rank, world=world, limit=20, frames=4
+        ):
             assert batch.pixels.shape[1:] == (4, 32, 32, 3)
             for number, clip in zip(batch.indices, batch.pixels.numpy(), strict=True):
                 seen[number] = [frame_of(frame) for frame in clip]
@@ -121,11 +126,15 @@ def test_short_clips_repeat_frames(tokenizer, tmp_path):
 def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_path):
     good = encoded_clip(0)
     bad = {2: good[: len(good) // 2], 5: b"a text named mp4", 7: encoded_picture(7)}
-    records = [(f"{n:05d}", {"mp4": bad.get(n, encoded_clip(n)), "txt": b"a clip"}) for n in range(12)]
+    records = [
+        (f"{n:05d}", {"mp4": bad.get(n, encoded_clip(n)), "txt": b"a clip"}) for n in range(12)
+    ]
     records[9] = ("00009", {"jpg": encoded_picture(9), "txt": b"a picture among clips"})
     root = write_shards(tmp_path / "data", records, source={"name": "data"}).root
     options = {**OPTIONS, "global_batch": 12, "frames": 2, "max_bad_fraction": 1.0}
-    with open_loader([root], tokenizer=tokenizer, quarantine=tmp_path / "bad.jsonl", **options) as loader:
+    with open_loader(
+        [root], tokenizer=tokenizer, quarantine=tmp_path / "bad.jsonl", **options
+    ) as loader:
         keys = {key[-5:] for _ in range(3) for key in next(loader).keys}
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert {line["key"]: line["reason"] for line in lines} == {
@@ -134,7 +143,9 @@ def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_p
         "00007": "undecodable",
         "00009": "missing-field",
     }
-    assert "holds an image where a video is needed" in next(line["message"] for line in lines if line["key"] == "00009")
+    assert "holds an image where a video is needed" in next(
+        line["message"] for line in lines if line["key"] == "00009"
+    )
     assert keys and not keys & {"00002", "00005", "00007", "00009"}
     assert verify(root) == []
     problems = verify(root, decode=True)
@@ -146,7 +157,10 @@ def test_a_sample_may_hold_a_picture_and_a_clip(tokenizer, tmp_path):
     members = {"mp4": encoded_clip(1), "jpg": encoded_picture(1), "txt": b"both"}
     both = write_shards(tmp_path / "both", [("0", members)], source={"name": "both"})
     store = Store([both])
-    assert store.read(0, 0).media == members["jpg"] and store.read(0, 0, "video").media == members["mp4"]
+    assert (
+        store.read(0, 0).media == members["jpg"]
+        and store.read(0, 0, "video").media == members["mp4"]
+    )
     assert verify(both.root, decode=True) == []
 
 
@@ -155,13 +169,18 @@ def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, pictures, t
         lambda: open_loader([clips.root], tokenizer=tokenizer, **OPTIONS),
         lambda: next(evaluation_batches(clips, size=32, batch_size=2)),
     ):
-        with pytest.raises(DataError, match=r"holds no images \(jpg\|jpeg\|png\|webp\); its fields: mp4 \(50\), txt"):
+        with pytest.raises(
+            DataError,
+            match=r"holds no images \(jpg\|jpeg\|png\|webp\); its fields: mp4 \(50\), txt",
+        ):
             opened()
     for opened in (
         lambda: open_loader([pictures.root], tokenizer=tokenizer, frames=4, **OPTIONS),
         lambda: next(evaluation_batches(pictures, size=32, batch_size=2, frames=4)),
     ):
-        with pytest.raises(DataError, match=r"holds no videos \(mp4\|webm\); its fields: jpg \(260\), txt"):
+        with pytest.raises(
+            DataError, match=r"holds no videos \(mp4\|webm\); its fields: jpg \(260\), txt"
+        ):
             opened()
     with pytest.raises(BadSample, match="00000 holds a video where an image is needed"):
         Store([clips]).read(0, 0)
@@ -173,7 +192,9 @@ def test_pictures_and_clips_in_one_data_set_are_refused(tokenizer, tmp_path):
     samples = [(f"p{n}", {"jpg": encoded_picture(n), "txt": b"a picture"}) for n in range(4)]
     samples += [(f"v{n}", {"mp4": encoded_clip(n), "txt": b"a clip"}) for n in range(4)]
     mixed = write_shards(tmp_path / "mixed", samples, source={"name": "mixed"})
-    with pytest.raises(DataError, match=r"only 4 of the 8 samples of .* hold images .*one data set of the pictures"):
+    with pytest.raises(
+        DataError, match=r"only 4 of the 8 samples of .* hold images .*one data set of the pictures"
+    ):
         open_loader([mixed.root], tokenizer=tokenizer, **OPTIONS)
 
 

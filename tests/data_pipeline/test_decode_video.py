@@ -57,12 +57,22 @@ def test_every_frame_comes_in_order_and_in_colour(kind, codec):
 
 
 def test_chosen_frames_may_repeat_and_skip():
-    assert [frame_of(pixels) for pixels in decoded(encoded_clip(0), [0, 0, 3, 9, 9])] == [0, 0, 3, 9, 9]
+    assert [frame_of(pixels) for pixels in decoded(encoded_clip(0), [0, 0, 3, 9, 9])] == [
+        0,
+        0,
+        3,
+        9,
+        9,
+    ]
     assert decoded(encoded_clip(0), []) == []
 
 
 def test_a_clip_of_one_frame_is_a_clip():
-    assert [frame_of(pixels) for pixels in decoded(encoded_clip(3, frames=1), [0, 0, 0])] == [0, 0, 0]
+    assert [frame_of(pixels) for pixels in decoded(encoded_clip(3, frames=1), [0, 0, 0])] == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
@@ -83,7 +93,13 @@ def test_bytes_after_the_end_are_forgiven():
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not a clip, but a text in a file named mp4\n" * 30, bytes(5000), b"#EXTM3U\nfile:///etc/passwd\n"]
+    "data",
+    [
+        b"",
+        b"not a clip, but a text in a file named mp4\n" * 30,
+        bytes(5000),
+        b"#EXTM3U\nfile:///etc/passwd\n",
+    ],
 )
 def test_what_is_no_clip_is_bad(data):
     assert reason_of(data, "not an mp4 or webm clip") == "undecodable"
@@ -93,7 +109,9 @@ def test_a_clip_without_video_is_bad(tmp_path):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -126,7 +144,9 @@ def test_a_clip_at_its_limits_is_decoded(monkeypatch):
 @settings(max_examples=150, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=20),
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=20
+    ),
     end=st.floats(0, 1),
 )
 def test_damaged_bytes_give_frames_or_a_bad_sample(kind, changes, end):

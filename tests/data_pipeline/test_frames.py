@@ -18,7 +18,9 @@ def generator(seed: int) -> np.random.Generator:
 @given(total=totals, count=counts, seed=st.integers(0, 99))
 def test_a_training_clip_has_one_frame_of_each_segment(total, count, seed):
     frames = random_frames(generator(seed), total, count)
-    assert len(frames) == count and frames == sorted(frames) and frames[0] >= 0 and frames[-1] < total
+    assert (
+        len(frames) == count and frames == sorted(frames) and frames[0] >= 0 and frames[-1] < total
+    )
     borders = [total * number // count for number in range(count + 1)]
     for number, frame in enumerate(frames):
         assert borders[number] <= frame < max(borders[number + 1], borders[number] + 1)

@@ -14,13 +14,22 @@ import torch
 from data_pipeline.decode import decode, open_image
 from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.importing.entries import UnreadableMedia, import_entries
 from data_pipeline.regions import decode_mask, parse_regions
 from data_pipeline.sample import BadSample, Sample
-from data_pipeline.sources import align_bench, karpathy, lsmdc, msrvtt, nlvr2, sugarcrepe, vqa_v2, winoground
-from data_pipeline.sources.entries import UnreadableMedia, import_entries
-from data_pipeline.store import Store
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.verify import verify
+from data_pipeline.sources import (
+    align_bench,
+    karpathy,
+    lsmdc,
+    msrvtt,
+    nlvr2,
+    sugarcrepe,
+    vqa_v2,
+    winoground,
+)
 from launch.cli import main
 from tests.data_pipeline import official
 from tests.data_pipeline.conftest import encoded_picture, frame_of, number_of
@@ -48,7 +57,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], exit_code: int
     return capsys.readouterr().err
 
 
-# COCO and Flickr30k ---------------------------------------------------------------------------------------------------
+# COCO and Flickr30k -------------------------------------------------------------------------------
 
 
 def test_coco_test_holds_every_caption_of_its_pictures(tmp_path):
@@ -88,20 +97,28 @@ def test_pictures_may_lie_in_one_folder(tmp_path):
 
 def test_flickr30k_has_neither_folders_nor_numbers(tmp_path):
     found = samples(imported(official.flickr30k(tmp_path), tmp_path / "out", "--split", "test"))
-    assert [(key, sample.image_id) for key, sample in found.items()] == [("1007129816", "1007129816")]
+    assert [(key, sample.image_id) for key, sample in found.items()] == [
+        ("1007129816", "1007129816")
+    ]
 
 
 def test_the_other_data_sets_file_is_refused(tmp_path, capsys):
     _, annotations, pictures = official.coco(tmp_path)
-    said = refused(capsys, ["flickr30k", annotations, pictures, str(tmp_path / "out"), "--split", "test"])
+    said = refused(
+        capsys, ["flickr30k", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
+    )
     assert "dataset_coco.json" in said and "of 'coco', not of 'flickr30k'" in said
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"dataset": "coco"}', b'{"dataset": "coco", "images": [{}]}'])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"dataset": "coco"}', b'{"dataset": "coco", "images": [{}]}']
+)
 def test_a_file_that_is_not_karpathys_is_named(tmp_path, capsys, content):
     _, annotations, pictures = official.coco(tmp_path)
     Path(annotations).write_bytes(content)
-    said = refused(capsys, ["coco", annotations, pictures, str(tmp_path / "out"), "--split", "test"])
+    said = refused(
+        capsys, ["coco", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
+    )
     assert "dataset_coco.json" in said
     assert not (tmp_path / "out").exists()
 
@@ -115,7 +132,7 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
         karpathy.read("coco", Path(annotations), Path(pictures), "test")
 
 
-# Pictures that are missing or unreadable ------------------------------------------------------------------------------
+# Pictures that are missing or unreadable ----------------------------------------------------------
 
 
 def test_missing_pictures_are_all_named_and_nothing_is_written(tmp_path, capsys):
@@ -181,10 +198,12 @@ def test_what_is_kept_is_a_bad_sample_with_its_statements(tmp_path):
 def test_leaving_out_everything_is_an_error(tmp_path, capsys):
     words = official.winoground(tmp_path, examples=1)
     (tmp_path / "images" / "ex_0_img_1.png").unlink()
-    assert "no samples" in refused(capsys, [*words, str(tmp_path / "out"), "--unreadable", "leave-out"])
+    assert "no samples" in refused(
+        capsys, [*words, str(tmp_path / "out"), "--unreadable", "leave-out"]
+    )
 
 
-# Interrupted imports --------------------------------------------------------------------------------------------------
+# Interrupted imports ------------------------------------------------------------------------------
 
 
 def interrupted(tmp_path: Path) -> tuple[list, dict, Path]:
@@ -203,7 +222,9 @@ def interrupted(tmp_path: Path) -> tuple[list, dict, Path]:
 def test_resuming_keeps_finished_shards_and_gives_the_same_data_set(tmp_path):
     entries, source, finished = interrupted(tmp_path)
     written = finished.stat().st_mtime_ns
-    resumed = import_entries(tmp_path / "out", entries, source=source, samples_per_shard=2, resume=True)
+    resumed = import_entries(
+        tmp_path / "out", entries, source=source, samples_per_shard=2, resume=True
+    )
     assert resumed.shard_path(0).stat().st_mtime_ns == written
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dataset.json",
@@ -220,7 +241,9 @@ def test_what_is_left_of_other_files_is_not_kept(tmp_path):
     entries, source, finished = interrupted(tmp_path)
     written = finished.stat().st_mtime_ns
     entries[0].annotations["captions"].append("Another caption.")
-    resumed = import_entries(tmp_path / "out", entries, source=source, samples_per_shard=2, resume=True)
+    resumed = import_entries(
+        tmp_path / "out", entries, source=source, samples_per_shard=2, resume=True
+    )
     assert resumed.shard_path(0).stat().st_mtime_ns != written
     assert "Another caption." in next(iter(samples(resumed).values())).captions
 
@@ -230,17 +253,21 @@ def test_workers_change_no_byte(tmp_path):
     _, annotations, pictures = official.coco(tmp_path)
     entries, source = karpathy.read("coco", Path(annotations), Path(pictures), "train+restval")
     one, two = (
-        import_entries(tmp_path / f"{workers}", entries, source=source, samples_per_shard=2, workers=workers)
+        import_entries(
+            tmp_path / f"{workers}", entries, source=source, samples_per_shard=2, workers=workers
+        )
         for workers in (1, 2)
     )
     assert one.digest == two.digest
 
 
-# Visual Genome --------------------------------------------------------------------------------------------------------
+# Visual Genome ------------------------------------------------------------------------------------
 
 
 def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
-    words, coco, flickr30k = (make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k))
+    words, coco, flickr30k = (
+        make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k)
+    )
     options = ("--without-coco", coco[1], "--without-flickr30k", flickr30k[1])
     manifest = imported(words, tmp_path / "out", *options)
     found = samples(manifest)
@@ -256,10 +283,13 @@ def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
 def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
     manifest = imported(official.visual_genome(tmp_path), tmp_path / "out")
     assert manifest.samples == 3 and manifest.source["excluded"] == []
-    assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [[], []]
+    assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [
+        [],
+        [],
+    ]
 
 
-# VQA v2 ---------------------------------------------------------------------------------------------------------------
+# VQA v2 -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ids", [int, str])
@@ -282,7 +312,9 @@ def test_questions_and_annotations_are_joined_by_id(tmp_path, ids):
 def test_vqa_test_has_questions_without_answers(tmp_path):
     manifest = imported(official.vqa_v2(tmp_path, "test-dev2015"), tmp_path / "out")
     assert manifest.name == "vqa-v2-test-dev2015"
-    asked = [q for sample in samples(manifest, texts="questions").values() for q in sample.questions]
+    asked = [
+        q for sample in samples(manifest, texts="questions").values() for q in sample.questions
+    ]
     assert len(asked) == 3 and not any(question.answers for question in asked)
 
 
@@ -296,7 +328,10 @@ def test_annotations_of_other_questions_are_refused(tmp_path):
     document = json.loads(Path(words[-1]).read_bytes())
     document["annotations"][0]["question_id"] = 5
     annotations = official.put(Path(words[-1]), document)
-    with pytest.raises(DataError, match=r"1 questions have no annotation \(262148001\), 1 annotations no question \(5"):
+    with pytest.raises(
+        DataError,
+        match=r"1 questions have no annotation \(262148001\), 1 annotations no question \(5",
+    ):
         vqa_v2.read(Path(words[1]), annotations, Path(words[2]))
 
 
@@ -309,7 +344,7 @@ def test_a_question_that_comes_twice_is_refused(tmp_path):
         vqa_v2.read(questions, Path(words[-1]), Path(words[2]))
 
 
-# NLVR2 ----------------------------------------------------------------------------------------------------------------
+# NLVR2 --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", ["dev", "train"])
@@ -339,16 +374,20 @@ def test_statements_stand_with_their_pair_and_name_their_group(tmp_path, split):
 def test_statements_that_are_not_as_they_should_be_are_refused(tmp_path, change, said):
     _, statements, pictures = official.nlvr2(tmp_path)
     lines = Path(statements).read_text().splitlines()
-    official.put(Path(statements), "\n".join([*lines, json.dumps(json.loads(lines[-1]) | change)]).encode())
+    official.put(
+        Path(statements), "\n".join([*lines, json.dumps(json.loads(lines[-1]) | change)]).encode()
+    )
     with pytest.raises(DataError, match=rf"dev\.json is not a statements file.*{said}"):
         nlvr2.read(Path(statements), Path(pictures))
 
 
-# MSR-VTT and LSMDC ----------------------------------------------------------------------------------------------------
+# MSR-VTT and LSMDC --------------------------------------------------------------------------------
 
 
 def test_msrvtt_test_is_the_list_joined_by_id(tmp_path):
-    found = samples(imported(official.msrvtt(tmp_path), tmp_path / "out", "--split", "test"), "video")
+    found = samples(
+        imported(official.msrvtt(tmp_path), tmp_path / "out", "--split", "test"), "video"
+    )
     assert {key: sample.captions for key, sample in found.items()} == {
         "video3": ("a woman, and a dog",),
         "video1": ("caption of 1",),
@@ -360,19 +399,30 @@ def test_msrvtt_test_is_the_list_joined_by_id(tmp_path):
 def test_msrvtt_validation_is_cut_from_training_and_the_three_share_no_clip(tmp_path):
     words = official.msrvtt(tmp_path)
     paths = [Path(word) for word in words[1:]]
-    ids = {split: [entry.annotations["image_id"] for entry in msrvtt.read(*paths, split)[0]] for split in msrvtt.SPLITS}
-    assert {split: len(of_split) for split, of_split in ids.items()} == {"train": 3, "val": 3, "test": 2}
+    ids = {
+        split: [entry.annotations["image_id"] for entry in msrvtt.read(*paths, split)[0]]
+        for split in msrvtt.SPLITS
+    }
+    assert {split: len(of_split) for split, of_split in ids.items()} == {
+        "train": 3,
+        "val": 3,
+        "test": 2,
+    }
     assert len({clip for of_split in ids.values() for clip in of_split}) == 8
     entries, source = msrvtt.read(*paths, "val")
     clip = entries[0].annotations
-    assert clip["captions"] == [f"caption {number} of {clip['image_id']}" for number in (0, 1)]  # by sen_id
+    assert clip["captions"] == [
+        f"caption {number} of {clip['image_id']}" for number in (0, 1)
+    ]  # by sen_id
     assert source["validation"].startswith("3 of the clips that are not in the test list")
 
 
 def test_a_list_with_unknown_clips_is_refused(tmp_path):
     _, captions, test_list, videos = official.msrvtt(tmp_path)
     Path(test_list).write_text("key,vid_key,video_id,sentence\nret0,msr99,video99,text\n")
-    with pytest.raises(DataError, match="names 1 clips that .*MSRVTT_data.json does not hold: video99"):
+    with pytest.raises(
+        DataError, match="names 1 clips that .*MSRVTT_data.json does not hold: video99"
+    ):
         msrvtt.read(Path(captions), Path(test_list), Path(videos), "test")
 
 
@@ -403,20 +453,39 @@ def test_lsmdc_clips_are_encoded_again_frame_by_frame(tmp_path):
 def test_an_avi_that_is_cut_or_none_is_named(tmp_path, capsys):
     words = official.lsmdc(tmp_path)
     clip = next((tmp_path / "films").rglob("*00.54.129.avi"))
-    for content, said in [(clip.read_bytes()[:-900], "the clip is cut"), (b"RIFF" + bytes(99), "cannot be decoded")]:
+    for content, said in [
+        (clip.read_bytes()[:-900], "the clip is cut"),
+        (b"RIFF" + bytes(99), "cannot be decoded"),
+    ]:
         clip.write_bytes(content)
-        assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"]) == 3
+        assert (
+            main(
+                [
+                    "data",
+                    "import",
+                    *words,
+                    str(tmp_path / "out"),
+                    "--split",
+                    "test",
+                    "--workers",
+                    "1",
+                ]
+            )
+            == 3
+        )
         assert f"{clip}: " in (out := capsys.readouterr().out) and said in out
 
 
 def test_a_row_with_other_columns_is_named(tmp_path):
     _, table, videos = official.lsmdc(tmp_path)
     Path(table).write_text(Path(table).read_text() + "a\tb\n")
-    with pytest.raises(DataError, match="publictect.csv is not a table of LSMDC.*row 3 has 2 columns"):
+    with pytest.raises(
+        DataError, match="publictect.csv is not a table of LSMDC.*row 3 has 2 columns"
+    ):
         lsmdc.read(Path(table), Path(videos), "test")
 
 
-# ALIGN-BENCH, SugarCrepe, Winoground ----------------------------------------------------------------------------------
+# ALIGN-BENCH, SugarCrepe, Winoground --------------------------------------------------------------
 
 
 def test_align_bench_masks_are_the_tensors_of_the_pickles(tmp_path):
@@ -439,7 +508,8 @@ def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path):
     folder = Path(official.align_bench(tmp_path)[1])
     official.put(folder / "images" / "15.jpg", encoded_picture(15, size=(48, 64)))
     with pytest.raises(
-        DataError, match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), its picture \(64, 48\)"
+        DataError,
+        match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), its picture \(64, 48\)",
     ):
         align_bench.read(folder)
 
@@ -466,7 +536,9 @@ def test_sugarcrepe_sets_all_foils_of_a_caption_against_it(tmp_path):
     mat, grey, other = found.values()
     assert [foil["kind"] for foil in mat.annotations["foils"]] == list(sugarcrepe.KINDS)
     assert mat.captions == ("A cat is on a mat.",)
-    assert grey.annotations["foils"] == [{"caption": "A grey mat.", "kind": "swap_obj", "id": "swap_obj-12"}]
+    assert grey.annotations["foils"] == [
+        {"caption": "A grey mat.", "kind": "swap_obj", "id": "swap_obj-12"}
+    ]
     assert mat.image_id == grey.image_id == "85329" and other.image_id == "174482"
 
 
@@ -480,8 +552,13 @@ def test_sugarcrepe_needs_all_its_files(tmp_path):
 def test_winoground_is_two_pictures_with_two_captions(tmp_path):
     found = samples(imported(official.winoground(tmp_path), tmp_path / "out"), "pair")
     second = found["000001"]
-    assert second.captions == ("an old person kisses a young person 1", "a young person kisses an old person 1")
-    assert (second.media, second.second) == tuple(encoded_picture(number, kind="PNG") for number in (2, 3))
+    assert second.captions == (
+        "an old person kisses a young person 1",
+        "a young person kisses an old person 1",
+    )
+    assert (second.media, second.second) == tuple(
+        encoded_picture(number, kind="PNG") for number in (2, 3)
+    )
     assert second.annotations["collapsed_tag"] == "Object"
 
 
@@ -492,11 +569,13 @@ def test_a_winoground_line_without_caption_is_refused(tmp_path):
         winoground.read(Path(examples), Path(pictures))
 
 
-# The command ----------------------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(tmp_path, capsys):
-    said = refused(capsys, ["nlvr2", str(tmp_path / "dev.json"), str(tmp_path), str(tmp_path / "out")])
+    said = refused(
+        capsys, ["nlvr2", str(tmp_path / "dev.json"), str(tmp_path), str(tmp_path / "out")]
+    )
     assert said == f"glscl: error: {tmp_path}/dev.json cannot be read: No such file or directory\n"
 
 

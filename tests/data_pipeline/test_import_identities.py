@@ -13,10 +13,10 @@ from scipy.io import savemat
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.verify import verify
 from data_pipeline.sources import cars196, in_shop, market1501, revisited, sop, sysu_mm01, veri776
-from data_pipeline.store import Store
-from data_pipeline.verify import verify
 from launch.cli import main
 from tests.data_pipeline import official_identities as official
 from tests.data_pipeline.conftest import encoded_picture
@@ -33,7 +33,7 @@ def imported(words: list[str], out: Path, split: str) -> dict[str, dict[str, Any
     return {sample.key.rpartition("/")[2]: sample.annotations for sample in read}
 
 
-# Cars-196 -------------------------------------------------------------------------------------------------------------
+# Cars-196 -----------------------------------------------------------------------------------------
 
 
 def test_cars_are_split_in_half_by_class(tmp_path):
@@ -50,7 +50,9 @@ def test_the_manifest_of_cars_holds_the_files_hash(tmp_path):
     words = official.cars196(tmp_path, (7,))  # one alone, which scipy gives as no list
     imported(words, tmp_path / "out", "train")
     source = Manifest.load(tmp_path / "out").source
-    assert source["files"] == {"cars_annos.mat": f"sha256:{hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()}"}
+    assert source["files"] == {
+        "cars_annos.mat": f"sha256:{hashlib.sha256(Path(words[1]).read_bytes()).hexdigest()}"
+    }
     assert (source["kind"], source["split"], source["pictures"]) == ("cars196", "train", "cars196")
 
 
@@ -62,7 +64,10 @@ def test_classes_of_cars_may_be_whole_numbers_of_any_type(tmp_path):
 @pytest.mark.parametrize("number", [0, 2.5, "two"])
 def test_a_class_of_cars_that_is_no_number_of_one_is_named(tmp_path, number):
     _, file, pictures = official.cars196(tmp_path, (3, number))
-    with pytest.raises(DataError, match=r"cars_annos\.mat is not .*: the class of picture 2 \(car_ims/000002\.jpg\)"):
+    with pytest.raises(
+        DataError,
+        match=r"cars_annos\.mat is not .*: the class of picture 2 \(car_ims/000002\.jpg\)",
+    ):
         cars196.read(Path(file), Path(pictures), "train")
 
 
@@ -87,7 +92,10 @@ def test_a_matlab_file_at_which_scipy_crashes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        {"annotations": np.arange(3), "class_names": np.array([f"class {n}" for n in range(196)], object)},
+        {
+            "annotations": np.arange(3),
+            "class_names": np.array([f"class {n}" for n in range(196)], object),
+        },
         {"annotations": np.arange(3), "class_names": np.array(["a", "a"], object)},
         {"class_names": "a"},
     ],
@@ -99,12 +107,14 @@ def test_another_matlab_file_is_refused(tmp_path, content):
 
 
 def test_a_matlab_file_of_version_7_3_is_refused(tmp_path):
-    (tmp_path / "cars_annos.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "cars_annos.mat").write_bytes(
+        b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n"
+    )
     with pytest.raises(DataError, match="no MATLAB file before version 7.3"):
         cars196.read(tmp_path / "cars_annos.mat", tmp_path, "train")
 
 
-# Stanford Online Products ---------------------------------------------------------------------------------------------
+# Stanford Online Products -------------------------------------------------------------------------
 
 
 def test_products_are_labels_and_their_kind_is_kept(tmp_path):
@@ -119,9 +129,18 @@ def test_products_are_labels_and_their_kind_is_kept(tmp_path):
     ("lines", "expected"),
     [
         ("1 1 1 a.JPG", r"its first line is not 'image_id class_id super_class_id path'"),
-        ("image_id class_id super_class_id path\n1 1 a.JPG", r"line 2 is '1 1 a.JPG', where 4 columns are needed"),
-        ("image_id class_id super_class_id path\n1 one 1 a.JPG", r"line 2: class_id is 'one', no number"),
-        ("image_id class_id super_class_id path\n1 1 1 a.JPG\n1 1 1 b.JPG", "line 3: picture 1 comes twice"),
+        (
+            "image_id class_id super_class_id path\n1 1 a.JPG",
+            r"line 2 is '1 1 a.JPG', where 4 columns are needed",
+        ),
+        (
+            "image_id class_id super_class_id path\n1 one 1 a.JPG",
+            r"line 2: class_id is 'one', no number",
+        ),
+        (
+            "image_id class_id super_class_id path\n1 1 1 a.JPG\n1 1 1 b.JPG",
+            "line 3: picture 1 comes twice",
+        ),
         ("", "its first line"),
     ],
 )
@@ -132,21 +151,28 @@ def test_a_list_of_products_with_other_columns_is_refused(tmp_path, lines, expec
 
 
 def test_a_list_may_not_lead_out_of_the_folder(tmp_path):
-    (tmp_path / "Ebay_test.txt").write_text("image_id class_id super_class_id path\n1 1 1 ../../etc/secret.jpg")
+    (tmp_path / "Ebay_test.txt").write_text(
+        "image_id class_id super_class_id path\n1 1 1 ../../etc/secret.jpg"
+    )
     with pytest.raises(DataError, match="leads out of the folder"):
         sop.read(tmp_path, "test")
 
 
-# In-Shop --------------------------------------------------------------------------------------------------------------
+# In-Shop ------------------------------------------------------------------------------------------
 
 
 def test_items_of_in_shop_stand_in_query_and_gallery(tmp_path):
     words = official.in_shop(tmp_path)
     train, query, gallery = (imported(words, tmp_path / split, split) for split in in_shop.SPLITS)
     assert [sample["labels"] for sample in train.values()] == [["id_00000002"]] * 2
-    assert [sample["labels"] for sample in query.values()] == [sample["labels"] for sample in gallery.values()]
+    assert [sample["labels"] for sample in query.values()] == [
+        sample["labels"] for sample in gallery.values()
+    ]
     image_id = "WOMEN/Blouses_Shirts/id_00000001/02_1_front"
-    assert query["WOMEN_Blouses_Shirts_id_00000001_02_1_front"] == {"labels": ["id_00000001"], "image_id": image_id}
+    assert query["WOMEN_Blouses_Shirts_id_00000001_02_1_front"] == {
+        "labels": ["id_00000001"],
+        "image_id": image_id,
+    }
 
 
 def test_pictures_of_in_shop_may_lie_without_the_folder_img(tmp_path):
@@ -159,7 +185,11 @@ def test_pictures_of_in_shop_may_lie_without_the_folder_img(tmp_path):
     [
         ("6\n", "7\n", "its first line announces 7 pictures, it lists 6"),
         ("6\n", "", "its second line is not 'image_name item_id evaluation_status'"),
-        (" query", " question", r"line 5 is '.*question', not a picture, an item and train, query, gallery"),
+        (
+            " query",
+            " question",
+            r"line 5 is '.*question', not a picture, an item and train, query, gallery",
+        ),
         ("id_00000080 query", "query", "line 7 is"),
         (
             "img/MEN/Denim/id_00000080/01_1_front.jpg",
@@ -176,15 +206,24 @@ def test_a_partition_of_in_shop_that_is_damaged_is_refused(tmp_path, was, become
         in_shop.read(Path(partition), Path(pictures), "query")
 
 
-# Market-1501 ----------------------------------------------------------------------------------------------------------
+# Market-1501 --------------------------------------------------------------------------------------
 
 
 def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
     words = official.market1501(tmp_path)
-    train, query, gallery = (imported(words, tmp_path / split, split) for split in market1501.FOLDERS)
-    assert train["0002_c2s1_000301_01"] == {"labels": ["0002"], "image_id": "0002_c2s1_000301_01", "camera": "c2"}
+    train, query, gallery = (
+        imported(words, tmp_path / split, split) for split in market1501.FOLDERS
+    )
+    assert train["0002_c2s1_000301_01"] == {
+        "labels": ["0002"],
+        "image_id": "0002_c2s1_000301_01",
+        "camera": "c2",
+    }
     assert list(query) == ["0001_c1s1_001051_00"]
-    told = [{name: value for name, value in sample.items() if name != "image_id"} for sample in gallery.values()]
+    told = [
+        {name: value for name, value in sample.items() if name != "image_id"}
+        for sample in gallery.values()
+    ]
     assert told == [
         {"labels": ["-1"], "camera": "c1", "junk": True},
         {"labels": ["0000"], "camera": "c1", "distractor": True},
@@ -193,11 +232,16 @@ def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["0003.jpg", "0003_s1_000451_03.jpg", "c1s1_000451_03.jpg", "-2_c1s1_000401_03.jpg"])
+@pytest.mark.parametrize(
+    "name", ["0003.jpg", "0003_s1_000451_03.jpg", "c1s1_000451_03.jpg", "-2_c1s1_000401_03.jpg"]
+)
 def test_a_picture_of_market_without_person_or_camera_is_named(tmp_path, name):
     folder = Path(official.market1501(tmp_path)[1])
     (folder / "query" / name).write_bytes(encoded_picture(1))
-    with pytest.raises(DataError, match=rf"query/{name} is no name of Market-1501 .*: it tells no person and camera"):
+    with pytest.raises(
+        DataError,
+        match=rf"query/{name} is no name of Market-1501 .*: it tells no person and camera",
+    ):
         market1501.read(folder, "query")
 
 
@@ -209,7 +253,7 @@ def test_a_folder_of_market_that_is_missing_or_empty_is_named(tmp_path):
         market1501.read(tmp_path, "gallery")
 
 
-# VeRi-776 -------------------------------------------------------------------------------------------------------------
+# VeRi-776 -----------------------------------------------------------------------------------------
 
 
 def test_names_of_veri_tell_vehicle_and_camera(tmp_path):
@@ -237,7 +281,7 @@ def test_a_list_of_veri_with_a_wrong_name_is_refused(tmp_path, name, expected):
         veri776.read(folder, "query")
 
 
-# SYSU-MM01 ------------------------------------------------------------------------------------------------------------
+# SYSU-MM01 ----------------------------------------------------------------------------------------
 
 
 def test_sysu_asks_with_infrared_pictures_for_visible_ones(tmp_path):
@@ -248,7 +292,12 @@ def test_sysu_asks_with_infrared_pictures_for_visible_ones(tmp_path):
         ("c6", "infrared"),
     }
     assert {sample["modality"] for sample in gallery.values()} == {"visible"}
-    assert [sample["camera"] for sample in gallery.values()] == [*["c1"] * 2, *["c2"] * 2, *["c4"] * 4, *["c5"] * 2]
+    assert [sample["camera"] for sample in gallery.values()] == [
+        *["c1"] * 2,
+        *["c2"] * 2,
+        *["c4"] * 4,
+        *["c5"] * 2,
+    ]
     assert query["cam3_0006_0001"] == {
         "labels": ["0006"],
         "image_id": "cam3/0006/0001",
@@ -261,7 +310,9 @@ def test_sysu_asks_with_infrared_pictures_for_visible_ones(tmp_path):
 
 def test_sysu_is_trained_on_train_and_val_in_both_modalities(tmp_path):
     train = imported(official.sysu_mm01(tmp_path), tmp_path / "out", "train")
-    assert {(sample["labels"][0], sample["camera"], sample["modality"]) for sample in train.values()} == {
+    assert {
+        (sample["labels"][0], sample["camera"], sample["modality"]) for sample in train.values()
+    } == {
         ("0001", "c1", "visible"),
         ("0001", "c3", "infrared"),
         ("0004", "c2", "visible"),
@@ -273,7 +324,11 @@ def test_sysu_is_trained_on_train_and_val_in_both_modalities(tmp_path):
 
 @pytest.mark.parametrize(
     ("ids", "expected"),
-    [("6,x,333", "'x' is no number of a person"), ("\n", "it lists no person"), ("6 333", "'6 333' is no number")],
+    [
+        ("6,x,333", "'x' is no number of a person"),
+        ("\n", "it lists no person"),
+        ("6 333", "'6 333' is no number"),
+    ],
 )
 def test_a_list_of_sysu_with_anything_but_numbers_is_refused(tmp_path, ids, expected):
     folder = Path(official.sysu_mm01(tmp_path)[1])
@@ -292,7 +347,7 @@ def test_sysu_without_a_camera_or_any_picture_is_refused(tmp_path):
         sysu_mm01.read(folder, "query")
 
 
-# Revisited Oxford and Paris -------------------------------------------------------------------------------------------
+# Revisited Oxford and Paris -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("numpy", [False, True])
@@ -303,9 +358,16 @@ def test_queries_of_revisited_tell_their_box_and_what_is_relevant(tmp_path, nump
         "labels": [],
         "image_id": "all_souls_000013",
         "box": [13.5, 4.1, 48.5, 40.7],
-        "relevance": {"easy": ["all_souls_000001"], "hard": ["all_souls_000006"], "junk": ["oxford_002985"]},
+        "relevance": {
+            "easy": ["all_souls_000001"],
+            "hard": ["all_souls_000006"],
+            "junk": ["oxford_002985"],
+        },
     }
-    assert query["worcester_000194"]["relevance"]["easy"] == ["worcester_000006", "worcester_000001"]
+    assert query["worcester_000194"]["relevance"]["easy"] == [
+        "worcester_000006",
+        "worcester_000001",
+    ]
     assert list(gallery) == [sample["image_id"] for sample in gallery.values()]
     assert gallery["oxford_002985"] == {"labels": [], "image_id": "oxford_002985"}
     assert Manifest.load(tmp_path / "query").name == "roxford5k-query"
@@ -333,12 +395,18 @@ def test_the_folder_of_revisited_pictures_may_be_the_one_that_holds_jpg(tmp_path
 )
 def test_a_query_of_revisited_that_is_damaged_is_named(tmp_path, more, expected):
     _, file, pictures = official.revisited(tmp_path, **more)
-    with pytest.raises(DataError, match=rf"gnd_roxford5k\.pkl is not a ground truth .*: {expected}"):
+    with pytest.raises(
+        DataError, match=rf"gnd_roxford5k\.pkl is not a ground truth .*: {expected}"
+    ):
         revisited.read(Path(file), Path(pictures), "query")
 
 
 def test_the_ground_truth_of_the_unrevisited_sets_is_refused(tmp_path):
-    document = {"imlist": ["a"], "qimlist": ["a"], "gnd": [{"ok": [0], "junk": [], "bbx": [0, 0, 9, 9]}]}
+    document = {
+        "imlist": ["a"],
+        "qimlist": ["a"],
+        "gnd": [{"ok": [0], "junk": [], "bbx": [0, 0, 9, 9]}],
+    }
     (tmp_path / "gnd_oxford5k.pkl").write_bytes(pickle.dumps(document))
     with pytest.raises(DataError, match=r"gnd_oxford5k\.pkl is not .*: there is no 'easy'"):
         revisited.read(tmp_path / "gnd_oxford5k.pkl", tmp_path, "query")
@@ -356,7 +424,7 @@ def test_nothing_in_a_ground_truth_runs(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-# The command ----------------------------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("source", [cars196, in_shop, revisited])

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources import cifar_fs, class_csv, class_names, cub, labelled_folder
+from data_pipeline.importing import class_names
+from data_pipeline.sources import cifar_fs, class_csv, cub, labelled_folder
 from launch.cli import main
 from tests.data_pipeline import official_labels as official
 from tests.data_pipeline.conftest import encoded_picture
 from tests.data_pipeline.official import put
 from tests.data_pipeline.official_labels import imported, labels, samples
 
-# A labelled folder ----------------------------------------------------------------------------------------------------
+# A labelled folder --------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_its_pictures_the_names_of_their_folders(tmp_path):
@@ -27,9 +28,19 @@ def test_a_folder_gives_its_pictures_the_names_of_their_folders(tmp_path):
         "tree frog/IMG_1.png": ["tree frog"],
         "zebra/a.jpg": ["zebra"],
     }
-    assert list(samples(manifest)) == ["0000-000000", "0000-000001", "0001-000000", "0001-000001", "0002-000000"]
+    assert list(samples(manifest)) == [
+        "0000-000000",
+        "0000-000001",
+        "0001-000000",
+        "0001-000001",
+        "0002-000000",
+    ]
     assert samples(manifest)["0001-000000"].media == encoded_picture(1)
-    assert (manifest.name, manifest.source["kind"], manifest.source["classes"]) == ("folder-animals", "folder", 3)
+    assert (manifest.name, manifest.source["kind"], manifest.source["classes"]) == (
+        "folder-animals",
+        "folder",
+        3,
+    )
 
 
 def test_a_class_list_takes_only_its_classes(tmp_path):
@@ -39,7 +50,9 @@ def test_a_class_list_takes_only_its_classes(tmp_path):
     assert sorted(labels(manifest)) == ["tree frog/IMG 1.JPG", "tree frog/IMG_1.png", "zebra/a.jpg"]
     digest = hashlib.sha256(b"tree frog\nzebra\n").hexdigest()
     assert manifest.source["class_list"] == f"sha256:{digest}"
-    assert manifest.source["files"].keys() == {"novel.txt"} and manifest.name == "folder-animals-novel"
+    assert (
+        manifest.source["files"].keys() == {"novel.txt"} and manifest.name == "folder-animals-novel"
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +104,7 @@ def test_a_picture_that_is_none_is_named(tmp_path, capsys):
     assert f"0002-000000: {tmp_path}/animals/zebra/a.jpg: " in capsys.readouterr().out
 
 
-# miniImageNet and tieredImageNet --------------------------------------------------------------------------------------
+# miniImageNet and tieredImageNet ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -103,13 +116,20 @@ def test_a_table_labels_the_pictures_that_it_names(tmp_path, header):
         "n0198127600000001.jpg": ["n01981276"],
         "n0198127600000005.jpg": ["n01981276"],
     }
-    assert (manifest.name, manifest.source["split"], manifest.source["classes"]) == ("class-csv-test", "test", 2)
+    assert (manifest.name, manifest.source["split"], manifest.source["classes"]) == (
+        "class-csv-test",
+        "test",
+        2,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("synset_words.txt", b"n01930112 nematode, roundworm\nn01981276  king_crab\nn02099267 flat-coated retriever\n"),
+        (
+            "synset_words.txt",
+            b"n01930112 nematode, roundworm\nn01981276  king_crab\nn02099267 flat-coated retriever\n",
+        ),
         ("names.json", b'{"n01930112": "nematode, roundworm", "n01981276": "king_crab"}'),
     ],
 )
@@ -179,35 +199,53 @@ def test_a_class_without_name_and_two_of_one_name_are_named(tmp_path):
 def test_a_line_without_name_and_a_class_with_two_are_named(tmp_path):
     with pytest.raises(DataError, match=r"names.txt line 3 is 'n02', where 2 columns are needed"):
         class_names.read_names(put(tmp_path / "names.txt", b"n01 one\n\nn02\n"))
-    with pytest.raises(DataError, match=r"names.txt has two names for the class n01: 'one' and 'another'"):
+    with pytest.raises(
+        DataError, match=r"names.txt has two names for the class n01: 'one' and 'another'"
+    ):
         class_names.read_names(put(tmp_path / "names.txt", b"n01 one\nn01 another\n"))
 
 
-# CUB-200-2011 ---------------------------------------------------------------------------------------------------------
+# CUB-200-2011 -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("split", "classes", "first"),
-    [("train", 100, 1), ("test", 100, 101), ("base", 100, 1), ("val", 50, 2), ("novel", 50, 4), ("all", 200, 1)],
+    [
+        ("train", 100, 1),
+        ("test", 100, 101),
+        ("base", 100, 1),
+        ("val", 50, 2),
+        ("novel", 50, 4),
+        ("all", 200, 1),
+    ],
 )
 def test_cub_is_split_by_classes(tmp_path, split, classes, first):
     entries, source = cub.read(Path(official.cub(tmp_path)[1]), split)
-    assert source["classes"] == len({entry.annotations["labels"][0] for entry in entries}) == classes
+    assert (
+        source["classes"] == len({entry.annotations["labels"][0] for entry in entries}) == classes
+    )
     assert entries[0].annotations["filename"].startswith(f"{first:03d}.")
     assert (source["name"], source["split"]) == (f"cub-200-2011-{split}", split)
 
 
 def test_splits_of_cub_that_shall_not_share_a_class_share_none(tmp_path):
     root = Path(official.cub(tmp_path)[1])
-    found = {split: {entry.annotations["labels"][0] for entry in cub.read(root, split)[0]} for split in cub.SPLITS}
+    found = {
+        split: {entry.annotations["labels"][0] for entry in cub.read(root, split)[0]}
+        for split in cub.SPLITS
+    }
     assert not found["train"] & found["test"]
     assert len(found["base"] | found["val"] | found["novel"]) == 200
-    assert found["train"] & found["base"]  # metric learning and few-shot learning go by other splits
+    assert (
+        found["train"] & found["base"]
+    )  # metric learning and few-shot learning go by other splits
 
 
 def test_birds_are_called_by_their_names(tmp_path):
     words = official.cub(tmp_path)
-    listed = put(tmp_path / "two.json", {"class_names": ["200.Common_Yellowthroat", "004.Groove_billed_Ani"]})
+    listed = put(
+        tmp_path / "two.json", {"class_names": ["200.Common_Yellowthroat", "004.Groove_billed_Ani"]}
+    )
     manifest = imported(words, tmp_path / "out", "--split", "novel", "--classes", str(listed))
     found = samples(manifest)
     assert {key: sample.annotations["labels"] for key, sample in found.items()} == {
@@ -243,7 +281,7 @@ def test_lists_of_cub_that_do_not_fit_together_are_named(tmp_path, name, line, s
         cub.read(root, "all")
 
 
-# CIFAR-FS -------------------------------------------------------------------------------------------------------------
+# CIFAR-FS -----------------------------------------------------------------------------------------
 
 
 def test_cifar_fs_goes_by_bertinettos_lists(tmp_path):

@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.importing.label_lists import hash_split, keep_labelled, label_lists
 from data_pipeline.sources import coco_labels, imaterialist, nus_wide, voc
-from data_pipeline.sources.label_lists import hash_split, keep_labelled, label_lists
 from launch.cli import main
 from tests.data_pipeline import official_labels as official
 from tests.data_pipeline.conftest import encoded_picture
 from tests.data_pipeline.official import coco, put
 from tests.data_pipeline.official_labels import imported, labels, samples
 
-# Lists of labels ------------------------------------------------------------------------------------------------------
+# Lists of labels ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("voc", (13, 3, 4)), ("nus_wide", (53, 12, 16)), ("imaterialist", (148, 34, 46))]
+    ("name", "sizes"),
+    [("voc", (13, 3, 4)), ("nus_wide", (53, 12, 16)), ("imaterialist", (148, 34, 46))],
 )
 def test_the_lists_in_the_repository_are_what_the_rule_gives(name, sizes):
     lists = label_lists(name)
@@ -31,7 +32,9 @@ def test_the_lists_in_the_repository_are_what_the_rule_gives(name, sizes):
 
 
 def test_the_lists_are_of_the_labels_that_the_data_sets_have():
-    assert {int(label) for part in label_lists("imaterialist").values() for label in part} == set(range(1, 229))
+    assert {int(label) for part in label_lists("imaterialist").values() for label in part} == set(
+        range(1, 229)
+    )
     objects = {label for part in label_lists("voc").values() for label in part}
     assert {"aeroplane", "diningtable", "tvmonitor", "person"} < objects
     assert {len(part) for part in label_lists("coco_52_12_16").values()} == {52, 12, 16}
@@ -48,20 +51,28 @@ def test_each_label_stands_in_one_list_wherever_it_stood_before(names, random):
 
 def test_a_part_or_a_label_that_the_lists_lack_is_named(tmp_path):
     entries, _ = voc.read(Path(official.voc(tmp_path)[1]), "trainval")
-    with pytest.raises(UsageError, match="'test' is no part of the labels voc: choose of base, val, novel"):
+    with pytest.raises(
+        UsageError, match="'test' is no part of the labels voc: choose of base, val, novel"
+    ):
         keep_labelled(entries, "voc", "test")
     entries[0].annotations["labels"].append("okapi")
-    with pytest.raises(DataError, match="2008_000002 has the label 'okapi', which the lists voc lack"):
+    with pytest.raises(
+        DataError, match="2008_000002 has the label 'okapi', which the lists voc lack"
+    ):
         keep_labelled(entries, "voc", "base")
 
 
-# COCO -----------------------------------------------------------------------------------------------------------------
+# COCO ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("year", [2014, 2017])
 def test_coco_pictures_have_the_names_of_their_categories(tmp_path, year):
     manifest = imported(official.coco_labels(tmp_path, year), tmp_path / "out")
-    assert labels(manifest) == {"391895": ["bicycle", "person"], "522418": ["person"], "184613": ["dog", "train"]}
+    assert labels(manifest) == {
+        "391895": ["bicycle", "person"],
+        "522418": ["person"],
+        "184613": ["dog", "train"],
+    }
     assert samples(manifest)["000000391895"].media == encoded_picture(391895)
     assert (manifest.source["pictures"], manifest.source["without_labels"]) == ("coco", 1)
     assert manifest.name == f"coco-labels-val{year}"
@@ -90,8 +101,14 @@ def test_labels_choose_pictures_that_keep_all_of_theirs(tmp_path, part, found):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"annotations": [{"id": 5, "image_id": 1, "category_id": 1}]}, "annotation 5 is of picture 1, category 1"),
-        ({"annotations": [{"id": 5, "image_id": 522418, "category_id": 3}]}, "annotation 5 is of .* category 3"),
+        (
+            {"annotations": [{"id": 5, "image_id": 1, "category_id": 1}]},
+            "annotation 5 is of picture 1, category 1",
+        ),
+        (
+            {"annotations": [{"id": 5, "image_id": 522418, "category_id": 3}]},
+            "annotation 5 is of .* category 3",
+        ),
         ({"categories": None}, ""),
         ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "1 pictures come twice"),
     ],
@@ -99,17 +116,22 @@ def test_labels_choose_pictures_that_keep_all_of_theirs(tmp_path, part, found):
 def test_an_instances_file_that_does_not_fit_is_refused(tmp_path, changes, said):
     _, instances, pictures = official.coco_labels(tmp_path)
     put(Path(instances), json.loads(Path(instances).read_bytes()) | changes)
-    with pytest.raises(DataError, match=f"instances_val2014.json is not an instances file of COCO: .*{said}"):
+    with pytest.raises(
+        DataError, match=f"instances_val2014.json is not an instances file of COCO: .*{said}"
+    ):
         coco_labels.read(Path(instances), Path(pictures))
 
 
 def test_captions_are_no_instances(tmp_path, capsys):
     _, captions, pictures = coco(tmp_path)
     assert main(["data", "import", "coco_labels", captions, pictures, str(tmp_path / "out")]) == 3
-    assert "dataset_coco.json is not an instances file of COCO: there is no 'categories'" in capsys.readouterr().err
+    assert (
+        "dataset_coco.json is not an instances file of COCO: there is no 'categories'"
+        in capsys.readouterr().err
+    )
 
 
-# PASCAL VOC -----------------------------------------------------------------------------------------------------------
+# PASCAL VOC ---------------------------------------------------------------------------------------
 
 
 def test_voc_objects_that_are_difficult_give_no_label(tmp_path):
@@ -136,7 +158,10 @@ def test_voc_goes_by_the_split_and_the_labels(tmp_path):
     ("content", "said"),
     [
         ("<annotation><object><name>dog</name>", "no element found"),
-        ("<annotation><object><difficult>0</difficult></object></annotation>", "its objects have no names"),
+        (
+            "<annotation><object><difficult>0</difficult></object></annotation>",
+            "its objects have no names",
+        ),
         ("<html/>", "its objects have no names"),
         (
             '<!DOCTYPE a [<!ENTITY x "dog">]><annotation><object><name>&x;</name></object></annotation>',
@@ -148,13 +173,17 @@ def test_voc_goes_by_the_split_and_the_labels(tmp_path):
 def test_an_annotation_that_is_none_is_named(tmp_path, content, said, encoding):
     root = Path(official.voc(tmp_path)[1])
     (root / "Annotations" / "2008_000002.xml").write_bytes(content.encode(encoding))
-    with pytest.raises(DataError, match=f"2008_000002.xml is not an annotation of PASCAL VOC: {said}"):
+    with pytest.raises(
+        DataError, match=f"2008_000002.xml is not an annotation of PASCAL VOC: {said}"
+    ):
         voc.read(root, "trainval")
 
 
 def test_annotations_that_were_never_published_are_missed(tmp_path):
     root = Path(official.voc(tmp_path)[1])
-    with pytest.raises(DataError, match=r"2008_000001.xml cannot be read: .*\(VOC2012 has none of its test\)"):
+    with pytest.raises(
+        DataError, match=r"2008_000001.xml cannot be read: .*\(VOC2012 has none of its test\)"
+    ):
         voc.read(root, "test")
     with pytest.raises(DataError, match="val.txt cannot be read"):
         voc.read(root, "val")
@@ -162,7 +191,7 @@ def test_annotations_that_were_never_published_are_missed(tmp_path):
         voc.read(tmp_path, "val")
 
 
-# NUS-WIDE -------------------------------------------------------------------------------------------------------------
+# NUS-WIDE -----------------------------------------------------------------------------------------
 
 
 def test_nus_wide_columns_are_joined_with_the_list(tmp_path):
@@ -176,7 +205,10 @@ def test_nus_wide_columns_are_joined_with_the_list(tmp_path):
 
 def test_a_picture_that_no_longer_exists_is_named(tmp_path, capsys):
     words = official.nus_wide(tmp_path)
-    assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"]) == 3
+    assert (
+        main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"])
+        == 3
+    )
     assert "actor_0004_1390863913: " in (said := capsys.readouterr().out) and said.count("\n") == 1
 
 
@@ -189,7 +221,9 @@ def test_nus_wide_pictures_may_lie_in_one_folder(tmp_path, name):
 
 def test_nus_wide_pictures_are_chosen_by_labels(tmp_path):
     _, root, pictures = official.nus_wide(tmp_path)
-    entries, _ = nus_wide.read(Path(root), Path(pictures), "test", "novel")  # with tiger, without sky and person
+    entries, _ = nus_wide.read(
+        Path(root), Path(pictures), "test", "novel"
+    )  # with tiger, without sky and person
     assert [entry.annotations["labels"] for entry in entries] == [["sky", "tiger"]]
     with pytest.raises(DataError, match="none of 2 pictures has a label of nus_wide's novel"):
         nus_wide.read(Path(root), Path(pictures), "train", "novel")
@@ -197,7 +231,10 @@ def test_nus_wide_pictures_are_chosen_by_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("0\n1\n", "has 2 lines, .*TestImagelist.txt 4"), ("0\n1\n2\n0\n", "line 3 is '2', which is neither 0 nor 1")],
+    [
+        ("0\n1\n", "has 2 lines, .*TestImagelist.txt 4"),
+        ("0\n1\n2\n0\n", "line 3 is '2', which is neither 0 nor 1"),
+    ],
 )
 def test_a_column_that_does_not_fit_is_named(tmp_path, content, said):
     _, root, pictures = official.nus_wide(tmp_path)
@@ -206,7 +243,7 @@ def test_a_column_that_does_not_fit_is_named(tmp_path, content, said):
         nus_wide.read(Path(root), Path(pictures), "test")
 
 
-# iMaterialist ---------------------------------------------------------------------------------------------------------
+# iMaterialist -------------------------------------------------------------------------------------
 
 
 def test_imaterialist_labels_are_numbers_without_names(tmp_path):
@@ -227,14 +264,21 @@ def test_imaterialist_labels_have_the_names_of_the_challenges_table(tmp_path):
     words = official.imaterialist(tmp_path)
     table = str(tmp_path / "iMat_fashion_2018_label_map_228.csv")
     found = labels(imported(words, tmp_path / "out", "--names", table))
-    assert found["1"] == ["Female", "Jumpsuits Overalls & Rompers", "Polyester"] and found["10"] == ["Sandals"]
+    assert found["1"] == ["Female", "Jumpsuits Overalls & Rompers", "Polyester"] and found[
+        "10"
+    ] == ["Sandals"]
 
 
 def test_names_of_the_chosen_list_stand_in_the_manifest(tmp_path):
     words = official.imaterialist(tmp_path)
-    names = put(tmp_path / "names.json", {str(number): f"attribute {number}" for number in range(1, 229)})
+    names = put(
+        tmp_path / "names.json", {str(number): f"attribute {number}" for number in range(1, 229)}
+    )
     manifest = imported(words, tmp_path / "out", "--names", str(names), "--labels", "novel")
-    assert labels(manifest) == {"1": ["attribute 66", "attribute 95", "attribute 137"], "10": ["attribute 157"]}
+    assert labels(manifest) == {
+        "1": ["attribute 66", "attribute 95", "attribute 137"],
+        "10": ["attribute 157"],
+    }
     assert manifest.source["label_split"]["labels"][:2] == ["attribute 33", "attribute 69"]
 
 
@@ -242,15 +286,23 @@ def test_names_of_the_chosen_list_stand_in_the_manifest(tmp_path):
     ("change", "said"),
     [
         ({"annotations": None}, ""),
-        ({"annotations": [{"imageId": "1", "labelId": ["3"]}] * 2}, "1 pictures are annotated twice"),
+        (
+            {"annotations": [{"imageId": "1", "labelId": ["3"]}] * 2},
+            "1 pictures are annotated twice",
+        ),
         ({"annotations": [{"imageId": "1", "labelId": ["red"]}]}, "invalid literal"),
-        ({"annotations": [{"imageId": "1", "labelId": ["3"]}]}, "picture 10 is only in one of images and annotations"),
+        (
+            {"annotations": [{"imageId": "1", "labelId": ["3"]}]},
+            "picture 10 is only in one of images and annotations",
+        ),
     ],
 )
 def test_a_file_that_is_not_imaterialists_is_refused(tmp_path, change, said):
     _, annotations, pictures = official.imaterialist(tmp_path)
     put(Path(annotations), json.loads(Path(annotations).read_bytes()) | change)
-    with pytest.raises(DataError, match=f"validation.json is not an annotated file of iMaterialist.*{said}"):
+    with pytest.raises(
+        DataError, match=f"validation.json is not an annotated file of iMaterialist.*{said}"
+    ):
         imaterialist.read(Path(annotations), Path(pictures))
 
 
@@ -260,5 +312,7 @@ def test_a_label_without_name_is_named(tmp_path):
     with pytest.raises(DataError, match="names.txt has no name for the class 157"):
         imaterialist.read(Path(annotations), Path(pictures), names)
     table = put(tmp_path / "names.csv", b"id,name\n1,Argyle\n")
-    with pytest.raises(DataError, match="names.csv is not a table with the columns labelId and labelName"):
+    with pytest.raises(
+        DataError, match="names.csv is not a table with the columns labelId and labelName"
+    ):
         imaterialist.read(Path(annotations), Path(pictures), table)

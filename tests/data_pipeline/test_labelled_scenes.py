@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import parse_sample
 from data_pipeline.scenes.generate import generate
 from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES
 from data_pipeline.scenes.labelled import CLASSES, labelled_sample_at
 from data_pipeline.scenes.truth import fits, is_scene
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.verify import verify
 
 SPLITS = ("base", "val", "novel")
 FEW = {"base": 6, "val": 4, "novel": 5}
@@ -22,11 +22,17 @@ FEW = {"base": 6, "val": 4, "novel": 5}
 def annotations() -> dict[str, list[dict]]:
     """300 pictures of every split."""
     made = {split: [labelled_sample_at(7, split, i, 48) for i in range(300)] for split in SPLITS}
-    return {split: [parse_sample(*one).annotations for one in several] for split, several in made.items()}
+    return {
+        split: [parse_sample(*one).annotations for one in several]
+        for split, several in made.items()
+    }
 
 
 def few(folder, **changed):
-    return generate(folder, **({"train": 0, "val": 0, "test": 0, "novel": 0, "size": 48, "labelled": FEW} | changed))
+    return generate(
+        folder,
+        **({"train": 0, "val": 0, "test": 0, "novel": 0, "size": 48, "labelled": FEW} | changed),
+    )
 
 
 def test_no_class_stands_in_two_splits_and_the_novel_ones_are_held_out_of_all_training():
@@ -42,28 +48,40 @@ def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
     for split, several in annotations.items():
         for annotation in several:
             shown = sorted(
-                f"{item['fill']} {item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]
+                f"{item['fill']} {item['colour']} {item['shape']}"
+                for item in annotation["scene"]["objects"]
             )
             assert annotation["labels"] == shown and len(set(shown)) == len(shown) <= 4
             assert set(shown) <= set(CLASSES[split])
             assert is_scene(annotation)
-            assert all(fits(statement, annotation["scene"]) for statement in annotation["statements"])
+            assert all(
+                fits(statement, annotation["scene"]) for statement in annotation["statements"]
+            )
 
 
 def test_half_of_the_pictures_show_one_object_and_every_class_as_often(annotations):
     for split, several in annotations.items():
         counts = Counter(len(annotation["labels"]) for annotation in several)
         assert counts[1] == 150 and min(counts[number] for number in (2, 3, 4)) > 25
-        alone = Counter(annotation["labels"][0] for annotation in several if len(annotation["labels"]) == 1)
+        alone = Counter(
+            annotation["labels"][0] for annotation in several if len(annotation["labels"]) == 1
+        )
         assert max(alone.values()) - min(alone.values()) <= 1
-        assert {label for annotation in several for label in annotation["labels"]} == set(CLASSES[split])
+        assert {label for annotation in several for label in annotation["labels"]} == set(
+            CLASSES[split]
+        )
 
 
 def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
-    one, many = few(tmp_path / "one", workers=1), few(tmp_path / "many", labelled=FEW | {"base": 350}, workers=2)
+    one, many = (
+        few(tmp_path / "one", workers=1),
+        few(tmp_path / "many", labelled=FEW | {"base": 350}, workers=2),
+    )
     assert one["labelled/val"].shards[0].sha256 == many["labelled/val"].shards[0].sha256
     assert labelled_sample_at(0, "base", 3, 48) == labelled_sample_at(0, "base", 3, 48)
-    images = {labelled_sample_at(seed, split, 3, 48)[1]["jpg"] for seed in (0, 1) for split in SPLITS}
+    images = {
+        labelled_sample_at(seed, split, 3, 48)[1]["jpg"] for seed in (0, 1) for split in SPLITS
+    }
     assert len(images) == 6
 
 
@@ -81,7 +99,9 @@ def test_the_folders_are_whole_data_sets_that_name_their_classes(tmp_path):
 
 def test_other_counts_in_the_way_and_clips_are_refused(tmp_path):
     few(tmp_path)
-    with pytest.raises(UsageError, match="labelled/base holds another data set .its samples is 6, not 7"):
+    with pytest.raises(
+        UsageError, match="labelled/base holds another data set .its samples is 6, not 7"
+    ):
         few(tmp_path, labelled=FEW | {"base": 7})
     with pytest.raises(UsageError, match="labelled scenes are pictures"):
         few(tmp_path / "clips", video=True)
@@ -92,7 +112,20 @@ def test_the_command_writes_them(tmp_path, monkeypatch, capsys):
     from launch.cli import main
 
     monkeypatch.setattr(module, "COUNTS", FEW)
-    options = ["--train", "2", "--val", "0", "--test", "0", "--novel", "0", "--size", "48", "--labelled", "--json"]
+    options = [
+        "--train",
+        "2",
+        "--val",
+        "0",
+        "--test",
+        "0",
+        "--novel",
+        "0",
+        "--size",
+        "48",
+        "--labelled",
+        "--json",
+    ]
     assert main(["data", "scenes", str(tmp_path), *options]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
     assert found == {"train": 2} | {f"labelled/{split}": count for split, count in FEW.items()}

@@ -20,11 +20,11 @@ from PIL import Image
 from data_pipeline.augment import write_evaluation_view
 from data_pipeline.errors import DataError, IncompleteError, UsageError
 from data_pipeline.loader import Loader, evaluation_batches, open_loader
-from data_pipeline.manifest import Manifest
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.positions import planned_keys
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import write_shards
 from tests.data_pipeline.batches import BATCH, OPTIONS, START, Row, read, rows
 from tests.data_pipeline.conftest import encoded_picture
 
@@ -58,27 +58,46 @@ def worker_processes(count: int) -> list[int]:
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
-def test_ranks_and_micro_batches_do_not_change_the_global_batch(pictures, tokenizer, reference, world, micro_batches):
+def test_ranks_and_micro_batches_do_not_change_the_global_batch(
+    pictures, tokenizer, reference, world, micro_batches
+):
     ranks = [
-        read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches) for rank in range(world)
+        read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches)
+        for rank in range(world)
     ]
     part = BATCH // world
     for step in range(2):
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == reference[step]
+        assert [
+            row for rank in ranks for row in rank[step * part : (step + 1) * part]
+        ] == reference[step]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
-def test_workers_do_not_change_what_a_rank_reads(pictures, tokenizer, reference, world, micro_batches, workers):
+def test_workers_do_not_change_what_a_rank_reads(
+    pictures, tokenizer, reference, world, micro_batches, workers
+):
     rank, part = world - 1, BATCH // world
-    rank_rows = read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches, workers=workers)
+    rank_rows = read(
+        pictures.root,
+        tokenizer,
+        world=world,
+        rank=rank,
+        micro_batches=micro_batches,
+        workers=workers,
+    )
     for step in range(2):
-        assert rank_rows[step * part : (step + 1) * part] == reference[step][rank * part : (rank + 1) * part]
+        assert (
+            rank_rows[step * part : (step + 1) * part]
+            == reference[step][rank * part : (rank + 1) * part]
+        )
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 2, 0), (4, 1, 0), (1, 2, 3)])
-def test_switches_do_not_depend_on_the_division_either(pictures, tokenizer, world, micro_batches, workers):
+def test_switches_do_not_depend_on_the_division_either(
+    pictures, tokenizer, world, micro_batches, workers
+):
     whole = read(pictures.root, tokenizer, **SWITCHES)
     options = {"world": world, "micro_batches": micro_batches, "workers": workers, **SWITCHES}
     ranks = [read(pictures.root, tokenizer, rank=rank, **options) for rank in range(world)]
@@ -88,7 +107,9 @@ def test_switches_do_not_depend_on_the_division_either(pictures, tokenizer, worl
         assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
     assert any(row["mlm_positions"] == [] for row in whole)
     assert all(bool(row["negative"]) != bool(row["matching"]) for row in whole)
-    assert all(len(row["negative_patches"]) == 3 >= len(row["negative_tokens"]) > 0 for row in whole)
+    assert all(
+        len(row["negative_patches"]) == 3 >= len(row["negative_tokens"]) > 0 for row in whole
+    )
 
 
 def test_negatives_and_their_choice_change_nothing_else(pictures, tokenizer):
@@ -114,12 +135,19 @@ def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int =
 
 def test_a_dataset_negative_never_shows_the_own_picture_under_another_key(tokenizer, tmp_path):
     options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
-    with open_loader([flat_pictures(tmp_path / "flat", 6, same=3).root], tokenizer=tokenizer, **options) as loader:
+    with open_loader(
+        [flat_pictures(tmp_path / "flat", 6, same=3).root], tokenizer=tokenizer, **options
+    ) as loader:
         for _ in range(10):
             batch = next(loader)
-            own = [int(key[-5:]) for key, label in zip(batch.keys, batch.itm_labels, strict=True) if label == 0]
+            own = [
+                int(key[-5:])
+                for key, label in zip(batch.keys, batch.itm_labels, strict=True)
+                if label == 0
+            ]
             assert all(
-                a // 3 != b // 4 // 3 for a, b in zip(own, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
+                a // 3 != b // 4 // 3
+                for a, b in zip(own, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
             )
     alike = flat_pictures(tmp_path / "one", 6, same=6).root
     with (
@@ -138,7 +166,11 @@ def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp
         for _ in range(30):
             batch = next(loader)
             assert batch.negative_pixels.shape == (10, 32, 32, 3)
-            own = [int(key[-5:]) for key, label in zip(batch.keys, batch.itm_labels, strict=True) if label == 0]
+            own = [
+                int(key[-5:])
+                for key, label in zip(batch.keys, batch.itm_labels, strict=True)
+                if label == 0
+            ]
             np.add.at(seen, (own, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
     assert np.diag(seen).sum() == 0
     assert (seen + np.eye(count) > 0).mean() > 0.9
@@ -150,9 +182,14 @@ def test_a_bad_negative_is_replaced_and_quarantined(tokenizer, tmp_path):
     options = {**OPTIONS, "global_batch": 4, "dataset_negatives": True, "max_bad_fraction": 1.0}
     with open_loader([root], tokenizer=tokenizer, quarantine=file, **options) as loader:
         batches = [next(loader) for _ in range(10)]
-    shown = {value for batch in batches for value in (batch.negative_pixels[:, 0, 0, 0] // 4).tolist()}
+    shown = {
+        value for batch in batches for value in (batch.negative_pixels[:, 0, 0, 0] // 4).tolist()
+    }
     assert shown and not shown & {3, 7}
-    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == ["00003", "00007"]
+    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == [
+        "00003",
+        "00007",
+    ]
 
 
 def test_a_source_of_one_sample_has_no_negatives(tokenizer, tmp_path):
@@ -164,12 +201,26 @@ def test_a_source_of_one_sample_has_no_negatives(tokenizer, tmp_path):
 
 
 def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_path):
-    names = [("one", "a red star"), ("one", "a blue star"), ("two", "a red star"), ("\ud800", "a circle")]
+    names = [
+        ("one", "a red star"),
+        ("one", "a blue star"),
+        ("two", "a red star"),
+        ("\ud800", "a circle"),
+    ]
     records = [
-        (f"{n:05d}", {"jpg": encoded_picture(n), "json": json.dumps({"caption": text, "image_id": name}).encode()})
+        (
+            f"{n:05d}",
+            {
+                "jpg": encoded_picture(n),
+                "json": json.dumps({"caption": text, "image_id": name}).encode(),
+            },
+        )
         for n, (name, text) in enumerate(names)
     ]
-    roots = [write_shards(tmp_path / name, records, source={"name": name}).root for name in ("here", "there")]
+    roots = [
+        write_shards(tmp_path / name, records, source={"name": name}).root
+        for name in ("here", "there")
+    ]
     options = {**OPTIONS, "global_batch": 8, "lanes": 1, "weights": [1, 1]}
     found: dict[str, list[int]] = {}
     with open_loader(roots, tokenizer=tokenizer, **options) as loader:
@@ -181,7 +232,9 @@ def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_pat
     assert len(identity) == 8
     for (source, one), (image, text) in identity.items():
         for (other_source, other), (other_image, other_text) in identity.items():
-            assert (image == other_image) == (source == other_source and names[one][0] == names[other][0])
+            assert (image == other_image) == (
+                source == other_source and names[one][0] == names[other][0]
+            )
             assert (text == other_text) == (names[one][1] == names[other][1])
 
 
@@ -202,7 +255,10 @@ def test_a_batch_holds_what_its_fields_promise(pictures, tokenizer):
     assert batch.keep_patches.shape == (BATCH, 3) and batch.masked_patches.shape == (BATCH * 4,)
     assert batch.itm_labels.view(6, 8).sum(1).tolist() == [4] * 6
     assert batch.itm_noise.shape == (BATCH, 8) and batch.itm_noise.dtype == torch.float32
-    assert all(getattr(batch, name).dtype == torch.int64 for name in ("text_ids", "text_mask", "mlm_ids", "itm_labels"))
+    assert all(
+        getattr(batch, name).dtype == torch.int64
+        for name in ("text_ids", "text_mask", "mlm_ids", "itm_labels")
+    )
     assert batch.pixels.dtype == torch.uint8 and batch.to("cpu").keys == batch.keys
 
 
@@ -216,7 +272,9 @@ def test_long_texts_are_cut_to_a_length_that_is_no_multiple_of_eight(pictures, t
 
 def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(pictures, tokenizer):
     def look(row: Row) -> tuple[object, ...]:
-        return tuple(str(row[name]) for name in ("pixels", "keep", "masked_patches", "masked_tokens"))
+        return tuple(
+            str(row[name]) for name in ("pixels", "keep", "masked_patches", "masked_tokens")
+        )
 
     looks: dict[object, list[tuple[object, ...]]] = {}
     for row in read(pictures.root, tokenizer, steps=12) + read(pictures.root, tokenizer, seed=2):
@@ -227,15 +285,30 @@ def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(pictur
 
 def test_planned_keys_are_what_the_loader_reads(pictures, write_pictures, tokenizer, tmp_path):
     other = write_pictures(tmp_path, 40, name="other")
-    dirs, common = [pictures.root, other.root], {"seed": 4, "global_batch": BATCH, "weights": [0.7, 0.3]}
-    plan = [list(planned_keys(dirs, world=2, rank=rank, start_step=3, steps=2, **common)) for rank in range(2)]
-    options = {**OPTIONS, **common, "tokenizer": tokenizer, "world": 2, "micro_batches": 2, "start_step": 3}
+    dirs, common = (
+        [pictures.root, other.root],
+        {"seed": 4, "global_batch": BATCH, "weights": [0.7, 0.3]},
+    )
+    plan = [
+        list(planned_keys(dirs, world=2, rank=rank, start_step=3, steps=2, **common))
+        for rank in range(2)
+    ]
+    options = {
+        **OPTIONS,
+        **common,
+        "tokenizer": tokenizer,
+        "world": 2,
+        "micro_batches": 2,
+        "start_step": 3,
+    }
     for rank in range(2):
         with open_loader(dirs, rank=rank, **options) as loader:
             for step in (3, 4):
                 keys = next(loader).keys + next(loader).keys
                 assert plan[rank][step - 3] == {"step": step, "keys": keys}
-                assert loader.step_keys(step) == plan[0][step - 3]["keys"] + plan[1][step - 3]["keys"]
+                assert (
+                    loader.step_keys(step) == plan[0][step - 3]["keys"] + plan[1][step - 3]["keys"]
+                )
 
 
 def opened(root: Path, tokenizer: Tokenizer, **options: object) -> Loader:
@@ -285,7 +358,9 @@ def test_a_state_of_another_tokenizer_is_refused(pictures, tokenizer, tmp_path):
 
 def test_two_data_sets_of_one_name_are_refused(pictures, write_pictures, tokenizer, tmp_path):
     other = write_pictures(tmp_path / "other", 60)
-    with pytest.raises(UsageError, match=f'{pictures.root} and {other.root} .*"pictures".* --name NAME'):
+    with pytest.raises(
+        UsageError, match=f'{pictures.root} and {other.root} .*"pictures".* --name NAME'
+    ):
         open_loader([pictures.root, other.root], tokenizer=tokenizer, **OPTIONS)
     with open_loader([pictures.root, pictures.root], tokenizer=tokenizer, **OPTIONS) as loader:
         assert next(loader).keys
@@ -313,7 +388,9 @@ def test_impossible_divisions_are_refused(pictures, tokenizer, change, message):
 
 
 @pytest.mark.parametrize(("batch", "group"), [(24, 2), (64, 2), (20, 2), (9, 3), (7, 7)])
-def test_matching_groups_of_plain_calls_do_not_depend_on_the_division(pictures, tokenizer, batch, group):
+def test_matching_groups_of_plain_calls_do_not_depend_on_the_division(
+    pictures, tokenizer, batch, group
+):
     options = {"group": None, "global_batch": batch}
     for world in [n for n in range(1, batch) if batch % n == 0 and batch // n % group == 0]:
         with opened(pictures.root, tokenizer, world=world, **options) as loader:
@@ -331,7 +408,9 @@ def test_missing_and_cut_data_are_named_at_the_start(pictures, write_pictures, t
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_shard_that_vanishes_ends_the_run_with_its_name(write_pictures, tokenizer, tmp_path, workers):
+def test_a_shard_that_vanishes_ends_the_run_with_its_name(
+    write_pictures, tokenizer, tmp_path, workers
+):
     data = write_pictures(tmp_path / "data", 120)
     with opened(data.root, tokenizer, workers=workers) as loader:
         next(loader)
@@ -356,7 +435,10 @@ def test_a_killed_worker_is_started_again_where_it_was(pictures, tokenizer, capf
 
 def test_a_worker_that_cannot_start_ends_the_run(pictures, tokenizer, monkeypatch):
     monkeypatch.setattr("data_pipeline.workers._ENTRY", "raise SystemExit(7)")
-    with opened(pictures.root, tokenizer, workers=1) as loader, pytest.raises(IncompleteError, match="exit code 7"):
+    with (
+        opened(pictures.root, tokenizer, workers=1) as loader,
+        pytest.raises(IncompleteError, match="exit code 7"),
+    ):
         next(loader)
 
 
@@ -378,10 +460,13 @@ def test_workers_import_neither_torch_nor_transformers(pictures, tokenizer):
         next(loader)
         loaded = Path(f"/proc/{worker_processes(1)[0]}/maps").read_text()
     assert "cv2" in loaded and "libtorch" not in loaded
-    code = (
-        "import sys, data_pipeline.workers; print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    code = "import sys, data_pipeline.workers; print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 PARENT = """
@@ -409,7 +494,10 @@ def test_pixels_cross_in_memory_without_a_name(pictures, tokenizer, tmp_path, mo
     with opened(pictures.root, tokenizer, workers=2) as loader:
         for _ in range(2):  # one from each worker
             next(loader)
-        mapped = [Path(f"/proc/{process}/maps").read_text() for process in (os.getpid(), *worker_processes(2))]
+        mapped = [
+            Path(f"/proc/{process}/maps").read_text()
+            for process in (os.getpid(), *worker_processes(2))
+        ]
         assert all("/memfd:glscl-pixels (deleted)" in maps for maps in mapped)
         assert not any("/dev/shm" in maps for maps in mapped[1:])
         assert list(tmp_path.iterdir()) == []
@@ -430,7 +518,11 @@ def test_an_evaluation_reads_every_sample_once_in_order(pictures, world, limit):
     total = limit or pictures.samples
     seen = []
     for rank in range(world):
-        batches = list(evaluation_batches(pictures, size=32, batch_size=50, rank=rank, world=world, limit=limit))
+        batches = list(
+            evaluation_batches(
+                pictures, size=32, batch_size=50, rank=rank, world=world, limit=limit
+            )
+        )
         indices = [index for batch in batches for index in batch.indices]
         assert indices == list(range(rank, total, world))
         assert [sample.key for batch in batches for sample in batch.samples] == [
@@ -446,7 +538,9 @@ def test_an_evaluation_squashes_pictures_and_skips_none(pictures, write_pictures
     write_evaluation_view(batch.samples[2].media, expected)
     assert (batch.pixels[2].numpy() == expected).all()
     broken = write_pictures(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
-    with pytest.raises(DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"):
+    with pytest.raises(
+        DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"
+    ):
         list(evaluation_batches(broken, size=32, batch_size=8))
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest, ShardIndex, index
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest, ShardIndex, index
+from data_pipeline.shards.verify import verify
 
 
 def jpeg(colour=(200, 30, 30)):
@@ -36,7 +36,11 @@ def tar_of(files, tar_format=tarfile.USTAR_FORMAT):
 
 
 def pair(key, caption="a dog"):
-    return [(f"{key}.jpg", jpeg()), (f"{key}.json", b'{"key": "x"}'), (f"{key}.txt", caption.encode())]
+    return [
+        (f"{key}.jpg", jpeg()),
+        (f"{key}.json", b'{"key": "x"}'),
+        (f"{key}.txt", caption.encode()),
+    ]
 
 
 def data_set(folder, *shards):
@@ -67,8 +71,15 @@ def test_shards_of_img2dataset_are_indexed(tmp_path):
 
     manifest = index(root)
 
-    assert (manifest.name, manifest.samples, manifest.fields) == ("cc3m", 3, {"jpg": 3, "json": 3, "txt": 3})
-    assert [(shard.name, shard.samples) for shard in manifest.shards] == [("00000.tar", 2), ("00001.tar", 1)]
+    assert (manifest.name, manifest.samples, manifest.fields) == (
+        "cc3m",
+        3,
+        {"jpg": 3, "json": 3, "txt": 3},
+    )
+    assert [(shard.name, shard.samples) for shard in manifest.shards] == [
+        ("00000.tar", 2),
+        ("00001.tar", 1),
+    ]
     assert [manifest.index(0).key(i) for i in range(2)] == ["000000000", "000000003"]
 
 
@@ -97,7 +108,9 @@ def test_the_manifest_file_is_the_one_of_the_contract(tmp_path):
 
 
 def test_several_workers_write_the_same_index(tmp_path):
-    one, two = (data_set(tmp_path / name, pair("a"), pair("b"), pair("c")) for name in ("one", "two"))
+    one, two = (
+        data_set(tmp_path / name, pair("a"), pair("b"), pair("c")) for name in ("one", "two")
+    )
     assert index(one, workers=1).digest == index(two, workers=2).digest
     names = [path.name for path in sorted(one.iterdir()) if path.name != "dataset.json"]
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
@@ -106,7 +119,10 @@ def test_several_workers_write_the_same_index(tmp_path):
 def test_shards_in_folders_below_are_found(tmp_path):
     data_set(tmp_path / "data", pair("a"))
     data_set(tmp_path / "data" / "more", pair("a"))
-    assert [shard.name for shard in index(tmp_path / "data").shards] == ["00000.tar", "more/00000.tar"]
+    assert [shard.name for shard in index(tmp_path / "data").shards] == [
+        "00000.tar",
+        "more/00000.tar",
+    ]
 
 
 def test_what_is_hidden_is_no_shard(tmp_path):
@@ -128,7 +144,9 @@ def test_indexing_again_keeps_where_the_data_came_from(tmp_path):
         index(root, name="a/b")
 
 
-@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
 def test_long_names_of_every_tar_format_are_read(tmp_path, tar_format):
     key = "/".join(["folder" * 4] * 5) + "/" + "é" * 20
     index(data_set(tmp_path / "data", tar_of(pair("a") + pair(key), tar_format)))
@@ -140,7 +158,9 @@ def test_long_names_of_every_tar_format_are_read(tmp_path, tar_format):
     st.lists(
         st.tuples(
             st.text("abcé0 -_", min_size=1, max_size=120),
-            st.dictionaries(st.sampled_from(["jpg", "json", "txt", "a.b"]), st.binary(max_size=1500), min_size=1),
+            st.dictionaries(
+                st.sampled_from(["jpg", "json", "txt", "a.b"]), st.binary(max_size=1500), min_size=1
+            ),
         ),
         min_size=1,
         max_size=6,
@@ -150,12 +170,19 @@ def test_long_names_of_every_tar_format_are_read(tmp_path, tar_format):
 )
 def test_the_index_holds_what_was_put_into_the_tar(tmp_path_factory, samples, tar_format):
     root = tmp_path_factory.mktemp("data")
-    files = [(f"{key}.{extension}", payload) for key, parts in samples for extension, payload in parts.items()]
+    files = [
+        (f"{key}.{extension}", payload)
+        for key, parts in samples
+        for extension, payload in parts.items()
+    ]
     data_set(root, tar_of(files, tar_format))
     shard_index = index(root).index(0)
     stored = (root / "00000.tar").read_bytes()
     read = [
-        (shard_index.key(i), {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)})
+        (
+            shard_index.key(i),
+            {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)},
+        )
         for i in range(len(shard_index))
     ]
     assert read == samples
@@ -187,7 +214,10 @@ def test_a_cut_shard_names_the_sample_and_the_bytes(tmp_path):
         (pair("a") + pair("a"), "holds sample a twice"),
         (pair("a") + pair("b") + pair("a"), "holds sample a twice"),
         ([("a.JPG", b"x"), ("a.jpg", b"y")], "holds sample a twice"),
-        ([("a.jpg", b"x"), ("b.jpg", b"y"), ("a.txt", b"z")], "sample a in two places (sample b lies between them)"),
+        (
+            [("a.jpg", b"x"), ("b.jpg", b"y"), ("a.txt", b"z")],
+            "sample a in two places (sample b lies between them)",
+        ),
         ([linked(tarfile.SYMTYPE)], "000.jpg is a symbolic link"),
         ([linked(tarfile.LNKTYPE)], "000.jpg is a hard link"),
         ([linked(tarfile.CHRTYPE)], "000.jpg is a device"),
@@ -228,11 +258,16 @@ def test_pax_sizes_are_refused(tmp_path):
 def test_folders_and_files_without_extension_are_passed_over(tmp_path):
     folder = tarfile.TarInfo("images")
     folder.type = tarfile.DIRTYPE
-    root = data_set(tmp_path / "data", [folder, ("README", b"x"), ("images/a.jpg", jpeg()), ("images/a.txt", b"a dog")])
+    root = data_set(
+        tmp_path / "data",
+        [folder, ("README", b"x"), ("images/a.jpg", jpeg()), ("images/a.txt", b"a dog")],
+    )
     assert index(root).index(0).key(0) == "images/a"
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
+)
 def test_a_path_without_shards_is_named(tmp_path, make):
     make(tmp_path / "data")
     for command in (index, Manifest.load, verify):
@@ -282,7 +317,9 @@ def test_a_shard_of_another_size_is_refused_without_reading_it(tmp_path):
     shard = root / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:5000])
     for check in (manifest.check_sizes, lambda: manifest.index(1)):
-        with pytest.raises(DataError, match=r"shard 00001\.tar of .*: expected 10,240 bytes, found 5,000"):
+        with pytest.raises(
+            DataError, match=r"shard 00001\.tar of .*: expected 10,240 bytes, found 5,000"
+        ):
             check()
     shard.unlink()
     with pytest.raises(DataError, match=r"shard 00001\.tar of .* is missing"):
@@ -345,7 +382,13 @@ def test_verify_lists_every_broken_shard(tmp_path):
 
 
 def test_verify_decodes_every_sample_when_asked(tmp_path):
-    files = [*pair("a"), ("b.jpg", b"\xff\xd8 no picture"), ("b.txt", b"a dog"), ("c.jpg", jpeg()), ("d.jpg", jpeg())]
+    files = [
+        *pair("a"),
+        ("b.jpg", b"\xff\xd8 no picture"),
+        ("b.txt", b"a dog"),
+        ("c.jpg", jpeg()),
+        ("d.jpg", jpeg()),
+    ]
     root = data_set(tmp_path / "data", [*files, ("d.json", b"{")])
     index(root)
     assert verify(root) == []

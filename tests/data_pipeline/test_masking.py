@@ -30,7 +30,9 @@ def draw_masks(*arguments: object, **options: object) -> Masks:
     return draw_any_masks(*arguments, **{"max_text_length": 50} | options)
 
 
-@pytest.mark.parametrize(("patches", "kept", "masked"), [(324, 64, 97), (196, 39, 58), (25, 5, 7), (36, 7, 10)])
+@pytest.mark.parametrize(
+    ("patches", "kept", "masked"), [(324, 64, 97), (196, 39, 58), (25, 5, 7), (36, 7, 10)]
+)
 def test_patches_are_kept_and_masked_at_the_published_counts(patches, kept, masked, tokenizer):
     masks = draw_masks(generator(), encoding_of([1, 2]), patches, tokenizer, CONFIG)
     assert (len(masks.keep_patches), len(masks.masked_patches)) == (kept, masked)
@@ -44,7 +46,11 @@ def test_text_masks_never_touch_special_tokens_and_cover_whole_words(lengths, se
     encoding = encoding_of(lengths)
     tokens = len(encoding.ids) - 2
     masks = draw_masks(generator(seed), encoding, 36, tokenizer, CONFIG)
-    assert len(masks.masked_tokens) == min(int(tokens * 0.4) + 1, tokens) == len(set(masks.masked_tokens.tolist()))
+    assert (
+        len(masks.masked_tokens)
+        == min(int(tokens * 0.4) + 1, tokens)
+        == len(set(masks.masked_tokens.tolist()))
+    )
     for positions in (masks.masked_tokens, masks.mlm_positions):
         assert positions.min() >= 1 and positions.max() <= tokens
         assert sorted(positions.tolist()) == positions.tolist()
@@ -95,7 +101,10 @@ def test_a_text_without_words_gets_no_targets(tokenizer):
 @pytest.mark.parametrize(("tokens", "share"), [(10, 0.41), (20, 0.37), (30, 0.36)])
 def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer):
     random, encoding = generator(), encoding_of([1] * tokens)
-    masks = [draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True)) for _ in range(1500)]
+    masks = [
+        draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True))
+        for _ in range(1500)
+    ]
     assert abs(np.mean([len(one.masked_tokens) for one in masks]) / tokens - share) < 0.01
     for one in masks:
         positions = one.masked_tokens.tolist()
@@ -103,7 +112,9 @@ def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer
 
 
 @pytest.mark.parametrize(("tokens", "without"), [(8, 0.22), (10, 0.15), (12, 0.09)])
-def test_the_published_unit_draws_positions_and_leaves_short_texts_without_target(tokens, without, tokenizer):
+def test_the_published_unit_draws_positions_and_leaves_short_texts_without_target(
+    tokens, without, tokenizer
+):
     """Shares of captions without target as the authors' collator has them, 16 % of the tokens on average."""
     random, encoding = generator(), encoding_of([2] * (tokens // 2))
     counts = np.zeros(tokens + 2)
@@ -120,7 +131,9 @@ def test_the_published_unit_draws_positions_and_leaves_short_texts_without_targe
 def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
     encodings = [encoding_of([1, 2, 1]), encoding_of([2])]
     whole = draw_masks(generator(), encodings[0], 36, tokenizer, CONFIG)
-    seeds = (draw_masks(generator(seed), encodings[1], 36, tokenizer, PUBLISHED) for seed in range(99))
+    seeds = (
+        draw_masks(generator(seed), encodings[1], 36, tokenizer, PUBLISHED) for seed in range(99)
+    )
     empty = next(masks for masks in seeds if len(masks.mlm_positions) == 0)
     for masks, found in (([whole, empty], len(whole.mlm_positions)), ([empty, empty], 0)):
         arrays = collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
@@ -132,15 +145,22 @@ def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
 def test_sampled_negatives_are_rows_of_what_is_masked_and_change_nothing_else(tokenizer):
     encodings = [encoding_of([1] * tokens) for tokens in (3, 20)]
     drawn = {
-        number: [draw_masks(generator(2), one, 36, tokenizer, CONFIG, local_negatives=number) for one in encodings]
+        number: [
+            draw_masks(generator(2), one, 36, tokenizer, CONFIG, local_negatives=number)
+            for one in encodings
+        ]
         for number in (None, 4)
     }
     plain, sampled = (
-        collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer) for masks in drawn.values()
+        collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
+        for masks in drawn.values()
     )
     assert sampled.keys() - plain.keys() == {"negative_patches", "negative_tokens"}
     assert all((sampled[name] == plain[name]).all() for name in plain)
-    per_row = {"negative_patches": ("masked_patches", 36, [4, 4]), "negative_tokens": ("masked_tokens", 24, [2, 4])}
+    per_row = {
+        "negative_patches": ("masked_patches", 36, [4, 4]),
+        "negative_tokens": ("masked_tokens", 24, [2, 4]),
+    }
     for name, (hidden, width, counts) in per_row.items():
         rows = sampled[name]
         assert sorted(set(rows.tolist())) == rows.tolist()

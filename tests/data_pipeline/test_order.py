@@ -10,12 +10,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.order import BLOCK, SPAN, WINDOW, Order, Source, default_lanes, fold, hash_key, permute, quotas
+from data_pipeline.order import (
+    BLOCK,
+    SPAN,
+    WINDOW,
+    Order,
+    Source,
+    default_lanes,
+    fold,
+    hash_key,
+    permute,
+    quotas,
+)
 
 # What the first version drew: a change here is a change of every run that was ever started.
 GOLDEN = {
     "laned": [1146, 585, 783, 1361, 411, 1571, 2099, 1880],
-    "later": [1317, 991, 2367, 2291, 2083, 2217, 1142, 1247, 312, 1760, 563, 562, 1914, 668, 88, 153],
+    "later": [
+        1317,
+        991,
+        2367,
+        2291,
+        2083,
+        2217,
+        1142,
+        1247,
+        312,
+        1760,
+        563,
+        562,
+        1914,
+        668,
+        88,
+        153,
+    ],
     "small": [1, 37, 2, 3, 18, 42, 37, 9],
     "blend": [(0, 226, 0), (0, 612, 0), (1, 1337, 0), (1, 1440, 0), (0, 791, 0), (0, 506, 0)],
     "key": 12151581311987838735,
@@ -26,7 +54,9 @@ shard_sizes = st.lists(st.integers(0, 700), min_size=1, max_size=6).filter(sum)
 
 
 def identity(draws) -> list[tuple[int, int, int]]:
-    return list(zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), strict=True))
+    return list(
+        zip(draws.source.tolist(), draws.sample.tolist(), draws.epoch.tolist(), strict=True)
+    )
 
 
 def test_the_order_stays_what_it_was():
@@ -87,7 +117,9 @@ def test_quotas_are_the_nearest_whole_shares(weights):
 
 def test_a_mixture_keeps_its_shares_in_every_block_of_every_lane():
     lanes = 4
-    order = Order([Source("a", (3000,), 0.3), Source("b", (500,), 0.45), Source("c", (77,), 0.25)], 1, lanes)
+    order = Order(
+        [Source("a", (3000,), 0.3), Source("b", (500,), 0.45), Source("c", (77,), 0.25)], 1, lanes
+    )
     draws = order.draws(0, 3 * BLOCK * lanes)
     source = draws.source.reshape(3, BLOCK, lanes)
     for block in range(3):
@@ -97,7 +129,9 @@ def test_a_mixture_keeps_its_shares_in_every_block_of_every_lane():
 
 def test_a_mixture_draws_every_sample_of_a_source_once_in_its_epoch():
     sizes = (3000, 500, 77)
-    order = Order([Source(name, (size,), size**0.5) for name, size in zip("abc", sizes, strict=True)], 1, 4)
+    order = Order(
+        [Source(name, (size,), size**0.5) for name, size in zip("abc", sizes, strict=True)], 1, 4
+    )
     draws = order.draws(0, 40_000)
     for number, size in enumerate(sizes):
         epochs = Counter(draws.epoch[draws.source == number].tolist())

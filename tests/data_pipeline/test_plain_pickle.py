@@ -15,13 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
+from data_pipeline.importing.plain_pickle import read_pickle
 from data_pipeline.sources import align_bench
-from data_pipeline.sources.plain_pickle import read_pickle
 from tests.data_pipeline import official
 
 _plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(min_size=1),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(min_size=1),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=12,
 )
 
@@ -32,11 +41,19 @@ def test_plain_data_is_read_as_pickle_would(value, protocol):
     assert read_pickle(pickle.dumps(value, protocol)) == value
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.float32]
+)
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_tensors_are_read_exactly(dtype, protocol):
     whole = (torch.arange(60) % 3).reshape(3, 4, 5).to(dtype)
-    views = {"whole": whole, "part": whole[1, 1:], "turned": whole[2].T, "none": whole[:0], "one": whole[0, 0, 1]}
+    views = {
+        "whole": whole,
+        "part": whole[1, 1:],
+        "turned": whole[2].T,
+        "none": whole[:0],
+        "one": whole[0, 0, 1],
+    }
     read = read_pickle(pickle.dumps([views], protocol))[0]
     for name, tensor in views.items():
         np.testing.assert_array_equal(read[name], tensor.numpy(), strict=True)
@@ -46,11 +63,19 @@ def test_tensors_are_read_exactly(dtype, protocol):
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_arrays_and_numbers_of_numpy_are_read_exactly(dtype, protocol):
     whole = (np.arange(24) % 3).reshape(2, 3, 4).astype(dtype)
-    arrays = {"whole": whole, "part": whole[1, 1:], "turned": whole[0].T, "none": whole[:0], "again": whole}
+    arrays = {
+        "whole": whole,
+        "part": whole[1, 1:],
+        "turned": whole[0].T,
+        "none": whole[:0],
+        "again": whole,
+    }
     read = read_pickle(pickle.dumps([arrays, list(whole[0, 0])], protocol))
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[0][name], array, strict=True)
-    assert read[1] == whole[0, 0].tolist() and not any(isinstance(number, np.generic) for number in read[1])
+    assert read[1] == whole[0, 0].tolist() and not any(
+        isinstance(number, np.generic) for number in read[1]
+    )
 
 
 class Command:
@@ -133,8 +158,13 @@ def test_a_refusal_does_not_print_what_the_pickle_holds():
         def __reduce__(self):
             return codecs.encode, ("a", nested)
 
-    module = pickle.dumps(nested, 4)[:-1] + b"\x8c\x01a\x93."  # SHORT_BINUNICODE, STACK_GLOBAL, STOP
-    for harmful, expected in ((pickle.dumps(Encoded(), 2), "it encodes text otherwise"), (module, "no text")):
+    module = (
+        pickle.dumps(nested, 4)[:-1] + b"\x8c\x01a\x93."
+    )  # SHORT_BINUNICODE, STACK_GLOBAL, STOP
+    for harmful, expected in (
+        (pickle.dumps(Encoded(), 2), "it encodes text otherwise"),
+        (module, "no text"),
+    ):
         with pytest.raises(ValueError, match=expected) as refused:
             read_pickle(harmful)
         assert len(str(refused.value)) < 100
@@ -150,7 +180,9 @@ def test_noise_is_refused_or_read_and_nothing_else_happens(noise):
 
 
 def test_every_cut_of_a_real_pickle_is_refused():
-    whole = pickle.dumps({"caption": "a", "mask": torch.ones(2, 2, dtype=torch.bool), "box": np.ones(4)}, 4)
+    whole = pickle.dumps(
+        {"caption": "a", "mask": torch.ones(2, 2, dtype=torch.bool), "box": np.ones(4)}, 4
+    )
     for end in range(len(whole)):
         with pytest.raises(ValueError):
             read_pickle(whole[:end])
@@ -158,14 +190,30 @@ def test_every_cut_of_a_real_pickle_is_refused():
 
 @pytest.mark.parametrize(
     ("shape", "strides", "offset"),
-    [((1000,), (0,), 0), ((5,), (1,), 0), ((4,), (1,), 1), ((2**62,), (1,), 0), ((2, 2), (1,), 0), ((-4,), (1,), 0)],
+    [
+        ((1000,), (0,), 0),
+        ((5,), (1,), 0),
+        ((4,), (1,), 1),
+        ((2**62,), (1,), 0),
+        ((2, 2), (1,), 0),
+        ((-4,), (1,), 0),
+    ],
 )
 def test_a_tensor_larger_than_its_storage_is_refused(shape, strides, offset):
     class Claims:
         def __reduce__(self):
             storage = torch.zeros(4).untyped_storage()
-            typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
-            return torch._utils._rebuild_tensor_v2, (typed, offset, shape, strides, False, OrderedDict())
+            typed = torch.storage.TypedStorage(
+                wrap_storage=storage, dtype=torch.float32, _internal=True
+            )
+            return torch._utils._rebuild_tensor_v2, (
+                typed,
+                offset,
+                shape,
+                strides,
+                False,
+                OrderedDict(),
+            )
 
     with pytest.raises(ValueError, match="it holds a tensor"):
         read_pickle(pickle.dumps(Claims()))
@@ -213,7 +261,11 @@ def test_the_state_of_anything_else_is_refused():
 
 @pytest.mark.parametrize(
     ("was", "becomes"),
-    [(b"K\x04Ntq", b"K\x08Ntq"), (b"a.\x04", b"a.\x05"), (b"little_endianq\x02\x88", b"little_endianq\x02\x89")],
+    [
+        (b"K\x04Ntq", b"K\x08Ntq"),
+        (b"a.\x04", b"a.\x05"),
+        (b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+    ],
 )
 def test_a_storage_that_is_not_what_it_announces_is_refused(was, becomes):
     whole = pickle.dumps(torch.zeros(4))

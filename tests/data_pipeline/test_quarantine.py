@@ -11,7 +11,14 @@ from data_pipeline.errors import DataError
 from data_pipeline.loader import open_loader
 from data_pipeline.quarantine import FEWEST, RECENT_DRAWS, BadRecord, Quarantine, stand_in
 
-OPTIONS = {"seed": 3, "global_batch": 8, "size": 32, "patch_size": 8, "group": 4, "max_bad_fraction": 1.0}
+OPTIONS = {
+    "seed": 3,
+    "global_batch": 8,
+    "size": 32,
+    "patch_size": 8,
+    "group": 4,
+    "max_bad_fraction": 1.0,
+}
 
 
 def record(key: int, shard: str = "b.tar") -> BadRecord:
@@ -85,16 +92,24 @@ def test_a_torn_last_line_is_passed_over(tmp_path):
     with path.open("a") as file:
         file.write('{"source": "a", "sh')
     Quarantine(path).note(1, [record(1), record(2)])
-    assert [json.loads(line)["key"] for line in path.read_text().splitlines() if line.endswith("}")] == ["1", "2"]
+    assert [
+        json.loads(line)["key"] for line in path.read_text().splitlines() if line.endswith("}")
+    ] == ["1", "2"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_without_a_readable_sample_ends_with_the_worst_shard(write_pictures, tokenizer, tmp_path, workers):
+def test_data_without_a_readable_sample_ends_with_the_worst_shard(
+    write_pictures, tokenizer, tmp_path, workers
+):
     bad = {number: {"jpg": b"bad", "txt": b"a star"} for number in range(30)}
     root = write_pictures(tmp_path / "bad", 30, spoiled=bad).root
     with (
-        open_loader([root], tokenizer=tokenizer, workers=workers, quarantine=tmp_path / "q.jsonl", **OPTIONS) as loader,
-        pytest.raises(DataError, match=r"8 samples in a row are bad; worst shard pictures/shard-000000.tar"),
+        open_loader(
+            [root], tokenizer=tokenizer, workers=workers, quarantine=tmp_path / "q.jsonl", **OPTIONS
+        ) as loader,
+        pytest.raises(
+            DataError, match=r"8 samples in a row are bad; worst shard pictures/shard-000000.tar"
+        ),
     ):
         next(loader)
     assert lines(tmp_path / "q.jsonl")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from data_pipeline.augment import write_evaluation_view
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.loader import evaluation_batches, open_loader
-from data_pipeline.manifest import Manifest, index
 from data_pipeline.questions import QuestionConfig, targets
 from data_pipeline.sample import BadSample, Question, parse_questions, parse_sample
-from data_pipeline.verify import verify
-from data_pipeline.write import write_shards
+from data_pipeline.shards.manifest import Manifest, index
+from data_pipeline.shards.verify import verify
+from data_pipeline.shards.write import write_shards
 from tests.data_pipeline.batches import BATCH, OPTIONS, START, read, rows
 from tests.data_pipeline.conftest import encoded_picture
 
@@ -44,15 +44,23 @@ def questions(tmp_path_factory):
     for number in range(60):
         random = np.random.default_rng(number)
         entries = [
-            question(3 * number + n, random.choice(ANSWERS, 10).tolist(), f"is the star {number} {n} red?")
+            question(
+                3 * number + n,
+                random.choice(ANSWERS, 10).tolist(),
+                f"is the star {number} {n} red?",
+            )
             for n in range(1 + number % 3)
         ]
         records.append((f"{number:05d}", {"jpg": encoded_picture(number), "json": asked(*entries)}))
-    return write_shards(tmp_path_factory.mktemp("asked"), records, samples_per_shard=40, source={"name": "asked"})
+    return write_shards(
+        tmp_path_factory.mktemp("asked"), records, samples_per_shard=40, source={"name": "asked"}
+    )
 
 
 def paired(number, second="1.jpg", **changed):
-    statement = question(f"dev-{number}-0-0", ["True"], "both are red", type="statement", group=f"dev-{number}-0")
+    statement = question(
+        f"dev-{number}-0-0", ["True"], "both are red", type="statement", group=f"dev-{number}-0"
+    )
     members = {"0.jpg": encoded_picture(2 * number), second: encoded_picture(2 * number + 1)}
     return members | {"json": asked(statement)} | changed
 
@@ -64,13 +72,17 @@ def pairs(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("pairs"), records, source={"name": "pairs"})
 
 
-# What the members mean. -----------------------------------------------------------------------------------------------
+# What the members mean. ---------------------------------------------------------------------------
 
 
 def test_questions_are_read_with_all_they_say():
-    entry = question(4, ["red", "red", "dark red"], " what colour? ", type="colour", answer_type="other")
+    entry = question(
+        4, ["red", "red", "dark red"], " what colour? ", type="colour", answer_type="other"
+    )
     sample = parse_sample("7", {"jpg": b"pixels", "json": asked(entry)}, texts="questions")
-    assert sample.questions == (Question(4, "what colour?", ("red", "red", "dark red"), "colour", "other"),)
+    assert sample.questions == (
+        Question(4, "what colour?", ("red", "red", "dark red"), "colour", "other"),
+    )
     assert sample.captions == () and sample.annotations["questions"] == [entry]
 
 
@@ -97,7 +109,10 @@ def test_secret_answers_are_no_answers():
         ({"id": 1, "question": " "}, "has no text"),
         ({"id": 1, "question": 2}, '"question" must be a text'),
         ({"id": 1, "question": "what?", "answers": "red"}, '"answers" must be a list of texts'),
-        ({"id": 1, "question": "what?", "answers": [{"answer": "red"}]}, '"answers" must be a list of texts'),
+        (
+            {"id": 1, "question": "what?", "answers": [{"answer": "red"}]},
+            '"answers" must be a list of texts',
+        ),
         ({"id": 1, "question": "what?", "type": 3}, '"type" must be a text'),
         ({"id": 1, "question": "what \ud800"}, "surrogate"),
     ],
@@ -140,8 +155,16 @@ def test_pairs_are_indexed_and_verified(pairs, tmp_path):
     assert index(pairs.root).fields == pairs.fields
     assert verify(pairs.root, decode=True) == []
     cut = encoded_picture(1)[:300]
-    bad = [paired(0, **{"1.jpg": b"no picture"}), paired(1, json=asked({"id": 1})), paired(2, **{"1.jpg": cut})]
-    write_shards(tmp_path / "bad", [(str(n), members) for n, members in enumerate(bad)], source={"name": "bad"})
+    bad = [
+        paired(0, **{"1.jpg": b"no picture"}),
+        paired(1, json=asked({"id": 1})),
+        paired(2, **{"1.jpg": cut}),
+    ]
+    write_shards(
+        tmp_path / "bad",
+        [(str(n), members) for n, members in enumerate(bad)],
+        source={"name": "bad"},
+    )
     first, second, *_ = verify(tmp_path / "bad", decode=True)
     assert "sample 0: not a JPEG" in first and "sample 1: question 0 has no text" in second
     with pytest.raises(DataError, match="holds no images"):
@@ -150,11 +173,15 @@ def test_pairs_are_indexed_and_verified(pairs, tmp_path):
 
 def test_verify_names_malformed_regions(tmp_path):
     content = json.dumps({"captions": ["a dog"], "regions": [{"phrase": "dog"}]}).encode()
-    write_shards(tmp_path / "bad", [("0", {"jpg": encoded_picture(0), "json": content})], source={"name": "bad"})
+    write_shards(
+        tmp_path / "bad",
+        [("0", {"jpg": encoded_picture(0), "json": content})],
+        source={"name": "bad"},
+    )
     assert "sample 0: region 0 ('dog') needs a list" in verify(tmp_path / "bad", decode=True)[0]
 
 
-# What is wanted of a model. -------------------------------------------------------------------------------------------
+# What is wanted of a model. -----------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([*ANSWERS, "Yes"]), min_size=1, max_size=12))
@@ -163,7 +190,9 @@ def test_soft_targets_are_the_mean_accuracy_over_all_but_one_annotator(answers):
     for label in range(3):
         said = [dict(LABELS.labels).get(answer) == label for answer in answers]
         others = list(combinations(said, len(said) - 1))
-        assert found[label] == pytest.approx(sum(min(1, sum(kept) / 3) for kept in others) / len(others))
+        assert found[label] == pytest.approx(
+            sum(min(1, sum(kept) / 3) for kept in others) / len(others)
+        )
     assert found.dtype == np.float32
 
 
@@ -188,7 +217,7 @@ def test_labels_that_make_no_sense_are_refused(labels, count, soft, said):
         QuestionConfig(labels, count, soft)
 
 
-# Batches. -------------------------------------------------------------------------------------------------------------
+# Batches. -----------------------------------------------------------------------------------------
 
 
 def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
@@ -198,12 +227,16 @@ def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
     with open_loader([root], tokenizer=tokenizer, start_step=START, **options) as loader:
         for _ in range(steps * micro_batches):
             batch = next(loader)
-            found += [row | {"targets": one.tolist()} for row, one in zip(rows(batch), batch.targets, strict=True)]
+            found += [
+                row | {"targets": one.tolist()}
+                for row, one in zip(rows(batch), batch.targets, strict=True)
+            ]
     return found
 
 
 @pytest.mark.parametrize(
-    ("world", "micro_batches", "workers"), [(2, 2, 0), (3, 1, 0), (1, 2, 2), (4, 2, 0), (1, BATCH, 0)]
+    ("world", "micro_batches", "workers"),
+    [(2, 2, 0), (3, 1, 0), (1, 2, 2), (4, 2, 0), (1, BATCH, 0)],
 )
 @pytest.mark.parametrize("kind", ["questions", "pairs"])
 def test_no_division_changes_what_is_asked(request, tokenizer, kind, world, micro_batches, workers):
@@ -211,7 +244,10 @@ def test_no_division_changes_what_is_asked(request, tokenizer, kind, world, micr
     config, options = (LABELS, {}) if kind == "questions" else (TRUTH, {"pairs": True})
     whole = read_rows(root, tokenizer, config, **options)
     division = {"world": world, "micro_batches": micro_batches, "workers": workers}
-    ranks = [read_rows(root, tokenizer, config, rank=rank, **division, **options) for rank in range(world)]
+    ranks = [
+        read_rows(root, tokenizer, config, rank=rank, **division, **options)
+        for rank in range(world)
+    ]
     part = BATCH // world
     for step in range(2):
         divided = [row for rank in ranks for row in rank[step * part : (step + 1) * part]]
@@ -223,7 +259,10 @@ def test_text_and_targets_are_those_of_one_question_and_change_with_the_epoch(qu
     for batch in evaluation_batches(questions, size=32, batch_size=60, texts="questions"):
         for sample in batch.samples:
             encoded = tokenizer.encode([one.question for one in sample.questions], 50)
-            wanted = [targets(one.answers, dict(LABELS.labels), LABELS).tolist() for one in sample.questions]
+            wanted = [
+                targets(one.answers, dict(LABELS.labels), LABELS).tolist()
+                for one in sample.questions
+            ]
             meant[sample.key] = {tuple(e.ids): w for e, w in zip(encoded, wanted, strict=True)}
     drawn = {}
     for row in read_rows(questions.root, tokenizer, LABELS, steps=12):
@@ -237,11 +276,22 @@ def test_captions_are_drawn_as_before_beside_questions(pictures, tokenizer, tmp_
     records = []
     for batch in evaluation_batches(pictures, size=32, batch_size=100, limit=100):
         for one in batch.samples:
-            members = {"jpg": one.media, "txt": one.captions[0].encode(), "json": asked(question(1))}
+            members = {
+                "jpg": one.media,
+                "txt": one.captions[0].encode(),
+                "json": asked(question(1)),
+            }
             records.append((one.key[-5:], members))
-    more = write_shards(tmp_path / "pictures", records, samples_per_shard=100, source={"name": "pictures"})
-    plain = [(key, {name: value for name, value in members.items() if name != "json"}) for key, members in records]
-    less = write_shards(tmp_path / "plain", plain, samples_per_shard=100, source={"name": "pictures"})
+    more = write_shards(
+        tmp_path / "pictures", records, samples_per_shard=100, source={"name": "pictures"}
+    )
+    plain = [
+        (key, {name: value for name, value in members.items() if name != "json"})
+        for key, members in records
+    ]
+    less = write_shards(
+        tmp_path / "plain", plain, samples_per_shard=100, source={"name": "pictures"}
+    )
     assert read(more.root, tokenizer) == read(less.root, tokenizer)
 
 
@@ -249,7 +299,11 @@ def test_a_batch_of_pairs_says_so(pairs, tokenizer):
     options = {**OPTIONS, "pairs": True, "questions": TRUTH, "dataset_negatives": True}
     with open_loader([pairs.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
-    assert (batch.kind, batch.pixels.shape, batch.targets.shape) == ("pair", (BATCH, 2, 32, 32, 3), (BATCH, 2))
+    assert (batch.kind, batch.pixels.shape, batch.targets.shape) == (
+        "pair",
+        (BATCH, 2, 32, 32, 3),
+        (BATCH, 2),
+    )
     assert batch.negative_pixels.shape[1:] == (2, 32, 32, 3)
     assert batch.targets.dtype == torch.float32 and batch.targets[:, 1].sum() == BATCH
     assert batch.to("cpu").kind == "pair"
@@ -257,7 +311,9 @@ def test_a_batch_of_pairs_says_so(pairs, tokenizer):
 
 
 def test_an_evaluation_reads_both_pictures(pairs):
-    (batch,) = evaluation_batches(pairs, size=32, batch_size=8, limit=3, pairs=True, texts="questions")
+    (batch,) = evaluation_batches(
+        pairs, size=32, batch_size=8, limit=3, pairs=True, texts="questions"
+    )
     expected = np.empty((32, 32, 3), dtype=np.uint8)
     for row, sample in enumerate(batch.samples):
         for place, data in enumerate((sample.media, sample.second)):
@@ -268,15 +324,22 @@ def test_an_evaluation_reads_both_pictures(pairs):
 
 def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_path):
     picture = encoded_picture(1)
-    spoiled = {1: {"jpg": picture, "txt": b"a star"}, 3: {"jpg": picture, "json": asked(question(1, []))}}
+    spoiled = {
+        1: {"jpg": picture, "txt": b"a star"},
+        3: {"jpg": picture, "json": asked(question(1, []))},
+    }
     good = {"jpg": picture, "json": asked(question(1, []), question(2))}
     records = [(f"{number:05d}", spoiled.get(number, good)) for number in range(8)]
     root = write_shards(tmp_path / "asked", records, source={"name": "asked"}).root
     options = {**OPTIONS, "global_batch": 8, "questions": LABELS, "max_bad_fraction": 1.0}
-    with open_loader([root], tokenizer=tokenizer, quarantine=tmp_path / "bad.jsonl", **options) as loader:
+    with open_loader(
+        [root], tokenizer=tokenizer, quarantine=tmp_path / "bad.jsonl", **options
+    ) as loader:
         batches = [next(loader) for _ in range(3)]
     assert all((batch.targets[:, 0] == 1).all() for batch in batches)
-    bad = sorted((json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()), key=str)
+    bad = sorted(
+        (json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()), key=str
+    )
     assert {(record["key"], record["reason"]) for record in bad} == {
         ("00001", "missing-field"),
         ("00003", "missing-field"),
@@ -284,11 +347,15 @@ def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_pat
 
 
 def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tokenizer, tmp_path):
-    records = [(str(n), paired(n) if n else paired(n, json=asked(question(1, ["true"])))) for n in range(8)]
+    records = [
+        (str(n), paired(n) if n else paired(n, json=asked(question(1, ["true"])))) for n in range(8)
+    ]
     root = write_shards(tmp_path / "pairs", records, source={"name": "pairs"}).root
     options = {**OPTIONS, "global_batch": 8, "questions": TRUTH, "pairs": True}
     file = tmp_path / "bad.jsonl"
-    with open_loader([root], tokenizer=tokenizer, quarantine=file, max_bad_fraction=1.0, **options) as loader:
+    with open_loader(
+        [root], tokenizer=tokenizer, quarantine=file, max_bad_fraction=1.0, **options
+    ) as loader:
         batches = [next(loader) for _ in range(3)]
     assert all((batch.targets.sum(1) == 1).all() for batch in batches)
     [bad] = [json.loads(line) for line in file.read_text().splitlines()]
@@ -297,7 +364,10 @@ def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tok
     root = write_shards(tmp_path / "all", records, source={"name": "all"}).root
     with (
         open_loader([root], tokenizer=tokenizer, **options) as loader,
-        pytest.raises(DataError, match=r"sample all/.*: the answer 'true' is none of the labels 'False', 'True'"),
+        pytest.raises(
+            DataError,
+            match=r"sample all/.*: the answer 'true' is none of the labels 'False', 'True'",
+        ),
     ):
         next(loader)
 
@@ -321,5 +391,12 @@ def test_pairs_of_clips_and_pictures_as_pairs_are_refused(pairs, pictures, token
 
 
 def test_what_workers_import_for_questions_is_free_of_torch():
-    code = "import sys, data_pipeline.questions, data_pipeline.regions; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    code = (
+        "import sys, data_pipeline.questions, data_pipeline.regions; print('torch' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

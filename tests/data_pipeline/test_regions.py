@@ -80,7 +80,9 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["phrase", "boxes", "masks", "size", "counts", "caption"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["phrase", "boxes", "masks", "size", "counts", "caption"]), inner
+        )
     ),
     max_leaves=12,
 )

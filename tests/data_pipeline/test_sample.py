@@ -87,10 +87,18 @@ def test_a_bad_sample_says_its_key_and_reason(given_members, reason):
 
 def test_a_bad_sample_crosses_processes_with_its_reason():
     error = pickle.loads(pickle.dumps(BadSample("checksum", "sample 7 changed")))
-    assert (error.reason, str(error), isinstance(error, DataError)) == ("checksum", "sample 7 changed", True)
+    assert (error.reason, str(error), isinstance(error, DataError)) == (
+        "checksum",
+        "sample 7 changed",
+        True,
+    )
 
 
-@given(st.dictionaries(st.sampled_from(["jpg", "png", "json", "txt", "mp4", "cls"]), st.binary(max_size=40)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["jpg", "png", "json", "txt", "mp4", "cls"]), st.binary(max_size=40)
+    )
+)
 def test_any_bytes_give_a_sample_or_a_bad_sample(given_members):
     try:
         sample = parse_sample("7", given_members)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from data_pipeline.decode_video import open_clip
 from data_pipeline.errors import UsageError
 from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import parse_sample
 from data_pipeline.scenes.captions import render
 from data_pipeline.scenes.draw import draw_clip, silhouette
@@ -19,20 +18,26 @@ from data_pipeline.scenes.generate import generate, sample_at
 from data_pipeline.scenes.graph import COLOURS, HELD_OUT, SHAPES, scene_at
 from data_pipeline.scenes.motion import FRAMES, set_in_motion, still_at
 from data_pipeline.scenes.truth import ceiling, fits, is_scene, swapped
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.verify import verify
 
 SPLITS = ("train", "val", "test", "novel")
 STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
 
 
 def moving_scene(seed, split, i, size=96):
-    return set_in_motion(scene_at(seed, split, i, size), np.random.Generator(np.random.Philox(key=seed + i)))
+    return set_in_motion(
+        scene_at(seed, split, i, size), np.random.Generator(np.random.Philox(key=seed + i))
+    )
 
 
 @pytest.fixture(scope="module")
 def samples():
     """40 clips of every split."""
-    return {split: [parse_sample(*sample_at(0, split, i, 96, True), "video") for i in range(40)] for split in SPLITS}
+    return {
+        split: [parse_sample(*sample_at(0, split, i, 96, True), "video") for i in range(40)]
+        for split in SPLITS
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,9 @@ def test_every_caption_fits_its_clip_and_says_what_its_statement_says(annotation
     for annotation in annotations:
         assert is_scene(annotation)
         assert len(annotation["captions"]) == len(annotation["statements"]) == 5
-        for caption, statement in zip(annotation["captions"], annotation["statements"], strict=True):
+        for caption, statement in zip(
+            annotation["captions"], annotation["statements"], strict=True
+        ):
             assert fits(statement, annotation["scene"])
             assert render(statement) == caption
             assert caption == caption.lower() and len(caption.split()) <= 22
@@ -63,7 +70,8 @@ MOTION = r"(?:(?:moving|going) (left|right|up|down)|(standing still|not moving|s
 def is_true_motion(caption, scene):
     """Read the text alone: every motion that it says, and where from."""
     said = re.findall(
-        rf"{OBJECT} {MOTION}(?: (?:from|in|on|at) the ((?:top|bottom)? ?(?:left|right|middle|center)?))?", caption
+        rf"{OBJECT} {MOTION}(?: (?:from|in|on|at) the ((?:top|bottom)? ?(?:left|right|middle|center)?))?",
+        caption,
     )
     for colour, shape, motion, _, place in said:
         item = next(o for o in scene["objects"] if (o["colour"], o["shape"]) == (colour, shape))
@@ -80,7 +88,11 @@ def test_motion_read_from_the_text_is_true_and_swapped_captions_are_not(annotati
     told = reversed_motions = 0
     for annotation in annotations:
         scene = annotation["scene"]
-        motions = [statement for statement in annotation["statements"] if "motion" in statement["objects"][0]]
+        motions = [
+            statement
+            for statement in annotation["statements"]
+            if "motion" in statement["objects"][0]
+        ]
         assert len(motions) >= 1
         for number, (caption, statement) in enumerate(
             zip(annotation["captions"], annotation["statements"], strict=True)
@@ -112,7 +124,11 @@ def test_relations_hold_in_every_frame(annotations):
                 for frame in range(FRAMES):
                     shown = still_at(annotation["scene"], frame)["objects"]
                     first, second = (
-                        next(o for o in shown if all(o[name] == value for name, value in words.items()))
+                        next(
+                            o
+                            for o in shown
+                            if all(o[name] == value for name, value in words.items())
+                        )
                         for words in told
                     )
                     ahead = {"left": second["x"] - first["x"], "right": first["x"] - second["x"]}
@@ -122,12 +138,18 @@ def test_relations_hold_in_every_frame(annotations):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**40), st.sampled_from(SPLITS), st.integers(0, 10**8), st.sampled_from([48, 96, 224]))
+@given(
+    st.integers(0, 2**40),
+    st.sampled_from(SPLITS),
+    st.integers(0, 10**8),
+    st.sampled_from([48, 96, 224]),
+)
 def test_objects_stay_apart_and_inside_the_picture_in_every_frame(seed, split, i, size):
     scene = moving_scene(seed, split, i, size)
     for frame in range(FRAMES):
         boxes = [
-            (o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in still_at(scene, frame)["objects"]
+            (o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"])
+            for o in still_at(scene, frame)["objects"]
         ]
         for k, (left, top, extent) in enumerate(boxes):
             assert left >= 0 and top >= 0 and left + extent <= size and top + extent <= size
@@ -149,7 +171,9 @@ def test_motions_are_varied_and_nearly_every_clip_has_one():
     motions = [o["motion"] for scene in scenes for o in scene["objects"]]
     shares = {motion: motions.count(motion) / len(motions) for motion in STEPS}
     assert all(0.1 < share < 0.4 for share in shares.values())
-    assert np.mean([any(o["motion"] != "still" for o in scene["objects"]) for scene in scenes]) > 0.98
+    assert (
+        np.mean([any(o["motion"] != "still" for o in scene["objects"]) for scene in scenes]) > 0.98
+    )
 
 
 def test_a_clip_shows_what_its_scene_says(samples):
@@ -158,14 +182,18 @@ def test_a_clip_shows_what_its_scene_says(samples):
         frames = decoded(one.media)
         assert len(frames) == FRAMES
         drawn = draw_clip(json.loads(json.dumps(scene)))
-        assert np.abs(np.stack(frames).astype(int) - drawn).mean() < 8  # H.264 is all that lies between
+        assert (
+            np.abs(np.stack(frames).astype(int) - drawn).mean() < 8
+        )  # H.264 is all that lies between
         for number in (0, FRAMES - 1):
             pixels = frames[number].astype(np.float32)
             for o in still_at(scene, number)["objects"]:
                 window, alpha, dark = silhouette(o, scene["size"])
                 inside = pixels[window][(alpha == 1) & (dark == 0)]
                 if len(inside) >= 60:  # colours have half the resolution
-                    distances = {name: np.abs(inside.mean(0) - rgb).sum() for name, rgb in COLOURS.items()}
+                    distances = {
+                        name: np.abs(inside.mean(0) - rgb).sum() for name, rgb in COLOURS.items()
+                    }
                     assert min(distances, key=distances.get) == o["colour"]
 
 
@@ -193,11 +221,16 @@ def test_a_motion_statement_fits_clips_that_move_so_and_no_picture():
     statement = {"objects": [{"colour": "red", "shape": "star", "motion": "left"}], "relations": []}
     assert fits(statement, a_clip_of(("red", "star", "left", [2, 0], [1, 0])))
     assert not fits(statement, a_clip_of(("red", "star", "right", [1, 0], [2, 0])))
-    assert not fits(statement, {"objects": [{"colour": "red", "shape": "star", "column": 2, "row": 0}]})
+    assert not fits(
+        statement, {"objects": [{"colour": "red", "shape": "star", "column": 2, "row": 0}]}
+    )
 
 
 def test_a_place_or_relation_must_hold_for_the_whole_clip():
-    star, heart = ("red", "star", "right", [0, 1], [2, 1]), ("blue", "heart", "still", [1, 2], [1, 2])
+    star, heart = (
+        ("red", "star", "right", [0, 1], [2, 1]),
+        ("blue", "heart", "still", [1, 2], [1, 2]),
+    )
     place = {"objects": [{"shape": "star", "column": 0, "row": 1}], "relations": []}
     assert not fits(place, a_clip_of(star))
     assert fits(place, a_clip_of(("red", "star", "still", [0, 1], [0, 1])))
@@ -212,13 +245,19 @@ def test_a_place_or_relation_must_hold_for_the_whole_clip():
 
 def test_the_ceiling_counts_clips_that_move_alike_together():
     def annotation(motion, start, end):
-        statement = {"objects": [{"colour": "red", "shape": "star", "motion": motion}], "relations": []}
+        statement = {
+            "objects": [{"colour": "red", "shape": "star", "motion": motion}],
+            "relations": [],
+        }
         return {"scene": a_clip_of(("red", "star", motion, start, end)), "statements": [statement]}
 
     left, right = annotation("left", [2, 0], [0, 0]), annotation("right", [0, 0], [2, 0])
     assert ceiling([left, right]) == 1
     assert ceiling([left, annotation("left", [1, 2], [0, 2]), right, right]) == 0.5
-    stills = [{**one, "statements": [{"objects": [{"colour": "red"}], "relations": []}]} for one in (left, right)]
+    stills = [
+        {**one, "statements": [{"objects": [{"colour": "red"}], "relations": []}]}
+        for one in (left, right)
+    ]
     assert ceiling(stills) == 0.5
 
 
@@ -228,7 +267,13 @@ def test_motion_tells_clips_apart_that_begin_alike(samples):
         {
             **annotation,
             "statements": [
-                {**s, "objects": [{k: v for k, v in o.items() if k not in ("motion", "from")} for o in s["objects"]]}
+                {
+                    **s,
+                    "objects": [
+                        {k: v for k, v in o.items() if k not in ("motion", "from")}
+                        for o in s["objects"]
+                    ],
+                }
                 for s in annotation["statements"]
             ],
         }
@@ -248,7 +293,10 @@ def test_the_split_folders_are_whole_data_sets_of_clips(tmp_path):
         assert verify(tmp_path / split, decode=True) == []
         manifest = Manifest.load(tmp_path / split)
         assert manifest.name == f"scene-clips-{split}" and manifest.source["kind"] == "scene-clips"
-        assert manifest.fields == {"json": manifests[split].samples, "mp4": manifests[split].samples}
+        assert manifest.fields == {
+            "json": manifests[split].samples,
+            "mp4": manifests[split].samples,
+        }
     (batch,) = evaluation_batches(manifests["val"], size=48, batch_size=8, frames=3)
     assert batch.pixels.shape == (2, 3, 48, 48, 3)
 
@@ -259,7 +307,11 @@ def test_a_clip_depends_on_its_seed_split_and_number_alone(tmp_path):
     for i in (0, 60, 300):
         parts = {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)}
         assert (shard_index.key(i), parts) == sample_at(3, "train", i, 48, True)
-    assert sample_at(4, "train", 0, 48, True) != sample_at(3, "train", 0, 48, True) != sample_at(3, "val", 0, 48, True)
+    assert (
+        sample_at(4, "train", 0, 48, True)
+        != sample_at(3, "train", 0, 48, True)
+        != sample_at(3, "val", 0, 48, True)
+    )
 
 
 def test_clips_do_not_take_the_place_of_pictures(tmp_path):

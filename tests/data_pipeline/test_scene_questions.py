@@ -14,31 +14,41 @@ from PIL import Image
 
 from data_pipeline.errors import UsageError
 from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
 from data_pipeline.regions import decode_mask, parse_regions
 from data_pipeline.sample import parse_sample
 from data_pipeline.scenes.draw import draw
 from data_pipeline.scenes.generate import generate, sample_at
 from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES, SIZES
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.verify import verify
 
 SPLITS = ("train", "val", "test", "novel")
-PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES} | {"shapes": None}
+PLURALS = {shape + ("es" if shape == "cross" else "s"): shape for shape in SHAPES} | {
+    "shapes": None
+}
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 
 @pytest.fixture(scope="module")
 def samples():
     """70 pictures of every split."""
-    return [parse_sample(*sample_at(0, split, i, 96), texts="questions") for split in SPLITS for i in range(70)]
+    return [
+        parse_sample(*sample_at(0, split, i, 96), texts="questions")
+        for split in SPLITS
+        for i in range(70)
+    ]
 
 
 @pytest.fixture(scope="module")
 def asked(samples):
-    return [(question, one.annotations["scene"]["objects"]) for one in samples for question in one.questions]
+    return [
+        (question, one.annotations["scene"]["objects"])
+        for one in samples
+        for question in one.questions
+    ]
 
 
-# Reading the words. ---------------------------------------------------------------------------------------------------
+# Reading the words. -------------------------------------------------------------------------------
 
 
 def traits(item):
@@ -64,7 +74,9 @@ def the_one(words, objects):
 
 def stands(one, relation, other):
     across, down = other["x"] - one["x"], other["y"] - one["y"]
-    return {"left of": across, "right of": -across, "above": down, "below": -down}[relation] > 96 * 0.15
+    return {"left of": across, "right of": -across, "above": down, "below": -down}[
+        relation
+    ] > 96 * 0.15
 
 
 def answer(question, objects):
@@ -93,10 +105,12 @@ def answer(question, objects):
         assert ratio > 1.4 or ratio < 1 / 1.4
         return "yes" if (ratio > 1) == (found[2] == "larger") else "no"
     found = re.fullmatch(rf"is (the .+?) {relation} (the .+)\?", question)
-    return "yes" if stands(the_one(found[1], objects), found[2], the_one(found[3], objects)) else "no"
+    return (
+        "yes" if stands(the_one(found[1], objects), found[2], the_one(found[3], objects)) else "no"
+    )
 
 
-# Questions. -----------------------------------------------------------------------------------------------------------
+# Questions. ---------------------------------------------------------------------------------------
 
 
 def test_every_answer_follows_from_the_words_of_its_question(asked):
@@ -113,7 +127,12 @@ def test_every_picture_has_a_question_of_each_type(samples):
     for one in samples:
         assert len(one.questions) >= 6 and {question.type for question in one.questions} == types
         assert all(str(question.id).startswith(one.image_id) for question in one.questions)
-    kinds = {"existence": {"yes/no"}, "comparison": {"yes/no"}, "count": {"number"}, "colour": {"other"}}
+    kinds = {
+        "existence": {"yes/no"},
+        "comparison": {"yes/no"},
+        "count": {"number"},
+        "colour": {"other"},
+    }
     for question in (question for one in samples for question in one.questions):
         assert question.answer_type in kinds.get(question.type, {"yes/no", "other"})
 
@@ -124,10 +143,18 @@ def test_words_do_not_tell_the_answer(samples, asked):
     answers = defaultdict(Counter)
     for question, _ in asked:
         answers[question.type][question.answers[0]] += 1
-    yes = {name: found["yes"] / (found["yes"] + found["no"]) for name, found in answers.items() if found["no"]}
-    assert set(yes) == {"existence", "relation", "comparison"} and all(0.4 < share < 0.6 for share in yes.values())
+    yes = {
+        name: found["yes"] / (found["yes"] + found["no"])
+        for name, found in answers.items()
+        if found["no"]
+    }
+    assert set(yes) == {"existence", "relation", "comparison"} and all(
+        0.4 < share < 0.6 for share in yes.values()
+    )
     assert max(answers["colour"].values()) < 0.25 * len(samples) > max(answers["shape"].values())
-    assert max(answers["count"].values()) < 0.5 * len(samples) and set(answers["count"]) == set("01234")
+    assert max(answers["count"].values()) < 0.5 * len(samples) and set(answers["count"]) == set(
+        "01234"
+    )
 
 
 def test_held_out_pairs_are_asked_for_only_where_they_could_be(samples):
@@ -140,7 +167,7 @@ def test_held_out_pairs_are_asked_for_only_where_they_could_be(samples):
     assert found["novel", "yes"] == found["novel", "no"] > 10 and len(found) == 2
 
 
-# Regions. -------------------------------------------------------------------------------------------------------------
+# Regions. -----------------------------------------------------------------------------------------
 
 
 def test_phrases_stand_in_the_captions_word_for_word(samples):
@@ -152,10 +179,18 @@ def test_phrases_stand_in_the_captions_word_for_word(samples):
         for region in regions:
             texts = one.captions if region.caption is None else [one.captions[region.caption]]
             assert any(re.search(rf"\b{region.phrase}\b", text) for text in texts)
-            number, *words = region.phrase.split() if region.phrase.split()[0] in NUMBERS else ["", region.phrase]
+            number, *words = (
+                region.phrase.split()
+                if region.phrase.split()[0] in NUMBERS
+                else ["", region.phrase]
+            )
             assert len(region.boxes) == len(region.masks) == NUMBERS.get(number, 1)
             counted += bool(number)
-            shown = meant(words[0], objects) if region.caption is not None else [the_one(region.phrase, objects)]
+            shown = (
+                meant(words[0], objects)
+                if region.caption is not None
+                else [the_one(region.phrase, objects)]
+            )
             for item, (x1, y1, x2, y2) in zip(shown, region.boxes, strict=True):
                 assert x1 < item["x"] < x2 and y1 < item["y"] < y2
     assert counted > 5
@@ -179,7 +214,9 @@ def test_a_mask_is_where_another_paint_changes_the_picture(size):
     for i in range(15):
         annotations = json.loads(sample_at(0, "test", i, size)[1]["json"])
         scene = annotations["scene"] | {"camera": {"blur": 0.01, "noise": 0.0}}
-        for number, region in enumerate(parse_regions(str(i), annotations)[: len(scene["objects"])]):
+        for number, region in enumerate(
+            parse_regions(str(i), annotations)[: len(scene["objects"])]
+        ):
             painted = []
             for value in (0, 200):
                 objects = [dict(item) for item in scene["objects"]]
@@ -194,7 +231,9 @@ def test_a_mask_is_where_another_paint_changes_the_picture(size):
 
 def test_labels_are_the_shapes_that_are_shown(samples):
     for one in samples:
-        assert one.annotations["labels"] == sorted({item["shape"] for item in one.annotations["scene"]["objects"]})
+        assert one.annotations["labels"] == sorted(
+            {item["shape"] for item in one.annotations["scene"]["objects"]}
+        )
 
 
 RECORDED = [
@@ -209,14 +248,16 @@ RECORDED = [
 def test_pictures_and_captions_are_those_of_version_1(split, i, size, texts, colour):
     _, members = sample_at(0, split, i, size)
     annotations = json.loads(members["json"])
-    told = json.dumps([annotations[name] for name in ("captions", "image_id", "scene", "statements")])
+    told = json.dumps(
+        [annotations[name] for name in ("captions", "image_id", "scene", "statements")]
+    )
     assert hashlib.sha256(told.encode()).hexdigest()[:16] == texts
     # Not a hash of the file: the last bit of a blur is another one on another processor.
     pixels = np.asarray(Image.open(io.BytesIO(members["jpg"])).convert("RGB"))
     assert pixels.mean((0, 1)).tolist() == pytest.approx(colour, abs=0.1)
 
 
-# Pairs. ---------------------------------------------------------------------------------------------------------------
+# Pairs. -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +294,9 @@ def truth(statement, left, right):
         return all(number(found[1]))
     if found := re.fullmatch("both pictures show the same number of (.+)", statement):
         return len(set(number(found[1]))) == 1
-    if found := re.fullmatch("the left picture shows (more|fewer) (.+) than the right one", statement):
+    if found := re.fullmatch(
+        "the left picture shows (more|fewer) (.+) than the right one", statement
+    ):
         first, second = number(found[2])
         return first > second if found[1] == "more" else first < second
     found = re.fullmatch("there are exactly (two|three|four) (.+) in all", statement)
@@ -296,13 +339,18 @@ def test_every_statement_is_true_of_half_of_its_pairs(written):
 
 
 def test_there_are_half_as_many_pairs_and_each_picture_stands_in_one(written):
-    assert sorted(path.name for path in (written / "pairs").iterdir()) == ["train", "val"]  # 3 pictures make no pair
+    assert sorted(path.name for path in (written / "pairs").iterdir()) == [
+        "train",
+        "val",
+    ]  # 3 pictures make no pair
     for split, count in (("train", 22), ("val", 4)):
         manifest = Manifest.load(written / "pairs" / split)
         assert (manifest.samples, manifest.name) == (count, f"scene-pairs-{split}")
         assert verify(manifest.root, decode=True) == []
         used = [name for pair in pairs_of(written, split) for name in pair.annotations["images"]]
-        assert len(used) == len(set(used)) == 2 * count and set(used) <= set(pictures_of(written, split))
+        assert len(used) == len(set(used)) == 2 * count and set(used) <= set(
+            pictures_of(written, split)
+        )
 
 
 def test_pairs_depend_on_their_pictures_alone(written, tmp_path):

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import parse_sample
 from data_pipeline.scenes.captions import render
 from data_pipeline.scenes.draw import draw, silhouette
 from data_pipeline.scenes.generate import generate, sample_at
-from data_pipeline.scenes.graph import COLOURS, FILLS, HELD_OUT, SHAPES, SIZES, combination, scene_at
+from data_pipeline.scenes.graph import (
+    COLOURS,
+    FILLS,
+    HELD_OUT,
+    SHAPES,
+    SIZES,
+    combination,
+    scene_at,
+)
 from data_pipeline.scenes.truth import ceiling, fits, swapped
-from data_pipeline.verify import verify
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.verify import verify
 
 SPLITS = ("train", "val", "test", "novel")
 
@@ -40,7 +48,9 @@ def annotations(samples):
 
 
 def object_of(scene, **wanted):
-    return next(o for o in scene["objects"] if all(o[name] == value for name, value in wanted.items()))
+    return next(
+        o for o in scene["objects"] if all(o[name] == value for name, value in wanted.items())
+    )
 
 
 def scene_of(*objects):
@@ -51,14 +61,24 @@ def scene_of(*objects):
 def test_every_caption_fits_its_scene_and_says_what_its_statement_says(annotations):
     for annotation in annotations:
         assert len(annotation["captions"]) == len(annotation["statements"]) == 5
-        for caption, statement in zip(annotation["captions"], annotation["statements"], strict=True):
+        for caption, statement in zip(
+            annotation["captions"], annotation["statements"], strict=True
+        ):
             assert fits(statement, annotation["scene"])
             assert render(statement) == caption
 
 
-CANONICAL = {"little": "small", "big": "large", "filled": "solid", "outlined": "hollow", "center": "middle"}
+CANONICAL = {
+    "little": "small",
+    "big": "large",
+    "filled": "solid",
+    "outlined": "hollow",
+    "center": "middle",
+}
 CANONICAL |= {"over": "above", "under": "below"}
-OBJECT = rf"((?:(?:{'|'.join([*SIZES, *FILLS])}) ){{0,2}}(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
+OBJECT = (
+    rf"((?:(?:{'|'.join([*SIZES, *FILLS])}) ){{0,2}}(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))"
+)
 PLACE = r"(?:in|on|at) (?:the )?((?:top|bottom) (?:left|right)|top|bottom|left|right|middle)"
 RELATION = r"(left of|right of|to the left of|to the right of|above|below)"
 
@@ -105,7 +125,12 @@ def test_captions_read_as_plain_text_are_true_and_swapped_ones_are_not(annotatio
 
 
 def test_swapped_captions_are_made_of_known_words(annotations):
-    words = {word for annotation in annotations for caption in annotation["captions"] for word in caption.split()}
+    words = {
+        word
+        for annotation in annotations
+        for caption in annotation["captions"]
+        for word in caption.split()
+    }
     found = 0
     for annotation in annotations:
         for number in range(5):
@@ -120,14 +145,24 @@ def test_swapped_captions_are_made_of_known_words(annotations):
 
 
 def test_a_swap_exchanges_two_attributes_or_turns_one_relation_around(annotations):
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above", "over": "under", "under": "over"}
+    opposite = {
+        "left": "right",
+        "right": "left",
+        "above": "below",
+        "below": "above",
+        "over": "under",
+        "under": "over",
+    }
     relations = 0
     for annotation in annotations:
         for number, caption in enumerate(annotation["captions"]):
             false = swapped(annotation, number)
             if false is None:
                 continue
-            before, after = (Counter(text.replace(",", "").replace("an ", "a ").split()) for text in (caption, false))
+            before, after = (
+                Counter(text.replace(",", "").replace("an ", "a ").split())
+                for text in (caption, false)
+            )
             if before != after:
                 (gone,), (come,) = before - after, after - before
                 assert opposite[gone] == come
@@ -137,12 +172,19 @@ def test_a_swap_exchanges_two_attributes_or_turns_one_relation_around(annotation
 
 def test_a_single_object_has_no_swapped_caption(annotations):
     single = [annotation for annotation in annotations if len(annotation["scene"]["objects"]) == 1]
-    assert single and all(swapped(annotation, number) is None for annotation in single for number in range(5))
+    assert single and all(
+        swapped(annotation, number) is None for annotation in single for number in range(5)
+    )
 
 
 def test_the_five_captions_together_tell_every_attribute(annotations):
     for annotation in annotations:
-        told = {name for statement in annotation["statements"] for named in statement["objects"] for name in named}
+        told = {
+            name
+            for statement in annotation["statements"]
+            for named in statement["objects"]
+            for name in named
+        }
         assert told == {"colour", "shape", "size", "fill", "column", "row"}
         if len(annotation["scene"]["objects"]) > 1:
             assert any(statement["relations"] for statement in annotation["statements"])
@@ -187,10 +229,16 @@ def test_two_named_objects_need_two_objects():
 def test_the_ceiling_shares_a_hit_among_the_scenes_that_a_caption_fits():
     def annotation(colour):
         statement = {"objects": [{"colour": colour, "shape": "star"}], "relations": []}
-        return {"scene": scene_of(("small", "solid", colour, "star", 0, 0)), "statements": [statement]}
+        return {
+            "scene": scene_of(("small", "solid", colour, "star", 0, 0)),
+            "statements": [statement],
+        }
 
     assert ceiling([annotation("red"), annotation("blue")]) == 1
-    assert ceiling([annotation("red"), annotation("red"), annotation("blue"), annotation("blue")]) == 0.5
+    assert (
+        ceiling([annotation("red"), annotation("red"), annotation("blue"), annotation("blue")])
+        == 0.5
+    )
 
 
 def test_the_ceiling_of_a_gallery_leaves_room_to_be_reached_and_missed(samples):
@@ -209,7 +257,11 @@ def test_the_scenes_show_every_attribute_and_number_of_objects(samples):
 
 def test_no_scene_stands_in_two_splits():
     seen = {
-        split: {tuple(combination(scene_at(seed, split, i, 96)["objects"])) for seed in (0, 1) for i in range(300)}
+        split: {
+            tuple(combination(scene_at(seed, split, i, 96)["objects"]))
+            for seed in (0, 1)
+            for i in range(300)
+        }
         for split in SPLITS
     }
     for one in SPLITS:
@@ -233,10 +285,17 @@ def test_false_captions_do_not_give_themselves_away_by_a_held_out_pair(samples):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**40), st.sampled_from(SPLITS), st.integers(0, 10**8), st.sampled_from([48, 96, 224]))
+@given(
+    st.integers(0, 2**40),
+    st.sampled_from(SPLITS),
+    st.integers(0, 10**8),
+    st.sampled_from([48, 96, 224]),
+)
 def test_objects_lie_apart_inside_the_picture_and_in_their_cells(seed, split, i, size):
     scene = scene_at(seed, split, i, size)
-    boxes = [(o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in scene["objects"]]
+    boxes = [
+        (o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in scene["objects"]
+    ]
     for o, (left, top, extent) in zip(scene["objects"], boxes, strict=True):
         assert left >= 0 and top >= 0 and left + extent <= size and top + extent <= size
         assert (int(3 * o["x"] / size), int(3 * o["y"] / size)) == (o["column"], o["row"])
@@ -251,7 +310,9 @@ def test_relations_hold_in_pixels_too(annotations):
     for annotation in annotations:
         for statement in annotation["statements"]:
             for one, name, other in statement["relations"]:
-                first, second = (object_of(annotation["scene"], **statement["objects"][k]) for k in (one, other))
+                first, second = (
+                    object_of(annotation["scene"], **statement["objects"][k]) for k in (one, other)
+                )
                 shift = {"left": second["x"] - first["x"], "right": first["x"] - second["x"]}
                 shift |= {"above": second["y"] - first["y"], "below": first["y"] - second["y"]}
                 assert shift[name] > 96 * 0.15
@@ -266,7 +327,9 @@ def test_the_colour_of_an_object_is_seen_where_its_silhouette_is(samples):
             inside = pixels[window][(alpha == 1) & (dark == 0)]
             if len(inside) >= 20:
                 found = inside.mean(0)
-                distances = {name: np.abs(found - np.array(rgb)).sum() for name, rgb in COLOURS.items()}
+                distances = {
+                    name: np.abs(found - np.array(rgb)).sum() for name, rgb in COLOURS.items()
+                }
                 assert min(distances, key=distances.get) == o["colour"]
 
 
@@ -279,7 +342,9 @@ def test_the_picture_can_be_drawn_again_from_the_json(samples):
 
 
 def test_large_objects_are_clearly_larger_than_small_ones(samples):
-    objects = [o for split in SPLITS for one in samples[split] for o in one.annotations["scene"]["objects"]]
+    objects = [
+        o for split in SPLITS for one in samples[split] for o in one.annotations["scene"]["objects"]
+    ]
     assert max(o["extent"] for o in objects if o["size"] == "small") < 22
     assert min(o["extent"] for o in objects if o["size"] == "large") > 30
 
@@ -291,9 +356,13 @@ def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
     for manifest in (few["train"], many["train"]):
         stored, shard_index = manifest.shard_path(0).read_bytes(), manifest.index(0)
         for i in (0, 7, 11):
-            parts = {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)}
+            parts = {
+                m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)
+            }
             assert (shard_index.key(i), parts) == sample_at(5, "train", i, 96)
-    assert sample_at(6, "train", 0, 96) != sample_at(5, "train", 0, 96) != sample_at(5, "val", 0, 96)
+    assert (
+        sample_at(6, "train", 0, 96) != sample_at(5, "train", 0, 96) != sample_at(5, "val", 0, 96)
+    )
 
 
 def test_the_split_folders_are_whole_data_sets(tmp_path):
@@ -307,7 +376,10 @@ def test_the_split_folders_are_whole_data_sets(tmp_path):
 
 
 def few(folder, **changed):
-    return generate(folder, **({"train": 4, "val": 2, "test": 2, "novel": 2, "size": 48, "workers": 1} | changed))
+    return generate(
+        folder,
+        **({"train": 4, "val": 2, "test": 2, "novel": 2, "size": 48, "workers": 1} | changed),
+    )
 
 
 def test_a_second_call_keeps_what_is_valid(tmp_path):
@@ -341,7 +413,9 @@ def test_other_parameters_in_the_way_are_said(tmp_path):
         few(tmp_path, train=5)
 
 
-@pytest.mark.parametrize("changed", [{"size": 8}, {"seed": -1}, {"train": -1}, dict.fromkeys(SPLITS, 0)])
+@pytest.mark.parametrize(
+    "changed", [{"size": 8}, {"seed": -1}, {"train": -1}, dict.fromkeys(SPLITS, 0)]
+)
 def test_parameters_that_make_no_sense_are_refused(tmp_path, changed):
     with pytest.raises(UsageError):
         few(tmp_path, **changed)

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from data_pipeline import store as storing
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import BadSample
-from data_pipeline.store import Store
+from data_pipeline.shards import store as storing
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 
 
 @pytest.fixture
@@ -66,7 +66,9 @@ def test_a_shard_cut_while_it_is_read_is_named(copied):
     store.read(0, 0)
     member = copied.index(0).members(99)[0]
     os.truncate(copied.shard_path(0), member.offset + 10)
-    with pytest.raises(DataError, match=r"shard pictures/shard-000000.tar ends inside sample 00099 .*found 10"):
+    with pytest.raises(
+        DataError, match=r"shard pictures/shard-000000.tar ends inside sample 00099 .*found 10"
+    ):
         store.read(0, 99)
 
 

@@ -28,7 +28,12 @@ def trained() -> Tokenizer:
 
 
 def test_training_gives_the_special_tokens_of_roberta(trained):
-    assert (trained.cls_id, trained.pad_id, trained.sep_id, trained.mask_id) == (0, 1, 2, trained.vocab_size - 1)
+    assert (trained.cls_id, trained.pad_id, trained.sep_id, trained.mask_id) == (
+        0,
+        1,
+        2,
+        trained.vocab_size - 1,
+    )
     assert trained.vocab_size <= 320
     assert not {0, 1, 2, 3, trained.mask_id} & set(trained.ordinary_ids.tolist())
 
@@ -37,7 +42,11 @@ def test_transformers_reads_a_saved_tokenizer_with_the_same_ids_and_words(traine
     trained.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert type(theirs).__name__.startswith("Roberta")
-    assert (theirs.mask_token_id, theirs.pad_token_id, len(theirs)) == (trained.mask_id, 1, trained.vocab_size)
+    assert (theirs.mask_token_id, theirs.pad_token_id, len(theirs)) == (
+        trained.mask_id,
+        1,
+        trained.vocab_size,
+    )
     for length in (50, 8):
         for text, ours in zip(TEXTS, trained.encode(TEXTS, length), strict=True):
             encoded = theirs(text, truncation=True, max_length=length)
@@ -59,7 +68,9 @@ def test_training_is_the_same_in_every_process(trained):
         "print(hashlib.sha256(Tokenizer.train(json.loads(sys.argv[1]), 320).to_str().encode()).hexdigest())"
     )
     run = [sys.executable, "-c", code, json.dumps(TEXTS * 3)]
-    first, second = (subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    first, second = (
+        subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
     assert first == second
 
 
@@ -98,4 +109,7 @@ def test_a_vocabulary_too_small_for_bytes_is_refused():
 def test_a_tokenizer_is_trained_on_the_captions_of_data_sets(pictures, tmp_path):
     trained = train_tokenizer([pictures.root], tmp_path, 400)
     assert Tokenizer.load(tmp_path).to_str() == trained.to_str()
-    assert len(trained.encode(["large"], 50)[0].ids) == 3 or len(trained.encode([" large"], 50)[0].ids) == 3
+    assert (
+        len(trained.encode(["large"], 50)[0].ids) == 3
+        or len(trained.encode([" large"], 50)[0].ids) == 3
+    )

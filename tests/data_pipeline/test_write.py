@@ -6,28 +6,38 @@ import pytest
 import webdataset
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.sample import parse_sample
-from data_pipeline.verify import verify
-from data_pipeline.write import write_shards
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.verify import verify
+from data_pipeline.shards.write import write_shards
 
 
 def records(count):
     for i in range(count):
         document = {"captions": [f"caption {i}", "another"], "image_id": f"image-{i}"}
-        yield f"{i:09d}", {"jpg": b"\xff\xd8" + bytes([i]) * (i * 100 + 1), "json": json.dumps(document).encode()}
+        yield (
+            f"{i:09d}",
+            {
+                "jpg": b"\xff\xd8" + bytes([i]) * (i * 100 + 1),
+                "json": json.dumps(document).encode(),
+            },
+        )
 
 
 def samples_of(manifest):
     for number in range(len(manifest.shards)):
         shard_index, stored = manifest.index(number), manifest.shard_path(number).read_bytes()
         for i in range(len(shard_index)):
-            parts = {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)}
+            parts = {
+                m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)
+            }
             yield parse_sample(shard_index.key(i), parts)
 
 
 def test_plain_webdataset_reads_the_same_samples(tmp_path):
-    manifest = write_shards(tmp_path / "data", records(25), source={"name": "x"}, samples_per_shard=10)
+    manifest = write_shards(
+        tmp_path / "data", records(25), source={"name": "x"}, samples_per_shard=10
+    )
     assert [shard.samples for shard in manifest.shards] == [10, 10, 5]
 
     urls = [str(manifest.shard_path(number)) for number in range(3)]
@@ -36,7 +46,9 @@ def test_plain_webdataset_reads_the_same_samples(tmp_path):
     ours = list(samples_of(manifest))
     assert [sample["__key__"] for sample in read] == [sample.key for sample in ours]
     assert [sample["jpg"] for sample in read] == [sample.media for sample in ours]
-    assert [json.loads(sample["json"]) for sample in read] == [sample.annotations for sample in ours]
+    assert [json.loads(sample["json"]) for sample in read] == [
+        sample.annotations for sample in ours
+    ]
 
 
 def test_the_written_data_set_loads_and_verifies(tmp_path):
@@ -48,7 +60,10 @@ def test_the_written_data_set_loads_and_verifies(tmp_path):
 
 
 def test_equal_records_give_equal_bytes(tmp_path):
-    digests = {write_shards(tmp_path / name, records(7), source={"name": name}).digest for name in ("one", "two")}
+    digests = {
+        write_shards(tmp_path / name, records(7), source={"name": name}).digest
+        for name in ("one", "two")
+    }
     assert len(digests) == 1
 
 
@@ -80,7 +95,9 @@ def test_an_interrupted_writer_leaves_no_data_set_and_the_next_call_completes(tm
         write_shards(tmp_path / "data", interrupted(), source={"name": "x"}, samples_per_shard=10)
     assert not (tmp_path / "data").exists()
 
-    manifest = write_shards(tmp_path / "data", records(12), source={"name": "x"}, samples_per_shard=10)
+    manifest = write_shards(
+        tmp_path / "data", records(12), source={"name": "x"}, samples_per_shard=10
+    )
 
     assert manifest.samples == 12
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -9,12 +9,24 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPVisionConfig, RobertaConfig
 
+from data_pipeline.shards.write import Record, write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import Record, write_shards
 from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
 
-COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (240, 240, 240)}
-WORDS = ["a red picture", "a green picture", "a blue picture", "a white picture", "which colour is it", "is it red"]
+COLOURS = {
+    "red": (220, 20, 20),
+    "green": (20, 200, 20),
+    "blue": (20, 20, 230),
+    "white": (240, 240, 240),
+}
+WORDS = [
+    "a red picture",
+    "a green picture",
+    "a blue picture",
+    "a white picture",
+    "which colour is it",
+    "is it red",
+]
 STATEMENT = "both are the same colour"
 SIZE, WIDTH = 32, 32
 
@@ -22,7 +34,9 @@ SIZE, WIDTH = 32, 32
 def write_colours(root: Path, split: str, count: int) -> None:
     """Write `root`/split and `root`/pairs/split, of another shade of each colour in every picture."""
     write_shards(root / split, pictures(split, count), source={"name": f"colours-{split}"})
-    write_shards(root / "pairs" / split, _pairs(split, count), source={"name": f"colour-pairs-{split}"})
+    write_shards(
+        root / "pairs" / split, _pairs(split, count), source={"name": f"colour-pairs-{split}"}
+    )
 
 
 def write_tokenizer(root: Path) -> Path:
@@ -33,7 +47,12 @@ def write_tokenizer(root: Path) -> Path:
 def write_model(root: Path, tokenizer: Path, dropout: float = 0.1) -> Path:
     """Write a folder with a tiny random model that takes pictures of 32 pixels and clips of 2 frames."""
     torch.manual_seed(0)
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = Tokenizer.load(tokenizer)
     config = GLSCLConfig(
         vision_config=CLIPVisionConfig(patch_size=16, image_size=SIZE, **tower),
@@ -74,10 +93,21 @@ def pictures(split: str, count: int) -> Iterator[Record]:
         colour = list(COLOURS)[number % len(COLOURS)]
         questions = [
             {"id": f"{number}-a", "question": "which colour is it", "answers": [colour] * 10},
-            {"id": f"{number}-b", "question": "is it red", "answers": ["yes" if colour == "red" else "no"] * 10},
+            {
+                "id": f"{number}-b",
+                "question": "is it red",
+                "answers": ["yes" if colour == "red" else "no"] * 10,
+            },
         ]
-        about = {"captions": [f"a {colour} picture"], "image_id": f"{split}-{number}", "questions": questions}
-        yield f"{number:04d}", {"png": _picture(colour, number // 4), "json": json.dumps(about).encode()}
+        about = {
+            "captions": [f"a {colour} picture"],
+            "image_id": f"{split}-{number}",
+            "questions": questions,
+        }
+        yield (
+            f"{number:04d}",
+            {"png": _picture(colour, number // 4), "json": json.dumps(about).encode()},
+        )
 
 
 def _pairs(split: str, count: int) -> Iterator[Record]:
@@ -85,7 +115,11 @@ def _pairs(split: str, count: int) -> Iterator[Record]:
     for number in range(count):
         first = colours[number % 4]
         second = first if number // 4 % 2 else colours[(number + 1 + number // 8 % 3) % 4]
-        question = {"id": f"{split}-{number}-0", "question": STATEMENT, "answers": [str(first == second)]}
+        question = {
+            "id": f"{split}-{number}-0",
+            "question": STATEMENT,
+            "answers": [str(first == second)],
+        }
         about = {"questions": [question | {"type": "statement", "group": f"{split}-{number}"}]}
         pictures = {"0.png": _picture(first, number // 4), "1.png": _picture(second, number // 3)}
         yield f"{number:04d}", pictures | {"json": json.dumps(about).encode()}

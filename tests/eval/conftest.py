@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoTokenizer, CLIPVisionConfig, RobertaConfig
 
 from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.generate import generate
-from data_pipeline.store import Store
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
 from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
 
@@ -38,13 +38,17 @@ def gallery(scenes: Path) -> Path:
 def tokenizer(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store([Manifest.load(gallery)])
     folder = tmp_path_factory.mktemp("tokenizer")
-    Tokenizer.train([text for i in range(PICTURES) for text in store.read(0, i).captions], 420).save(folder)
+    Tokenizer.train(
+        [text for i in range(PICTURES) for text in store.read(0, i).captions], 420
+    ).save(folder)
     return folder
 
 
 def save_model(model: GLSCLModel, tokenizer: Path, out: Path) -> Path:
     model.save_pretrained(out)
-    GLSCLProcessor.build(model.config, AutoTokenizer.from_pretrained(tokenizer)).save_pretrained(out)
+    GLSCLProcessor.build(model.config, AutoTokenizer.from_pretrained(tokenizer)).save_pretrained(
+        out
+    )
     return out
 
 
@@ -76,15 +80,21 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
     model = GLSCLModel(config).eval()  # no dropout: there is nothing to generalise to
     (batch,) = evaluation_batches(Manifest.load(gallery), size=48, batch_size=PICTURES)
     pixels = model.normalize(batch.pixels)
-    encoded = [[torch.tensor(e.ids) for e in text.encode(sample.captions, 40)] for sample in batch.samples]
+    encoded = [
+        [torch.tensor(e.ids) for e in text.encode(sample.captions, 40)] for sample in batch.samples
+    ]
     optimizer = torch.optim.AdamW(model.parameters())
     own = torch.arange(PICTURES)
     for step in range(160):
         optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 20)
-        ids = torch.nn.utils.rnn.pad_sequence([several[step % 5] for several in encoded], True, text.pad_id)
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [several[step % 5] for several in encoded], True, text.pad_id
+        )
         mask = (ids != text.pad_id).long()
         images, texts = model.encode_image(pixels), model.encode_text(ids, mask)
-        cosines = normalize(model.contrastive_text(texts)) @ normalize(model.contrastive_image(images)).T
+        cosines = (
+            normalize(model.contrastive_text(texts)) @ normalize(model.contrastive_image(images)).T
+        )
         other = torch.cat([own, (own + 1 + step % (PICTURES - 1)) % PICTURES])
         fused = model.fuse(texts.repeat(2, 1, 1), mask.repeat(2, 1), images[other])
         loss = cross_entropy(cosines / 0.1, own) + cross_entropy(cosines.T / 0.1, own)

@@ -11,9 +11,9 @@ from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
 from eval.finetuning.config import FinetuneConfig
 from eval.finetuning.job import Finetuning
+from pretrain.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.config_file import parse_config
 from pretrain.loop import train_job
-from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.parallel.selfcheck import start
 from pretrain.task import TaskModel
 from tests.pretrain.runs import StopAfter
@@ -55,12 +55,24 @@ def one_step(settings: dict, micro_batches: int = 1):
     task = made.task(tokenizer, model)
     [mixture] = config.mixtures.values()
     engine = start("fp32", (), ".", None)
-    shared = {"seed": 1, "global_batch": mixture.global_batch, "group": mixture.group, "size": model.config.image_size}
+    shared = {
+        "seed": 1,
+        "global_batch": mixture.global_batch,
+        "group": mixture.group,
+        "size": model.config.image_size,
+    }
     shared |= {"rank": engine.accelerator.process_index, "world": engine.accelerator.num_processes}
-    shared |= {"tokenizer": tokenizer, "max_text_length": 16, "micro_batches": micro_batches, "frames": mixture.frames}
+    shared |= {
+        "tokenizer": tokenizer,
+        "max_text_length": 16,
+        "micro_batches": micro_batches,
+        "frames": mixture.frames,
+    }
     with open_loader(mixture.dirs, **shared, **made.reading()) as loader:
         batches = [next(loader) for _ in range(micro_batches)]
-    engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
+    engine.prepare(
+        TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None
+    )
     engine.wrapped.eval()  # dropout off; the engine averages gradients all the same
     accumulate = accumulate_exactly if task.contrasts else accumulate_plainly
     shares = [1 / micro_batches] * micro_batches
@@ -77,7 +89,10 @@ def main() -> None:
     for number, settings in enumerate(runs):
         if engine.name == "ddp":
             *_, losses, gradients = one_step(settings)
-            reduced = {n: engine.accelerator.reduce(v.detach(), "mean").reshape(1) for n, v in losses.items()}
+            reduced = {
+                n: engine.accelerator.reduce(v.detach(), "mean").reshape(1)
+                for n, v in losses.items()
+            }
             if engine.accelerator.is_main_process:
                 save_file(gradients | reduced, folder / f"{number}.safetensors")
         assert train_job(job(settings), StopAfter()) == 0

@@ -1,8 +1,9 @@
 """Pictures whose class no global and no local token tells alone: the ground truth of GLIML's tests.
 
-Each family of contexts has a marker and a vector for every part. A picture of (family, part) has one patch that is the
-sum of its family's marker and part, several patches of every other family with a part drawn from its episode's, and
-patches of nothing. Its class token is the family's marker. All classes of an episode are of one family.
+Each family of contexts has a marker and a vector for every part. A picture of (family, part) has
+one patch that is the sum of its family's marker and part, several patches of every other family
+with a part drawn from its episode's, and patches of nothing. Its class token is the family's
+marker. All classes of an episode are of one family.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.episodes import Episode
-from eval.stages.few_shot.recognise import World
-from eval.tokens import ImageTokens
+from eval.encoding.labelled_images import ImageTokens
+from eval.stages.few_shot.episodes import Episode
+from eval.stages.few_shot.inference import World
 
 WIDTH, PARTS = 64, {"base": range(60), "val": range(60, 75), "novel": range(75, 95)}
 RELEVANT, IRRELEVANT, EMPTY = range(3)
@@ -38,7 +39,9 @@ class InterplayWorld:
     grid: tuple[int, int] = (3, 3)
     noise: float = 1.5
 
-    def draw(self, split: str, episodes: int, queries: int = 15, way: int = 5, shot: int = 1) -> Drawn:
+    def draw(
+        self, split: str, episodes: int, queries: int = 15, way: int = 5, shot: int = 1
+    ) -> Drawn:
         """Episodes of the parts of a split."""
         vectors = np.random.default_rng([self.seed])
         marker = unit(vectors.standard_normal((self.families, WIDTH)))
@@ -54,7 +57,12 @@ class InterplayWorld:
             own = np.arange(way).repeat(shot + queries)
             tokens = np.zeros((len(own), patches, WIDTH))
             tokens[:, 0] = marker[family] + part[family, chosen[own]]
-            others = [other for other in range(self.families) if other != family for _ in range(self.distractors)]
+            others = [
+                other
+                for other in range(self.families)
+                if other != family
+                for _ in range(self.distractors)
+            ]
             for place, other in enumerate(others, start=1):
                 tokens[:, place] = marker[other] + part[other, rng.choice(chosen, len(own))]
             order = rng.permuted(np.tile(np.arange(patches), (len(own), 1)), axis=1)
@@ -66,10 +74,19 @@ class InterplayWorld:
             rows = np.arange(len(own)).reshape(way, -1) + number * len(own)
             drawn.append(Episode.of(rows, shot, classes))
         noisy = [torch.from_numpy(np.concatenate(part)).float() for part in (cls, patch)]
-        noisy = [tokens + self.noise / WIDTH**0.5 * torch.from_numpy(noise_like(rng, tokens)) for tokens in noisy]
+        noisy = [
+            tokens + self.noise / WIDTH**0.5 * torch.from_numpy(noise_like(rng, tokens))
+            for tokens in noisy
+        ]
         keys = [f"{split}/{row}" for row in range(len(names))]
         tokens = ImageTokens(
-            keys, [(name,) for name in names], [{}] * len(keys), keys, *noisy, proj=None, grid=self.grid
+            keys,
+            [(name,) for name in names],
+            [{}] * len(keys),
+            keys,
+            *noisy,
+            proj=None,
+            grid=self.grid,
         )
         return Drawn(World(tokens, names, None), drawn, torch.from_numpy(np.concatenate(roles)))
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, RobertaConfig
 
+from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import write_shards
 from pretrain.model import GLSCLConfig, GLSCLModel
 
 from .conftest import save_model
@@ -21,30 +21,55 @@ from .conftest import save_model
 def picture(number: int) -> bytes:
     """Noise of its own for each number."""
     content = io.BytesIO()
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(content, "PNG")
+    Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    ).save(content, "PNG")
     return content.getvalue()
 
 
-def question(number: int, text: str, answers: Sequence[str], type: str = "what", answer_type: str = "other") -> Any:
-    return {"id": number, "question": text, "answers": [*answers], "type": type, "answer_type": answer_type}
+def question(
+    number: int, text: str, answers: Sequence[str], type: str = "what", answer_type: str = "other"
+) -> Any:
+    return {
+        "id": number,
+        "question": text,
+        "answers": [*answers],
+        "type": type,
+        "answer_type": answer_type,
+    }
 
 
-def write_questions(root: Path, samples: Sequence[Sequence[Any]], broken: Sequence[int] = ()) -> Path:
+def write_questions(
+    root: Path, samples: Sequence[Sequence[Any]], broken: Sequence[int] = ()
+) -> Path:
     """One sample a list of questions; the pictures with these numbers cannot be decoded."""
     records = [
-        (f"{i:03d}", {"png": b"broken" if i in broken else picture(i), "json": json.dumps({"questions": own}).encode()})
+        (
+            f"{i:03d}",
+            {
+                "png": b"broken" if i in broken else picture(i),
+                "json": json.dumps({"questions": own}).encode(),
+            },
+        )
         for i, own in enumerate(samples)
     ]
     write_shards(root, records, source={"name": root.name}, samples_per_shard=20)
     return root
 
 
-def write_statements(root: Path, samples: Sequence[Sequence[tuple[str, str]]], broken: Sequence[int] = ()) -> Path:
+def write_statements(
+    root: Path, samples: Sequence[Sequence[tuple[str, str]]], broken: Sequence[int] = ()
+) -> Path:
     """One pair a list of (identifier, label)."""
     records = []
     for i, own in enumerate(samples):
         statements = [
-            {"id": name, "question": f"the left picture shows {name}", "answers": [label], "type": "statement"}
+            {
+                "id": name,
+                "question": f"the left picture shows {name}",
+                "answers": [label],
+                "type": "statement",
+            }
             for name, label in own
         ]
         second = b"broken" if i in broken else picture(1000 + i)
@@ -59,7 +84,12 @@ def answering_model(out: Path, labels: Sequence[str], images: int = 1, *texts: s
     folder = out.with_name(f"{out.name}-tokenizer")
     Tokenizer.train([*texts, "what is it the left picture shows dev"], 320).save(folder)
     torch.manual_seed(1)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "initializer_range": 0.2,
+    }
     config = GLSCLConfig(
         vision_config=CLIPVisionConfig(num_hidden_layers=1, patch_size=16, image_size=32, **tower),
         text_config=RobertaConfig(

@@ -17,11 +17,11 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.regions import encode_mask
+from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import write_shards
-from eval.attention_maps import phrase_tokens
-from eval.grounding import box_mask, is_background, measures, pooled
-from eval.schema import read_records, read_result
+from eval.encoding.attention_maps import phrase_tokens
+from eval.metrics.grounding import box_mask, is_background, measures, pooled
+from eval.results.schema import read_records, read_result
 from eval.stages.align import evaluate, metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
@@ -46,7 +46,10 @@ def data_set(folder: Path, *samples: Sequence[dict], size: tuple[int, int] = (60
     records = [
         (
             f"s{number}",
-            {"png": picture(size, bright), "json": json.dumps({"captions": [CAPTION], "regions": regions}).encode()},
+            {
+                "png": picture(size, bright),
+                "json": json.dumps({"captions": [CAPTION], "regions": regions}).encode(),
+            },
         )
         for number, regions in enumerate(samples)
     ]
@@ -82,7 +85,9 @@ def pointing(knowing_model: Path, tokenizer: Path, tmp_path: Path) -> Path:
         grid = torch.full((1, 48, 48, 3), 90, dtype=torch.uint8)
         grid[:, :16, 32:] = torch.tensor([255, 240, 40], dtype=torch.uint8)
         image = model.image_side(model.encode_image(grid))
-        text = model.text_side(model.encode_text(torch.tensor([[0, 5, 2]]), torch.ones(1, 3)), torch.ones(1, 3))
+        text = model.text_side(
+            model.encode_text(torch.tensor([[0, 5, 2]]), torch.ones(1, 3)), torch.ones(1, 3)
+        )
         seen = []
         last.key.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         model.text_to_image_attention(text, torch.ones(1, 3), image)
@@ -94,7 +99,7 @@ def pointing(knowing_model: Path, tokenizer: Path, tmp_path: Path) -> Path:
     return saved(model, tokenizer, tmp_path / "pointing")
 
 
-# The scores. ----------------------------------------------------------------------------------------------------------
+# The scores. --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +107,9 @@ def pointing(knowing_model: Path, tokenizer: Path, tmp_path: Path) -> Path:
 def test_a_pooled_mask_keeps_every_pixel(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     grid = (data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
-    mask = np.array(data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width)))
+    mask = np.array(
+        data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    )
     mask = mask.reshape(height, width)
     cells = pooled(mask, grid)
     assert cells.shape == grid and cells.min() >= 0 and cells.max() <= 1
@@ -128,7 +135,13 @@ def test_all_mass_inside_or_outside_scores_exactly_one_and_zero() -> None:
     inside = np.zeros((3, 3))
     inside[0, 2] = 0.37
     cells = pooled(box_mask(CELL, (60, 60)), (3, 3))
-    assert measures(inside, cells) == {"mass": 1, "pointing": 1, "IoU": 1, "area": 1 / 9, "touched": 1 / 9}
+    assert measures(inside, cells) == {
+        "mass": 1,
+        "pointing": 1,
+        "IoU": 1,
+        "area": 1 / 9,
+        "touched": 1 / 9,
+    }
     assert measures(inside.T, cells) | {"area": 0, "touched": 0} == dict.fromkeys(
         ("mass", "pointing", "IoU", "area", "touched"), 0
     )
@@ -139,11 +152,13 @@ def test_a_box_is_cut_at_the_border_and_has_no_pixels_without_area() -> None:
     assert box_mask((-5, 3.5, 1000, 5), (10, 20)).sum() == 2 * 20
     for empty in ((4, 4, 4, 9), (4, 4, 9, 4), (30, 0, 40, 5), (-9, 0, -3, 5)):
         assert not box_mask(empty, (10, 20)).any()
-    assert is_background(box_mask((0, 0, 20, 9.1), (10, 20))) and not is_background(box_mask((0, 0, 20, 9), (10, 20)))
+    assert is_background(box_mask((0, 0, 20, 9.1), (10, 20))) and not is_background(
+        box_mask((0, 0, 20, 9), (10, 20))
+    )
     assert not is_background(np.zeros((4, 4), dtype=bool))
 
 
-# Phrases. -------------------------------------------------------------------------------------------------------------
+# Phrases. -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,15 +172,17 @@ def test_a_box_is_cut_at_the_border_and_has_no_pixels_without_area() -> None:
         ("small", " small"),
     ],
 )
-def test_a_phrase_has_the_tokens_of_its_first_occurrence(phrase: str, expected: str, tokenizer: Path) -> None:
+def test_a_phrase_has_the_tokens_of_its_first_occurrence(
+    phrase: str, expected: str, tokenizer: Path
+) -> None:
     loaded = Tokenizer.load(tokenizer)
     positions = phrase_tokens(loaded, CAPTION, phrase, 60)
     [whole] = loaded.encode([CAPTION], 60)
     [alone] = loaded.encode([expected], 60)
     assert [whole.ids[n] for n in positions] == alone.ids[1:-1]
-    assert positions == list(range(positions[0], positions[-1] + 1)) and loaded.offsets(CAPTION, 60)[positions[0]][
-        0
-    ] == (CAPTION.index(expected.strip()))
+    assert positions == list(range(positions[0], positions[-1] + 1)) and loaded.offsets(
+        CAPTION, 60
+    )[positions[0]][0] == (CAPTION.index(expected.strip()))
 
 
 def test_offsets_are_characters_also_where_a_character_is_several_bytes(tokenizer: Path) -> None:
@@ -185,7 +202,9 @@ def test_pieces_of_a_rare_word_all_belong_to_it(tokenizer: Path) -> None:
     assert "".join("a zebrafinch, maybe"[slice(*offsets[n])] for n in positions) == "zebrafinch"
 
 
-@pytest.mark.parametrize("phrase", ["dog", "circl", "red star", "blue circle a", "...", "the small red circle"])
+@pytest.mark.parametrize(
+    "phrase", ["dog", "circl", "red star", "blue circle a", "...", "the small red circle"]
+)
 def test_a_phrase_that_is_not_there_has_no_tokens(phrase: str, tokenizer: Path) -> None:
     assert phrase_tokens(Tokenizer.load(tokenizer), CAPTION, phrase, 60) == []
 
@@ -196,14 +215,16 @@ def test_a_phrase_behind_the_cut_has_no_tokens(tokenizer: Path) -> None:
     assert phrase_tokens(loaded, CAPTION, "small", 10)
 
 
-# The stage. -----------------------------------------------------------------------------------------------------------
+# The stage. ---------------------------------------------------------------------------------------
 
 
 def test_attention_to_one_patch_is_found_in_its_region_and_not_in_the_transposed_one(
     pointing: Path, tmp_path: Path
 ) -> None:
     transposed = (0, 40, 20, 60)
-    data = data_set(tmp_path / "d", [region("red circle", CELL)], [region("red circle", transposed)])
+    data = data_set(
+        tmp_path / "d", [region("red circle", CELL)], [region("red circle", transposed)]
+    )
     found = evaluate(pointing, data, tmp_path / "o")
     lines = [line for line in read_records(tmp_path / "o") if line["level"] == "local"]
     assert [line["box"]["pointing"] for line in lines] == [1, 0]
@@ -213,7 +234,9 @@ def test_attention_to_one_patch_is_found_in_its_region_and_not_in_the_transposed
     assert found.metric("local/box/mass_over_uniform").value == pytest.approx(50 - 100 / 9, abs=0.5)
 
 
-def test_a_picture_that_is_not_square_is_read_in_its_own_proportions(pointing: Path, tmp_path: Path) -> None:
+def test_a_picture_that_is_not_square_is_read_in_its_own_proportions(
+    pointing: Path, tmp_path: Path
+) -> None:
     mask = np.zeros((30, 120), dtype=bool)
     mask[:10, 80:] = True
     regions = [region("red circle", (80, 0, 120, 10), masks=[encode_mask(mask)])]
@@ -224,7 +247,9 @@ def test_a_picture_that_is_not_square_is_read_in_its_own_proportions(pointing: P
 
 
 def test_uniform_attention_scores_the_area(blind: Path, tmp_path: Path) -> None:
-    data = data_set(tmp_path / "d", [region("red circle", (3, 4, 30, 50)), region("star", CELL, (0, 0, 10, 10))])
+    data = data_set(
+        tmp_path / "d", [region("red circle", (3, 4, 30, 50)), region("star", CELL, (0, 0, 10, 10))]
+    )
     arguments = ["--model", str(blind), "--data", str(data), "--out", str(tmp_path / "o")]
     assert main(["eval", "align", *arguments]) == 0
     found = read_result(tmp_path / "o")
@@ -255,13 +280,22 @@ def test_what_cannot_be_scored_is_counted_and_left_out(blind: Path, tmp_path: Pa
     assert metrics(read_records(tmp_path / "o")) == found.metrics
 
 
-def test_a_region_belongs_to_the_caption_it_names_or_the_first_that_holds_it(blind: Path, tmp_path: Path) -> None:
+def test_a_region_belongs_to_the_caption_it_names_or_the_first_that_holds_it(
+    blind: Path, tmp_path: Path
+) -> None:
     captions = ["a red circle", "a blue star", "one star, one circle"]
     regions = [region("circle", CELL, caption=2), region("star", CELL), region("moon", CELL)]
-    members = {"png": picture(), "json": json.dumps({"captions": captions, "regions": regions}).encode()}
+    members = {
+        "png": picture(),
+        "json": json.dumps({"captions": captions, "regions": regions}).encode(),
+    }
     write_shards(tmp_path / "d", [("s", members)], source={"name": "d"})
     evaluate(blind, tmp_path / "d", tmp_path / "o")
-    named = {line["phrase"]: line["caption"] for line in read_records(tmp_path / "o") if line["level"] == "local"}
+    named = {
+        line["phrase"]: line["caption"]
+        for line in read_records(tmp_path / "o")
+        if line["level"] == "local"
+    }
     assert named == {"circle": captions[2], "star": captions[1], "moon": captions[0]}
     pairs = [line["caption"] for line in read_records(tmp_path / "o") if line["level"] == "global"]
     assert pairs == captions
@@ -269,9 +303,13 @@ def test_a_region_belongs_to_the_caption_it_names_or_the_first_that_holds_it(bli
 
 def test_phrases_are_averaged_in_a_picture_before_pictures_are(blind: Path, tmp_path: Path) -> None:
     big = (0, 0, 60, 30)
-    data = data_set(tmp_path / "d", [region("star", big), region("circle", big), region("blue", big)], [])
+    data = data_set(
+        tmp_path / "d", [region("star", big), region("circle", big), region("blue", big)], []
+    )
     more = data_set(
-        tmp_path / "e", [region("star", big), region("circle", big), region("blue", big)], [region("star", CELL)]
+        tmp_path / "e",
+        [region("star", big), region("circle", big), region("blue", big)],
+        [region("star", CELL)],
     )
     assert evaluate(blind, data, tmp_path / "o").metric("local/box/mass").value == pytest.approx(50)
     found = evaluate(blind, more, tmp_path / "p").metric("local/box/mass")
@@ -288,11 +326,15 @@ def test_attention_that_is_not_finite_is_an_error_that_names_the_picture(
     data = data_set(tmp_path / "d", [region("star", CELL)])
     arguments = ["--model", str(folder), "--data", str(data), "--out", str(tmp_path / "o")]
     assert main(["eval", "align", *arguments]) == 4
-    assert "attention is not finite for the picture d/shard-000000.tar/s0" in capsys.readouterr().err
+    assert (
+        "attention is not finite for the picture d/shard-000000.tar/s0" in capsys.readouterr().err
+    )
     assert not (tmp_path / "o").exists()
 
 
-def test_a_map_without_mass_scores_nothing_and_is_counted(knowing_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_map_without_mass_scores_nothing_and_is_counted(
+    knowing_model: Path, tokenizer: Path, tmp_path: Path
+) -> None:
     model = GLSCLModel.from_pretrained(knowing_model)
     last = model.fusion.text_layers[-1].crossattention.self
     with torch.no_grad():  # all attention goes to the class token: the only key that is not zero
@@ -303,7 +345,9 @@ def test_a_map_without_mass_scores_nothing_and_is_counted(knowing_model: Path, t
         grid = model.image_side(model.encode_image(torch.zeros(1, 48, 48, 3, dtype=torch.uint8)))
         seen = []
         last.key.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        text = model.text_side(model.encode_text(torch.tensor([[0, 5, 2]]), torch.ones(1, 3)), torch.ones(1, 3))
+        text = model.text_side(
+            model.encode_text(torch.tensor([[0, 5, 2]]), torch.ones(1, 3)), torch.ones(1, 3)
+        )
         model.text_to_image_attention(text, torch.ones(1, 3), grid)
         last.key._forward_pre_hooks.clear()
         difference = seen[0][0, 0] - seen[0][0, 1]
@@ -323,11 +367,16 @@ def test_a_map_without_mass_scores_nothing_and_is_counted(knowing_model: Path, t
     ("regions", "message"),
     [
         ([], "has no regions"),
-        ([{"phrase": "star", "masks": [encode_mask(np.ones((60, 50), dtype=bool))]}], "'star' and the picture differ"),
+        (
+            [{"phrase": "star", "masks": [encode_mask(np.ones((60, 50), dtype=bool))]}],
+            "'star' and the picture differ",
+        ),
         ([{"phrase": "star", "boxes": [[1, 2, 3]]}], "s0: region 0"),
     ],
 )
-def test_data_that_cannot_be_used_are_refused(regions: list, message: str, knowing_model: Path, tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_are_refused(
+    regions: list, message: str, knowing_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=message):
         evaluate(knowing_model, data_set(tmp_path / "d", regions), tmp_path / "o")
 
@@ -338,27 +387,55 @@ def test_a_region_that_ends_where_a_cell_ends_touches_no_other() -> None:
 
 
 def test_the_benchmarks_own_files_are_imported_and_scored(blind: Path, tmp_path: Path) -> None:
-    assert main(["data", "import", *official.align_bench(tmp_path), str(tmp_path / "d"), "--workers", "1"]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "import",
+                *official.align_bench(tmp_path),
+                str(tmp_path / "d"),
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     found = evaluate(blind, tmp_path / "d", tmp_path / "o")
     lines = list(read_records(tmp_path / "o"))
     assert [line["phrase"] for line in lines] == [None, "red dog", "grass"] * 2
     assert all(line["box"] == pytest.approx(line["pixel"]) for line in lines)
     assert lines[0]["pixel"]["mass"] == pytest.approx(220 / (48 * 64))
-    assert found.metric("local/pixel/mass").value == pytest.approx(100 * (220 + 200) / 2 / (48 * 64))
+    assert found.metric("local/pixel/mass").value == pytest.approx(
+        100 * (220 + 200) / 2 / (48 * 64)
+    )
 
 
 @pytest.mark.slow
-def test_three_processes_write_the_same_records(knowing_model: Path, scenes: Path, tmp_path: Path) -> None:
+def test_three_processes_write_the_same_records(
+    knowing_model: Path, scenes: Path, tmp_path: Path
+) -> None:
     """G1: neither 20 pictures nor their captions divide by 3."""
     evaluate(knowing_model, scenes / "test", tmp_path / "one")
     config = tmp_path / "align.yaml"
-    config.write_text(f"model: {knowing_model}\ndata: {scenes / 'test'}\nout: {tmp_path / 'three'}\n")
+    config.write_text(
+        f"model: {knowing_model}\ndata: {scenes / 'test'}\nout: {tmp_path / 'three'}\n"
+    )
     launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     command += ["-m", "eval", "align", str(config)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
     assert one == three and one.count(b"\n") > 40

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from data_pipeline.regions import encode_mask
-from data_pipeline.write import write_shards
+from data_pipeline.shards.write import write_shards
 from eval.report import write_report
 from eval.report.gallery import Thumbnails
 from eval.report.overlays import overlays
-from eval.schema import read_records, read_result
+from eval.results.schema import read_records, read_result
 from eval.stages.align import evaluate
 
 
@@ -25,7 +25,9 @@ def result(knowing_model: Path, tmp_path: Path) -> Path:
     generator, records = np.random.default_rng(0), []
     for number in range(9):
         content = io.BytesIO()
-        Image.fromarray(generator.integers(0, 256, (30, 60, 3), dtype=np.uint8)).save(content, "PNG")
+        Image.fromarray(generator.integers(0, 256, (30, 60, 3), dtype=np.uint8)).save(
+            content, "PNG"
+        )
         mask = np.zeros((30, 60), dtype=bool)
         mask[3 * number : 3 * number + 5, 10:20] = True
         regions = [
@@ -33,7 +35,9 @@ def result(knowing_model: Path, tmp_path: Path) -> Path:
             {"phrase": "star", "masks": [encode_mask(mask)]},
         ]
         annotations = {"captions": ["a red circle and a star"], "regions": regions}
-        records.append((f"s{number}", {"png": content.getvalue(), "json": json.dumps(annotations).encode()}))
+        records.append(
+            (f"s{number}", {"png": content.getvalue(), "json": json.dumps(annotations).encode()})
+        )
     write_shards(tmp_path / "data", records, source={"name": "d"})
     evaluate(knowing_model, tmp_path / "data", tmp_path / "out")
     return tmp_path / "out"
@@ -48,8 +52,12 @@ def test_examples_are_spread_or_the_worst_and_each_is_a_framed_picture(result: P
     for line in read_records(result):
         scores = line["pixel"] or line["box"]
         if line["level"] == "local":
-            gains[line["image"]] = min(scores["mass"] - scores["area"], gains.get(line["image"], 1.0))
-    assert [example.mass - example.area for example in worst] == pytest.approx(sorted(gains.values())[:6])
+            gains[line["image"]] = min(
+                scores["mass"] - scores["area"], gains.get(line["image"], 1.0)
+            )
+    assert [example.mass - example.area for example in worst] == pytest.approx(
+        sorted(gains.values())[:6]
+    )
     assert {example.phrase for example in whole} == {None}
     for example in (*spread, *worst, *whole):
         kind, _, content = example.picture.partition(",")
@@ -59,10 +67,17 @@ def test_examples_are_spread_or_the_worst_and_each_is_a_framed_picture(result: P
         assert (pixels.min(axis=2) > 215).sum() > 50  # the white frame
 
 
-def test_the_page_shows_them_in_words_and_says_when_the_data_are_gone(result: Path, tmp_path: Path) -> None:
+def test_the_page_shows_them_in_words_and_says_when_the_data_are_gone(
+    result: Path, tmp_path: Path
+) -> None:
     text = write_report([result], tmp_path / "page.html").read_text("utf-8")
-    assert text.count("data:image/jpeg") == 18 and text.count("looks, with its region framed: a red circle") == 18
-    assert "% of attention inside" in text and "local · pixel · attention inside, over uniform" in text
+    assert (
+        text.count("data:image/jpeg") == 18
+        and text.count("looks, with its region framed: a red circle") == 18
+    )
+    assert (
+        "% of attention inside" in text and "local · pixel · attention inside, over uniform" in text
+    )
     shutil.rmtree(tmp_path / "data")
     text = write_report([result], tmp_path / "page.html").read_text("utf-8")
     assert "Pictures are left out" in text and "data:image/jpeg" not in text

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.questions import QuestionConfig, targets
-from eval.answers import LabelScores, Vocabulary, read_questions
-from eval.vqa_accuracy import VERSIONS, accuracy, normalize
+from data_pipeline.shards.manifest import Manifest
+from eval.metrics.vqa_accuracy import VERSIONS, accuracy, normalize
+from eval.questions.vocabulary import LabelScores, Vocabulary, read_questions
 
 from .questions import question, write_questions
 
@@ -39,19 +39,25 @@ def test_answers_are_counted_as_normalised_the_most_frequent_first(training: Pat
     vocabulary = Vocabulary.build([training], min_count=2)
     assert vocabulary.labels == ("cat", "2")
     assert Vocabulary.build([training, training], min_count=2).labels == ("cat", "2", "dog")
-    assert [name for name, digest in vocabulary.sources if digest.startswith("sha256:")] == ["train"]
+    assert [name for name, digest in vocabulary.sources if digest.startswith("sha256:")] == [
+        "train"
+    ]
 
 
 def test_every_spelling_of_a_label_counts_for_it(training: Path) -> None:
     vocabulary = Vocabulary.build([training], min_count=2)
     table = dict(vocabulary.label_table())
     assert table == {"Two": 1, "2": 1, "two.": 1, "The cat": 0, "cat": 0, "a cat": 0}
-    config = QuestionConfig(labels=vocabulary.label_table(), count=len(vocabulary.labels), soft="vqa")
+    config = QuestionConfig(
+        labels=vocabulary.label_table(), count=len(vocabulary.labels), soft="vqa"
+    )
     assert targets(TRAINING[0], table, config).tolist() == [0.0, 1.0]
     assert targets(["a cat"] * 3 + ["ox"] * 7, table, config).tolist() == [pytest.approx(0.9), 0.0]
 
 
-def test_a_vocabulary_is_read_back_equal_and_not_after_a_change(training: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_is_read_back_equal_and_not_after_a_change(
+    training: Path, tmp_path: Path
+) -> None:
     vocabulary = Vocabulary.build([training], min_count=2)
     path = tmp_path / "answers.json"
     vocabulary.save(path)
@@ -85,7 +91,9 @@ def test_a_vocabulary_passes_over_as_many_bad_samples_as_training_does(tmp_path:
     with pytest.raises(DataError, match='has no "questions"'):
         list(read_questions(Manifest.load(one)))
     many = write_questions(tmp_path / "many", [*good, *[[]] * 20])
-    with pytest.raises(DataError, match='more than 1% of the samples of .*many are bad .* has no "questions"'):
+    with pytest.raises(
+        DataError, match='more than 1% of the samples of .*many are bad .* has no "questions"'
+    ):
         Vocabulary.build([many], min_count=2)
 
 
@@ -94,14 +102,21 @@ def test_a_question_that_no_label_answers_allows_nothing() -> None:
     scores = LabelScores(["cat", "2"])
     assert scores.best_and_mean(["ox"] * 10) == (0.0, 0.0)
     assert scores.best_and_mean(["cat"] * 10) == (1.0, 0.5)
-    assert scores.best_and_mean(["two"] * 10) == (0.0, 0.0)  # of 2021 alone: nothing is normalised where all agree
+    assert scores.best_and_mean(["two"] * 10) == (
+        0.0,
+        0.0,
+    )  # of 2021 alone: nothing is normalised where all agree
     assert scores.best_and_mean(["two"] * 10, "always") == (1.0, 0.5)
 
 
 WORDS = st.sampled_from(["cat", "the cat", "two", "2", "t-shirt", "t shirt", "3.", "ox", "A", ""])
 
 
-@given(st.lists(WORDS, min_size=1, max_size=10), st.lists(WORDS, min_size=1, unique=True), st.sampled_from(VERSIONS))
+@given(
+    st.lists(WORDS, min_size=1, max_size=10),
+    st.lists(WORDS, min_size=1, unique=True),
+    st.sampled_from(VERSIONS),
+)
 def test_the_best_and_the_mean_are_those_of_all_labels_tried_in_turn(
     answers: list[str], labels: list[str], version: str
 ) -> None:
@@ -113,5 +128,8 @@ def test_the_best_and_the_mean_are_those_of_all_labels_tried_in_turn(
 
 def test_labels_are_in_falling_order_of_how_often_they_answer(training: Path) -> None:
     vocabulary = Vocabulary.build([training], min_count=1)
-    count = [sum(normalize(answers[0]) == label for answers in TRAINING if answers) for label in vocabulary.labels]
+    count = [
+        sum(normalize(answers[0]) == label for answers in TRAINING if answers)
+        for label in vocabulary.labels
+    ]
     assert all(before >= after for before, after in pairwise(count))

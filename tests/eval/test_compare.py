@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from eval import baselines
-from eval.compare import compare
-from eval.schema import Result, read_records, read_result, write_result
+from eval.results.compare import compare
+from eval.results.intervals import mean_interval
+from eval.results.schema import Result, read_records, read_result, write_result
+from eval.results.verify import verify
+from eval.stages import baseline as baselines
 from eval.stages import preference, retrieval, sugarcrepe
-from eval.statistics import mean_interval
-from eval.verify import verify
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -59,7 +59,9 @@ def test_differences_are_those_of_paired_hits(results: dict[str, Path]) -> None:
         ]
         for name in "ab"
     ]
-    pictures = [line["image"] for line in read_records(results["a"]) if line["direction"] == "text_to_image"]
+    pictures = [
+        line["image"] for line in read_records(results["a"]) if line["direction"] == "text_to_image"
+    ]
     paired = np.subtract(hits[1], hits[0])
     one = found["text_to_image/R@1"]
     assert one.difference == pytest.approx(paired.mean()) and one.difference < 0
@@ -76,8 +78,15 @@ def test_verdicts_follow_the_intervals(results: dict[str, Path]) -> None:
         if d.ci95[0] <= 0 <= d.ci95[1]:
             assert d.verdict == e.verdict in ("not told apart", "equal")
         else:
-            assert {d.verdict, e.verdict} in ({"A is better", "B is better"}, {"A is higher", "B is higher"})
-            assert (d.verdict == "A is better") == (d.difference < 0) or d.unit == "rank" or "tie" in d.name
+            assert {d.verdict, e.verdict} in (
+                {"A is better", "B is better"},
+                {"A is higher", "B is higher"},
+            )
+            assert (
+                (d.verdict == "A is better") == (d.difference < 0)
+                or d.unit == "rank"
+                or "tie" in d.name
+            )
     rank = next(d for d in forth.differences if d.name == "text_to_image/MeanR")
     assert (rank.difference > 0, rank.verdict) == (True, "A is better")
 
@@ -89,15 +98,31 @@ def test_pictures_are_resampled_with_all_their_samples(tmp_path: Path) -> None:
     both = {}
     for name in "ab":
         lines = [
-            {"query": str(number), "image": f"{picture}-{number % 3}", "picture": picture, "kind": "swap_obj"}
+            {
+                "query": str(number),
+                "image": f"{picture}-{number % 3}",
+                "picture": picture,
+                "kind": "swap_obj",
+            }
             | {"contrastive": [float(random.random() < 0.7), 0.5], "matching": [1.0, 0.5]}
             for number, picture in enumerate(pictures)
         ]
         both[name] = np.array([100.0 * (line["contrastive"][0] > 0.5) for line in lines])
-        parts = {"protocol": {}, "data": {"hash": "one"}, "model": {"hash": name}, "environment": {}}
-        write_result(tmp_path / name, Result(stage="sugarcrepe", metrics=sugarcrepe.metrics(lines), **parts), lines)
+        parts = {
+            "protocol": {},
+            "data": {"hash": "one"},
+            "model": {"hash": name},
+            "environment": {},
+        }
+        write_result(
+            tmp_path / name,
+            Result(stage="sugarcrepe", metrics=sugarcrepe.metrics(lines), **parts),
+            lines,
+        )
     one = next(
-        d for d in compare(tmp_path / "a", tmp_path / "b").differences if d.name == "contrastive/accuracy/swap_obj"
+        d
+        for d in compare(tmp_path / "a", tmp_path / "b").differences
+        if d.name == "contrastive/accuracy/swap_obj"
     )
     assert (one.n, one.pictures) == (60, 10)
     assert one.ci95 == pytest.approx(mean_interval(both["b"] - both["a"], pictures))
@@ -107,7 +132,9 @@ def test_metrics_of_one_result_alone_are_named_with_the_one_that_has_them(
     results: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def without(name: str):
-        return lambda stored: stored.update(metrics=[m for m in stored["metrics"] if m["name"] != name])
+        return lambda stored: stored.update(
+            metrics=[m for m in stored["metrics"] if m["name"] != name]
+        )
 
     first = edited(results["a"], tmp_path / "first", without("text_to_image/R@5"))
     second = edited(results["b"], tmp_path / "second", without("image_to_text/MdR"))
@@ -132,13 +159,21 @@ def test_a_result_equals_itself_whatever_the_stage(results: dict[str, Path], sta
     assert ("both have the same weights" in found.notes) == (stage != "baseline")
 
 
-def test_what_cannot_be_compared_is_refused_with_the_reason(results: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_with_the_reason(
+    results: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match="a retrieval result and .* a preference result"):
         compare(results["a"], results["preference-a"])
-    other = edited(results["b"], tmp_path / "data", lambda stored: stored["data"].update(hash="sha256:other"))
+    other = edited(
+        results["b"], tmp_path / "data", lambda stored: stored["data"].update(hash="sha256:other")
+    )
     with pytest.raises(DataError, match=r"different data \(sha256:\w+, sha256:other\)"):
         compare(results["a"], other)
-    other = edited(results["b"], tmp_path / "protocol", lambda stored: stored["protocol"].update(precision="bf16"))
+    other = edited(
+        results["b"],
+        tmp_path / "protocol",
+        lambda stored: stored["protocol"].update(precision="bf16"),
+    )
     with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
         compare(results["a"], other)
     other = edited(results["b"], tmp_path / "queries", lambda stored: None)
@@ -160,7 +195,9 @@ def test_the_compare_command_prints_a_table_or_json(
 
 
 @pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])
-def test_every_metric_of_a_result_follows_from_its_records(results: dict[str, Path], stage: str) -> None:
+def test_every_metric_of_a_result_follows_from_its_records(
+    results: dict[str, Path], stage: str
+) -> None:
     assert verify(results[stage]) == []
 
 
@@ -184,13 +221,22 @@ def test_the_verify_command_names_what_differs(
     lines = (tmp_path / "records" / "samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "records" / "samples.jsonl").write_text("".join(lines[1:]))
     assert main(["eval", "verify", str(tmp_path / "records"), "--json"]) == 3
-    assert "text_to_image/R@1" in json.loads(capsys.readouterr().out)["wrong"][str(tmp_path / "records")]
+    assert (
+        "text_to_image/R@1"
+        in json.loads(capsys.readouterr().out)["wrong"][str(tmp_path / "records")]
+    )
 
 
-def test_records_of_another_stage_and_unknown_stages_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
-    other = edited(results["a"], tmp_path / "other", lambda stored: stored.update(stage="preference"))
+def test_records_of_another_stage_and_unknown_stages_are_refused(
+    results: dict[str, Path], tmp_path: Path
+) -> None:
+    other = edited(
+        results["a"], tmp_path / "other", lambda stored: stored.update(stage="preference")
+    )
     with pytest.raises(DataError, match="are not those of preference"):
         verify(other)
-    other = edited(results["a"], tmp_path / "unknown", lambda stored: stored.update(stage="caption"))
+    other = edited(
+        results["a"], tmp_path / "unknown", lambda stored: stored.update(stage="caption")
+    )
     with pytest.raises(DataError, match="holds a result of 'caption'; this version knows"):
         verify(other)

@@ -9,15 +9,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
-from data_pipeline.manifest import Manifest
-from data_pipeline.write import write_shards
-from eval import features
-from eval.features import Images, LoadedModel, Texts, encode_images, encode_texts, load
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.write import write_shards
+from eval.encoding import features
+from eval.encoding.features import Images, LoadedModel, Texts, encode_images, encode_texts, load
 from pretrain.model import GLSCLModel
 
 from .conftest import PICTURES, save_model
 
-TEXTS = ["a red square", "a blue circle above a red square", "nothing", "a red square", "two", "three moons", "a star"]
+TEXTS = [
+    "a red square",
+    "a blue circle above a red square",
+    "nothing",
+    "a red square",
+    "two",
+    "three moons",
+    "a star",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +58,11 @@ class Encoding:
 def same(left: Images, right: Images) -> bool:
     equal = np.array_equal(left.features, right.features) and torch.equal(left.tokens, right.tokens)
     others = ("keys", "captions", "annotations", "frames", "unreadable")
-    return equal and list(left.row) == list(right.row) and all(getattr(left, n) == getattr(right, n) for n in others)
+    return (
+        equal
+        and list(left.row) == list(right.row)
+        and all(getattr(left, n) == getattr(right, n) for n in others)
+    )
 
 
 def written(cache: Path) -> dict[Path, int]:
@@ -74,7 +86,9 @@ def test_what_is_kept_is_what_is_computed_and_is_not_computed_again(
     assert written(tmp_path) == files
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_where_it_was(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     """G2."""
     with pytest.raises(KeyboardInterrupt):
         Encoding(knowing_model, tmp_path, killed_at=3).images(gallery)
@@ -86,7 +100,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(knowing_model: Path, gallery: 
     assert before.items() < written(tmp_path).items()
 
 
-def test_a_limit_shares_its_whole_blocks(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_limit_shares_its_whole_blocks(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     Encoding(knowing_model, tmp_path).images(gallery, limit=7)
     rest = Encoding(knowing_model, tmp_path)
     assert len(rest.images(gallery).keys) == PICTURES
@@ -116,7 +132,9 @@ def test_other_data_precision_and_texts_encode_anew(
 ) -> None:
     encoding = Encoding(knowing_model, tmp_path)
     encoding.images(gallery)
-    write_shards(tmp_path / "one", [("a", {"jpg": jpeg, "txt": b"red"})], source={"name": "scenes-test"})
+    write_shards(
+        tmp_path / "one", [("a", {"jpg": jpeg, "txt": b"red"})], source={"name": "scenes-test"}
+    )
     assert len(encoding.images(tmp_path / "one").keys) == 1
     assert encoding.calls == 8
     encoding.texts(["a red square"])
@@ -158,14 +176,18 @@ def test_a_damaged_file_is_told_and_computed_again(
     assert f"features in {damaged} are damaged" in capsys.readouterr().err
 
 
-def test_a_file_under_anothers_name_is_refused(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_file_under_anothers_name_is_refused(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     """G4."""
     Encoding(knowing_model, tmp_path).images(gallery)
     left, right, *_ = sorted(written(tmp_path))
     (left.parent / "0000.safetensors").write_bytes(left.read_bytes())  # nobody's name
     assert Encoding(knowing_model, tmp_path).images(gallery).keys
     right.write_bytes(left.read_bytes())
-    with pytest.raises(DataError, match=f"another model or other data.*remove the folder {left.parent}, or name"):
+    with pytest.raises(
+        DataError, match=f"another model or other data.*remove the folder {left.parent}, or name"
+    ):
         Encoding(knowing_model, tmp_path).images(gallery)
 
 
@@ -182,13 +204,17 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(
     assert not written(tmp_path / "cache")
 
 
-def test_a_folder_that_cannot_be_written_is_named(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot keep features in .*file: .*: name another folder"):
         Encoding(knowing_model, tmp_path / "file").images(gallery)
 
 
-def test_files_hold_nothing_but_tensors_and_json(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_files_hold_nothing_but_tensors_and_json(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     Encoding(knowing_model, tmp_path).images(gallery, limit=2)
     (path,) = written(tmp_path)
     with safe_open(path, framework="pt") as file:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data_pipeline.errors import NumericsError, UsageError
-from eval.episodes import EpisodeSampler
+from eval.encoding.labelled_images import ImageTokens
 from eval.stages.few_shot.baselines import (
     LinearProbe,
     Method,
@@ -18,10 +18,10 @@ from eval.stages.few_shot.baselines import (
     ZeroShot,
 )
 from eval.stages.few_shot.episode_tokens import EpisodeTokens
+from eval.stages.few_shot.episodes import EpisodeSampler
 from eval.stages.few_shot.gliml import GLIMLHead
+from eval.stages.few_shot.inference import World, accuracy, choose, cost, recognise
 from eval.stages.few_shot.methods import METHODS, usable
-from eval.stages.few_shot.recognise import World, accuracy, choose, cost, recognise
-from eval.tokens import ImageTokens
 
 WIDTH, CLASSES, EACH = 8, 6, 12
 ALL: list[Method] = [
@@ -47,7 +47,9 @@ def tokens_of(number: int, *leading: int, seed: int = 0) -> EpisodeTokens:
 
 
 def text_of(*leading: int) -> Tensor:
-    return normalize(torch.randn(*leading, 3, WIDTH, generator=torch.Generator().manual_seed(9)), dim=-1)
+    return normalize(
+        torch.randn(*leading, 3, WIDTH, generator=torch.Generator().manual_seed(9)), dim=-1
+    )
 
 
 SUPPORT, QUERY, TEXT = tokens_of(6), tokens_of(5, seed=1), text_of()
@@ -58,7 +60,9 @@ def test_zero_shot_and_tip_adapter_are_the_published_formulas() -> None:
     assert QUERY.proj is not None and SUPPORT.proj is not None
     f, names, shown = QUERY.proj.numpy(), TEXT.numpy(), SUPPORT.proj.numpy()
     cosines = 100 * f @ names.T
-    np.testing.assert_allclose(ZeroShot().logits(SUPPORT, OWN, QUERY, 3, TEXT), cosines, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        ZeroShot().logits(SUPPORT, OWN, QUERY, 3, TEXT), cosines, rtol=1e-5, atol=1e-4
+    )
     expected = cosines + 2 * np.exp(-5.5 * (1 - f @ shown.T)) @ np.eye(3)[OWN]
     found = TipAdapter(alpha=2, beta=5.5).logits(SUPPORT, OWN, QUERY, 3, TEXT)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
@@ -81,7 +85,9 @@ def test_proto_simpleshot_and_nearest_neighbour_measure_written_out_distances() 
     np.testing.assert_allclose(base, apart(unit(q - 1), unit(s - 1)), rtol=1e-4)
     cosines = unit(q) @ unit(s).T
     expected = np.stack([cosines[:, one == OWN].max(axis=1) for one in range(3)], axis=1)
-    np.testing.assert_allclose(NearestNeighbour().logits(SUPPORT, OWN, QUERY, 3), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        NearestNeighbour().logits(SUPPORT, OWN, QUERY, 3), expected, rtol=1e-4
+    )
 
 
 def test_the_linear_probe_starts_at_the_names_and_descends_on_the_support() -> None:
@@ -111,7 +117,9 @@ def test_episodes_together_score_as_each_alone(method: Method) -> None:
 def test_the_order_of_support_and_classes_means_nothing(method: Method) -> None:
     plain = method.logits(SUPPORT, OWN, QUERY, 3, TEXT)
     order = torch.tensor([5, 0, 3, 1, 4, 2])
-    torch.testing.assert_close(method.logits(SUPPORT[order], OWN[order], QUERY, 3, TEXT), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        method.logits(SUPPORT[order], OWN[order], QUERY, 3, TEXT), plain, rtol=1e-4, atol=1e-4
+    )
     renamed = torch.tensor([2, 0, 1])
     turned = method.logits(SUPPORT, renamed[OWN], QUERY, 3, TEXT[renamed.argsort()])
     torch.testing.assert_close(turned[:, renamed], plain, rtol=1e-4, atol=1e-4)
@@ -163,7 +171,9 @@ def test_recognised_is_what_the_method_scores_highest_whatever_is_batched() -> N
         assert found.predicted.shape == (130, 15) and not found.constant
         for number in (0, 99, 129):
             episode = episodes[number]
-            support, query = (EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query))
+            support, query = (
+                EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query)
+            )
             with torch.no_grad():
                 logits = method.logits(support, torch.from_numpy(episode.support_y), query, 3)
             assert found.predicted[number].tolist() == logits.argmax(dim=1).tolist()
@@ -175,16 +185,24 @@ def test_scores_that_say_nothing_are_marked_and_broken_ones_refused() -> None:
     world.tokens.cls.zero_()
     assert recognise(Proto(), world, episodes).constant
     world.tokens.cls[episodes[2].query[0]] = float("nan")
-    with pytest.raises(NumericsError, match="proto gives scores that are not finite in episodes 0 to 3"):
+    with pytest.raises(
+        NumericsError, match="proto gives scores that are not finite in episodes 0 to 3"
+    ):
         recognise(Proto(), world, episodes, "proto")
 
 
 def test_costs_count_products_and_weights() -> None:
     world = world_of(0)
     episode = sampler_of(world)[0]
-    assert cost(ZeroShot(), world, episode) == {"parameters": 0, "flops_per_episode": 2 * 15 * 3 * WIDTH}
+    assert cost(ZeroShot(), world, episode) == {
+        "parameters": 0,
+        "flops_per_episode": 2 * 15 * 3 * WIDTH,
+    }
     head = cost(GLIMLHead(WIDTH, 4).eval(), world, episode)
-    assert head["parameters"] > 2 * WIDTH**2 and head["flops_per_episode"] >= 2 * 15 * 3 * 4 * 4 * WIDTH
+    assert (
+        head["parameters"] > 2 * WIDTH**2
+        and head["flops_per_episode"] >= 2 * 15 * 3 * 4 * 4 * WIDTH
+    )
 
 
 def test_what_cannot_run_is_left_out_with_its_reason_or_refused_where_it_was_asked_for() -> None:
@@ -192,8 +210,14 @@ def test_what_cannot_run_is_left_out_with_its_reason_or_refused_where_it_was_ask
     assert found == list(METHODS) and not problems
     found, problems = usable(None, joint=False, base=False, val=True, mode="frozen")
     assert found == ["nearest_neighbour", "proto", "simpleshot", "gliml_untrained"]
-    assert "no space that pictures share with texts" in problems["tip_adapter"] and "--base" in problems["gliml"]
-    assert usable(["proto", "zero_shot"], joint=True, base=False, val=False, mode="none")[0] == ["zero_shot", "proto"]
+    assert (
+        "no space that pictures share with texts" in problems["tip_adapter"]
+        and "--base" in problems["gliml"]
+    )
+    assert usable(["proto", "zero_shot"], joint=True, base=False, val=False, mode="none")[0] == [
+        "zero_shot",
+        "proto",
+    ]
     for asked, message in {
         "tip_adapter": "tip_adapter cannot run: .*--val",
         "linear_probe": "--val",

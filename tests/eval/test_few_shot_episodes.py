@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from eval.episodes import Episode, EpisodeSampler, read_episodes, write_episodes
-from eval.statistics import t_interval
+from eval.results.intervals import t_interval
+from eval.stages.few_shot.episodes import Episode, EpisodeSampler, read_episodes, write_episodes
 
 FORM = {"way": 3, "shot": 2, "queries": 3, "episodes": 20, "seed": 4}
 
@@ -22,7 +22,9 @@ def labels_of(*counts: int) -> list[str]:
 
 
 def same(a: Episode, b: Episode) -> bool:
-    return a.classes == b.classes and bool((a.support == b.support).all() and (a.query == b.query).all())
+    return a.classes == b.classes and bool(
+        (a.support == b.support).all() and (a.query == b.query).all()
+    )
 
 
 @given(
@@ -31,12 +33,19 @@ def same(a: Episode, b: Episode) -> bool:
     disjoint=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_episode_is_whole_and_shows_no_query(counts: list[int], seed: int, disjoint: bool) -> None:
+def test_every_episode_is_whole_and_shows_no_query(
+    counts: list[int], seed: int, disjoint: bool
+) -> None:
     labels = np.array(labels_of(*counts))
-    sampler = EpisodeSampler(labels.tolist(), way=3, shot=1, queries=3, episodes=9, seed=seed, disjoint=disjoint)
+    sampler = EpisodeSampler(
+        labels.tolist(), way=3, shot=1, queries=3, episodes=9, seed=seed, disjoint=disjoint
+    )
     for episode in sampler:
         assert len(set(episode.classes)) == 3
-        for rows, own, each in ((episode.support, episode.support_y, 1), (episode.query, episode.query_y, 3)):
+        for rows, own, each in (
+            (episode.support, episode.support_y, 1),
+            (episode.query, episode.query_y, 3),
+        ):
             assert own.tolist() == np.arange(3).repeat(each).tolist()
             assert labels[rows].tolist() == [episode.classes[number] for number in own]
         assert len({*episode.support, *episode.query}) == 12
@@ -44,8 +53,12 @@ def test_every_episode_is_whole_and_shows_no_query(counts: list[int], seed: int,
 
 @given(counts=st.lists(st.integers(5, 30), min_size=3, max_size=8), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_disjoint_episodes_share_no_picture_and_are_as_many_as_there_can_be(counts: list[int], seed: int) -> None:
-    sampler = EpisodeSampler(labels_of(*counts), **FORM | {"episodes": 1000, "seed": seed}, disjoint=True)
+def test_disjoint_episodes_share_no_picture_and_are_as_many_as_there_can_be(
+    counts: list[int], seed: int
+) -> None:
+    sampler = EpisodeSampler(
+        labels_of(*counts), **FORM | {"episodes": 1000, "seed": seed}, disjoint=True
+    )
     used = [row for episode in sampler for row in (*episode.support, *episode.query)]
     assert len(used) == len(set(used))
     # t episodes need 3 t parts of 5 pictures, of which no class can give more than t.
@@ -55,7 +68,10 @@ def test_disjoint_episodes_share_no_picture_and_are_as_many_as_there_can_be(coun
 
 def test_an_episode_depends_on_seed_and_number_alone() -> None:
     labels = labels_of(9, 8, 7, 6, 5)
-    sampler, again = EpisodeSampler(labels, **FORM), EpisodeSampler(labels, **FORM | {"episodes": 500})
+    sampler, again = (
+        EpisodeSampler(labels, **FORM),
+        EpisodeSampler(labels, **FORM | {"episodes": 500}),
+    )
     assert all(same(sampler[number], again[number]) for number in (19, 3, 0))
     assert not same(sampler[3], sampler[4])
     assert not same(sampler[3], EpisodeSampler(labels, **FORM | {"seed": 5})[3])
@@ -64,7 +80,9 @@ def test_an_episode_depends_on_seed_and_number_alone() -> None:
 
 
 def test_copies_of_a_picture_count_once() -> None:
-    media = [f"file {row // 2}" for row in range(40)]  # every picture twice, in four classes of five pictures
+    media = [
+        f"file {row // 2}" for row in range(40)
+    ]  # every picture twice, in four classes of five pictures
     sampler = EpisodeSampler(labels_of(10, 10, 10, 10), **FORM | {"episodes": 50}, media=media)
     for episode in sampler:
         rows = [*episode.support, *episode.query]
@@ -78,7 +96,12 @@ def test_copies_of_a_picture_count_once() -> None:
     [
         ((9, 9), {}, UsageError, "--data has 2 classes, fewer than the 3 ways: choose way 2"),
         ((9,), {}, UsageError, "an episode needs at least two"),
-        ((9, 4, 9, 3), {}, DataError, r"'class 1' \(4\), 'class 3' \(3\).*choose at most 1 queries, or leave these"),
+        (
+            (9, 4, 9, 3),
+            {},
+            DataError,
+            r"'class 1' \(4\), 'class 3' \(3\).*choose at most 1 queries, or leave these",
+        ),
         ((9, 2, 9), {}, DataError, r"'class 1' \(2\).*choose at most 1 shots"),
         ((9, 1, 9), {}, DataError, "add pictures"),
         ((4,) * 8, {}, DataError, "and 3 more"),
@@ -95,21 +118,35 @@ def test_what_cannot_be_drawn_is_said(
 
 
 @pytest.mark.parametrize("disjoint", [False, True])
-def test_a_list_on_disk_gives_the_same_episodes_whatever_the_order_of_the_data(tmp_path: Path, disjoint: bool) -> None:
+def test_a_list_on_disk_gives_the_same_episodes_whatever_the_order_of_the_data(
+    tmp_path: Path, disjoint: bool
+) -> None:
     labels = labels_of(9, 8, 7, 6)
     keys = [f"data/{row:03d}" for row in range(len(labels))]
     sampler = EpisodeSampler(labels, **FORM, disjoint=disjoint)
     written = write_episodes(tmp_path / "new" / "list.json", sampler, keys)
     read = read_episodes(tmp_path / "new" / "list.json", keys, labels=labels)
     assert all(same(a, b) for a, b in zip(read.episodes, sampler, strict=True))
-    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (3, 2, 3, disjoint, written.hash)
+    assert (read.way, read.shot, read.queries, read.disjoint, read.hash) == (
+        3,
+        2,
+        3,
+        disjoint,
+        written.hash,
+    )
     turned = read_episodes(tmp_path / "new" / "list.json", keys[::-1], labels=labels[::-1])
-    assert [keys[::-1][row] for row in turned.episodes[0].query] == [keys[row] for row in read.episodes[0].query]
+    assert [keys[::-1][row] for row in turned.episodes[0].query] == [
+        keys[row] for row in read.episodes[0].query
+    ]
 
 
 def listed(tmp_path: Path, **changes: object) -> Path:
     episode = {"classes": ["a", "b"], "support": [[0], [3]], "query": [[1, 2], [4, 5]]}
-    content = {"format": "glscl-episodes/1", "pictures": list("uvwxyz"), "episodes": [episode | changes]}
+    content = {
+        "format": "glscl-episodes/1",
+        "pictures": list("uvwxyz"),
+        "episodes": [episode | changes],
+    }
     (tmp_path / "list.json").write_text(json.dumps(content))
     return tmp_path / "list.json"
 
@@ -124,12 +161,18 @@ def listed(tmp_path: Path, **changes: object) -> Path:
         ({"query": [[1, 2]]}, "must list pictures of each of its 2 classes"),
         ({"query": [[1, 2], [4, 6]]}, "is not a list of episodes"),
         ({"classes": ["a", "a"]}, "names a class twice"),
-        ({"query": [[1.0, 2], [4, 5]]}, "list.json .*must name pictures by whole numbers from 0 to 5"),
+        (
+            {"query": [[1.0, 2], [4, 5]]},
+            "list.json .*must name pictures by whole numbers from 0 to 5",
+        ),
         ({"query": [[True, 2], [4, 5]]}, "must name pictures by whole numbers"),
         ({"query": [[1, 10**30], [4, 5]]}, "must name pictures by whole numbers"),
         ({"query": [["1", 2], [4, 5]]}, "must name pictures by whole numbers"),
         ({"query": [1, 2]}, "is not a list of episodes"),
-        ({"classes": ["a"], "support": [[0]], "query": [[1, 2]]}, "has 1 classes, an episode needs at least two"),
+        (
+            {"classes": ["a"], "support": [[0]], "query": [[1, 2]]},
+            "has 1 classes, an episode needs at least two",
+        ),
     ],
 )
 def test_a_broken_list_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -159,7 +202,9 @@ def _rows(**form: int | bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.stack([e.support for e in sampler]), np.stack([e.query for e in sampler])
 
 
-def _accuracy(pictures: NDArray[np.float64], support: NDArray[np.int64], query: NDArray[np.int64]) -> Any:
+def _accuracy(
+    pictures: NDArray[np.float64], support: NDArray[np.int64], query: NDArray[np.int64]
+) -> Any:
     """Accuracy in percent of the nearest support picture, episode by episode."""
     shown = pictures[support]
     apart = (shown**2).sum(axis=2)[:, None] - 2 * pictures[query] @ shown.transpose(0, 2, 1)
@@ -176,7 +221,9 @@ def test_disjoint_episodes_cover_the_truth_and_episodes_that_share_pictures_do_n
     truth = np.mean([_accuracy(pictures, *shared[0]).mean() for pictures in drawn[redraws:]])
     covered = {"closed world": 0, "open world": 0, "open world, moved to the other mean": 0}
     for number, pictures in enumerate(drawn[:redraws]):
-        closed, opened = (_accuracy(pictures, *lists[number % len(lists)]) for lists in (shared, apart))
+        closed, opened = (
+            _accuracy(pictures, *lists[number % len(lists)]) for lists in (shared, apart)
+        )
         intervals = [t_interval(values) or (0, 0) for values in (closed, opened)]
         moved = closed.mean() - opened.mean()
         intervals.append((intervals[1][0] + moved, intervals[1][1] + moved))

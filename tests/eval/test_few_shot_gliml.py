@@ -13,15 +13,22 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from data_pipeline.errors import NumericsError, UsageError
-from eval.encoders import Encoder, load_encoder
-from eval.episodes import Episode, EpisodeSampler
+from eval.encoding.encoders import Encoder, load_encoder
+from eval.encoding.labelled_images import ImageTokens, pool_patches
 from eval.stages.few_shot.baselines import Proto
 from eval.stages.few_shot.cpea import CPEAHead
 from eval.stages.few_shot.episode_tokens import EpisodeTokens
+from eval.stages.few_shot.episodes import Episode, EpisodeSampler
 from eval.stages.few_shot.gliml import GLICCE, GLICL, GLIMLHead
-from eval.stages.few_shot.recognise import World, accuracy
-from eval.stages.few_shot.training import Finetuning, TrainLog, TrainSettings, add_gradients, encode_again, train_head
-from eval.tokens import ImageTokens, pool_patches
+from eval.stages.few_shot.inference import World, accuracy
+from eval.stages.few_shot.training import (
+    Finetuning,
+    TrainLog,
+    TrainSettings,
+    add_gradients,
+    encode_again,
+    train_head,
+)
 from tests.eval.colours import write_model, write_tokenizer
 from tests.eval.interplay_world import EMPTY, IRRELEVANT, RELEVANT, Drawn, InterplayWorld
 
@@ -31,7 +38,9 @@ LOCAL = {"include_global": False}
 LOCAL_ALONE = {"interplay": "none", "include_global": False}  # nothing but a scale to learn
 HEADS = [
     {"interplay": interplay, "head": head, "include_global": both}
-    for interplay, head, both in product(("none", "additive", "gated"), ("gated_sum", "mlp"), (False, True))
+    for interplay, head, both in product(
+        ("none", "additive", "gated"), ("gated_sum", "mlp"), (False, True)
+    )
 ]
 
 
@@ -70,7 +79,9 @@ def measured(head: GLIMLHead | Proto, drawn: Drawn) -> float:
     return accuracy(head, drawn.world, drawn.episodes)
 
 
-def random_tokens(count: int, seed: int = 0, patches: int = PATCHES, width: int = 16) -> EpisodeTokens:
+def random_tokens(
+    count: int, seed: int = 0, patches: int = PATCHES, width: int = 16
+) -> EpisodeTokens:
     drawn = torch.Generator().manual_seed(seed)
     cls = torch.randn(count, width, generator=drawn)
     return EpisodeTokens(cls, torch.randn(count, patches, width, generator=drawn))
@@ -101,7 +112,10 @@ def test_interplay_recognises_parts_that_neither_global_nor_local_tokens_tell(se
 def test_weights_leave_what_does_not_fit_the_global_token(seed: int) -> None:
     novel = splits(seed)["novel"]
     w = weights(trained(seed), novel)
-    share = {role: float((w * (novel.role == role)).sum(1).mean()) for role in (RELEVANT, IRRELEVANT, EMPTY)}
+    share = {
+        role: float((w * (novel.role == role)).sum(1).mean())
+        for role in (RELEVANT, IRRELEVANT, EMPTY)
+    }
     print(f"seed {seed}: irrelevant {share[IRRELEVANT]:.2f}, relevant {share[RELEVANT]:.2f}")
     assert share[IRRELEVANT] <= 0.6 * 4 / 9
     assert share[RELEVANT] >= 2.5 / 9
@@ -113,17 +127,25 @@ def test_pooled_features_vary_less_within_a_class_than_the_mean_does(seed: int) 
     novel = splits(seed)["novel"]
     patch = novel.world.tokens.patch
     weighted = (weights(trained(seed), novel)[..., None] * patch).sum(1)
-    within, uniform = within_share(weighted, novel.episodes), within_share(patch.mean(1), novel.episodes)
+    within, uniform = (
+        within_share(weighted, novel.episodes),
+        within_share(patch.mean(1), novel.episodes),
+    )
     print(f"seed {seed}: within / total {within:.2f}, of the mean {uniform:.2f}")
     assert within <= uniform - 0.15
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_default_of_four_blocks_beats_local_tokens_and_scales_down_blocks_that_tell_nothing(seed: int) -> None:
+def test_the_default_of_four_blocks_beats_local_tokens_and_scales_down_blocks_that_tell_nothing(
+    seed: int,
+) -> None:
     drawn, head = splits(seed), GLIMLHead(WIDTH, PATCHES, seed=seed)
     untrained = measured(head, drawn["novel"])
     train(head, drawn, TrainSettings(epochs=2, seed=seed))
-    found, local = measured(head, drawn["novel"]), measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), drawn["novel"])
+    found, local = (
+        measured(head, drawn["novel"]),
+        measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), drawn["novel"]),
+    )
     print(f"seed {seed}: four blocks {found:.1f}, untrained {untrained:.1f}, local {local:.1f}")
     assert found >= 65
     assert found >= local + 30
@@ -146,9 +168,16 @@ def test_class_tokens_of_other_pictures_take_the_gain_away(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lambda_chosen_on_validation_beats_the_constant_of_cpea(seed: int) -> None:
     world = InterplayWorld(seed, families=2, distractors=1, grid=(1, 2), noise=1.0)
-    drawn = {"base": world.draw("base", 400, queries=5), "val": world.draw("val", 20), "novel": world.draw("novel", 60)}
+    drawn = {
+        "base": world.draw("base", 400, queries=5),
+        "val": world.draw("val", 20),
+        "novel": world.draw("novel", 60),
+    }
     settings = TrainSettings(epochs=1, seed=seed)
-    searched, constant = (GLIMLHead(WIDTH, 2, interplay="additive", head="mlp", **LOCAL), CPEAHead(WIDTH, 2))
+    searched, constant = (
+        GLIMLHead(WIDTH, 2, interplay="additive", head="mlp", **LOCAL),
+        CPEAHead(WIDTH, 2),
+    )
     log = train(searched, drawn, replace(settings, lambdas=(0.5, 2.0)))
     train(constant, drawn, settings)
     found, published = measured(searched, drawn["novel"]), measured(constant, drawn["novel"])
@@ -207,38 +236,59 @@ def test_gated_sum_knows_no_order_of_patches_and_the_mlp_does(settings: dict) ->
     support, query, y = random_tokens(3), random_tokens(4, 1), torch.arange(3)
     order = torch.randperm(PATCHES, generator=torch.Generator().manual_seed(5))
     moved = [EpisodeTokens(tokens.cls, tokens.patch[:, order]) for tokens in (support, query)]
-    same = torch.allclose(head.logits(support, y, query, 3), head.logits(moved[0], y, moved[1], 3), atol=1e-5)
+    same = torch.allclose(
+        head.logits(support, y, query, 3), head.logits(moved[0], y, moved[1], 3), atol=1e-5
+    )
     assert same == (settings["head"] == "gated_sum")
 
 
 @pytest.mark.parametrize("settings", HEADS)
 def test_one_shot_leaves_nothing_to_average(settings: dict) -> None:
     support, query, y = random_tokens(3), random_tokens(4, 1), torch.tensor([2, 0, 1])
-    by_map, by_score = (awake(GLIMLHead(16, PATCHES, **settings, shots=shots)) for shots in ("map_mean", "score_mean"))
-    torch.testing.assert_close(by_map.logits(support, y, query, 3), by_score.logits(support, y, query, 3))
+    by_map, by_score = (
+        awake(GLIMLHead(16, PATCHES, **settings, shots=shots))
+        for shots in ("map_mean", "score_mean")
+    )
+    torch.testing.assert_close(
+        by_map.logits(support, y, query, 3), by_score.logits(support, y, query, 3)
+    )
 
 
 @pytest.mark.parametrize("settings", HEADS)
 @pytest.mark.parametrize("shots", ["map_mean", "score_mean"])
 def test_several_episodes_at_once_score_as_each_alone(settings: dict, shots: str) -> None:
     head = awake(GLIMLHead(16, PATCHES, **settings, shots=shots))
-    supports, queries = [random_tokens(4, seed) for seed in (0, 1)], [random_tokens(5, seed) for seed in (2, 3)]
+    supports, queries = (
+        [random_tokens(4, seed) for seed in (0, 1)],
+        [random_tokens(5, seed) for seed in (2, 3)],
+    )
     y = torch.tensor([0, 0, 1, 2])  # classes may have unequal numbers of examples
     together = head.logits(stacked(supports), y, stacked(queries), 3)
-    alone = torch.stack([head.logits(support, y, query, 3) for support, query in zip(supports, queries, strict=True)])
+    alone = torch.stack(
+        [
+            head.logits(support, y, query, 3)
+            for support, query in zip(supports, queries, strict=True)
+        ]
+    )
     torch.testing.assert_close(together, alone)
     assert together.shape == (2, 5, 3)
 
 
 def stacked(several: list[EpisodeTokens]) -> EpisodeTokens:
-    return EpisodeTokens(torch.stack([one.cls for one in several]), torch.stack([one.patch for one in several]))
+    return EpisodeTokens(
+        torch.stack([one.cls for one in several]), torch.stack([one.patch for one in several])
+    )
 
 
 def test_episodes_do_not_depend_on_the_number_of_workers() -> None:
     labels = [f"class {number % 7}" for number in range(140)]
     drawn = [
         list(
-            DataLoader(Rows(EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)), None, num_workers=n)
+            DataLoader(
+                Rows(EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)),
+                None,
+                num_workers=n,
+            )
         )
         for n in (0, 1, 2)
     ]
@@ -274,7 +324,9 @@ def test_cpea_scores_as_its_equations_say() -> None:
 
     q, s = centred(patches(query)), centred(patches(support).unflatten(0, (2, 2)).mean(1))
     relation = torch.einsum("qid,sjd->qsij", q, s).square().flatten(2)
-    torch.testing.assert_close(head.logits(support, y, query, 2), head.similarity.mlp(relation).squeeze(-1))
+    torch.testing.assert_close(
+        head.logits(support, y, query, 2), head.similarity.mlp(relation).squeeze(-1)
+    )
 
 
 def test_gates_untrained_are_the_fit_of_patch_and_class_token() -> None:
@@ -308,8 +360,12 @@ def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() 
     torch.testing.assert_close(local[..., 1, 1], torch.ones(3, 2))
 
 
-@pytest.mark.parametrize("settings", [{}, {"interplay": "additive", "head": "mlp", "include_global": True}])
-def test_trainings_of_one_seed_are_equal_to_the_bit_and_leave_the_random_state_alone(settings: dict) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"interplay": "additive", "head": "mlp", "include_global": True}]
+)
+def test_trainings_of_one_seed_are_equal_to_the_bit_and_leave_the_random_state_alone(
+    settings: dict,
+) -> None:
     drawn = splits(0)
     few = {name: replace(part, episodes=part.episodes[:16]) for name, part in drawn.items()}
     runs = []
@@ -332,7 +388,9 @@ def test_the_head_kept_is_that_of_the_best_epoch() -> None:
     head = GLIMLHead(WIDTH, PATCHES)
     log = train(head, drawn, TrainSettings(epochs=3, head_rate=0.3))  # a rate that destroys
     assert [one.epoch for one in log.epochs] == [0, 1, 2, 3]
-    assert log.best.accuracy == max(one.accuracy for one in log.epochs) == measured(head, drawn["val"])
+    assert (
+        log.best.accuracy == max(one.accuracy for one in log.epochs) == measured(head, drawn["val"])
+    )
 
 
 def test_without_training_nothing_changes_and_validation_is_measured() -> None:
@@ -404,26 +462,39 @@ def world_of(encoder: Encoder, classes: list[int], count: int) -> tuple[World, t
     pixels, names = tinted(classes, count)
     keys = [str(row) for row in range(len(names))]
     empty = torch.zeros(len(names), 1, WIDTH)
-    shape = ImageTokens(keys, [(name,) for name in names], [{}] * len(keys), keys, empty[:, 0], empty, None, (1, 1))
+    shape = ImageTokens(
+        keys, [(name,) for name in names], [{}] * len(keys), keys, empty[:, 0], empty, None, (1, 1)
+    )
     tokens = encode_again(
-        encoder, lambda rows: pixels[list(rows)], replace(shape, patch=empty.repeat(1, 4, 1), grid=(2, 2))
+        encoder,
+        lambda rows: pixels[list(rows)],
+        replace(shape, patch=empty.repeat(1, 4, 1), grid=(2, 2)),
     )
     return World(tokens, names, None), pixels
 
 
 def finetune(folder: Path) -> tuple[Encoder, TrainLog]:
     encoder = load_encoder(folder)
-    (base, base_pixels), (val, val_pixels) = world_of(encoder, [0, 1, 3, 4, 6, 7], 20), world_of(encoder, [2, 5, 8], 20)
+    (base, base_pixels), (val, val_pixels) = (
+        world_of(encoder, [0, 1, 3, 4, 6, 7], 20),
+        world_of(encoder, [2, 5, 8], 20),
+    )
     drawn = [
         EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=episodes, seed=0)
         for world, episodes in ((base, 60), (val, 60))
     ]
-    tuning = Finetuning(encoder, lambda rows: base_pixels[list(rows)], lambda rows: val_pixels[list(rows)])
+    tuning = Finetuning(
+        encoder, lambda rows: base_pixels[list(rows)], lambda rows: val_pixels[list(rows)]
+    )
     settings = TrainSettings("finetune", epochs=3, episodes_per_step=4, encoder_rate=1e-3)
-    return encoder, train_head(GLIMLHead(32, 4), base, drawn[0], val, list(drawn[1]), settings, tuning)
+    return encoder, train_head(
+        GLIMLHead(32, 4), base, drawn[0], val, list(drawn[1]), settings, tuning
+    )
 
 
-def test_fine_tuning_encodes_one_episode_at_a_time_with_the_gradient_of_all(encoder_folder: Path) -> None:
+def test_fine_tuning_encodes_one_episode_at_a_time_with_the_gradient_of_all(
+    encoder_folder: Path,
+) -> None:
     encoder, head, seen = load_encoder(encoder_folder), awake(GLIMLHead(32, 4)), []
     world, pixels = world_of(encoder, [0, 1, 3, 4], 20)
     episodes = list(EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=4, seed=0))
@@ -435,12 +506,20 @@ def test_fine_tuning_encodes_one_episode_at_a_time_with_the_gradient_of_all(enco
     learning = torch.nn.ModuleList([encoder.module.requires_grad_(True), head])
     loss = add_gradients(head, world, episodes, 0.1, Finetuning(encoder, read, read))
     assert seen == [3 * (1 + 3)] * 4
-    found = {name: value.grad.clone() for name, value in learning.named_parameters() if value.grad is not None}
+    found = {
+        name: value.grad.clone()
+        for name, value in learning.named_parameters()
+        if value.grad is not None
+    }
     learning.zero_grad()
     encoded = encoder.encode(pixels)
-    everything = EpisodeTokens(encoded.tokens[:, 0], pool_patches(encoded.tokens[:, 1:], encoder.grid, 2))
+    everything = EpisodeTokens(
+        encoded.tokens[:, 0], pool_patches(encoded.tokens[:, 1:], encoder.grid, 2)
+    )
     own, wanted = torch.from_numpy(episodes[0].support_y), torch.from_numpy(episodes[0].query_y)
-    logits = [head.logits(everything[one.support], own, everything[one.query], 3) for one in episodes]
+    logits = [
+        head.logits(everything[one.support], own, everything[one.query], 3) for one in episodes
+    ]
     expected = F.cross_entropy(torch.cat(logits), wanted.repeat(4), label_smoothing=0.1)
     expected.backward()
     assert loss == pytest.approx(expected.item())
@@ -450,14 +529,22 @@ def test_fine_tuning_encodes_one_episode_at_a_time_with_the_gradient_of_all(enco
     assert sum(name.startswith("0.") for name in found) > 10
 
 
-def test_fine_tuning_changes_the_encoder_for_the_better_and_equally_each_time(encoder_folder: Path) -> None:
+def test_fine_tuning_changes_the_encoder_for_the_better_and_equally_each_time(
+    encoder_folder: Path,
+) -> None:
     start = load_encoder(encoder_folder).module.state_dict()
     encoder, log = finetune(encoder_folder)
     assert log.best.accuracy > log.epochs[0].accuracy + 10
-    moved = [name for name, value in encoder.module.state_dict().items() if not torch.equal(value, start[name])]
+    moved = [
+        name
+        for name, value in encoder.module.state_dict().items()
+        if not torch.equal(value, start[name])
+    ]
     assert any("vision" in name for name in moved)
     assert not any("text" in name for name in moved)  # they took no part
     again, log_again = finetune(encoder_folder)
     assert log_again == log
     state = again.module.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in encoder.module.state_dict().items())
+    assert all(
+        torch.equal(value, state[name]) for name, value in encoder.module.state_dict().items()
+    )

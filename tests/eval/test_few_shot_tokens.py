@@ -27,12 +27,18 @@ from transformers import (
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.loader import evaluation_batches
-from data_pipeline.manifest import Manifest
-from data_pipeline.write import write_shards
-from eval import tokens
-from eval.encoders import Encoder, equally_spaced, load_encoder
-from eval.features import encode_images, encode_texts, load
-from eval.tokens import ImageTokens, encode_tokens, label_features, pool_patches, read_pixels
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.write import write_shards
+from eval.encoding import labelled_images as tokens
+from eval.encoding.encoders import Encoder, equally_spaced, load_encoder
+from eval.encoding.features import encode_images, encode_texts, load
+from eval.encoding.labelled_images import (
+    ImageTokens,
+    encode_tokens,
+    label_features,
+    pool_patches,
+    read_pixels,
+)
 from pretrain.export import export
 from pretrain.model import GLSCLConfig, GLSCLModel
 
@@ -52,9 +58,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random CLIP model of 3 blocks and 4 x 4 patches, with tokenizer and image processor."""
     folder = tmp_path_factory.mktemp("clip")
     words = ["<pad>", "<s>", "</s>", "<unk>", "a", "photo", "of", "red", "blue", "star"]
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>")
+    )
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 1), ("</s>", 2)])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 1), ("</s>", 2)]
+    )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
     CLIPImageProcessorPil(image_mean=STATISTICS[0], image_std=STATISTICS[1]).save_pretrained(folder)
@@ -73,8 +83,15 @@ def siglip(tokenizer: Path, knowing_model: Path, tmp_path_factory: pytest.TempPa
     torch.manual_seed(4)
     text = GLSCLConfig.from_pretrained(knowing_model).text_config
     vision = SiglipVisionConfig(image_size=48, patch_size=16, num_hidden_layers=2, **TOWER)
-    sizes = {"hidden_size": WIDTH, "fusion_layers": 1, "fusion_heads": 2, "fusion_intermediate_size": 48}
-    config = GLSCLConfig(vision_config=vision, text_config=text, projection_dim=16, max_text_length=40, **sizes)
+    sizes = {
+        "hidden_size": WIDTH,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "fusion_intermediate_size": 48,
+    }
+    config = GLSCLConfig(
+        vision_config=vision, text_config=text, projection_dim=16, max_text_length=40, **sizes
+    )
     return save_model(GLSCLModel(config), tokenizer, tmp_path_factory.mktemp("siglip"))
 
 
@@ -100,11 +117,17 @@ def same(left: ImageTokens, right: ImageTokens) -> bool:
     )
 
 
-def test_tokens_of_a_model_are_those_that_retrieval_and_fusion_read(knowing_model: Path, gallery: Path) -> None:
+def test_tokens_of_a_model_are_those_that_retrieval_and_fusion_read(
+    knowing_model: Path, gallery: Path
+) -> None:
     encoder = load_encoder(knowing_model)
     found = encode_tokens(encoder, Manifest.load(gallery), layers=(1,))
     images = encode_images(load(knowing_model), Manifest.load(gallery))
-    assert found.keys == images.keys and found.grid == encoder.grid == (3, 3) and len(found) == PICTURES
+    assert (
+        found.keys == images.keys
+        and found.grid == encoder.grid == (3, 3)
+        and len(found) == PICTURES
+    )
     assert found.cls.shape == (PICTURES, WIDTH) and found.patch.shape == (PICTURES, 9, WIDTH)
     assert found.layers[1].shape == (PICTURES, 10, WIDTH)
     torch.testing.assert_close(found.cls, images.tokens[:, 0])
@@ -113,11 +136,18 @@ def test_tokens_of_a_model_are_those_that_retrieval_and_fusion_read(knowing_mode
     assert found.labels[0] == tuple(found.annotations[0]["labels"]) != ()
 
 
-def test_patches_are_averaged_to_the_grid_that_is_asked_for(knowing_model: Path, gallery: Path) -> None:
+def test_patches_are_averaged_to_the_grid_that_is_asked_for(
+    knowing_model: Path, gallery: Path
+) -> None:
     encoder = load_encoder(knowing_model)
-    whole, pooled = (encode_tokens(encoder, Manifest.load(gallery), layers=(1,), pool_grid=side) for side in (7, 2))
+    whole, pooled = (
+        encode_tokens(encoder, Manifest.load(gallery), layers=(1,), pool_grid=side)
+        for side in (7, 2)
+    )
     assert pooled.grid == (2, 2) and pooled.patch.shape[1] == 4 and pooled.layers[1].shape[1] == 5
-    torch.testing.assert_close(pooled.patch, pool_patches(whole.patch, (3, 3), 2), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        pooled.patch, pool_patches(whole.patch, (3, 3), 2), rtol=2e-3, atol=2e-3
+    )
     torch.testing.assert_close(pooled.layers[1][:, 0], whole.layers[1][:, 0])
 
 
@@ -126,7 +156,9 @@ def normalized(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]
     return (pixels.movedim(-1, 1) / 255 - mean) / std
 
 
-def test_layers_are_the_hidden_states_of_the_stock_tower(knowing_model: Path, clip: Path, gallery: Path) -> None:
+def test_layers_are_the_hidden_states_of_the_stock_tower(
+    knowing_model: Path, clip: Path, gallery: Path
+) -> None:
     own = GLSCLConfig.from_pretrained(knowing_model)
     for folder, name, statistics in (
         (knowing_model, "vision", (own.image_mean, own.image_std)),
@@ -136,7 +168,9 @@ def test_layers_are_the_hidden_states_of_the_stock_tower(knowing_model: Path, cl
         pixels = pictures(encoder, gallery)
         found = encoder.encode(pixels, range(1, encoder.depth + 1)).layers
         tower = getattr(encoder.module, name)
-        states = tower(pixel_values=normalized(pixels, *statistics), output_hidden_states=True).hidden_states
+        states = tower(
+            pixel_values=normalized(pixels, *statistics), output_hidden_states=True
+        ).hidden_states
         assert list(found) == list(range(1, len(states)))
         for number, layer in found.items():
             torch.testing.assert_close(layer, states[number])
@@ -144,7 +178,9 @@ def test_layers_are_the_hidden_states_of_the_stock_tower(knowing_model: Path, cl
 
 def test_a_tower_without_a_class_token_gets_the_models_own(siglip: Path, gallery: Path) -> None:
     found = encode_tokens(load_encoder(siglip), Manifest.load(gallery), layers=(1, 2))
-    assert {number: tokens.shape for number, tokens in found.layers.items()} == {n: (PICTURES, 10, 32) for n in (1, 2)}
+    assert {number: tokens.shape for number, tokens in found.layers.items()} == {
+        n: (PICTURES, 10, 32) for n in (1, 2)
+    }
     assert found.cls.shape == (PICTURES, WIDTH) and found.proj.shape == (PICTURES, 16)
 
 
@@ -156,7 +192,11 @@ def test_an_exported_tower_gives_the_models_tokens_before_their_projection(
     expected, found = full.encode(pixels, (1,)), tower.encode(pixels, (1,))
     torch.testing.assert_close(full.module.image_projection(found.tokens), expected.tokens)
     torch.testing.assert_close(found.layers[1], expected.layers[1])
-    assert not tower.joint and found.proj is None and encode_tokens(tower, Manifest.load(gallery)).proj is None
+    assert (
+        not tower.joint
+        and found.proj is None
+        and encode_tokens(tower, Manifest.load(gallery)).proj is None
+    )
     with pytest.raises(UsageError, match="no space that pictures share with texts .*exported from"):
         label_features(tower, ["red star"])
 
@@ -177,24 +217,36 @@ def test_a_stock_clip_model_gives_its_own_embeddings(clip: Path, gallery: Path) 
 
 
 def test_label_features_are_the_mean_over_the_sentences(knowing_model: Path) -> None:
-    found = label_features(load_encoder(knowing_model), ["red star", "blue moon"], ["a {}", "the {}"])
-    texts = encode_texts(load(knowing_model), ["a red star", "the red star", "a blue moon", "the blue moon"])
+    found = label_features(
+        load_encoder(knowing_model), ["red star", "blue moon"], ["a {}", "the {}"]
+    )
+    texts = encode_texts(
+        load(knowing_model), ["a red star", "the red star", "a blue moon", "the blue moon"]
+    )
     mean = torch.from_numpy(texts.features[texts.row]).reshape(2, 2, -1).mean(1)
     torch.testing.assert_close(found, torch.nn.functional.normalize(mean, dim=-1))
 
 
-def test_heads_and_encoder_can_learn_from_what_is_encoded(knowing_model: Path, clip: Path, gallery: Path) -> None:
+def test_heads_and_encoder_can_learn_from_what_is_encoded(
+    knowing_model: Path, clip: Path, gallery: Path
+) -> None:
     for folder in (knowing_model, clip):
         encoder = load_encoder(folder)
         kept = encode_tokens(encoder, Manifest.load(gallery), limit=2)
         head = torch.nn.Linear(kept.cls.shape[1], 1)
         head(kept.cls).sum().backward()
-        encoded = encoder.encode(read_pixels(Manifest.load(gallery), [0, 1], encoder.image_size), (1,))
+        encoded = encoder.encode(
+            read_pixels(Manifest.load(gallery), [0, 1], encoder.image_size), (1,)
+        )
         (encoded.tokens.sum() + encoded.layers[1].square().sum()).backward()
-        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.module.parameters())
+        assert any(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.module.parameters()
+        )
 
 
-def test_what_is_kept_is_what_is_computed(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_what_is_kept_is_what_is_computed(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     data = Manifest.load(gallery)
     plain = encode_tokens(load_encoder(knowing_model), data, layers=(1,))
     kept = encode_tokens(load_encoder(knowing_model, cache=tmp_path), data, layers=(1,))
@@ -215,7 +267,10 @@ def test_other_layers_grids_and_models_are_kept_apart(
         (exported, {}),
     ):
         encoder = load_encoder(folder, cache=tmp_path)
-        assert same(encode_tokens(encoder, data, **options), encode_tokens(load_encoder(folder), data, **options))
+        assert same(
+            encode_tokens(encoder, data, **options),
+            encode_tokens(load_encoder(folder), data, **options),
+        )
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -256,7 +311,9 @@ def test_tokens_do_not_depend_on_how_pictures_are_divided(
     encoder, data = load_encoder(knowing_model), Manifest.load(gallery)
     wide = encode_tokens(encoder, data, layers=(1,), batch_size=4)
     monkeypatch.setattr(tokens, "PICTURES_AT_ONCE", 12)
-    assert same(encode_tokens(encoder, data, layers=(1,), batch_size=4), wide)  # the same batches: the same bits
+    assert same(
+        encode_tokens(encoder, data, layers=(1,), batch_size=4), wide
+    )  # the same batches: the same bits
     torch.testing.assert_close(encode_tokens(encoder, data, batch_size=3).cls, wide.cls)
 
 
@@ -277,15 +334,27 @@ with open(f"{out}/{processes().process_index}", "wb") as file:
 
 
 @pytest.mark.slow
-def test_two_processes_encode_the_same_tokens(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_two_processes_encode_the_same_tokens(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     program = tmp_path / "encode.py"
     program.write_text(PROGRAM)
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     command += [str(program), str(knowing_model), str(gallery), str(tmp_path)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     alone = encode_tokens(load_encoder(knowing_model), Manifest.load(gallery), layers=(1,))
     for rank in "01":
@@ -310,17 +379,25 @@ def one_picture(folder: Path, pixels: np.ndarray, annotations: dict[str, object]
     return Manifest.load(folder)
 
 
-def test_a_picture_with_a_box_is_encoded_as_what_is_inside(knowing_model: Path, tmp_path: Path) -> None:
+def test_a_picture_with_a_box_is_encoded_as_what_is_inside(
+    knowing_model: Path, tmp_path: Path
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     encoder = load_encoder(knowing_model, cache=tmp_path / "cache")
     for number, (box, inside) in enumerate(
-        [([13.5, 4.1, 48.5, 30.7], pixels[4:31, 14:48]), ([-5, 10, 900, 900], pixels[10:]), ([3, 3, 4, 4], None)]
+        [
+            ([13.5, 4.1, 48.5, 30.7], pixels[4:31, 14:48]),
+            ([-5, 10, 900, 900], pixels[10:]),
+            ([3, 3, 4, 4], None),
+        ]
     ):
         inside = pixels[3:4, 3:4] if inside is None else inside
         asked = one_picture(tmp_path / f"{number} box", pixels, {"box": box})
         crop = one_picture(tmp_path / f"{number} crop", np.ascontiguousarray(inside), {})
         found, expected = (encode_tokens(encoder, data, layers=(1,)) for data in (asked, crop))
-        assert torch.equal(found.cls, expected.cls) and torch.equal(found.layers[1], expected.layers[1])
+        assert torch.equal(found.cls, expected.cls) and torch.equal(
+            found.layers[1], expected.layers[1]
+        )
         assert torch.equal(read_pixels(asked, [0], 48), read_pixels(crop, [0], 48))
     whole = encode_tokens(encoder, one_picture(tmp_path / "whole", pixels, {}))
     assert not torch.equal(found.cls, whole.cls)
@@ -344,9 +421,18 @@ def test_a_box_with_nothing_inside_is_refused_by_its_sample(
         encode_tokens(load_encoder(knowing_model), data)
 
 
-def test_pictures_need_no_labels_but_labels_must_be_names(knowing_model: Path, jpeg: bytes, tmp_path: Path) -> None:
+def test_pictures_need_no_labels_but_labels_must_be_names(
+    knowing_model: Path, jpeg: bytes, tmp_path: Path
+) -> None:
     for number, (labels, expected) in enumerate(
-        [(None, ()), ([], ()), (["cat", "dog", "cat"], ("cat", "dog")), ("cat", None), ([3], None), ([" "], None)]
+        [
+            (None, ()),
+            ([], ()),
+            (["cat", "dog", "cat"], ("cat", "dog")),
+            ("cat", None),
+            ([3], None),
+            ([" "], None),
+        ]
     ):
         folder = tmp_path / str(number)
         members = {"jpg": jpeg, "json": json.dumps({"labels": labels}).encode()}
@@ -355,11 +441,15 @@ def test_pictures_need_no_labels_but_labels_must_be_names(knowing_model: Path, j
             with pytest.raises(DataError, match=r'one: "labels" must be a list of names'):
                 encode_tokens(load_encoder(knowing_model), Manifest.load(folder))
         else:
-            assert encode_tokens(load_encoder(knowing_model), Manifest.load(folder)).labels == [expected]
+            assert encode_tokens(load_encoder(knowing_model), Manifest.load(folder)).labels == [
+                expected
+            ]
 
 
 @pytest.mark.parametrize("block", [0, 2, -1])
-def test_a_block_that_the_tower_has_not_is_refused(knowing_model: Path, gallery: Path, block: int) -> None:
+def test_a_block_that_the_tower_has_not_is_refused(
+    knowing_model: Path, gallery: Path, block: int
+) -> None:
     with pytest.raises(UsageError, match=f"blocks 1 to 1, not {block}"):
         encode_tokens(load_encoder(knowing_model), Manifest.load(gallery), layers=(block,))
 
@@ -371,11 +461,15 @@ def test_tokens_that_are_not_finite_are_refused(
     with torch.no_grad():
         model.image_projection.bias.fill_(1e6)  # past what float16 holds
     folder = save_model(model, tokenizer, tmp_path / "model")
-    with pytest.raises(NumericsError, match=r"tokens \(patch\) are not finite for 20 of 20 pictures, the first is"):
+    with pytest.raises(
+        NumericsError, match=r"tokens \(patch\) are not finite for 20 of 20 pictures, the first is"
+    ):
         encode_tokens(load_encoder(folder, cache=tmp_path / "cache"), Manifest.load(gallery))
 
 
-def test_wrong_folders_are_refused_in_words(clip: Path, exported: Path, knowing_model: Path, tmp_path: Path) -> None:
+def test_wrong_folders_are_refused_in_words(
+    clip: Path, exported: Path, knowing_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="no model at .*nowhere"):
         load_encoder(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="one tower of an export: name .*towers"):
@@ -412,7 +506,9 @@ def test_a_damaged_clip_folder_is_refused_in_words(clip: Path, tmp_path: Path, d
         load_encoder(folder)
 
 
-def test_an_exported_folder_with_another_kind_of_tower_is_refused(clip: Path, exported: Path, tmp_path: Path) -> None:
+def test_an_exported_folder_with_another_kind_of_tower_is_refused(
+    clip: Path, exported: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(exported, tmp_path / "towers")
     shutil.rmtree(folder / "vision")
     shutil.copytree(clip, folder / "vision")
@@ -422,7 +518,11 @@ def test_an_exported_folder_with_another_kind_of_tower_is_refused(clip: Path, ex
 
 
 def test_layers_are_spread_equally_and_end_with_the_last() -> None:
-    assert equally_spaced(12) == (3, 6, 9, 12) and equally_spaced(2) == (1, 2) and equally_spaced(11) == (3, 6, 9, 11)
+    assert (
+        equally_spaced(12) == (3, 6, 9, 12)
+        and equally_spaced(2) == (1, 2)
+        and equally_spaced(11) == (3, 6, 9, 11)
+    )
 
 
 def test_projected_class_tokens_are_the_features_of_the_joint_space(
@@ -434,6 +534,8 @@ def test_projected_class_tokens_are_the_features_of_the_joint_space(
             found = encoder.encode(pictures(encoder, gallery))
             projected = encoder.project(found.tokens)
         assert projected.shape[:2] == found.tokens.shape[:2]
-        torch.testing.assert_close(torch.nn.functional.normalize(projected[:, 0], dim=-1), found.proj)
+        torch.testing.assert_close(
+            torch.nn.functional.normalize(projected[:, 0], dim=-1), found.proj
+        )
     with pytest.raises(UsageError, match="no space that pictures share with texts"):
         load_encoder(exported).project(torch.zeros(1, WIDTH))

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.scenes.generate import generate
+from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from data_pipeline.write import write_shards
-from eval.answers import Vocabulary
 from eval.finetuning.config import load_finetune_config
+from eval.questions.vocabulary import Vocabulary
 from launch.cli import main
 from pretrain.build import adapt_model
 from pretrain.loop import train_job
@@ -56,7 +56,9 @@ def settings(request, colours, tmp_path) -> dict:
 
 
 def test_resume_is_bitwise_the_undisturbed_run(settings, tmp_path):
-    whole, parts = (settings | {"run": str(tmp_path / name), "micro_batches": 2} for name in ("whole", "parts"))
+    whole, parts = (
+        settings | {"run": str(tmp_path / name), "micro_batches": 2} for name in ("whole", "parts")
+    )
     assert train_job(job(whole), StopAfter()) == 0
     assert train_job(job(parts), StopAfter(3)) == 75
     assert status(parts["run"]) == {"state": "preempted", "step": 3, "reason": "SIGTERM"}
@@ -64,7 +66,9 @@ def test_resume_is_bitwise_the_undisturbed_run(settings, tmp_path):
     assert_same_run(whole["run"], parts["run"])
     best = [(Path(run["run"]) / "checkpoints" / "best").read_text() for run in (whole, parts)]
     assert best[0] == best[1]
-    measured = [row for row in rows(whole["run"]) if any(name.startswith("validation/") for name in row)]
+    measured = [
+        row for row in rows(whole["run"]) if any(name.startswith("validation/") for name in row)
+    ]
     assert [row["step"] for row in measured] == [2, 4]
 
 
@@ -88,18 +92,26 @@ def losses_by_hand(task: str, model, batch) -> dict[str, torch.Tensor]:
         losses = -(wanted * chance.log() + (1 - wanted) * (1 - chance).log())
         return {"classification": losses.sum(1).mean()}
     if task == "nlvr2":
-        both = [(pooled(r, batch.pixels[r, 0]), pooled(r, batch.pixels[r, 1], True)) for r in range(size)]
+        both = [
+            (pooled(r, batch.pixels[r, 0]), pooled(r, batch.pixels[r, 1], True))
+            for r in range(size)
+        ]
         logits = torch.cat([model.classify(torch.cat(pair, dim=1)) for pair in both])
         return {"classification": -(batch.targets.double() * logits.log_softmax(1)).sum(1).mean()}
     ranking = []
     for row in range(size):
         group = range(row // 4 * 4, row // 4 * 4 + 4)
-        # A colour may come twice in a group; its other caption is right too, and does not take part.
-        texts = [t for t in group if t == row or not (batch.identity[t] == batch.identity[row]).any()]
+        # A colour may come twice in a group; its other caption is right too, and does not take
+        # part.
+        texts = [
+            t for t in group if t == row or not (batch.identity[t] == batch.identity[row]).any()
+        ]
         logits = torch.cat([model.match(pooled(text, batch.pixels[row])) for text in texts])
         ranking.append(-(logits[:, 1] - logits[:, 0]).log_softmax(0)[texts.index(row)])
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
-    text = F.normalize(model.contrastive_text(model.encode_text(batch.text_ids, batch.text_mask)), dim=1)
+    text = F.normalize(
+        model.contrastive_text(model.encode_text(batch.text_ids, batch.text_mask)), dim=1
+    )
     image = F.normalize(model.contrastive_image(model.encode_image(batch.pixels), frames), dim=1)
     scores = text @ image.T / model.temperature
     same = (batch.identity[:, None] == batch.identity).any(2) & ~torch.eye(size, dtype=torch.bool)
@@ -125,7 +137,9 @@ def test_losses_and_gradients_are_those_written_by_hand(settings):
 def test_micro_batches_give_the_gradient_of_the_whole_step(settings):
     _, _, losses, whole = one_step(settings)
     _, _, found, parts = one_step(settings, micro_batches=2)
-    assert {n: v.item() for n, v in found.items()} == pytest.approx({n: v.item() for n, v in losses.items()}, rel=1e-6)
+    assert {n: v.item() for n, v in found.items()} == pytest.approx(
+        {n: v.item() for n, v in losses.items()}, rel=1e-6
+    )
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
@@ -136,7 +150,9 @@ def test_questions_may_come_one_at_a_time_and_in_odd_numbers(task, colours, tmp_
     _, _, losses, whole = one_step(settings)
     _, batches, found, parts = one_step(settings, micro_batches=3)
     assert [len(batch.keys) for batch in batches] == [1, 1, 1]
-    assert found["classification"].item() == pytest.approx(losses["classification"].item(), rel=1e-6)
+    assert found["classification"].item() == pytest.approx(
+        losses["classification"].item(), rel=1e-6
+    )
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
@@ -148,7 +164,10 @@ def steady(task: str, colours: Path, run: Path) -> dict:
         "init_from": str(colours / "steady"),
         "steps": 2,
     }
-    return settings | {"init_from": str(colours / "steady"), "optimizer": {"lr": 1e-6, "max_grad_norm": None}}
+    return settings | {
+        "init_from": str(colours / "steady"),
+        "optimizer": {"lr": 1e-6, "max_grad_norm": None},
+    }
 
 
 @pytest.fixture(scope="module", params=["ddp", "zero3"])
@@ -186,7 +205,9 @@ def test_two_ranks_make_the_run_of_one_process(on_two_ranks, number, colours, tm
 @pytest.mark.parametrize("task", ["vqa", pytest.param("nlvr2", marks=pytest.mark.slow)])
 def test_a_classifier_learns_what_it_is_asked(task, colours, tmp_path):
     settings = settings_of(task, colours, tmp_path / "run") | {"steps": 50, "batch": {"image": 16}}
-    settings["validation"]["every"] = settings["log"]["every"] = settings["checkpoint"]["every"] = 50
+    settings["validation"]["every"] = settings["log"]["every"] = settings["checkpoint"]["every"] = (
+        50
+    )
     assert train_job(job(settings), StopAfter()) == 0
     measured = rows(settings["run"])[-1]["validation/accuracy"]
     assert measured > 90
@@ -260,31 +281,44 @@ def test_the_vocabulary_is_that_of_the_training_data_and_stays(colours, tmp_path
     saved = Vocabulary.load(tmp_path / "run" / "answers.json")
     assert saved == Vocabulary.build([colours / "train"])
     assert tuple(load_model(tmp_path / "run").config.classifier_labels) == saved.labels
-    given = settings | {"run": str(tmp_path / "given"), "answers": str(tmp_path / "run" / "answers.json")}
+    given = settings | {
+        "run": str(tmp_path / "given"),
+        "answers": str(tmp_path / "run" / "answers.json"),
+    }
     train_job(job(given), StopAfter(1))
     assert Vocabulary.load(tmp_path / "given" / "answers.json") == saved
 
 
-def test_a_fine_tuned_model_starts_another_task_with_a_new_classifier_and_the_same_one_with_its_own(colours, tmp_path):
+def test_a_fine_tuned_model_starts_another_task_with_a_new_classifier_and_the_same_one_with_its_own(
+    colours, tmp_path
+):
     train_job(job(settings_of("vqa", colours, tmp_path / "vqa")), StopAfter(1))
     tokenizer = Tokenizer.load(colours / "tokenizer")
     trained = load_model(tmp_path / "vqa")
-    same = adapt_model(tmp_path / "vqa", tokenizer, max_text_length=16, labels=trained.config.classifier_labels)
+    same = adapt_model(
+        tmp_path / "vqa", tokenizer, max_text_length=16, labels=trained.config.classifier_labels
+    )
     assert torch.equal(same.classifier[0].weight, trained.classifier[0].weight)
-    pairs = adapt_model(tmp_path / "vqa", tokenizer, max_text_length=16, labels=("False", "True"), images=2)
+    pairs = adapt_model(
+        tmp_path / "vqa", tokenizer, max_text_length=16, labels=("False", "True"), images=2
+    )
     assert pairs.classifier[0].weight.shape == (64, 128)
     assert torch.equal(pairs.token_type.weight, trained.token_type.weight[[0, 1, 1]])
     assert adapt_model(tmp_path / "vqa", tokenizer, max_text_length=16).classifier is None
 
 
-def test_a_model_of_longer_clips_keeps_their_first_and_last_moment_on_shorter_ones(colours, tmp_path):
+def test_a_model_of_longer_clips_keeps_their_first_and_last_moment_on_shorter_ones(
+    colours, tmp_path
+):
     shared = {"tokenizer": Tokenizer.load(colours / "tokenizer"), "max_text_length": 16}
     longer = adapt_model(colours / "model", frames=4, **shared)
     longer.temporal_embedding.data.normal_()
     longer.save_pretrained(tmp_path / "longer")
     shorter = adapt_model(tmp_path / "longer", frames=2, **shared)
     torch.testing.assert_close(shorter.temporal_embedding, longer.temporal_embedding[[0, 3]])
-    assert torch.equal(adapt_model(tmp_path / "longer", **shared).temporal_embedding, longer.temporal_embedding)
+    assert torch.equal(
+        adapt_model(tmp_path / "longer", **shared).temporal_embedding, longer.temporal_embedding
+    )
 
 
 def test_pictures_may_be_larger_than_in_pre_training(colours, tmp_path):
@@ -303,7 +337,9 @@ def test_clips_are_ranked_as_pictures_are(colours, clips, tmp_path):
     model, [batch], losses, gradients = one_step(settings)
     expected = losses_by_hand("retrieval", model, batch)
     assert batch.kind == "video" and "temporal_embedding" in gradients
-    assert {n: v.item() for n, v in losses.items()} == pytest.approx({n: v.item() for n, v in expected.items()})
+    assert {n: v.item() for n, v in losses.items()} == pytest.approx(
+        {n: v.item() for n, v in expected.items()}
+    )
     settings["validation"] = {"path": str(clips / "val"), "every": 1, "frames": 2}
     assert train_job(job(settings), StopAfter(1)) == 75
     assert "validation/mean_recall" in rows(settings["run"])[0]
@@ -341,26 +377,44 @@ def test_what_does_not_fit_the_task_is_refused_before_the_first_step(colours, tm
     settings = settings_of("vqa", colours, tmp_path / "run")
     for changed, message in (
         ({"init_from": str(tmp_path / "nowhere")}, "no such folder"),
-        ({"data": settings["data"] | {"train": [{"path": str(colours / "pairs" / "train")}]}}, "holds no images"),
-        ({"data": settings["data"] | {"max_text_length": 60}}, "max_position_embeddings 40 is too small"),
+        (
+            {"data": settings["data"] | {"train": [{"path": str(colours / "pairs" / "train")}]}},
+            "holds no images",
+        ),
+        (
+            {"data": settings["data"] | {"max_text_length": 60}},
+            "max_position_embeddings 40 is too small",
+        ),
         ({"validation": {"path": str(colours / "pairs" / "val")}}, "holds no images"),
-        ({"validation": {"path": str(colours / "val"), "frames": 2}}, "validation.frames is for retrieval on clips"),
+        (
+            {"validation": {"path": str(colours / "val"), "frames": 2}},
+            "validation.frames is for retrieval on clips",
+        ),
         ({"answers": str(tmp_path / "no.json")}, "no.json"),
     ):
         with pytest.raises((DataError, UsageError), match=message):
             train_job(job(settings, **changed), StopAfter())
     Tokenizer.train(["quite another text"] * 9, 290).save(tmp_path / "other")
     with pytest.raises(UsageError, match="data.tokenizer is not the one"):
-        train_job(job(settings, data=settings["data"] | {"tokenizer": str(tmp_path / "other")}), StopAfter())
+        train_job(
+            job(settings, data=settings["data"] | {"tokenizer": str(tmp_path / "other")}),
+            StopAfter(),
+        )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2"])
-def test_a_validation_split_without_answers_is_refused_before_the_first_step(task, colours, tmp_path):
+def test_a_validation_split_without_answers_is_refused_before_the_first_step(
+    task, colours, tmp_path
+):
     secret = json.dumps({"questions": [{"id": 1, "question": "is it red"}]}).encode()
     (_, first), (_, second) = pictures("secret", 2)
-    members = {"png": first["png"]} if task == "vqa" else {"0.png": first["png"], "1.png": second["png"]}
-    write_shards(tmp_path / "secret", [("0", members | {"json": secret})], source={"name": "secret"})
+    members = (
+        {"png": first["png"]} if task == "vqa" else {"0.png": first["png"], "1.png": second["png"]}
+    )
+    write_shards(
+        tmp_path / "secret", [("0", members | {"json": secret})], source={"name": "secret"}
+    )
     settings = settings_of(task, colours, tmp_path / "run")
     settings |= {"steps": 2, "validation": {"path": str(tmp_path / "secret"), "every": 2}}
     with pytest.raises(DataError, match="secret holds no question with an answer"):
@@ -368,12 +422,18 @@ def test_a_validation_split_without_answers_is_refused_before_the_first_step(tas
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_validation_split_that_keeps_unreadable_samples_is_refused_before_the_first_step(colours, tmp_path):
+def test_a_validation_split_that_keeps_unreadable_samples_is_refused_before_the_first_step(
+    colours, tmp_path
+):
     kept = [{"key": "0001", "file": "0001.png", "reason": "missing", "questions": 2}]
-    write_shards(tmp_path / "kept", pictures("kept", 4), source={"name": "kept", "kept_unreadable": kept})
+    write_shards(
+        tmp_path / "kept", pictures("kept", 4), source={"name": "kept", "kept_unreadable": kept}
+    )
     settings = settings_of("retrieval", colours, tmp_path / "run")
     settings |= {"steps": 2, "validation": {"path": str(tmp_path / "kept"), "every": 2}}
-    with pytest.raises(DataError, match=r"1 unreadable samples \(the first is 0001\).*--unreadable leave-out"):
+    with pytest.raises(
+        DataError, match=r"1 unreadable samples \(the first is 0001\).*--unreadable leave-out"
+    ):
         train_job(job(settings), StopAfter())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
@@ -381,8 +441,12 @@ def test_a_validation_split_that_keeps_unreadable_samples_is_refused_before_the_
 def test_a_vocabulary_that_knows_no_answer_of_the_training_data_is_refused(colours, tmp_path):
     file = tmp_path / "answers.json"
     Vocabulary(("tabby",), (("tabby", 0),), 9, (("cats", "sha256:0"),)).save(file)
-    with pytest.raises(DataError, match=r"answers\.json has none of the answers to the first 1,000 questions"):
-        train_job(job(settings_of("vqa", colours, tmp_path / "run"), answers=str(file)), StopAfter())
+    with pytest.raises(
+        DataError, match=r"answers\.json has none of the answers to the first 1,000 questions"
+    ):
+        train_job(
+            job(settings_of("vqa", colours, tmp_path / "run"), answers=str(file)), StopAfter()
+        )
 
 
 def test_scores_that_are_not_finite_are_no_answers(colours, tmp_path):
@@ -392,7 +456,9 @@ def test_scores_that_are_not_finite_are_no_answers(colours, tmp_path):
     task = made.task(tokenizer, model)
     assert 0 <= task.validate(TaskModel(task, model), torch.device("cpu"))["accuracy"] <= 100
     model.classifier[-1].bias.data[0] = torch.nan
-    with pytest.raises(NumericsError, match="scores are not finite for 24 of 24 questions of .*val"):
+    with pytest.raises(
+        NumericsError, match="scores are not finite for 24 of 24 questions of .*val"
+    ):
         task.validate(TaskModel(task, model), torch.device("cpu"))
 
 
@@ -400,9 +466,15 @@ def test_a_run_goes_on_with_the_configuration_that_it_was_started_with(colours, 
     settings = settings_of("vqa", colours, tmp_path / "run")
     train_job(job(settings), StopAfter(1))
     other = settings["validation"] | {"limit": 5}  # another split would have another best
-    with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr, validation.limit\)"):
-        train_job(job(settings, optimizer={"lr": 1.0, "warmup": 0.2}, validation=other), StopAfter(1))
-    with pytest.raises(UsageError, match=r"another configuration \(init_from\)"):  # it would not be read
+    with pytest.raises(
+        UsageError, match=r"another configuration \(optimizer.lr, validation.limit\)"
+    ):
+        train_job(
+            job(settings, optimizer={"lr": 1.0, "warmup": 0.2}, validation=other), StopAfter(1)
+        )
+    with pytest.raises(
+        UsageError, match=r"another configuration \(init_from\)"
+    ):  # it would not be read
         train_job(job(settings, init_from=str(colours / "steady")), StopAfter(1))
     train_job(job(settings, validation=settings["validation"] | {"batch_size": 1}), StopAfter(1))
     saved = load_finetune_config(tmp_path / "run" / "config.yaml", ["--validation.batch_size", "5"])
@@ -435,14 +507,26 @@ def test_published_recipes_hold_the_published_numbers(name):
     config = load_finetune_config(ROOT / "launch" / "recipes" / f"{name}.yaml")
     [mixture] = config.mixtures.values()
     rates = config.optimizer
-    found = (config.image_size, mixture.global_batch, rates.lr, rates.head_multiplier, rates.fusion_multiplier)
+    found = (
+        config.image_size,
+        mixture.global_batch,
+        rates.lr,
+        rates.head_multiplier,
+        rates.fusion_multiplier,
+    )
     assert found == PUBLISHED[name]
     clips = name in ("retrieval_lsmdc", "retrieval_msrvtt")
     assert (mixture.frames, rates.warmup) == ((4, 0.05) if clips else (None, 0.1))
-    assert config.data.max_text_length == 50 and rates.weight_decay == 0.01 and not config.data.augment.flip
+    assert (
+        config.data.max_text_length == 50
+        and rates.weight_decay == 0.01
+        and not config.data.augment.flip
+    )
     assert mixture.group == (16 if config.task == "retrieval" else None)
 
 
 @pytest.mark.parametrize("name", ["demo_vqa", "demo_nlvr2"])
 def test_demo_recipes_parse(name):
-    assert load_finetune_config(ROOT / "launch" / "recipes" / f"{name}.yaml").task == name.removeprefix("demo_")
+    assert load_finetune_config(
+        ROOT / "launch" / "recipes" / f"{name}.yaml"
+    ).task == name.removeprefix("demo_")

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UsageError
-from eval.stages.metric_learning.atrous import MultiAtrous
-from eval.stages.metric_learning.dolg import DOLGHead, orthogonal_complement
-from eval.stages.metric_learning.parts import PartHead, part_descriptor, part_features
-from eval.stages.metric_learning.vitgal import AtrousBlock, ClassAttentionPool, ViTGaLHead
+from eval.stages.metric_learning.heads.atrous import MultiAtrous
+from eval.stages.metric_learning.heads.dolg import DOLGHead, orthogonal_complement
+from eval.stages.metric_learning.heads.parts import PartHead, part_descriptor, part_features
+from eval.stages.metric_learning.heads.vitgal import AtrousBlock, ClassAttentionPool, ViTGaLHead
 
 DIM = 32
 SEEDS = pytest.mark.parametrize("seed", range(3))
@@ -57,7 +57,9 @@ def planted(seed, places=16, shown=3):
     kind, detail = directions[label // 8], directions[8 + label % 8]
     local = 4 * torch.randn(len(label), 1, 1, generator=generator) * kind[:, None]
     local = local + 0.05 * torch.randn(len(label), places, DIM, generator=generator)
-    local[torch.arange(len(label)), torch.randint(places, (len(label),), generator=generator)] += 2 * detail
+    local[torch.arange(len(label)), torch.randint(places, (len(label),), generator=generator)] += (
+        2 * detail
+    )
     return kind, local, label
 
 
@@ -85,7 +87,9 @@ def test_each_branch_sees_as_far_as_its_dilation(dilation):
     impulse = torch.zeros(1, 2, 31, 31)
     impulse[..., 15, 15] = 1
     with torch.no_grad():
-        response = (branches[0](impulse) - branches[0](torch.zeros_like(impulse))).abs().amax((0, 1))
+        response = (
+            (branches[0](impulse) - branches[0](torch.zeros_like(impulse))).abs().amax((0, 1))
+        )
     rows, columns = response.nonzero().unbind(1)
     for places in (rows, columns):
         assert places.max() - places.min() + 1 == 2 * dilation + 1
@@ -100,7 +104,10 @@ def test_branches_divide_the_channels_and_the_pooled_one_sees_everything():
     with torch.no_grad():
         before, after = atrous(patches), atrous(moved)
     assert before.shape == (1, 20, 9, 9)
-    assert torch.equal(before[:, :12, 8, 8], after[:, :12, 8, 8]) and (before != after)[:, 12:, 8, 8].all()
+    assert (
+        torch.equal(before[:, :12, 8, 8], after[:, :12, 8, 8])
+        and (before != after)[:, 12:, 8, 8].all()
+    )
 
 
 def test_the_atrous_block_is_the_identity_at_layer_scale_0():
@@ -145,7 +152,9 @@ def test_every_head_gives_unit_descriptors_and_shares_of_patches(number, grid):
         assert layer in head.layers and weights.shape == (5, patches)
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(5))
     found.embedding[:, 0].sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad
+    )
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -190,5 +199,7 @@ def test_part_descriptors_tell_people_apart_who_differ_in_one_band(seed):
 
 @pytest.mark.parametrize("parts", [0, 5])
 def test_parts_that_do_not_fit_the_grid_are_refused(parts):
-    with pytest.raises(UsageError, match=f"4 rows of patches cannot be divided into {parts} parts: choose 1 to 4"):
+    with pytest.raises(
+        UsageError, match=f"4 rows of patches cannot be divided into {parts} parts: choose 1 to 4"
+    ):
         part_descriptor(randn(0, 2, 1 + 12, DIM), (4, 3), parts)

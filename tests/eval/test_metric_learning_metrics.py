@@ -18,18 +18,22 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import normalized_mutual_info_score
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
-from eval.clusters import kmeans_clusters, mutual_information
-from eval.neighbours import best, neighbours, similarities
-from eval.places import places, places_in_lists
-from eval.stages.metric_learning.pictures import Pictures
-from eval.stages.metric_learning.protocols import metrics_of, records
+from eval.metrics.neighbours import best, neighbours, similarities
+from eval.metrics.relevant_ranks import places, places_in_lists
+from eval.stages.metric_learning.clustering import kmeans_clusters, mutual_information
+from eval.stages.metric_learning.protocols.pictures import Pictures
+from eval.stages.metric_learning.protocols.records import metrics_of, records
 
 ROOT = Path(__file__).parents[2]
 
 
-def random_embeddings(items: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_embeddings(
+    items: int, width: int, classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    return generator.standard_normal((items, width)).astype(np.float32), generator.integers(classes, size=items)
+    return generator.standard_normal((items, width)).astype(np.float32), generator.integers(
+        classes, size=items
+    )
 
 
 def brute_force(scores: list[float], right: set[int], ks: tuple[int, ...]) -> dict[str, float]:
@@ -53,7 +57,9 @@ def brute_force(scores: list[float], right: set[int], ks: tuple[int, ...]) -> di
 def test_hand_values_of_seven_items_on_a_line() -> None:
     # On an arc of less than half a circle, cosine orders neighbours as distance on the line does.
     angle = np.array([0, 1, 2.1, 3.3, 10, 11, 12.1]) / 8
-    found = neighbours(np.stack([np.cos(angle), np.sin(angle)], axis=1), [0, 0, 1, 0, 1, 1, 2], ks=(1, 2, 4))
+    found = neighbours(
+        np.stack([np.cos(angle), np.sin(angle)], axis=1), [0, 0, 1, 0, 1, 1, 2], ks=(1, 2, 4)
+    )
     means = found.means()
     assert found.lone == 1
     assert means["recall@1"] == pytest.approx(4 / 6) and means["recall@2"] == pytest.approx(5 / 6)
@@ -73,7 +79,9 @@ def test_chunks_change_no_bit(seed: int) -> None:
         np.testing.assert_array_equal(part.map_at_r, whole.map_at_r)
         np.testing.assert_array_equal(part.r_precision, whole.r_precision)
         np.testing.assert_array_equal(part.recall[1], whole.recall[1])
-    blocks = np.concatenate([scores for _, scores in similarities(embeddings, embeddings, chunk=13)])
+    blocks = np.concatenate(
+        [scores for _, scores in similarities(embeddings, embeddings, chunk=13)]
+    )
     np.testing.assert_array_equal(blocks, next(similarities(embeddings, embeddings, chunk=500))[1])
 
 
@@ -90,7 +98,9 @@ def test_the_order_of_the_gallery_changes_no_bit_even_with_copies_in_it() -> Non
 
 
 def test_a_model_that_gives_one_embedding_to_everything_scores_chance() -> None:
-    labels = np.repeat(np.arange(4), 5)  # sorted by class, where ties broken by position would score high
+    labels = np.repeat(
+        np.arange(4), 5
+    )  # sorted by class, where ties broken by position would score high
     found = neighbours(np.ones((20, 8)), labels, ks=(1, 4))
     assert found.means()["recall@1"] == pytest.approx(4 / 19)
     assert found.means()["recall@4"] == pytest.approx(1 - math.comb(15, 4) / math.comb(19, 4))
@@ -106,7 +116,9 @@ def test_a_query_is_not_its_own_neighbour_but_its_copy_is() -> None:
 def test_lone_queries_are_counted_and_left_out_of_means() -> None:
     embeddings, labels = random_embeddings(60, 8, 6, 0)
     some = neighbours(embeddings, labels)
-    with_lone = neighbours(embeddings, labels, np.concatenate([embeddings, -embeddings[:1]]), [*labels, 99])
+    with_lone = neighbours(
+        embeddings, labels, np.concatenate([embeddings, -embeddings[:1]]), [*labels, 99]
+    )
     assert some.lone == 0 and with_lone.lone == 0
     labels[7] = 77
     alone = neighbours(embeddings, labels)
@@ -125,7 +137,9 @@ def test_random_embeddings_reach_chance(seed: int) -> None:
     assert abs(means["recall@1"] - chance) < 4 * error
     assert abs(means["r_precision"] - chance) < 0.01
     nothing = neighbours(np.ones((items, 2)), labels).means()
-    assert nothing["recall@1"] == pytest.approx(chance) and nothing["r_precision"] == pytest.approx(chance)
+    assert nothing["recall@1"] == pytest.approx(chance) and nothing["r_precision"] == pytest.approx(
+        chance
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -146,7 +160,9 @@ def test_every_metric_is_its_mean_over_the_orders_of_ties(data: st.DataObject) -
 def test_sorting_and_counting_find_the_same_places() -> None:
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 90, (4, 400)) / 90.0
-    right = [np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)]  # many scores: sorted
+    right = [
+        np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)
+    ]  # many scores: sorted
     found = places(scores, right)
     for query in range(4):
         rows = np.flatnonzero(found.query == query)
@@ -174,7 +190,9 @@ def test_agrees_with_pytorch_metric_learning(seed: int, separate: bool) -> None:
             knn_func=CustomKNN(CosineSimilarity()),
             kmeans_func=lambda *_: None,  # the default needs faiss
         )
-        official |= calculator.get_accuracy(torch.from_numpy(embeddings), torch.from_numpy(labels), *pair)
+        official |= calculator.get_accuracy(
+            torch.from_numpy(embeddings), torch.from_numpy(labels), *pair
+        )
     ours = neighbours(embeddings, labels, *((gallery, theirs) if separate else ())).means()
     assert ours["recall@1"] == pytest.approx(official["precision_at_1"], abs=1e-6)
     assert ours["r_precision"] == pytest.approx(official["r_precision"], abs=1e-6)
@@ -213,8 +231,11 @@ def test_clusters_that_are_the_classes_have_information_one() -> None:
     generator = np.random.default_rng(0)
     classes = np.repeat(np.arange(5), 30)
     apart = np.eye(5)[classes] + 0.01 * generator.standard_normal((150, 5))
-    # A seed of k-means may start with two centres in one class, which is what the spread over seeds is there to show.
-    assert max(mutual_information(classes, run)[0] for run in kmeans_clusters(apart, 5)) == pytest.approx(1)
+    # A seed of k-means may start with two centres in one class, which is what the spread over seeds
+    # is there to show.
+    assert max(
+        mutual_information(classes, run)[0] for run in kmeans_clusters(apart, 5)
+    ) == pytest.approx(1)
     noise = kmeans_clusters(generator.standard_normal((150, 5)), 5)
     nothing = np.array([mutual_information(classes, run) for run in noise])
     assert abs(nothing[:, 1].mean()) < 0.08 and nothing[:, 0].std() > 0
@@ -225,7 +246,9 @@ def test_metrics_come_back_from_their_lines_to_the_last_bit() -> None:
     embeddings, labels = random_embeddings(80, 8, 7, 0)
     labels[5] = 100
     keys = [f"s{i}" for i in range(80)]
-    pictures = Pictures(keys, [(str(label),) for label in labels], [{}] * 80, torch.from_numpy(embeddings))
+    pictures = Pictures(
+        keys, [(str(label),) for label in labels], [{}] * 80, torch.from_numpy(embeddings)
+    )
     lines = records("classes", pictures)
     found = {metric.name: metric for metric in metrics_of(lines)}
     assert list(found.values()) == metrics_of(json.loads(json.dumps(lines)))
@@ -244,16 +267,22 @@ def test_metrics_come_back_from_their_lines_to_the_last_bit() -> None:
 
 
 def test_chance_stands_beside_every_metric() -> None:
-    pictures = Pictures([str(i) for i in range(20)], [(str(i % 4),) for i in range(20)], [{}] * 20, np.ones((20, 3)))
+    pictures = Pictures(
+        [str(i) for i in range(20)], [(str(i % 4),) for i in range(20)], [{}] * 20, np.ones((20, 3))
+    )
     for metric in metrics_of(records("classes", pictures, cluster_seeds=0)):
         assert metric.name == "left_out" or metric.chance == pytest.approx(metric.value)
 
 
 def test_query_and_gallery_of_their_own_are_ranked_by_label_alone() -> None:
-    gallery = Pictures(["g0", "g1", "g2"], [("a",), ("b",), ()], [{}] * 3, np.array([[1, 0.1], [0.1, 1], [1, 0.0]]))
+    gallery = Pictures(
+        ["g0", "g1", "g2"], [("a",), ("b",), ()], [{}] * 3, np.array([[1, 0.1], [0.1, 1], [1, 0.0]])
+    )
     query = Pictures(["q0", "q1"], [("a",), ("c",)], [{}] * 2, np.array([[1.0, 0.02], [0, 1]]))
     lines = records("query-gallery", gallery, query, ks=(1, 2))
-    assert lines[0]["values"]["recall@1"] == 0 and lines[0]["values"]["recall@2"] == 1  # g2 is of no class
+    assert (
+        lines[0]["values"]["recall@1"] == 0 and lines[0]["values"]["recall@2"] == 1
+    )  # g2 is of no class
     found = {metric.name: metric for metric in metrics_of(lines)}
     assert found["left_out"].value == 1
     assert [key for key, _, _ in lines[0]["top"]] == ["g2", "g0", "g1"]
@@ -272,7 +301,13 @@ def test_a_protocol_says_what_it_lacks() -> None:
     with pytest.raises(UsageError, match="none of classes"):
         records("nearest", pictures)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no query has a right item"):
-        metrics_of(records("classes", Pictures(["x", "y"], [("a",), ("b",)], [{}, {}], np.eye(2)), cluster_seeds=0))
+        metrics_of(
+            records(
+                "classes",
+                Pictures(["x", "y"], [("a",), ("b",)], [{}, {}], np.eye(2)),
+                cluster_seeds=0,
+            )
+        )
 
 
 def test_memory_is_bounded_by_the_chunk() -> None:
@@ -289,6 +324,11 @@ neighbours(embeddings, np.arange(6000) // 4, chunk=128)
 print(status("VmHWM") - before)
 """
     out = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert float(out.stdout) < 60

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from eval.encoders import load_encoder
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import load_encoder
+from eval.encoding.labelled_images import encode_tokens
 from eval.report import write_report
-from eval.schema import read_records
+from eval.results.schema import read_records
+from eval.results.verify import verify
 from eval.stages.metric_learning import evaluate
-from eval.stages.metric_learning.pictures import Pictures
-from eval.stages.metric_learning.protocols import records
-from eval.tokens import encode_tokens
-from eval.verify import verify
+from eval.stages.metric_learning.protocols.pictures import Pictures
+from eval.stages.metric_learning.protocols.records import records
 from launch.cli import main
 from tests.data_pipeline import official_identities as official
 
@@ -40,7 +40,10 @@ def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def imported(words: list[str], folder: Path, split: str) -> Path:
-    assert main(["data", "import", *words, str(folder / split), "--split", split, "--workers", "1"]) == 0
+    assert (
+        main(["data", "import", *words, str(folder / split), "--split", split, "--workers", "1"])
+        == 0
+    )
     return folder / split
 
 
@@ -49,25 +52,38 @@ def pictures(model: Path, data: Path) -> Pictures:
     return Pictures(tokens.keys, tokens.labels, tokens.annotations, tokens.cls)
 
 
-def test_sysu_as_it_is_imported_asks_with_its_query_and_draws_its_gallery(knowing_model: Path, tmp_path: Path) -> None:
+def test_sysu_as_it_is_imported_asks_with_its_query_and_draws_its_gallery(
+    knowing_model: Path, tmp_path: Path
+) -> None:
     words = official.sysu_mm01(tmp_path)
-    query, gallery = (pictures(knowing_model, imported(words, tmp_path, split)) for split in ("query", "gallery"))
+    query, gallery = (
+        pictures(knowing_model, imported(words, tmp_path, split)) for split in ("query", "gallery")
+    )
     lines = records("sysu-all", gallery, query)
     asked = [(line["query"], line["setting"]) for line in lines]
-    assert len(set(asked)) == len(lines) == 10 * len(query.keys) == 10 * 4  # person 6 by cameras 3 and 6, twice each
-    # One picture of each view: person 6 by cameras 1, 2 and 4, person 333 by 4 and 5; camera 3 does not ask camera 2.
-    assert {line["candidates"] for line in lines} == {4, 5} and {line["positives"] for line in lines} == {2, 3}
+    assert (
+        len(set(asked)) == len(lines) == 10 * len(query.keys) == 10 * 4
+    )  # person 6 by cameras 3 and 6, twice each
+    # One picture of each view: person 6 by cameras 1, 2 and 4, person 333 by 4 and 5; camera 3 does
+    # not ask camera 2.
+    assert {line["candidates"] for line in lines} == {4, 5} and {
+        line["positives"] for line in lines
+    } == {2, 3}
     with pytest.raises(DataError, match=r"cameras 3, 6: name the infrared queries \(--query DIR\)"):
         records("sysu-all", gallery)
     with pytest.raises(DataError, match=r"cameras 1, 2: name the visible gallery \(--data DIR\)"):
         records("sysu-indoor", query, query)
 
 
-def test_a_result_of_sysu_says_how_its_galleries_were_drawn(knowing_model: Path, base: Path, tmp_path: Path) -> None:
+def test_a_result_of_sysu_says_how_its_galleries_were_drawn(
+    knowing_model: Path, base: Path, tmp_path: Path
+) -> None:
     words = official.sysu_mm01(tmp_path)
     query, gallery = (imported(words, tmp_path, split) for split in ("query", "gallery"))
     out = tmp_path / "out"
-    result = evaluate(knowing_model, gallery, out, base=base, query=query, protocol="sysu-all", **QUICKEST)
+    result = evaluate(
+        knowing_model, gallery, out, base=base, query=query, protocol="sysu-all", **QUICKEST
+    )
     galleries = result.protocol["galleries"]
     assert (galleries["gallery_shots"], galleries["draws"], galleries["seed"]) == (1, 10, 0)
     assert "rand_perm_cam" in galleries["drawn_by"] and verify(out) == []
@@ -81,9 +97,13 @@ def test_revisited_as_it_is_imported_asks_with_the_boxes_and_shows_one_setup(
     words = official.revisited(tmp_path)
     query, gallery = (imported(words, tmp_path, split) for split in ("query", "gallery"))
     out = tmp_path / "out"
-    result = evaluate(knowing_model, gallery, out, base=base, query=query, protocol="revisited", **QUICKEST)
+    result = evaluate(
+        knowing_model, gallery, out, base=base, query=query, protocol="revisited", **QUICKEST
+    )
     assert result.protocol["queries"].startswith("cropped") and verify(out) == []
-    lines = [line for line in read_records(out) if line["kind"] == "query" and line["method"] == "gdfl"]
+    lines = [
+        line for line in read_records(out) if line["kind"] == "query" and line["method"] == "gdfl"
+    ]
     assert {line["setting"] for line in lines} == {"easy", "medium", "hard"}
     write_report([out], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

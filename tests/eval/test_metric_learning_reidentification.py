@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from eval.places import places
-from eval.stages.metric_learning.pictures import Pictures
-from eval.stages.metric_learning.protocols import metrics_of, records, task_of
-from eval.stages.metric_learning.reidentification import judge, values, views
-from eval.stages.metric_learning.visible_infrared import best_of_identities, draw_gallery
+from eval.metrics.relevant_ranks import places
+from eval.stages.metric_learning.protocols.pictures import Pictures
+from eval.stages.metric_learning.protocols.records import metrics_of, records, task_of
+from eval.stages.metric_learning.protocols.reidentification import judge, values, views
+from eval.stages.metric_learning.protocols.visible_infrared import best_of_identities, draw_gallery
 
 Seen = tuple[str, str, bool]
 
@@ -43,8 +43,14 @@ def walk(order: list[int], query: Seen, gallery: list[Seen]) -> dict[str, float]
 
 
 def orders(scores: list[float]) -> list[list[int]]:
-    groups = [[i for i, score in enumerate(scores) if score == level] for level in sorted(set(scores), reverse=True)]
-    return [[i for part in parts for i in part] for parts in product(*(permutations(group) for group in groups))]
+    groups = [
+        [i for i, score in enumerate(scores) if score == level]
+        for level in sorted(set(scores), reverse=True)
+    ]
+    return [
+        [i for part in parts for i in part]
+        for parts in product(*(permutations(group) for group in groups))
+    ]
 
 
 def test_a_hand_made_ranking() -> None:
@@ -63,7 +69,13 @@ def test_a_hand_made_ranking() -> None:
     scores = np.array([[6.0, 5, 4, 3, 2, 1]])
     scores[:, out] = -np.inf
     found = {name: column[0] for name, column in values(places(scores, [right])).items()}
-    assert found == {"rank@1": 0, "rank@5": 1, "rank@10": 1, "rank@20": 1, "map": pytest.approx((1 / 2 + 2 / 4) / 2)}
+    assert found == {
+        "rank@1": 0,
+        "rank@5": 1,
+        "rank@10": 1,
+        "rank@20": 1,
+        "map": pytest.approx((1 / 2 + 2 / 4) / 2),
+    }
 
 
 def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
@@ -72,14 +84,20 @@ def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
     for _ in range(1000):
         size = int(generator.integers(1, 8))
         gallery = [
-            (str(generator.choice(["p", "q", ""])), f"c{generator.integers(1, 4)}", bool(generator.random() < 0.2))
+            (
+                str(generator.choice(["p", "q", ""])),
+                f"c{generator.integers(1, 4)}",
+                bool(generator.random() < 0.2),
+            )
             for _ in range(size)
         ]
         scores = generator.choice([0.0, 0.25, 0.5, 0.75], size=size)
         expected = [walk(order, ("p", "c1", False), gallery) for order in orders(scores.tolist())]
         theirs = seen(gallery)
         right, out = judge(
-            views(["x"], [("p",)], [{"camera": "c1"}]), 0, views(theirs.keys, theirs.labels, theirs.annotations)
+            views(["x"], [("p",)], [{"camera": "c1"}]),
+            0,
+            views(theirs.keys, theirs.labels, theirs.annotations),
         )
         row = scores[None].copy()
         row[:, out] = -np.inf
@@ -103,14 +121,20 @@ def test_queries_without_a_valid_match_are_left_out_and_counted() -> None:
     found = {metric.name: metric for metric in metrics_of(lines)}
     assert found["left_out"].value == 2 and found["left_out"].n == 3
     assert found["rank@1"].n == 1
-    junk = records("re-identification", seen([("", "c1", False), ("p", "c2", True)]), seen([("p", "c1", True)]))
+    junk = records(
+        "re-identification", seen([("", "c1", False), ("p", "c2", True)]), seen([("p", "c1", True)])
+    )
     assert junk[0]["positives"] == 0  # no identity matches no identity
 
 
 def test_junk_and_pictures_of_the_own_camera_are_not_named_as_neighbours() -> None:
     points = np.array([[1, 0.0], [1, 0.1], [1, 0.2], [0, 1]])
-    gallery = seen([("p", "c1", False), ("p", "c2", True), ("p", "c3", False), ("q", "c1", False)], points)
-    lines = records("re-identification", gallery, seen([("p", "c1", False)], np.array([[1.0, 0]]), "q"))
+    gallery = seen(
+        [("p", "c1", False), ("p", "c2", True), ("p", "c3", False), ("q", "c1", False)], points
+    )
+    lines = records(
+        "re-identification", gallery, seen([("p", "c1", False)], np.array([[1.0, 0]]), "q")
+    )
     assert [(key, right) for key, _, right in lines[0]["top"]] == [("g2", True), ("g3", False)]
     assert lines[0]["values"]["rank@1"] == 1
 
@@ -120,7 +144,12 @@ def test_a_missing_camera_is_said_by_the_sample() -> None:
     with pytest.raises(DataError, match='sample a/1 has no "camera"'):
         records("re-identification", gallery, seen([("p", "c1", False)], np.eye(1)))
     distractor = Pictures(["a/1"], [()], [{}], np.eye(1))  # needs none
-    assert records("re-identification", distractor, seen([("p", "c1", False)], np.eye(1)))[0]["positives"] == 0
+    assert (
+        records("re-identification", distractor, seen([("p", "c1", False)], np.eye(1)))[0][
+            "positives"
+        ]
+        == 0
+    )
     with pytest.raises(DataError, match="sample b has 2"):
         views(["b"], [("p", "q")], [{"camera": "c1"}])
 
@@ -134,7 +163,9 @@ def visible_infrared(people: int, per_view: int, seed: int) -> Pictures:
         for _ in range(per_view)
     ]
     identity = generator.standard_normal((people, 8))
-    points = np.repeat(identity, 6 * per_view, axis=0) + 0.8 * generator.standard_normal((len(who), 8))
+    points = np.repeat(identity, 6 * per_view, axis=0) + 0.8 * generator.standard_normal(
+        (len(who), 8)
+    )
     pictures = seen(who, points)
     for annotation in pictures.annotations:
         infrared = annotation["camera"] in ("cam3", "cam6")
@@ -142,7 +173,9 @@ def visible_infrared(people: int, per_view: int, seed: int) -> Pictures:
     return pictures
 
 
-@pytest.mark.parametrize(("protocol", "cameras"), [("sysu-all", (1, 2, 4, 5)), ("sysu-indoor", (1, 2))])
+@pytest.mark.parametrize(
+    ("protocol", "cameras"), [("sysu-all", (1, 2, 4, 5)), ("sysu-indoor", (1, 2))]
+)
 @pytest.mark.parametrize("shots", [1, 2])
 def test_visible_infrared_agrees_with_ranking_identities_by_hand(protocol, cameras, shots) -> None:
     pictures = visible_infrared(6, 3, 0)
@@ -180,7 +213,8 @@ def test_drawn_galleries_depend_on_seed_and_draw_and_hold_one_picture_a_view() -
     camera = np.tile(np.repeat([1, 2], 4), 2)
     draws = [draw_gallery(identity, camera, shots=1, seed=0, draw=draw) for draw in range(10)]
     assert all(
-        [(identity[row], camera[row]) for row in rows] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] for rows in draws
+        [(identity[row], camera[row]) for row in rows] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+        for rows in draws
     )
     assert len({tuple(rows) for rows in draws}) > 5
     np.testing.assert_array_equal(draws[3], draw_gallery(identity, camera, shots=1, seed=0, draw=3))
@@ -188,7 +222,9 @@ def test_drawn_galleries_depend_on_seed_and_draw_and_hold_one_picture_a_view() -
 
 
 def test_identities_stand_where_their_best_picture_stands() -> None:
-    scores, names = best_of_identities(np.array([[1.0, 5, 3, -np.inf]]), np.array(["b", "a", "b", "c"]))
+    scores, names = best_of_identities(
+        np.array([[1.0, 5, 3, -np.inf]]), np.array(["b", "a", "b", "c"])
+    )
     assert names.tolist() == ["a", "b", "c"] and scores.tolist() == [[5, 3, -np.inf]]
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval.neighbours import best, similarities
+from eval.metrics.neighbours import best, similarities
 from eval.stages.metric_learning.local_reranking import LocalFeatures, by_inliers, inliers
-from eval.stages.metric_learning.pictures import Pictures
-from eval.stages.metric_learning.protocols import metrics_of, records
+from eval.stages.metric_learning.protocols.pictures import Pictures
+from eval.stages.metric_learning.protocols.records import metrics_of, records
 
 SIDE, WIDTH = 7, 24
 
@@ -28,7 +28,9 @@ def world(seed: int) -> tuple[LocalFeatures, LocalFeatures, torch.Tensor, torch.
     bags = tokens.flatten(1, 2)[:, order]
     copies = tokens.roll((1, 1), (1, 2))
     copies[:, 0] = torch.randn(6, SIDE, WIDTH, generator=generator)
-    gallery = torch.cat([bags, copies.flatten(1, 2), torch.randn(28, SIDE * SIDE, WIDTH, generator=generator)])
+    gallery = torch.cat(
+        [bags, copies.flatten(1, 2), torch.randn(28, SIDE * SIDE, WIDTH, generator=generator)]
+    )
     even = torch.ones(1, SIDE * SIDE)
     query = tokens.flatten(1, 2)
     return (
@@ -47,8 +49,12 @@ def test_a_copy_in_place_rises_above_the_same_patches_in_disorder(seed: int) -> 
     galleries = Pictures([f"g{i}" for i in range(40)], theirs, [{}] * 40, shown)
     queries = Pictures([f"q{i}" for i in range(6)], labels, [{}] * 6, asked)
     before = records("query-gallery", galleries, queries)
-    after = records("query-gallery", galleries, queries, reorder=by_inliers(query, gallery), depth=20)
-    assert metrics_of(before)[0].value == 0  # the mean of its patches cannot tell a bag from its query
+    after = records(
+        "query-gallery", galleries, queries, reorder=by_inliers(query, gallery), depth=20
+    )
+    assert (
+        metrics_of(before)[0].value == 0
+    )  # the mean of its patches cannot tell a bag from its query
     assert metrics_of(after)[0].name == "recall@1" and metrics_of(after)[0].value == 100
     assert all(-1 <= cosine <= 1.0001 for line in after for _, cosine, _ in line["top"])
 
@@ -61,13 +67,22 @@ def test_nothing_below_the_depth_moves_and_the_same_pictures_stay_above_it() -> 
         first = reorder(row, order[:9])
         assert sorted(first.tolist()) == sorted(order[:9].tolist())
         counted = inliers(query, row, gallery, order[:9])
-        unmoved = [item for item, number in zip(order[:9].tolist(), counted, strict=True) if number < 10]
+        unmoved = [
+            item for item, number in zip(order[:9].tolist(), counted, strict=True) if number < 10
+        ]
         assert [item for item in first.tolist() if item in unmoved] == unmoved
     labels: list[tuple[str, ...]] = [("a",), ("b",)] * 20
     galleries = Pictures([f"g{i}" for i in range(40)], labels, [{}] * 40, shown)
     queries = Pictures([f"q{i}" for i in range(6)], labels[:6], [{}] * 6, asked)
     plain = records("query-gallery", galleries, queries, ks=(9, 20, 30))
-    other = records("query-gallery", galleries, queries, ks=(9, 20, 30), reorder=lambda _, some: some[::-1], depth=9)
+    other = records(
+        "query-gallery",
+        galleries,
+        queries,
+        ks=(9, 20, 30),
+        reorder=lambda _, some: some[::-1],
+        depth=9,
+    )
     for one, two in zip(plain, other, strict=True):
         assert [one["values"][f"recall@{k}"] for k in (9, 20, 30)] == [
             two["values"][f"recall@{k}"] for k in (9, 20, 30)
@@ -99,7 +114,9 @@ def test_only_attended_patches_are_matched() -> None:
     right_only = tokens.clone()
     right_only[:, left[0] > 0] = torch.randn(28, WIDTH, generator=generator)
     assert inliers(same, 0, same, np.array([0]), patches=28)[0] == 28
-    assert inliers(same, 0, LocalFeatures(right_only, left, (7, 7)), np.array([0]), patches=28)[0] < 10
+    assert (
+        inliers(same, 0, LocalFeatures(right_only, left, (7, 7)), np.array([0]), patches=28)[0] < 10
+    )
     assert inliers(same, 0, same, np.empty(0, dtype=np.intp)).tolist() == []
 
 
@@ -108,8 +125,11 @@ def test_an_object_on_a_plain_background_is_found_where_it_moved_to() -> None:
     tokens = torch.randn(WIDTH, generator=generator).expand(1, SIDE, SIDE, WIDTH).clone()
     tokens[:, 1:5, 1:4] = torch.randn(4, 3, WIDTH, generator=generator)
     moved = tokens.roll((1, 2), (1, 2))
-    query, gallery = (LocalFeatures(one.flatten(1, 2), torch.ones(1, 49), (SIDE, SIDE)) for one in (tokens, moved))
-    # 37 patches of background are nearest to any one of background: matched one way they would outvote the object.
+    query, gallery = (
+        LocalFeatures(one.flatten(1, 2), torch.ones(1, 49), (SIDE, SIDE)) for one in (tokens, moved)
+    )
+    # 37 patches of background are nearest to any one of background: matched one way they would
+    # outvote the object.
     assert inliers(query, 0, gallery, np.array([0]))[0] >= 12
 
 

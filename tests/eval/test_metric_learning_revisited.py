@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from eval.places import places
-from eval.stages.metric_learning.pictures import Pictures
-from eval.stages.metric_learning.protocols import metrics_of, records
-from eval.stages.metric_learning.revisited import SETUPS, judge, relevance, values, values_of_lists
+from eval.metrics.relevant_ranks import places
+from eval.stages.metric_learning.protocols.pictures import Pictures
+from eval.stages.metric_learning.protocols.records import metrics_of, records
+from eval.stages.metric_learning.protocols.revisited import (
+    SETUPS,
+    judge,
+    relevance,
+    values,
+    values_of_lists,
+)
 
 KAPPAS = (1, 5, 10)
 
@@ -33,8 +39,14 @@ def official(order: list[int], right: set[int], junk: set[int]) -> dict[str, flo
 
 
 def orders(scores: list[float]) -> list[list[int]]:
-    groups = [[i for i, score in enumerate(scores) if score == level] for level in sorted(set(scores), reverse=True)]
-    return [[i for part in parts for i in part] for parts in product(*(permutations(group) for group in groups))]
+    groups = [
+        [i for i, score in enumerate(scores) if score == level]
+        for level in sorted(set(scores), reverse=True)
+    ]
+    return [
+        [i for part in parts for i in part]
+        for parts in product(*(permutations(group) for group in groups))
+    ]
 
 
 def positions(*items: int) -> np.ndarray:
@@ -48,7 +60,11 @@ def test_a_hand_made_list_with_junk() -> None:
     assert found["medium"]["map"][0] == pytest.approx(((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert found["easy"]["map"][0] == 1  # the hard one left the ranking
     assert found["hard"]["map"][0] == pytest.approx((0 + 1 / 2) / 2)  # 0 left it: 1, 2, 3 remain
-    assert [found["medium"][f"mp@{k}"][0] for k in KAPPAS] == [1, pytest.approx(2 / 3), pytest.approx(2 / 3)]
+    assert [found["medium"][f"mp@{k}"][0] for k in KAPPAS] == [
+        1,
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+    ]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -57,9 +73,16 @@ def test_agrees_with_the_official_steps_on_1000_random_cases(ties: bool) -> None
     left_out = 0
     for _ in range(1000):
         size = int(generator.integers(1, 8 if ties else 40))
-        scores = generator.choice([0.0, 0.5, 1.0, 1.5], size=size) if ties else generator.permutation(size) / 64
+        scores = (
+            generator.choice([0.0, 0.5, 1.0, 1.5], size=size)
+            if ties
+            else generator.permutation(size) / 64
+        )
         kind = generator.choice(4, p=[0.25, 0.15, 0.25, 0.35], size=size)
-        relevant = {name: np.flatnonzero(kind == number) for number, name in enumerate(("easy", "hard", "junk"))}
+        relevant = {
+            name: np.flatnonzero(kind == number)
+            for number, name in enumerate(("easy", "hard", "junk"))
+        }
         judged = [judge(relevant, setup) for setup in SETUPS]
         rows = np.repeat(scores[None], len(SETUPS), axis=0)
         for row, (_, out) in zip(rows, judged, strict=True):
@@ -68,7 +91,9 @@ def test_agrees_with_the_official_steps_on_1000_random_cases(ties: bool) -> None
         got = values(found)
         every_order = orders(scores.tolist()) if ties else [np.argsort(-scores).tolist()]
         for number, (right, out) in enumerate(judged):
-            expected = [official(order, set(right.tolist()), set(out.tolist())) for order in every_order]
+            expected = [
+                official(order, set(right.tolist()), set(out.tolist())) for order in every_order
+            ]
             if expected[0] is None:
                 left_out += 1
                 assert found.positives[number] == 0 and np.isnan(got["map"][number])
@@ -82,14 +107,25 @@ def test_agrees_with_the_official_steps_on_1000_random_cases(ties: bool) -> None
 def gallery_of(size: int, width: int = 4) -> Pictures:
     embedding = np.random.default_rng(0).standard_normal((size, width))
     return Pictures(
-        [f"s/{i}" for i in range(size)], [()] * size, [{"image_id": f"i{i}"} for i in range(size)], embedding
+        [f"s/{i}" for i in range(size)],
+        [()] * size,
+        [{"image_id": f"i{i}"} for i in range(size)],
+        embedding,
     )
 
 
 def test_records_of_the_three_setups_give_their_metrics() -> None:
     gallery = gallery_of(12)
-    named = [{"easy": ["i1", "i2"], "hard": ["i3"], "junk": ["i4"]}, {"easy": ["i5"], "hard": [], "junk": []}]
-    query = Pictures(["q0", "q1"], [("hall",), ()], [{"relevance": one} for one in named], gallery.embedding[[1, 6]])
+    named = [
+        {"easy": ["i1", "i2"], "hard": ["i3"], "junk": ["i4"]},
+        {"easy": ["i5"], "hard": [], "junk": []},
+    ]
+    query = Pictures(
+        ["q0", "q1"],
+        [("hall",), ()],
+        [{"relevance": one} for one in named],
+        gallery.embedding[[1, 6]],
+    )
     lines = records("revisited", gallery, query)
     assert [(line["setting"], line["positives"], line["candidates"]) for line in lines] == [
         ("easy", 2, 10),
@@ -100,8 +136,14 @@ def test_records_of_the_three_setups_give_their_metrics() -> None:
         ("hard", 0, 11),
     ]
     found = {metric.name: metric for metric in metrics_of(lines)}
-    assert found["hard/left_out"].value == 1 and found["hard/map"].n == 1 and found["easy/mp@10"].n == 2
-    cosines = gallery.embedding @ query.embedding.T / np.linalg.norm(gallery.embedding, axis=1)[:, None]
+    assert (
+        found["hard/left_out"].value == 1
+        and found["hard/map"].n == 1
+        and found["easy/mp@10"].n == 2
+    )
+    cosines = (
+        gallery.embedding @ query.embedding.T / np.linalg.norm(gallery.embedding, axis=1)[:, None]
+    )
     lists = np.argsort(-cosines.T, axis=1)
     direct = values_of_lists(lists, relevance(query.keys, query.annotations, gallery.annotations))
     assert found["easy/map"].value == pytest.approx(100 * direct["easy"]["map"].mean())

@@ -12,24 +12,31 @@ import torch
 import yaml
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
-from data_pipeline.store import Store
-from data_pipeline.write import write_shards
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.write import write_shards
 from eval.__main__ import main as run_stage
-from eval.compare import compare
-from eval.compare import table as compared_table
 from eval.report import write_report
-from eval.schema import Metric, Result, read_records
+from eval.results.compare import compare
+from eval.results.compare import table as compared_table
+from eval.results.schema import Metric, Result, read_records
+from eval.results.verify import verify
 from eval.stages.metric_learning import evaluate, metrics
 from eval.stages.metric_learning.local_reranking import unmoved
 from eval.stages.metric_learning.summary import flags, summary, table
-from eval.verify import verify
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
 from .conftest import save_model
 
-QUICK: dict[str, Any] = {"steps": 4, "seeds": (0, 1), "folds": 2, "clusterings": 2, "embed_dim": 16, "per_layer_dim": 8}
+QUICK: dict[str, Any] = {
+    "steps": 4,
+    "seeds": (0, 1),
+    "folds": 2,
+    "clusterings": 2,
+    "embed_dim": 16,
+    "per_layer_dim": 8,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +47,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write(out: Path, source: Path, labels: Sequence[Sequence[str]], start: int = 0, **more: Sequence[Any]) -> Path:
+def write(
+    out: Path, source: Path, labels: Sequence[Sequence[str]], start: int = 0, **more: Sequence[Any]
+) -> Path:
     """Pictures of a data set from ``start`` on, with other labels and further keys."""
     store = Store([Manifest.load(source)])
     records = []
@@ -55,7 +64,12 @@ def write(out: Path, source: Path, labels: Sequence[Sequence[str]], start: int =
 @pytest.fixture(scope="module")
 def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty pictures, most of one of five classes."""
-    labels = [[f"class {row % 5}"] for row in range(36)] + [["class 0", "class 1"], [], ["class 2"], ["class 3"]]
+    labels = [[f"class {row % 5}"] for row in range(36)] + [
+        ["class 0", "class 1"],
+        [],
+        ["class 2"],
+        ["class 3"],
+    ]
     return write(tmp_path_factory.mktemp("ml") / "base", scenes / "train", labels)
 
 
@@ -67,13 +81,17 @@ def novel(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(knowing_model: Path, base: Path, novel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def done(
+    knowing_model: Path, base: Path, novel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result]:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("result")
     return out, evaluate(knowing_model, novel, out, base=base, rerank_k=5, parts=2, **QUICK)
 
 
-def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(done: tuple[Path, Result]) -> None:
+def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(
+    done: tuple[Path, Result],
+) -> None:
     out, result = done
     methods = {metric.name.partition("/")[0] for metric in result.metrics} - {"leakage"}
     assert methods == {
@@ -88,12 +106,18 @@ def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(done: t
     for method in methods:
         for name in ("recall@1", "recall@8", "map@r", "r_precision", "map"):
             metric = result.metric(f"{method}/{name}")
-            assert 0 <= metric.value <= 100 and metric.ci95 == metric.intervals["classes"] and metric.n == 19
+            assert (
+                0 <= metric.value <= 100
+                and metric.ci95 == metric.intervals["classes"]
+                and metric.n == 19
+            )
             assert ("seeds" in metric.intervals) == (not method.startswith("frozen"))
     assert result.metric("gdfl/left_out").value == 1
     assert {"gdfl/nmi", "gdfl/ami", "frozen_cls/nmi"} <= {metric.name for metric in result.metrics}
     assert "heads" in result.model and result.model["heads"]["training"]["stop"] <= QUICK["steps"]
-    assert result.protocol["selection"]["folds"] == 2 and result.data["sets"]["base"]["left_out"] == 2
+    assert (
+        result.protocol["selection"]["folds"] == 2 and result.data["sets"]["base"]["left_out"] == 2
+    )
 
 
 def test_metrics_follow_from_the_records_to_the_last_bit(done: tuple[Path, Result]) -> None:
@@ -102,17 +126,23 @@ def test_metrics_follow_from_the_records_to_the_last_bit(done: tuple[Path, Resul
     assert metrics(read_records(out)) == result.metrics
 
 
-def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(done: tuple[Path, Result]) -> None:
+def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(
+    done: tuple[Path, Result],
+) -> None:
     out, result = done
     assert result.protocol["probed_classes"] == 5
     lines = [line for line in read_records(out) if line["kind"] == "probe"]
     for method in ("gdfl", "no_adversary"):
         for probe in ("linear", "mlp"):
-            several = [line for line in lines if line["method"] == method and line["probe"] == probe]
+            several = [
+                line for line in lines if line["method"] == method and line["probe"] == probe
+            ]
             expected = 100 * np.mean([line["said"] == line["label"] for line in several])
             found = result.metric(f"leakage/{method}/{probe}")
             assert found.value == pytest.approx(expected) and found.chance == 20
-            assert found.n == len(several) / 2 == 18  # half of 8, 7, 8, 8 and 7 pictures, rounded down
+            assert (
+                found.n == len(several) / 2 == 18
+            )  # half of 8, 7, 8, 8 and 7 pictures, rounded down
 
 
 def test_two_runs_give_the_same_lines(
@@ -123,7 +153,12 @@ def test_two_runs_give_the_same_lines(
 
 
 def test_two_models_are_compared_by_query_and_class(
-    done: tuple[Path, Result], knowing_model: Path, tokenizer: Path, base: Path, novel: Path, tmp_path: Path
+    done: tuple[Path, Result],
+    knowing_model: Path,
+    tokenizer: Path,
+    base: Path,
+    novel: Path,
+    tmp_path: Path,
 ) -> None:
     model = GLSCLModel.from_pretrained(knowing_model)
     torch.manual_seed(0)
@@ -134,10 +169,21 @@ def test_two_models_are_compared_by_query_and_class(
     evaluate(other, novel, tmp_path / "out", base=base, rerank_k=5, parts=2, **QUICK)
     found = compare(done[0], tmp_path / "out")
     differences = {each.name: each for each in found.differences}
-    for name in ("frozen_cls/map", "gdfl/recall@1", "gdfl/above/frozen_cls/recall@1", "leakage/gdfl/linear"):
+    for name in (
+        "frozen_cls/map",
+        "gdfl/recall@1",
+        "gdfl/above/frozen_cls/recall@1",
+        "leakage/gdfl/linear",
+    ):
         one = differences[name]
-        assert one.difference == pytest.approx(one.b - one.a) and one.ci95[0] <= one.difference <= one.ci95[1]
-    assert differences["frozen_cls/map"].pictures == 3 and differences["leakage/gdfl/linear"].pictures == 5
+        assert (
+            one.difference == pytest.approx(one.b - one.a)
+            and one.ci95[0] <= one.difference <= one.ci95[1]
+        )
+    assert (
+        differences["frozen_cls/map"].pictures == 3
+        and differences["leakage/gdfl/linear"].pictures == 5
+    )
     assert differences["frozen_cls/map"].difference != 0
     assert found.resampled == "classes" and "gdfl/nmi" in found.left_out and not found.only_in_one
     assert "classes resampled" in compared_table(found)
@@ -145,7 +191,14 @@ def test_two_models_are_compared_by_query_and_class(
 
 def test_reranking_that_changed_nothing_is_flagged() -> None:
     lines = [
-        {"kind": "query", "method": method, "seed": 0, "query": str(row), "setting": "", "top": [[key, 0.5, True]]}
+        {
+            "kind": "query",
+            "method": method,
+            "seed": 0,
+            "query": str(row),
+            "setting": "",
+            "top": [[key, 0.5, True]],
+        }
         for method, key in (("gdfl", "a"), ("gdfl_reranked", "a"))
         for row in range(7)
     ]
@@ -158,10 +211,15 @@ def test_reranking_that_changed_nothing_is_flagged() -> None:
 
 def two_methods(head: float, frozen: float) -> list[Metric]:
     """Metrics of a head and of the frozen tower."""
-    queries = [{"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""} for i in range(100)]
+    queries = [
+        {"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""}
+        for i in range(100)
+    ]
     common = {"protocol": "classes", "positives": 19, "candidates": 99, "top": []}
     return metrics(
-        line | common | {"method": method, "seed": seed, "values": {"recall@1": float(number < right)}}
+        line
+        | common
+        | {"method": method, "seed": seed, "values": {"recall@1": float(number < right)}}
         for method, seed, right in (("frozen_cls", None, frozen), ("gdfl", 0, head))
         for number, line in enumerate(queries)
     )
@@ -171,16 +229,21 @@ def test_a_head_below_the_frozen_tower_is_said_first_and_the_tower_is_listed_fir
     worse = two_methods(head=40, frozen=60)
     assert worse[0].name == "frozen_cls/recall@1"
     assert flags(worse) == ["below_frozen: recall@1 40.0 of gdfl is below 60.0 of frozen_cls"]
-    assert summary(worse).startswith("The trained head gdfl is BELOW the frozen tower: recall@1 40.0 beside 60.0")
+    assert summary(worse).startswith(
+        "The trained head gdfl is BELOW the frozen tower: recall@1 40.0 beside 60.0"
+    )
     better = two_methods(head=60, frozen=40)
     assert better[0].name == "gdfl/recall@1" and flags(better) == []
     assert summary(better).startswith("The trained head gdfl is above")
 
 
-def test_the_flag_of_a_result_stands_first_and_its_table_begins_with_the_verdict(done: tuple[Path, Result]) -> None:
+def test_the_flag_of_a_result_stands_first_and_its_table_begins_with_the_verdict(
+    done: tuple[Path, Result],
+) -> None:
     _, result = done
     below = result.metric("gdfl/recall@1").value < max(
-        result.metric(f"frozen_{name}/recall@1").value for name in ("cls", "mean_patch", "proj", "parts")
+        result.metric(f"frozen_{name}/recall@1").value
+        for name in ("cls", "mean_patch", "proj", "parts")
     )
     assert result.flags[0].startswith("below_frozen") == below
     assert table(result).splitlines()[0] == result.model["heads"]["summary"]
@@ -193,9 +256,19 @@ def test_other_heads_are_trained_in_the_same_way(
 ) -> None:
     quick = QUICK | {"seeds": (0,)}
     result = evaluate(
-        knowing_model, novel, tmp_path, base=base, head=head, loss="arcface", adversary="none", parts=2, **quick
+        knowing_model,
+        novel,
+        tmp_path,
+        base=base,
+        head=head,
+        loss="arcface",
+        adversary="none",
+        parts=2,
+        **quick,
     )
-    assert f"{head}/recall@1" in {metric.name for metric in result.metrics} and verify(tmp_path) == []
+    assert (
+        f"{head}/recall@1" in {metric.name for metric in result.metrics} and verify(tmp_path) == []
+    )
     assert not any("no_adversary" in metric.name for metric in result.metrics)
 
 
@@ -221,7 +294,9 @@ def test_classes_in_both_data_sets_are_refused_by_name_and_pictures_flagged(
     both = write(tmp_path / "both", gallery, [[f"class {row % 3}"] for row in range(9)])
     with pytest.raises(DataError, match="share the classes 'class 0', 'class 1', 'class 2'"):
         evaluate(knowing_model, both, tmp_path / "out", base=base, **QUICK)
-    copies = write(tmp_path / "copies", scenes / "train", [[f"other {row % 3}"] for row in range(9)])
+    copies = write(
+        tmp_path / "copies", scenes / "train", [[f"other {row % 3}"] for row in range(9)]
+    )
     result = evaluate(knowing_model, copies, tmp_path / "out", base=base, **QUICK)
     assert "pictures_shared_with/base/9" in result.flags
 
@@ -262,7 +337,10 @@ def test_one_picture_per_class_and_missing_labels_are_refused(
         ({"clusterings": -1}, "clusterings is -1"),
         ({"rerank_k": -1}, "rerank_k is -1"),
         ({"parts": -1}, "parts is -1"),
-        *(({name: 0}, f"{name} is 0") for name in ("per_layer_dim", "embed_dim", "pool_grid", "batch_size", "steps")),
+        *(
+            ({name: 0}, f"{name} is 0")
+            for name in ("per_layer_dim", "embed_dim", "pool_grid", "batch_size", "steps")
+        ),
         ({"ks": (2, 4)}, "ks"),
     ],
 )
@@ -273,15 +351,25 @@ def test_wrong_options_are_refused_before_anything_is_opened(
     with pytest.raises(UsageError, match=message):
         evaluate(nothing, nothing, tmp_path, base=nothing, **QUICK | option)
     paths = dict.fromkeys(("model", "data", "base", "out"), str(nothing))
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in (QUICK | option).items()}
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (QUICK | option).items()
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(paths | values))
     assert run_stage(["metric-learning", str(tmp_path / "recipe.yaml")]) == UsageError.exit_code
     assert next(iter(option)) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("option", "message"), [({"layers": (9,)}, "9"), ({"parts": 5}, "into 5 parts")])
+@pytest.mark.parametrize(
+    ("option", "message"), [({"layers": (9,)}, "9"), ({"parts": 5}, "into 5 parts")]
+)
 def test_options_that_the_tower_cannot_follow_are_refused(
-    option: dict[str, Any], message: str, knowing_model: Path, base: Path, novel: Path, tmp_path: Path
+    option: dict[str, Any],
+    message: str,
+    knowing_model: Path,
+    base: Path,
+    novel: Path,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(knowing_model, novel, tmp_path, base=base, **QUICK | option)
@@ -314,16 +402,30 @@ def test_the_command_prints_every_method_and_the_report_shows_them(
     assert main(command.split()) == 0
     said = capsys.readouterr().out
     assert said.startswith("The trained head gdfl is ")
-    for method in ("frozen_cls", "frozen_mean_patch", "frozen_proj", "no_adversary", "last_layer_only", "no_attention"):
+    for method in (
+        "frozen_cls",
+        "frozen_mean_patch",
+        "frozen_proj",
+        "no_adversary",
+        "last_layer_only",
+        "no_attention",
+    ):
         assert f"\n{method} " in said
     write_report([tmp_path / "out"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    for part in ("The trained head gdfl is ", "Nearest neighbours", "Where the head looks", "Leakage"):
+    for part in (
+        "The trained head gdfl is ",
+        "Nearest neighbours",
+        "Where the head looks",
+        "Leakage",
+    ):
         assert part in page
     assert page.count("data:image/jpeg") > 10
 
 
 @pytest.mark.parametrize("name", ["metric_learning", "metric_learning_market1501"])
 def test_recipes_hold_arguments_of_the_stage(name: str) -> None:
-    recipe = yaml.safe_load((Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text())
+    recipe = yaml.safe_load(
+        (Path(__file__).parents[2] / "launch" / "recipes" / f"{name}.yaml").read_text()
+    )
     assert recipe.keys() <= inspect.signature(evaluate).parameters.keys()

@@ -11,18 +11,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data_pipeline.errors import DataError, UsageError
-from eval.neighbours import neighbours
+from eval.encoding.labelled_images import ImageTokens
+from eval.metrics.neighbours import neighbours
 from eval.stages.metric_learning import metrics
-from eval.stages.metric_learning.adversary import ClassAdversary, GradientReversal
 from eval.stages.metric_learning.comparison import Comparison
-from eval.stages.metric_learning.embedding import Embedded, GDFLEmbedder
+from eval.stages.metric_learning.heads.adversary import ClassAdversary, GradientReversal
+from eval.stages.metric_learning.heads.gdfl import Embedded, GDFLEmbedder
 from eval.stages.metric_learning.losses import LOSSES, metric_loss
 from eval.stages.metric_learning.methods import Trained
 from eval.stages.metric_learning.probes import MOST_CLASSES, leakage_probe
 from eval.stages.metric_learning.selection import Selection, choose
 from eval.stages.metric_learning.stage import WEIGHTS
-from eval.stages.metric_learning.training import ClassBatches, Settings, attention, class_folds, embed, train_dml
-from eval.tokens import ImageTokens
+from eval.stages.metric_learning.training import (
+    ClassBatches,
+    Settings,
+    attention,
+    class_folds,
+    embed,
+    train_dml,
+)
 
 GRID = (1, 1)
 
@@ -65,7 +72,7 @@ def tokens_of(features: np.ndarray) -> dict[int, Tensor]:
     return {1: torch.tensor(features, dtype=torch.float32)[:, None].repeat(1, 2, 1)}
 
 
-# --- gradient reversal -------------------------------------------------------------------------------------------
+# --- gradient reversal ----------------------------------------------------------------------------
 
 
 def test_reversal_is_the_identity_forwards_and_minus_lambda_backwards() -> None:
@@ -84,7 +91,9 @@ def test_the_adversary_learns_with_the_plain_sign_and_the_features_with_the_othe
     adversary = ClassAdversary(8, 3)
     parameters = list(adversary.classifier.parameters())
     once = torch.autograd.grad(adversary.encoder_loss(general, labels, 1.0), [general, *parameters])
-    twice = torch.autograd.grad(adversary.encoder_loss(general, labels, 2.0), [general, *parameters])
+    twice = torch.autograd.grad(
+        adversary.encoder_loss(general, labels, 2.0), [general, *parameters]
+    )
     assert torch.allclose(twice[0], 2 * once[0])
     assert all(torch.equal(a, b) for a, b in zip(once[1:], twice[1:], strict=True))
     loss = float(adversary.encoder_loss(general, labels, 1.0).detach())
@@ -100,12 +109,19 @@ def test_an_adversary_of_weight_0_trains_the_same_embedder_as_none() -> None:
     found = []
     for kind in ("grl", "none"):
         embedder = Perceptron(0)
-        train_dml(embedder, tokens, GRID, coarse, Settings(adversary=kind, strength=0.0, steps=5), against=fine)
+        train_dml(
+            embedder,
+            tokens,
+            GRID,
+            coarse,
+            Settings(adversary=kind, strength=0.0, steps=5),
+            against=fine,
+        )
         found.append(embed(embedder, tokens, GRID)[0])
     assert torch.equal(*found)
 
 
-# --- leakage -----------------------------------------------------------------------------------------------------
+# --- leakage --------------------------------------------------------------------------------------
 
 
 def test_a_probe_tells_no_more_than_500_classes_apart_the_same_ones_with_any_seed() -> None:
@@ -113,11 +129,15 @@ def test_a_probe_tells_no_more_than_500_classes_apart_the_same_ones_with_any_see
     angle = 2 * np.pi * classes / 620
     probed = []
     for seed in (0, 1):
-        held, said = leakage_probe(np.stack([np.sin(angle), np.cos(angle)], axis=1), classes, seed=seed)
+        held, said = leakage_probe(
+            np.stack([np.sin(angle), np.cos(angle)], axis=1), classes, seed=seed
+        )
         assert held.sum() == len(said) == 2 * MOST_CLASSES == 1000
         probed.append(set(classes[held].tolist()))
         assert set(said.tolist()) <= probed[-1]
-    assert probed[0] == probed[1] and min(probed[0]) < 50 and max(probed[0]) > 570  # drawn, not the first
+    assert (
+        probed[0] == probed[1] and min(probed[0]) < 50 and max(probed[0]) > 570
+    )  # drawn, not the first
 
 
 def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:
@@ -132,7 +152,9 @@ def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_kept(seed: int) -> None:
+def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_kept(
+    seed: int,
+) -> None:
     tokens, coarse, fine = nested_world(seed)
     read = {}
     for kind in ("none", "grl", "ridge"):
@@ -146,7 +168,9 @@ def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_ke
     assert read["ridge"] <= 0.5 * read["none"]
 
 
-def test_the_leakage_that_is_reported_is_a_fresh_probe_s_whatever_the_adversary_s_own_accuracy() -> None:
+def test_the_leakage_that_is_reported_is_a_fresh_probe_s_whatever_the_adversary_s_own_accuracy() -> (
+    None
+):
     """Weightless adversaries: gradient reversal's reads the class, ridge regression's accuracy is 0 by definition."""
     tokens, labels, unseen, unseen_labels = code_world(0)
     learnt, measured = image_tokens(tokens, labels), image_tokens(unseen, unseen_labels)
@@ -162,17 +186,22 @@ def test_the_leakage_that_is_reported_is_a_fresh_probe_s_whatever_the_adversary_
         fresh = leakage(embed(embedder, tokens, GRID)[1], labels)
         assert reported[kind]["leakage/gdfl/linear"] == pytest.approx(fresh)
     assert own["ridge"] == 0 and own["grl"] >= 0.3
-    assert reported["none"] == reported["grl"] == reported["ridge"] and min(reported["ridge"].values()) >= 60
+    assert (
+        reported["none"] == reported["grl"] == reported["ridge"]
+        and min(reported["ridge"].values()) >= 60
+    )
 
 
 def image_tokens(layers: dict[int, Tensor], labels: np.ndarray) -> ImageTokens:
     keys = [f"{number:04d}" for number in range(len(labels))]
     names = [(f"class {label:02d}",) for label in labels]
     tokens = layers[1]
-    return ImageTokens(keys, names, [{} for _ in keys], keys, tokens[:, 0], tokens[:, 1:], None, GRID, layers)
+    return ImageTokens(
+        keys, names, [{} for _ in keys], keys, tokens[:, 0], tokens[:, 1:], None, GRID, layers
+    )
 
 
-# --- unseen classes ----------------------------------------------------------------------------------------------
+# --- unseen classes -------------------------------------------------------------------------------
 
 
 def code_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray]:
@@ -195,57 +224,82 @@ def test_an_adversary_makes_the_head_retrieve_unseen_classes_better_but_not_bett
 ) -> None:
     """The weight is the largest that the stage tries; features scaled alike within the batch give it its scale.
 
-    The features as they are hold the attributes of unseen classes whole (about 76 %): a head on seen classes alone
-    loses most of them, with an adversary (25 %) as without (19 %).
+    The features as they are hold the attributes of unseen classes whole (about 76 %): a head on
+    seen classes alone loses most of them, with an adversary (25 %) as without (19 %).
     """
     tokens, labels, unseen, unseen_labels = code_world(seed)
     found = {}
     for kind, strength in (("none", 0.0), ("grl", WEIGHTS[-1])):
         embedder = Perceptron(seed)
-        train_dml(embedder, tokens, GRID, labels, Settings("supcon", kind, strength, steps=200, seed=seed))
+        train_dml(
+            embedder, tokens, GRID, labels, Settings("supcon", kind, strength, steps=200, seed=seed)
+        )
         found[kind] = recall_at_1(embed(embedder, unseen, GRID)[0], unseen_labels)
     assert found["grl"] >= found["none"] + 5
     assert recall_at_1(F.normalize(unseen[1][:, 1], dim=1), unseen_labels) >= found["grl"] + 30
 
 
-# --- blocks and attention ----------------------------------------------------------------------------------------
+# --- blocks and attention -------------------------------------------------------------------------
 
 
-def layered_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray, np.ndarray]:
+def layered_world(
+    seed: int,
+) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray, np.ndarray]:
     """Attributes that all classes share in 2 of 16 patches of the first block; codes of seen classes in the last."""
     generator = np.random.default_rng([seed, 5])
     labels = np.repeat(np.arange(80), 10)
     seen, count = labels < 40, len(labels)
-    attributes = generator.normal(size=(80, 16)) @ np.linalg.qr(generator.normal(size=(32, 32)))[0][:16]
+    attributes = (
+        generator.normal(size=(80, 16)) @ np.linalg.qr(generator.normal(size=(32, 32)))[0][:16]
+    )
     mark = generator.normal(size=32)
     mark *= 6 / np.linalg.norm(mark)
     planted = np.stack([generator.permutation(16)[:2] for _ in range(count)])
     early = 0.3 * generator.normal(size=(count, 16, 32))
     early[np.arange(count)[:, None], planted] += (2.5 * attributes[labels] + mark)[:, None]
     code = np.where(
-        seen[:, None], generator.normal(size=(40, 32))[np.minimum(labels, 39)], generator.normal(size=(count, 32))
+        seen[:, None],
+        generator.normal(size=(40, 32))[np.minimum(labels, 39)],
+        generator.normal(size=(count, 32)),
     )
     last = 2 * code[:, None] + 0.5 * generator.normal(size=(count, 16, 32))
     blocks = {
-        number: torch.tensor(np.concatenate([each.mean(axis=1, keepdims=True), each], axis=1), dtype=torch.float32)
+        number: torch.tensor(
+            np.concatenate([each.mean(axis=1, keepdims=True), each], axis=1), dtype=torch.float32
+        )
         for number, each in ((1, early), (2, last))
     }
-    ours, theirs = ({number: each[rows] for number, each in blocks.items()} for rows in (seen, ~seen))
+    ours, theirs = (
+        {number: each[rows] for number, each in blocks.items()} for rows in (seen, ~seen)
+    )
     return ours, labels[seen], theirs, labels[~seen], planted[~seen]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patches_do_not_hold(seed: int) -> None:
+def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patches_do_not_hold(
+    seed: int,
+) -> None:
     tokens, labels, unseen, unseen_labels, planted = layered_world(seed)
     found = {}
-    for name, layers, kind in (("all", (1, 2), "spatial"), ("last", (2,), "spatial"), ("unattended", (1, 2), "mean")):
+    for name, layers, kind in (
+        ("all", (1, 2), "spatial"),
+        ("last", (2,), "spatial"),
+        ("unattended", (1, 2), "mean"),
+    ):
         torch.manual_seed(seed)
         embedder = GDFLEmbedder(32, layers, per_layer=32, embed=64, attention=kind)
-        train_dml(embedder, tokens, (4, 4), labels, Settings("supcon", "none", steps=150, seed=seed))
+        train_dml(
+            embedder, tokens, (4, 4), labels, Settings("supcon", "none", steps=150, seed=seed)
+        )
         found[name] = recall_at_1(embed(embedder, unseen, (4, 4))[0], unseen_labels)
         if name == "all":
-            mass = attention(embedder, unseen, (4, 4))[1].gather(1, torch.from_numpy(planted)).sum(1).mean()
+            mass = (
+                attention(embedder, unseen, (4, 4))[1]
+                .gather(1, torch.from_numpy(planted))
+                .sum(1)
+                .mean()
+            )
     assert found["all"] >= found["last"] + 20
     assert found["all"] >= found["unattended"] + 20
     assert mass >= 0.4
@@ -255,13 +309,15 @@ def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patche
 def test_attention_of_every_kind_sums_to_one_and_descriptors_have_length_one(kind: str) -> None:
     tokens, *_ = layered_world(0)
     torch.manual_seed(0)
-    made = GDFLEmbedder(32, (1, 2), 16, 24, kind)({number: each[:6] for number, each in tokens.items()}, (4, 4))
+    made = GDFLEmbedder(32, (1, 2), 16, 24, kind)(
+        {number: each[:6] for number, each in tokens.items()}, (4, 4)
+    )
     assert made.embedding.shape == (6, 24) and made.general.shape == (6, 32)
     assert torch.allclose(made.embedding.norm(dim=1), torch.ones(6))
     assert all(torch.allclose(weights.sum(1), torch.ones(6)) for weights in made.weights.values())
 
 
-# --- batches, losses, folds --------------------------------------------------------------------------------------
+# --- batches, losses, folds -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -271,7 +327,9 @@ def test_every_loss_falls_when_classes_come_together(loss: str) -> None:
     centres = F.normalize(torch.randn(4, 16, generator=generator), dim=1)
     torch.manual_seed(0)
     module = metric_loss(loss, 4, 16)
-    for proxies in module.parameters():  # of proxy_anchor (classes, size), of arcface the other way round
+    for (
+        proxies
+    ) in module.parameters():  # of proxy_anchor (classes, size), of arcface the other way round
         proxies.data = centres.clone() if proxies.shape[0] == 4 else centres.T.clone()
     spread = F.normalize(torch.randn(24, 16, generator=generator), dim=1)
     with torch.no_grad():
@@ -288,10 +346,14 @@ def test_an_unknown_loss_and_adversary_are_refused_by_name() -> None:
 def test_a_batch_depends_on_seed_and_step_alone_and_holds_so_many_of_each_class() -> None:
     labels = np.repeat(np.arange(9), [1, 3, 5, 5, 5, 5, 5, 5, 5])
     one, other = ClassBatches(labels, 4, 4, 3), ClassBatches(labels, 4, 4, 3)
-    assert np.array_equal(one.rows(7), other.rows(7)) and not np.array_equal(one.rows(7), one.rows(8))
+    assert np.array_equal(one.rows(7), other.rows(7)) and not np.array_equal(
+        one.rows(7), one.rows(8)
+    )
     for step in range(50):
         classes, counts = np.unique(labels[one.rows(step)], return_counts=True)
-        assert len(classes) == 4 and set(counts) == {4} and 0 not in classes  # a class of one has no pair
+        assert (
+            len(classes) == 4 and set(counts) == {4} and 0 not in classes
+        )  # a class of one has no pair
 
 
 def test_training_twice_gives_the_same_bits() -> None:
@@ -300,7 +362,14 @@ def test_training_twice_gives_the_same_bits() -> None:
     for _ in range(2):
         embedder = Perceptron(1)
         torch.manual_seed(torch.seed())  # torch's own generator must not matter
-        train_dml(embedder, tokens, GRID, coarse, Settings("proxy_anchor", "grl", 1.0, steps=10), against=fine)
+        train_dml(
+            embedder,
+            tokens,
+            GRID,
+            coarse,
+            Settings("proxy_anchor", "grl", 1.0, steps=10),
+            against=fine,
+        )
         found.append(embed(embedder, tokens, GRID)[0])
     assert torch.equal(*found)
 
@@ -312,7 +381,9 @@ def test_one_picture_per_class_is_refused() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(2, 5), st.integers(0, 9), st.lists(st.integers(0, 30), min_size=40, max_size=120))
+@given(
+    st.integers(2, 5), st.integers(0, 9), st.lists(st.integers(0, 30), min_size=40, max_size=120)
+)
 def test_no_class_of_a_fold_is_trained_on_and_every_class_is_held_out_once(
     folds: int, seed: int, drawn: list[int]
 ) -> None:
@@ -336,5 +407,7 @@ def test_weight_and_step_are_chosen_on_held_out_classes_alone() -> None:
     chosen = choose(lambda seed: Perceptron(seed), tokens, GRID, names, one, (0.1, 10.0), 2)
     assert [row["lambda"] for row in chosen.table] == [0.0, 0.1, 10.0]
     best = max(chosen.table[1:], key=lambda row: max(row["map@r"].values()))
-    assert chosen.chosen.strength == best["lambda"] and best["map@r"][chosen.chosen.stop] == max(best["map@r"].values())
+    assert chosen.chosen.strength == best["lambda"] and best["map@r"][chosen.chosen.stop] == max(
+        best["map@r"].values()
+    )
     assert chosen.without.adversary == "none"

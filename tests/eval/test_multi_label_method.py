@@ -1,7 +1,8 @@
 """Patches that a label's loss depends on, in worlds where it is known which patches show which label.
 
-A picture has 49 patches of noise, four of which carry each of its one to three labels. Texts are random, what a label
-looks like is a linear map of its text, blurred; the joint space is learned from base labels, all else is on new ones.
+A picture has 49 patches of noise, four of which carry each of its one to three labels. Texts are
+random, what a label looks like is a linear map of its text, blurred; the joint space is learned
+from base labels, all else is on new ones.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.results.intervals import t_interval
 from eval.stages.multi_label.cross_interaction import CrossInteraction, DynamicConv
 from eval.stages.multi_label.joint_space import JointSpace, Labelled, Logistic, fit_joint
 from eval.stages.multi_label.loss_change import joint_logits, loss_change, select_local
@@ -20,7 +22,6 @@ from eval.stages.multi_label.methods import Methods, Prepared
 from eval.stages.multi_label.model import MLFSIC
 from eval.stages.multi_label.sampler import MultiLabelEpisodeSampler
 from eval.stages.multi_label.training import TrainSettings, fit_base
-from eval.statistics import t_interval
 
 from eval.stages.multi_label.metrics import multilabel_metrics  # isort: skip
 
@@ -41,14 +42,20 @@ class World:
             return self.space.text(self.novel.text)
 
 
-def pictures(looks: Tensor, count: int, noise: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def pictures(
+    looks: Tensor, count: int, noise: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Patches, which picture has which label, and which patch shows it."""
     labels = len(looks)
     patch = noise * torch.randn(count, PATCHES, WIDTH, generator=generator)
     planted = torch.zeros(count, labels, PATCHES, dtype=torch.bool)
     for row in range(count):
-        own = torch.randperm(labels, generator=generator)[: int(torch.randint(1, 4, (), generator=generator))]
-        places = torch.randperm(PATCHES, generator=generator)[: len(own) * PLANTED].view(-1, PLANTED)
+        own = torch.randperm(labels, generator=generator)[
+            : int(torch.randint(1, 4, (), generator=generator))
+        ]
+        places = torch.randperm(PATCHES, generator=generator)[: len(own) * PLANTED].view(
+            -1, PLANTED
+        )
         for label, places_of_label in zip(own, places, strict=True):
             patch[row, places_of_label] += looks[label]
             planted[row, label, places_of_label] = True
@@ -64,7 +71,10 @@ def make_world(seed: int, *, novel: int, blur: float, noise: float) -> World:
 
     def labelled(which: slice, count: int) -> tuple[Labelled, Tensor]:
         patch, truth, planted = pictures(looks[which], count, noise, generator)
-        names, keys = [f"label {n}" for n in range(len(text))[which]], [f"{which.start}/{n}" for n in range(count)]
+        names, keys = (
+            [f"label {n}" for n in range(len(text))[which]],
+            [f"{which.start}/{n}" for n in range(count)],
+        )
         proj = torch.zeros(count, 1)
         return Labelled(tuple(names), keys, keys, patch, proj, truth.numpy(), text[which]), planted
 
@@ -97,14 +107,18 @@ def blurred_world(request: pytest.FixtureRequest) -> World:
 def scores(world: World, **options: object) -> Tensor:
     """Changes of the loss in the first 100 new pictures."""
     present = world.novel.present(slice(100))
-    return loss_change(world.novel.patch[:100], present, world.labels, world.space.vision, **options)
+    return loss_change(
+        world.novel.patch[:100], present, world.labels, world.space.vision, **options
+    )
 
 
 def precision(score: Tensor, planted: Tensor) -> float:
     """Share of planted patches among as many with the highest scores."""
     count = planted.sum(-1)
     order = score.expand(planted.shape).argsort(-1, descending=True)
-    hits = planted.gather(-1, order).cumsum(-1).gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
+    hits = (
+        planted.gather(-1, order).cumsum(-1).gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
+    )
     return (hits[count > 0] / count[count > 0]).mean().item()
 
 
@@ -116,7 +130,9 @@ def test_first_order_scores_correlate_with_exact_removal(world: World) -> None:
         assert np.corrcoef(*(score.flatten().numpy() for score in pair))[0, 1] >= 0.9
 
 
-def test_ranking_ignores_the_scale_of_the_loss_and_the_published_threshold_does_not(world: World) -> None:
+def test_ranking_ignores_the_scale_of_the_loss_and_the_published_threshold_does_not(
+    world: World,
+) -> None:
     score = scores(world, scope="image", mode="ema", steps=5)
     small = score * 1e-3
     assert (select_local(score, k=4) == select_local(small, k=4)).all()
@@ -125,7 +141,9 @@ def test_ranking_ignores_the_scale_of_the_loss_and_the_published_threshold_does_
     assert (select_local(score, rule="tau") != select_local(smaller, rule="tau")).any()
 
 
-def test_label_scope_finds_the_patches_of_the_asked_label_and_image_scope_does_not(world: World) -> None:
+def test_label_scope_finds_the_patches_of_the_asked_label_and_image_scope_does_not(
+    world: World,
+) -> None:
     planted = world.planted[:100]
     of_label = {mode: precision(scores(world, mode=mode), planted) for mode in ("taylor", "exact")}
     of_image = precision(scores(world, scope="image")[:, None], planted)
@@ -134,13 +152,17 @@ def test_label_scope_finds_the_patches_of_the_asked_label_and_image_scope_does_n
     assert of_label["taylor"] >= of_image + 0.3 and of_label["taylor"] >= source + 0.3
 
 
-def test_patches_of_a_label_that_the_picture_is_said_not_to_have_score_below_zero(world: World) -> None:
+def test_patches_of_a_label_that_the_picture_is_said_not_to_have_score_below_zero(
+    world: World,
+) -> None:
     present = world.novel.present(slice(100))
     first = present.argmax(1)
     present[torch.arange(100), first] = 0  # shown, and said to be absent
     hidden = world.planted[torch.arange(100), first]
     for scope in ("label", "image"):
-        found = loss_change(world.novel.patch[:100], present, world.labels, world.space.vision, scope=scope)
+        found = loss_change(
+            world.novel.patch[:100], present, world.labels, world.space.vision, scope=scope
+        )
         own = found[torch.arange(100), first] if scope == "label" else found
         assert own[hidden].mean() < 0 and (own[hidden] < 0).float().mean() > 0.9
         assert own[hidden].mean() < own[~hidden].mean()
@@ -150,26 +172,40 @@ def draws_of(world: World, shot: int, draws: int = 20) -> dict[str, list[float]]
     model = MLFSIC(world.space).eval()
     prepared, methods = Prepared.of(model, world.novel), Methods(model, {}, k=PLANTED, seed=0)
     names = ["lcm", "text_similarity", "random_patch", "all_patch", "text_proto"]
-    sampler = MultiLabelEpisodeSampler(world.novel.truth, world.novel.names, shot=shot, draws=draws, seed=0)
+    sampler = MultiLabelEpisodeSampler(
+        world.novel.truth, world.novel.names, shot=shot, draws=draws, seed=0
+    )
     found: dict[str, list[float]] = {name: [] for name in names}
     for number, draw in enumerate(sampler.all()):
-        for name, (values, _) in methods.scores(names, prepared, draw, shot=shot, number=number).items():
+        for name, (values, _) in methods.scores(
+            names, prepared, draw, shot=shot, number=number
+        ).items():
             truth = world.novel.truth[draw.query]
-            found[name].append(100 * multilabel_metrics(values.double().numpy(), truth, None)[0]["mAP"])
+            found[name].append(
+                100 * multilabel_metrics(values.double().numpy(), truth, None)[0]["mAP"]
+            )
     return found
 
 
-def test_chosen_patches_beat_the_text_which_beats_all_patches_which_beat_random_ones(blurred_world: World) -> None:
+def test_chosen_patches_beat_the_text_which_beats_all_patches_which_beat_random_ones(
+    blurred_world: World,
+) -> None:
     found = draws_of(blurred_world, shot=1)
-    intervals = [t_interval(found[name]) for name in ("lcm", "text_proto", "all_patch", "random_patch")]
+    intervals = [
+        t_interval(found[name]) for name in ("lcm", "text_proto", "all_patch", "random_patch")
+    ]
     for higher, lower in zip(intervals, intervals[1:], strict=False):
         assert higher is not None and lower is not None and higher[0] > lower[1]
 
 
-def test_more_support_helps_and_choosing_by_text_similarity_is_as_good_here(blurred_world: World) -> None:
+def test_more_support_helps_and_choosing_by_text_similarity_is_as_good_here(
+    blurred_world: World,
+) -> None:
     one, five = (draws_of(blurred_world, shot, draws=5) for shot in (1, 5))
     assert np.mean(five["lcm"]) > np.mean(one["lcm"]) + 3
-    assert abs(np.mean(five["lcm"]) - np.mean(five["text_similarity"])) < 3  # so it has to stay beside it
+    assert (
+        abs(np.mean(five["lcm"]) - np.mean(five["text_similarity"])) < 3
+    )  # so it has to stay beside it
 
 
 def test_loss_changes_are_measured_under_no_grad_and_leave_no_gradient(world: World) -> None:
@@ -186,7 +222,13 @@ def test_scores_of_a_picture_do_not_depend_on_the_pictures_beside_it(world: Worl
         together = loss_change(patch, present, world.labels, world.space.vision, **options)
         alone = torch.cat(
             [
-                loss_change(patch[i : i + 1], present[i : i + 1], world.labels, world.space.vision, **options)
+                loss_change(
+                    patch[i : i + 1],
+                    present[i : i + 1],
+                    world.labels,
+                    world.space.vision,
+                    **options,
+                )
                 for i in range(8)
             ]
         )
@@ -195,14 +237,19 @@ def test_scores_of_a_picture_do_not_depend_on_the_pictures_beside_it(world: Worl
 
 def test_exact_scores_are_the_losses_with_and_without_a_patch() -> None:
     generator = torch.Generator().manual_seed(0)
-    local, labels = torch.randn(2, 5, 6, generator=generator), torch.randn(3, 6, generator=generator)
+    local, labels = (
+        torch.randn(2, 5, 6, generator=generator),
+        torch.randn(3, 6, generator=generator),
+    )
     present = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     found = loss_change(local, present, labels, mode="exact", scale=7, bias=0.5)
     for patch in range(5):
         rest = local.clone()
         rest[:, patch] = 0
         with_it, without = (
-            F.binary_cross_entropy_with_logits(joint_logits(x.mean(1), labels, 7, 0.5), present, reduction="none")
+            F.binary_cross_entropy_with_logits(
+                joint_logits(x.mean(1), labels, 7, 0.5), present, reduction="none"
+            )
             for x in (local, rest)
         )
         torch.testing.assert_close(found[:, :, patch], without - with_it)
@@ -210,7 +257,9 @@ def test_exact_scores_are_the_losses_with_and_without_a_patch() -> None:
 
 def test_joint_logits_go_from_scale_to_minus_scale_with_the_distance() -> None:
     a = torch.tensor([[2.0, 0], [0, 3]])
-    expected = torch.tensor([[20, 20 * (1 - 2**0.5), -20], [20 * (1 - 2**0.5), 20, 20 * (1 - 2**0.5)]])
+    expected = torch.tensor(
+        [[20, 20 * (1 - 2**0.5), -20], [20 * (1 - 2**0.5), 20, 20 * (1 - 2**0.5)]]
+    )
     found = joint_logits(a, torch.tensor([[1.0, 0], [0, 1], [-5, 0]]))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
@@ -234,13 +283,17 @@ def test_a_label_without_patches_keeps_its_vector(extras: bool) -> None:
     assert (made[1] == label[1]).all() and not torch.allclose(made[0], label[0])
     assert (attention[1] == 0).all() and torch.isfinite(made).all()
     made.sum().backward()
-    assert torch.isfinite(local.grad).all() and all(torch.isfinite(w.grad).all() for w in cross.parameters())
+    assert torch.isfinite(local.grad).all() and all(
+        torch.isfinite(w.grad).all() for w in cross.parameters()
+    )
 
 
 @pytest.mark.parametrize("extras", [True, False])
 def test_masked_patches_are_ignored_exactly(extras: bool) -> None:
     torch.manual_seed(0)
-    cross = CrossInteraction(32, heads=4, layers=2, channel_attention=extras, dynamic_conv=extras).eval()
+    cross = CrossInteraction(
+        32, heads=4, layers=2, channel_attention=extras, dynamic_conv=extras
+    ).eval()
     for weight in cross.parameters():  # what starts as nothing must be masked too
         torch.nn.init.normal_(weight, std=0.3)
     label, local, mask = torch.randn(4, 32), torch.randn(4, 9, 32), torch.rand(4, 9) < 0.6
@@ -255,10 +308,14 @@ def test_a_new_cross_interaction_predicts_like_the_mean_of_the_chosen_patches(wo
     torch.manual_seed(0)
     model = MLFSIC(world.space, CrossInteraction(WIDTH, heads=4)).eval()
     local, present = world.space.local(world.novel.patch), world.novel.present()
-    draw = MultiLabelEpisodeSampler(world.novel.truth, world.novel.names, shot=1, draws=1, seed=0)[0]
+    draw = MultiLabelEpisodeSampler(world.novel.truth, world.novel.names, shot=1, draws=1, seed=0)[
+        0
+    ]
     with torch.no_grad():
         both = [
-            model.prototypes(local[draw.support], present[draw.support], world.labels, cross=cross).vectors
+            model.prototypes(
+                local[draw.support], present[draw.support], world.labels, cross=cross
+            ).vectors
             for cross in (True, False)
         ]
     assert F.cosine_similarity(*both).min() > 0.8
@@ -277,7 +334,9 @@ def test_training_keeps_the_epoch_that_is_best_on_validation_labels(world: World
     assert log.losses[1] < log.losses[0]
     from eval.stages.multi_label.training import validate
 
-    assert validate(model, world.novel, 2, 0) == log.validation[log.best]  # its weights are those kept
+    assert (
+        validate(model, world.novel, 2, 0) == log.validation[log.best]
+    )  # its weights are those kept
 
 
 def test_training_with_the_joint_space_moves_both_and_repeats_bit_by_bit() -> None:
@@ -287,7 +346,9 @@ def test_training_with_the_joint_space_moves_both_and_repeats_bit_by_bit() -> No
         torch.manual_seed(0)
         space = JointSpace.learned(WIDTH, TEXT, 32, seed=0)
         model = MLFSIC(space, CrossInteraction(32, heads=4))
-        fit_base(model, small.base, None, TrainSettings(epochs=1, episodes=2, lr=1e-3, warmup=1), seed=0)
+        fit_base(
+            model, small.base, None, TrainSettings(epochs=1, episodes=2, lr=1e-3, warmup=1), seed=0
+        )
         weights.append(model.state_dict())
     start = JointSpace.learned(WIDTH, TEXT, 32, seed=0).state_dict()
     assert not torch.equal(weights[0]["space.text.weight"], start["text.weight"])
@@ -305,7 +366,9 @@ def test_the_query_pools_compare_mean_best_and_attended_patches(world: World) ->
         found[pool] = multilabel_metrics(logits.double().numpy(), truth, None)[0]["mAP"]
     best = joint_logits(local[3], world.labels).amax(0)
     with torch.no_grad():
-        torch.testing.assert_close(MLFSIC(world.space, query_pool="max").predict(local, world.labels)[3], best)
+        torch.testing.assert_close(
+            MLFSIC(world.space, query_pool="max").predict(local, world.labels)[3], best
+        )
     assert found["label_attention"] > found["mean"]
 
 
@@ -314,7 +377,9 @@ def test_scale_and_bias_are_fitted_where_scores_say_something() -> None:
     truth = rng.random((400, 5)) < 0.2
     found = Logistic.fit(0.1 * (truth + rng.normal(size=truth.shape)) + 3, truth)
     assert found.fitted and found.scale > 0
-    probability = 1 / (1 + np.exp(-(found.scale * (0.1 * (truth + rng.normal(size=truth.shape)) + 3) + found.bias)))
+    probability = 1 / (
+        1 + np.exp(-(found.scale * (0.1 * (truth + rng.normal(size=truth.shape)) + 3) + found.bias))
+    )
     assert probability.mean() == pytest.approx(0.2, abs=0.03)
     against = Logistic.fit(-truth.astype(float), truth)
     assert not against.fitted and against.scale > 0  # never turns a ranking round

@@ -32,22 +32,38 @@ def test_all_metrics_by_hand_with_a_label_that_no_picture_has() -> None:
     assert by_label[:2] == pytest.approx([(1 / 1 + 2 / 4) / 2, 1.0]) and np.isnan(by_label[2])
     assert found["n_classes_scored"] == 2
     assert found["mAP"] == pytest.approx((0.75 + 1) / 2)
-    # said: label 0 of pictures 0 and 2, label 1 of 1, 2 and 3, label 2 of 0: three are right, four are there
+    # said: label 0 of pictures 0 and 2, label 1 of 1, 2 and 3, label 2 of 0: three are right, four
+    # are there
     assert found["micro_P"] == pytest.approx(3 / 6) and found["micro_R"] == pytest.approx(3 / 4)
     assert found["micro_F1"] == pytest.approx(0.6)
-    assert found["macro_P"] == pytest.approx((1 / 2 + 2 / 3) / 2) and found["macro_R"] == pytest.approx((1 / 2 + 1) / 2)
+    assert found["macro_P"] == pytest.approx((1 / 2 + 2 / 3) / 2) and found[
+        "macro_R"
+    ] == pytest.approx((1 / 2 + 1) / 2)
     assert found["macro_F1"] == pytest.approx((0.5 + 0.8) / 2)
     p, r = (1 / 2 + 2 / 3) / 2, 0.75
     assert found["macro_F1_PR"] == pytest.approx(2 * p * r / (p + r))
     assert found["macro_F1"] != pytest.approx(found["macro_F1_PR"], abs=1e-3)
-    ranked = [(3, 1), (2, 1), (2, 1), (1, 0), (1, 0), (1, 0), (-1, 0), (-2, 1)]  # by score; 12 pairs, four are there
+    ranked = [
+        (3, 1),
+        (2, 1),
+        (2, 1),
+        (1, 0),
+        (1, 0),
+        (1, 0),
+        (-1, 0),
+        (-2, 1),
+    ]  # by score; 12 pairs, four are there
     assert len([pair for pair in ranked if pair[1]]) == 4
     assert found["micro_AP"] == pytest.approx((1 + 2 * 3 / 3) / 4 + 1 / 4 * 4 / 12)
 
 
 def test_one_label_alone_is_measured_too() -> None:
     found, _ = multilabel_metrics(np.array([[1.0], [-1], [2]]), np.array([[True], [True], [False]]))
-    assert found["macro_P"] == found["micro_P"] == 0.5 and found["macro_R"] == 0.5 and found["macro_F1"] == 0.5
+    assert (
+        found["macro_P"] == found["micro_P"] == 0.5
+        and found["macro_R"] == 0.5
+        and found["macro_F1"] == 0.5
+    )
 
 
 def test_without_a_threshold_only_rankings_are_measured() -> None:
@@ -71,16 +87,22 @@ def test_metrics_agree_with_scikit_learn(sizes: tuple[int, int, int, int]) -> No
     each = [average_precision_score(truth[:, c], scores[:, c]) for c in scored]
     assert by_label[scored] == pytest.approx(each) and np.isnan(np.delete(by_label, scored)).all()
     assert found["mAP"] == pytest.approx(np.mean(each))
-    assert found["micro_AP"] == pytest.approx(average_precision_score(truth, scores, average="micro"))
+    assert found["micro_AP"] == pytest.approx(
+        average_precision_score(truth, scores, average="micro")
+    )
     for name, function in {"P": precision_score, "R": recall_score, "F1": f1_score}.items():
         by_hand = function(truth, scores > 0, average=None, zero_division=0)[scored].mean()
         assert found[f"macro_{name}"] == pytest.approx(by_hand)
-        assert found[f"micro_{name}"] == pytest.approx(function(truth, scores > 0, average="micro", zero_division=0))
+        assert found[f"micro_{name}"] == pytest.approx(
+            function(truth, scores > 0, average="micro", zero_division=0)
+        )
 
 
 @settings(deadline=None, max_examples=15)
 @given(_SIZES)
-def test_influences_are_derivatives_of_the_weighted_average_precision(sizes: tuple[int, int, int, int]) -> None:
+def test_influences_are_derivatives_of_the_weighted_average_precision(
+    sizes: tuple[int, int, int, int],
+) -> None:
     pictures, _, values, seed = sizes
     rng = np.random.default_rng(seed)
     truth = rng.random(pictures) < 0.4
@@ -90,7 +112,9 @@ def test_influences_are_derivatives_of_the_weighted_average_precision(sizes: tup
     assert influence.sum() == pytest.approx(0, abs=1e-9)  # more of everything changes nothing
     for picture in range(min(pictures, 5)):
         step = np.eye(pictures)[picture] * 1e-5
-        up, down = (average_precision_score(truth, scores, sample_weight=1 + s) for s in (step, -step))
+        up, down = (
+            average_precision_score(truth, scores, sample_weight=1 + s) for s in (step, -step)
+        )
         assert influence[picture] == pytest.approx((up - down) / 2e-5, abs=1e-5)
 
 
@@ -101,7 +125,10 @@ def _records(draws: int, pictures: int = 300, seed: int = 0) -> list[dict]:
     for number in range(draws):
         query = np.sort(rng.permutation(pictures)[: pictures - 10])
         noise = {name: rng.normal(size=truth.shape) for name in ("lcm", "all_patch")}
-        scores = {"lcm": (2 * truth + noise["lcm"])[query] - 1, "all_patch": (truth + noise["all_patch"])[query] - 1}
+        scores = {
+            "lcm": (2 * truth + noise["lcm"])[query] - 1,
+            "all_patch": (truth + noise["all_patch"])[query] - 1,
+        }
         records.append(record_of(1, number, ["a", "b", "c", "d"], truth, query, scores, True))
     return records
 
@@ -125,7 +152,12 @@ def test_metrics_of_records_are_means_over_draws_with_paired_differences() -> No
     records = _records(4)
     found = {metric.name: metric for metric in metrics(records)}
     single = [{metric.name: metric for metric in metrics([record])} for record in records]
-    for name in ("1shot/lcm/mAP", "1shot/lcm/micro_F1", "1shot/all_patch/class/c", "1shot/lcm-all_patch/mAP"):
+    for name in (
+        "1shot/lcm/mAP",
+        "1shot/lcm/micro_F1",
+        "1shot/all_patch/class/c",
+        "1shot/lcm-all_patch/mAP",
+    ):
         assert found[name].value == pytest.approx(np.mean([each[name].value for each in single]))
         assert found[name].n == 4 and found[name].ci95 is not None and single[0][name].ci95 is None
     difference = found["1shot/lcm/mAP"].value - found["1shot/all_patch/mAP"].value
@@ -151,14 +183,24 @@ def test_intervals_of_shares_end_at_0_and_100_and_those_of_differences_do_not() 
     truth = np.arange(8)[:, None] % 2 == [0, 1]
     right, wrong = 2.0 * truth - 1, 1 - 2.0 * truth
     each = [({"lcm": right, "all_patch": wrong}), ({"lcm": wrong, "all_patch": right})]
-    records = [record_of(1, n, ["a", "b"], truth, np.arange(8), scores, True) for n, scores in enumerate(each)]
+    records = [
+        record_of(1, n, ["a", "b"], truth, np.arange(8), scores, True)
+        for n, scores in enumerate(each)
+    ]
     found = {metric.name: metric for metric in metrics(records)}
     for name in ("mAP", "micro_F1", "class/a"):
         assert found[f"1shot/lcm/{name}"].ci95 == (0, 100)
     assert found["1shot/lcm-all_patch/mAP"].ci95[1] > 100
-    few = [m for seed in range(5) for m in metrics(_records(2, pictures=20, seed=seed)) if m.unit == "percent"]
+    few = [
+        m
+        for seed in range(5)
+        for m in metrics(_records(2, pictures=20, seed=seed))
+        if m.unit == "percent"
+    ]
     over = [m.intervals["pictures"] for m in few if m.intervals]
-    assert all(0 <= low <= high <= 100 for low, high in over) and any(low < high == 100 for low, high in over)
+    assert all(0 <= low <= high <= 100 for low, high in over) and any(
+        low < high == 100 for low, high in over
+    )
 
 
 def test_methods_that_never_say_that_a_label_is_there_are_flagged() -> None:

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.importing.label_lists import label_lists, shipped_lists
 from data_pipeline.scenes.generate import generate
 from data_pipeline.scenes.labelled import CLASSES
-from data_pipeline.sources.label_lists import label_lists, shipped_lists
-from data_pipeline.write import write_shards
-from eval.compare import compare
+from data_pipeline.shards.write import write_shards
 from eval.report import write_report
 from eval.report.gallery import Thumbnails
 from eval.report.multi_label import chosen_patches
-from eval.schema import Result, read_records
+from eval.results.compare import compare
+from eval.results.schema import Result, read_records
+from eval.results.verify import verify
 from eval.stages.multi_label import evaluate, metrics
 from eval.stages.multi_label.label_sets import choose, read_label_lists
 from eval.stages.multi_label.methods import ABOUT, TipAdapter
 from eval.stages.multi_label.sampler import MultiLabelEpisodeSampler
 from eval.stages.multi_label.summary import table
-from eval.verify import verify
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -37,7 +37,14 @@ from .conftest import save_model
 
 NEW = sorted(CLASSES["novel"])
 OURS = {"lcm", "lcm_exact", "lcm_source", "cross"}
-BASELINES = {"all_patch", "text_proto", "text_similarity", "random_patch", "zero_shot", "tip_adapter_ml"}
+BASELINES = {
+    "all_patch",
+    "text_proto",
+    "text_similarity",
+    "random_patch",
+    "zero_shot",
+    "tip_adapter_ml",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(knowing_model: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def found(
+    knowing_model: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Path]:
     """All methods on 1 and 2 pictures of each label."""
     out = tmp_path_factory.mktemp("result")
     learning = {"base": labelled / "base", "val": labelled / "val"}
@@ -64,51 +73,85 @@ def run(model: Path, data: Path, out: Path, **options: object) -> Result:
 def write(folder: Path, labels: Sequence[object], jpeg: bytes) -> Path:
     """Write pictures that differ in their bytes alone."""
     records = [
-        (f"{i}", {"jpg": jpeg + bytes([i]), "json": json.dumps({} if own is None else {"labels": own}).encode()})
+        (
+            f"{i}",
+            {
+                "jpg": jpeg + bytes([i]),
+                "json": json.dumps({} if own is None else {"labels": own}).encode(),
+            },
+        )
         for i, own in enumerate(labels)
     ]
     write_shards(folder, records, source={"name": folder.name})
     return folder
 
 
-def test_every_method_is_measured_beside_the_others_on_the_same_draws(found: tuple[Result, Path]) -> None:
+def test_every_method_is_measured_beside_the_others_on_the_same_draws(
+    found: tuple[Result, Path],
+) -> None:
     result, out = found
     names = [metric.name for metric in result.metrics]
     for shot in ("1shot", "2shot"):
         for method in ABOUT:
             mean = result.metric(f"{shot}/{method}/mAP")
-            assert mean.ci95 is not None and "pictures" in mean.intervals and mean.n == 3 and 0 < mean.chance < 100
+            assert (
+                mean.ci95 is not None
+                and "pictures" in mean.intervals
+                and mean.n == 3
+                and 0 < mean.chance < 100
+            )
             for name in ("micro_AP", "micro_F1", "macro_F1", "macro_F1_PR"):
                 assert f"{shot}/{method}/{name}" in names
             for other in BASELINES if method in OURS else ():
                 difference = result.metric(f"{shot}/{method}-{other}/mAP")
-                assert difference.value == pytest.approx(mean.value - result.metric(f"{shot}/{other}/mAP").value)
+                assert difference.value == pytest.approx(
+                    mean.value - result.metric(f"{shot}/{other}/mAP").value
+                )
             assert f"{shot}/{method}/class/{NEW[0]}" in names
         assert result.metric(f"{shot}/n_classes_scored").value == len(NEW)
     assert list(result.data["classes"]) == NEW
-    assert result.protocol["filter"] == "strict" and "Student t over draws" in result.protocol["intervals"]
+    assert (
+        result.protocol["filter"] == "strict"
+        and "Student t over draws" in result.protocol["intervals"]
+    )
     fitted = result.model["fitted"]
     assert len(fitted["cross"]["validation_mAP"]) == 2
-    assert fitted["cross"]["validation_mAP"][fitted["cross"]["kept_epoch"]] == max(fitted["cross"]["validation_mAP"])
+    assert fitted["cross"]["validation_mAP"][fitted["cross"]["kept_epoch"]] == max(
+        fitted["cross"]["validation_mAP"]
+    )
     assert set(fitted["tip_adapter_ml"]) == {"1shot", "2shot"}
     records = list(read_records(out))
-    assert [record["query"] for record in records] == [f"{k}shot/{i}" for k in (1, 2) for i in range(3)]
+    assert [record["query"] for record in records] == [
+        f"{k}shot/{i}" for k in (1, 2) for i in range(3)
+    ]
 
 
-def test_what_a_method_is_not_above_is_flagged_once_for_each_number_of_pictures(found: tuple[Result, Path]) -> None:
+def test_what_a_method_is_not_above_is_flagged_once_for_each_number_of_pictures(
+    found: tuple[Result, Path],
+) -> None:
     result, _ = found
     for shot in (1, 2):
         for own in ("lcm", "cross"):
             pairs = {
-                other: result.metric(f"{shot}shot/{own}-{other}/mAP").ci95 for other in ABOUT if other in BASELINES
+                other: result.metric(f"{shot}shot/{own}-{other}/mAP").ci95
+                for other in ABOUT
+                if other in BASELINES
             }
             below = [other for other, interval in pairs.items() if interval[0] <= 0]
-            told = [flag for flag in result.flags if flag.startswith(f"{own} is not") and f"({shot}shot)" in flag]
-            assert told == ([f"{own} is not above {', '.join(below)} ({shot}shot)"] if below else [])
+            told = [
+                flag
+                for flag in result.flags
+                if flag.startswith(f"{own} is not") and f"({shot}shot)" in flag
+            ]
+            assert told == (
+                [f"{own} is not above {', '.join(below)} ({shot}shot)"] if below else []
+            )
             assert below  # or this test says nothing: choose a worse model
 
 
-def test_the_table_shows_every_method_and_difference_with_both_intervals(found: tuple[Result, Path]) -> None:
+def test_the_table_shows_every_method_and_difference_with_both_intervals(
+    found: tuple[Result, Path],
+) -> None:
     result, _ = found
     lines = table(result).splitlines()
     for name in [*ABOUT, "lcm - zero_shot", "cross - random_patch"]:
@@ -117,7 +160,8 @@ def test_the_table_shows_every_method_and_difference_with_both_intervals(found: 
             metric = result.metric(f"{shot}shot/{name.replace(' ', '')}/mAP")
             sign = "+" if "-" in name else ""
             draws, pictures = (
-                f"{low:{sign}.1f} to {high:{sign}.1f}" for low, high in (metric.ci95, metric.intervals["pictures"])
+                f"{low:{sign}.1f} to {high:{sign}.1f}"
+                for low, high in (metric.ci95, metric.intervals["pictures"])
             )
             assert f"{metric.value:{sign}.1f} ({draws}; {pictures})" in line
     assert any(line.startswith("guessing") for line in lines)
@@ -128,7 +172,9 @@ def test_every_metric_follows_from_the_records(found: tuple[Result, Path]) -> No
     assert verify(out) == [] and metrics(read_records(out)) == result.metrics
 
 
-def test_the_records_name_the_support_and_the_patches_that_labels_chose(found: tuple[Result, Path]) -> None:
+def test_the_records_name_the_support_and_the_patches_that_labels_chose(
+    found: tuple[Result, Path],
+) -> None:
     _, out = found
     first, second, *_ = read_records(out)
     assert len(first["left_out"]) == len(first["support"]) and "chosen" not in second
@@ -136,7 +182,11 @@ def test_the_records_name_the_support_and_the_patches_that_labels_chose(found: t
         by_picture = first["chosen"][method]
         assert len(by_picture) == len(first["support"])
         for labels in by_picture:
-            assert labels and set(labels) <= set(NEW) and all(len(patches) == 3 for patches in labels.values())
+            assert (
+                labels
+                and set(labels) <= set(NEW)
+                and all(len(patches) == 3 for patches in labels.values())
+            )
 
 
 def test_two_runs_give_the_same_bits_and_compare_as_equal(
@@ -158,12 +208,23 @@ def test_without_base_and_validation_labels_what_needs_no_training_is_ranked(
     assert "left_out/tip_adapter_ml: needs --val" in result.flags
     assert any(flag.startswith("uncalibrated") for flag in result.flags)
     names = {metric.name for metric in result.metrics}
-    assert "1shot/lcm/mAP" in names and "1shot/lcm/macro_F1" not in names and "1shot/cross/mAP" not in names
+    assert (
+        "1shot/lcm/mAP" in names
+        and "1shot/lcm/macro_F1" not in names
+        and "1shot/cross/mAP" not in names
+    )
     assert result.protocol["threshold"] is None and verify(tmp_path) == []
 
 
-def test_a_learned_space_is_trained_on_base_labels(knowing_model: Path, labelled: Path, tmp_path: Path) -> None:
-    options = {"base": labelled / "base", "init": "learned", "methods": ["lcm", "all_patch", "text_proto"], "shot": [1]}
+def test_a_learned_space_is_trained_on_base_labels(
+    knowing_model: Path, labelled: Path, tmp_path: Path
+) -> None:
+    options = {
+        "base": labelled / "base",
+        "init": "learned",
+        "methods": ["lcm", "all_patch", "text_proto"],
+        "shot": [1],
+    }
     result = run(knowing_model, labelled / "novel", tmp_path, **options)
     losses = result.model["fitted"]["joint_loss"]
     assert losses[-1] < losses[0] and result.model["fitted"]["scale"] == 20
@@ -174,15 +235,24 @@ def test_a_learned_space_is_trained_on_base_labels(knowing_model: Path, labelled
 def test_queries_are_compared_patch_by_patch_where_asked(
     pool: str, knowing_model: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    result = run(knowing_model, labelled / "novel", tmp_path, methods=["lcm"], query_pool=pool, shot=[1])
+    result = run(
+        knowing_model, labelled / "novel", tmp_path, methods=["lcm"], query_pool=pool, shot=[1]
+    )
     assert result.protocol["query_pool"] == pool and 0 < result.metric("1shot/lcm/mAP").value <= 100
 
 
-def test_a_collapsed_encoder_is_flagged(knowing_model: Path, tokenizer: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_collapsed_encoder_is_flagged(
+    knowing_model: Path, tokenizer: Path, labelled: Path, tmp_path: Path
+) -> None:
     model = GLSCLModel.from_pretrained(knowing_model)
     with torch.no_grad():
         model.contrastive_image_head[3].weight.zero_()
-    result = run(save_model(model, tokenizer, tmp_path / "m"), labelled / "novel", tmp_path / "o", methods=["lcm"])
+    result = run(
+        save_model(model, tokenizer, tmp_path / "m"),
+        labelled / "novel",
+        tmp_path / "o",
+        methods=["lcm"],
+    )
     assert "degenerate_scores/1shot/lcm" in result.flags
 
 
@@ -204,7 +274,9 @@ def test_support_and_query_share_no_picture_and_no_copy(sizes: tuple[int, int, i
     for draw in sampler.all():
         assert not {media[row] for row in draw.support} & {media[row] for row in draw.query}
         left = set(range(60)) - set(draw.support.tolist()) - set(draw.query.tolist())
-        assert all(media[row] in {media[other] for other in draw.support} for row in left)  # the whole rest is asked
+        assert all(
+            media[row] in {media[other] for other in draw.support} for row in left
+        )  # the whole rest is asked
         for label in range(labels):
             shown = {media[row] for row in draw.support if truth[row, label]}
             assert len(shown) >= shot
@@ -216,8 +288,15 @@ def test_draws_depend_on_seed_and_number_alone_and_fewer_shots_are_part_of_more(
         MultiLabelEpisodeSampler(truth, list("abcd"), shot=shot, draws=draws, seed=7)
         for shot, draws in ((1, 9), (3, 5))
     )
-    assert (one[4].support == MultiLabelEpisodeSampler(truth, list("abcd"), shot=1, draws=5, seed=7)[4].support).all()
-    assert any((one[4].support != one[n].support).any() for n in range(4) if len(one[4].support) == len(one[n].support))
+    assert (
+        one[4].support
+        == MultiLabelEpisodeSampler(truth, list("abcd"), shot=1, draws=5, seed=7)[4].support
+    ).all()
+    assert any(
+        (one[4].support != one[n].support).any()
+        for n in range(4)
+        if len(one[4].support) == len(one[n].support)
+    )
     for number in range(5):
         assert set(one[number].support) <= set(more[number].support)
 
@@ -232,12 +311,15 @@ def test_strict_keeps_no_picture_with_another_label_and_any_ignores_it() -> None
     assert choose(labels, None, "strict", "data").names == ("a", "b", "c")
 
 
-def test_the_filter_decides_which_pictures_are_asked(knowing_model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_the_filter_decides_which_pictures_are_asked(
+    knowing_model: Path, labelled: Path, tmp_path: Path
+) -> None:
     names = tmp_path / "names.txt"
     names.write_text(f"{NEW[5]}\n\n{NEW[2]}\n{NEW[9]}\n")
     options: Mapping[str, object] = {"labels": names, "methods": ["text_proto"], "shot": [1]}
     strict, either = (
-        run(knowing_model, labelled / "novel", tmp_path / keep, filter=keep, **options) for keep in ("strict", "any")
+        run(knowing_model, labelled / "novel", tmp_path / keep, filter=keep, **options)
+        for keep in ("strict", "any")
     )
     assert list(strict.data["classes"]) == [NEW[5], NEW[2], NEW[9]]  # in the order of the list
     assert strict.data["images"] < either.data["images"] < 160
@@ -246,9 +328,16 @@ def test_the_filter_decides_which_pictures_are_asked(knowing_model: Path, labell
 
 def test_the_shipped_lists_of_coco_are_52_12_and_16_of_its_80_labels() -> None:
     lists = read_label_lists("coco_52_12_16")
-    assert {role: len(names) for role, names in lists.items()} == {"base": 52, "val": 12, "data": 16}
+    assert {role: len(names) for role, names in lists.items()} == {
+        "base": 52,
+        "val": 12,
+        "data": 16,
+    }
     assert len({name for names in lists.values() for name in names}) == 80
-    assert {"bicycle", "stop sign", "vase"} <= set(lists["data"]) and {"person", "teddy bear"} <= set(lists["val"])
+    assert {"bicycle", "stop sign", "vase"} <= set(lists["data"]) and {
+        "person",
+        "teddy bear",
+    } <= set(lists["val"])
 
 
 @pytest.mark.parametrize("name", shipped_lists())
@@ -271,10 +360,14 @@ def test_roles_that_a_list_does_not_name_take_all_labels_of_their_data_set(
     assert set(result.data["base"]["classes"]) == set(CLASSES["base"])
 
 
-@pytest.mark.parametrize("value", [{"tset": ["a", "b"]}, {"test": ["a", "b"], "novel": ["c", "d"]}, {}])
+@pytest.mark.parametrize(
+    "value", [{"tset": ["a", "b"]}, {"test": ["a", "b"], "novel": ["c", "d"]}, {}]
+)
 def test_a_list_of_lists_with_other_names_is_refused(value: dict, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(value))
-    with pytest.raises(UsageError, match="where lists are called train or base, val, test or novel, each once"):
+    with pytest.raises(
+        UsageError, match="where lists are called train or base, val, test or novel, each once"
+    ):
         read_label_lists(tmp_path / "list.json")
 
 
@@ -286,7 +379,10 @@ def test_a_data_set_imported_for_some_labels_is_measured_on_these(
         (f"{i}", {"jpg": jpeg + bytes([i]), "json": json.dumps({"labels": own}).encode()})
         for i, own in enumerate([["a"], ["b"], ["a", "z"], ["a", "b"], ["b"], ["a"]])
     ]
-    source = {"name": "d", "label_split": {"lists": "l", "part": "novel", "labels": ["b", "a", "unseen"]}}
+    source = {
+        "name": "d",
+        "label_split": {"lists": "l", "part": "novel", "labels": ["b", "a", "unseen"]},
+    }
     write_shards(folder, records, source=source)
     result = run(knowing_model, folder, tmp_path / "o", methods=["text_proto"], shot=[1])
     assert result.data["classes"] == {"b": 3, "a": 3} and result.data["left_out_by_labels"] == 1
@@ -301,7 +397,9 @@ def test_tip_adapter_is_tuned_on_validation_draws() -> None:
     noise = 0.3 * torch.randn(60, 8, generator=generator)
     proj = torch.nn.functional.normalize(truth.float() @ looks + noise, dim=-1)
     keys = [str(n) for n in range(60)]
-    data = Labelled(tuple("abcd"), keys, keys, torch.zeros(60, 1, 1), proj, truth.numpy(), -looks)  # texts mislead
+    data = Labelled(
+        tuple("abcd"), keys, keys, torch.zeros(60, 1, 1), proj, truth.numpy(), -looks
+    )  # texts mislead
     adapter = TipAdapter.tuned(data, shot=5, draws=3, seed=0)
     assert adapter.alpha >= 3  # so that the support pictures count
 
@@ -310,13 +408,19 @@ def test_tip_adapter_is_tuned_on_validation_draws() -> None:
     ("options", "message"),
     [
         ({"methods": ["cross"]}, "cross needs --base and --val"),
-        ({"methods": ["tip_adapter_ml"]}, "tip_adapter_ml needs --val: .*never on those that are measured"),
+        (
+            {"methods": ["tip_adapter_ml"]},
+            "tip_adapter_ml needs --val: .*never on those that are measured",
+        ),
         ({"methods": ["lmc"]}, "unknown method lmc: choose of lcm"),
         ({"init": "glove"}, "init is 'glove'"),
         ({"init": "learned"}, "init learned trains on base labels"),
         ({"filter": "loose"}, "filter is 'loose', must be strict or any"),
         ({"query_pool": "sum"}, "query_pool is 'sum'"),
-        ({"labels": "coco_53"}, "cannot read the list of labels coco_53.*shipped lists: .*coco_52_12_16"),
+        (
+            {"labels": "coco_53"},
+            "cannot read the list of labels coco_53.*shipped lists: .*coco_52_12_16",
+        ),
         ({"draws": 1}, "draws 2 or more"),
         ({"shot": [0]}, "must be 1 or more"),
         ({"seed": -1}, "seed 0 or more"),
@@ -330,7 +434,9 @@ def test_wrong_options_are_refused(
         run(knowing_model, labelled / "novel", tmp_path, **options)
 
 
-def test_a_label_of_two_data_sets_is_refused_by_name(knowing_model: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_label_of_two_data_sets_is_refused_by_name(
+    knowing_model: Path, labelled: Path, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=f"labels of both --data and --base: {NEW[0]}"):
         run(knowing_model, labelled / "novel", tmp_path, base=labelled / "novel")
 
@@ -339,10 +445,22 @@ def test_a_label_of_two_data_sets_is_refused_by_name(knowing_model: Path, labell
     ("labels", "options", "message"),
     [
         ([None, None], {}, 'no sample of .* has "labels"'),
-        ([["a"], ["a"], ["a", "b"]], {"shot": [2]}, r"--data has too few .*: b \(1\): .*, or use fewer shots"),
-        ([["a"], ["a"], ["a", "b"]], {}, r"--data has too few .* 1 support picture of .*: b \(1\): .*, add pictures$"),
+        (
+            [["a"], ["a"], ["a", "b"]],
+            {"shot": [2]},
+            r"--data has too few .*: b \(1\): .*, or use fewer shots",
+        ),
+        (
+            [["a"], ["a"], ["a", "b"]],
+            {},
+            r"--data has too few .* 1 support picture of .*: b \(1\): .*, add pictures$",
+        ),
         ([["a"], ["a"]], {}, "--data .* has a as its only label, where at least two are needed"),
-        ([["a", "b"], ["a", "b"]], {}, r"--data leaves no picture with a label to find .*\(draw .*: add pictures$"),
+        (
+            [["a", "b"], ["a", "b"]],
+            {},
+            r"--data leaves no picture with a label to find .*\(draw .*: add pictures$",
+        ),
         ([["a"], "a"], {}, '"labels" must be a list of names'),
         ([["a"], ["a"]], {"labels": ["a", "b"]}, "no picture of .* has the label b"),
         ([["a"], ["a"]], {"labels": ["a", "a"]}, "names a label twice: a"),
@@ -356,7 +474,12 @@ def test_unusable_labels_are_refused(
         (tmp_path / "list.json").write_text(json.dumps(options["labels"]))
         options = options | {"labels": tmp_path / "list.json"}
     with pytest.raises((DataError, UsageError), match=message):
-        run(knowing_model, folder, tmp_path / "o", **{"methods": ["text_proto"], "shot": [1]} | options)
+        run(
+            knowing_model,
+            folder,
+            tmp_path / "o",
+            **{"methods": ["text_proto"], "shot": [1]} | options,
+        )
 
 
 LEARNT_FROM = [
@@ -370,7 +493,12 @@ LEARNT_FROM = [
     ),
     (["tip_adapter_ml"], "val", [["x"]] * 4, "--val .* has x as its only label"),
     (["tip_adapter_ml"], "val", [["x", "y"]] * 2, "--val leaves no picture with a label to find"),
-    (["tip_adapter_ml"], "val", [["x"], ["x"], ["x", "y"]], r"--val has too few different pictures .*: y \(1\)"),
+    (
+        ["tip_adapter_ml"],
+        "val",
+        [["x"], ["x"], ["x", "y"]],
+        r"--val has too few different pictures .*: y \(1\)",
+    ),
     (["cross"], "val", [["x", "y"]] * 2, "--val leaves no picture with a label to find"),
 ]
 
@@ -387,7 +515,12 @@ def test_what_cannot_be_learned_from_is_refused_by_the_name_of_its_option(
     jpeg: bytes,
 ) -> None:
     others = {"base": labelled / "base"} if methods == ["cross"] else {}
-    options = {**others, role: write(tmp_path / role, labels, jpeg), "methods": methods, "shot": [1]}
+    options = {
+        **others,
+        role: write(tmp_path / role, labels, jpeg),
+        "methods": methods,
+        "shot": [1],
+    }
     with pytest.raises(DataError, match=message):
         run(knowing_model, labelled / "novel", tmp_path / "o", **options)
 
@@ -395,7 +528,14 @@ def test_what_cannot_be_learned_from_is_refused_by_the_name_of_its_option(
 def test_the_command_prints_its_result_and_says_what_is_wrong(
     knowing_model: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    where = ["--model", str(knowing_model), "--data", str(labelled / "novel"), "--out", str(tmp_path / "o")]
+    where = [
+        "--model",
+        str(knowing_model),
+        "--data",
+        str(labelled / "novel"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     short = ["--methods", "lcm", "text_proto", "--shot", "1", "--draws", "2", "--patches", "2"]
     assert main(["eval", "multi-label", *where, *short, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -410,7 +550,9 @@ def test_the_command_prints_its_result_and_says_what_is_wrong(
     assert "labels of both --data and --base" in capsys.readouterr().err
 
 
-def test_the_report_shows_methods_labels_and_chosen_patches(found: tuple[Result, Path], tmp_path: Path) -> None:
+def test_the_report_shows_methods_labels_and_chosen_patches(
+    found: tuple[Result, Path], tmp_path: Path
+) -> None:
     result, out = found
     page = write_report([out], tmp_path / "report.html").read_text("utf-8")
     assert "Several labels from few pictures" in page
@@ -432,7 +574,9 @@ def test_the_report_shows_methods_labels_and_chosen_patches(found: tuple[Result,
     record = next(iter(read_records(out)))
     thumbnails = Thumbnails(Path(result.data["path"]), result.data["hash"])
     shown = chosen_patches(record, thumbnails)
-    assert 8 >= len(shown) > 0 and all(set(each.pictures) == set(record["chosen"]) for each in shown)
+    assert 8 >= len(shown) > 0 and all(
+        set(each.pictures) == set(record["chosen"]) for each in shown
+    )
     assert len(shown[0].others) >= len(shown[-1].others)
     assert page.count("patches of ") == sum(len(each.pictures) for each in shown)
 
@@ -441,8 +585,14 @@ def test_all_but_the_chosen_patches_are_dark(found: tuple[Result, Path]) -> None
     result, out = found
     record = next(iter(read_records(out)))
     label = next(iter(record["chosen"]["lcm"][0]))
-    one = {"support": record["support"][:1], "grid": record["grid"], "chosen": {"lcm": [{label: [0]}]}}
+    one = {
+        "support": record["support"][:1],
+        "grid": record["grid"],
+        "chosen": {"lcm": [{label: [0]}]},
+    }
     [shown] = chosen_patches(one, Thumbnails(Path(result.data["path"]), result.data["hash"]))
-    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.pictures["lcm"].partition(",")[2])))).astype(float)
+    pixels = np.asarray(
+        Image.open(io.BytesIO(base64.b64decode(shown.pictures["lcm"].partition(",")[2])))
+    ).astype(float)
     side = 48 // record["grid"][0]
     assert pixels[: side - 2, : side - 2].mean() > 2 * pixels[side + 2 :, side + 2 :].mean()

@@ -8,11 +8,11 @@ import torch
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
-from eval.answering import answer_questions
-from eval.compare import compare
-from eval.features import load
-from eval.schema import read_records, read_result
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import load
+from eval.questions.inference import answer_questions
+from eval.results.compare import compare
+from eval.results.schema import read_records, read_result
 from eval.stages.nlvr2 import evaluate, metrics
 from pretrain.model import GLSCLModel
 
@@ -48,7 +48,13 @@ def lines(right: dict[str, bool]) -> list[dict]:
         file, number, pair, sentence = name.split("-")
         other = "False" if label == "True" else "True"
         found.append(
-            {"query": name, "pair": f"{number}-{pair}", "image": number, "file": file, "group": f"{number}-{sentence}"}
+            {
+                "query": name,
+                "pair": f"{number}-{pair}",
+                "image": number,
+                "file": file,
+                "group": f"{number}-{sentence}",
+            }
             | {"label": label, "prediction": label if right.get(name, True) else other}
         )
     return found
@@ -64,26 +70,40 @@ def test_one_wrong_pair_of_four_makes_the_sentence_inconsistent() -> None:
     found = values(lines({"dev-850-2-0": False}))
     assert found["accuracy"] == pytest.approx(90)
     assert found["consistency"] == pytest.approx(200 / 3)
-    assert values(lines({"dev-850-2-0": False, "dev-850-3-0": False}))["consistency"] == pytest.approx(200 / 3)
+    assert values(lines({"dev-850-2-0": False, "dev-850-3-0": False}))[
+        "consistency"
+    ] == pytest.approx(200 / 3)
     guessed = next(metric for metric in metrics(lines({})) if metric.name == "consistency")
     assert (guessed.n, guessed.chance) == (3, pytest.approx(100 * (1 / 16 + 1 / 16 + 1 / 4) / 3))
 
 
-def test_always_true_gets_the_share_of_true_statements(model: Path, data: Path, tmp_path: Path) -> None:
+def test_always_true_gets_the_share_of_true_statements(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     """N1."""
     loaded = GLSCLModel.from_pretrained(model)
     with torch.no_grad():
         loaded.classifier[3].bias.copy_(torch.tensor([-1000.0, 1000.0]))
     found = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
-    assert found.metric("accuracy").value == found.metric("majority/accuracy").value == pytest.approx(70)
-    assert found.metric("consistency").value == pytest.approx(100 / 3)  # of the sentence that is true of both pairs
+    assert (
+        found.metric("accuracy").value
+        == found.metric("majority/accuracy").value
+        == pytest.approx(70)
+    )
+    assert found.metric("consistency").value == pytest.approx(
+        100 / 3
+    )  # of the sentence that is true of both pairs
     assert found.flags[1:] == ["constant_prediction"]
 
 
-def test_results_of_other_precision_are_not_compared(model: Path, data: Path, tmp_path: Path) -> None:
+def test_results_of_other_precision_are_not_compared(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     for precision in ("fp32", "bf16"):
         evaluate(model, data, tmp_path / precision, precision=precision)
-    assert {d.verdict for d in compare(tmp_path / "bf16", tmp_path / "bf16").differences} == {"equal"}
+    assert {d.verdict for d in compare(tmp_path / "bf16", tmp_path / "bf16").differences} == {
+        "equal"
+    }
     with pytest.raises(DataError, match=r"different protocols \(precision: fp32 against bf16\)"):
         compare(tmp_path / "fp32", tmp_path / "bf16")
 
@@ -92,7 +112,9 @@ def test_every_metric_follows_from_the_records(model: Path, data: Path, tmp_path
     found = evaluate(model, data, tmp_path)
     written = list(read_records(tmp_path))
     assert metrics(written) == found.metrics == read_result(tmp_path).metrics
-    assert [line["query"] for line in written] == sorted(name for own in STATEMENTS for name, _ in own)
+    assert [line["query"] for line in written] == sorted(
+        name for own in STATEMENTS for name, _ in own
+    )
     assert {line["group"] for line in written} == {"dev-850-0", "dev-850-1", "dev-3-0"}
     assert found.metric("accuracy").value == pytest.approx(
         100 * np.mean([line["prediction"] == line["label"] for line in written])
@@ -109,15 +131,24 @@ def test_a_missing_prediction_is_an_error() -> None:
 
 def test_files_are_reported_apart() -> None:
     records = lines({}) + [
-        line | {"file": "test-P"} for line in lines({name: False for own in STATEMENTS for name, _ in own})
+        line | {"file": "test-P"}
+        for line in lines({name: False for own in STATEMENTS for name, _ in own})
     ]
     found = values(records)
     assert (found["accuracy"], found["dev/accuracy"], found["test-P/accuracy"]) == (50, 100, 0)
-    assert (found["consistency"], found["dev/consistency"], found["test-P/consistency"]) == (50, 100, 0)
+    assert (found["consistency"], found["dev/consistency"], found["test-P/consistency"]) == (
+        50,
+        100,
+        0,
+    )
 
 
-def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(model: Path, tmp_path: Path) -> None:
-    data = write_statements(tmp_path / "test", [[("test1-0-0-0", "False")], [("test1-0-1-0", "False")]], broken=[1])
+def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(
+    model: Path, tmp_path: Path
+) -> None:
+    data = write_statements(
+        tmp_path / "test", [[("test1-0-0-0", "False")], [("test1-0-1-0", "False")]], broken=[1]
+    )
     loaded = GLSCLModel.from_pretrained(model)
     with torch.no_grad():
         loaded.classifier[3].bias.copy_(torch.tensor([1000.0, -1000.0]))
@@ -132,7 +163,10 @@ def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(model: P
 def test_the_pictures_are_judged_in_their_order(model: Path, data: Path) -> None:
     """N3: what the plain model says of left and right, and another number the other way round."""
     loaded = load(model)
-    found = {answer.question.id: answer for answer in answer_questions(loaded, Manifest.load(data), limit=1)}
+    found = {
+        answer.question.id: answer
+        for answer in answer_questions(loaded, Manifest.load(data), limit=1)
+    }
     network = loaded.model
 
     def judge(name: str, numbers: tuple[int, int]) -> torch.Tensor:
@@ -142,7 +176,9 @@ def test_the_pictures_are_judged_in_their_order(model: Path, data: Path) -> None
         pooled = []
         for second, number in enumerate(numbers):
             pixels = torch.from_numpy(decode(open_image(picture(number))).copy())[None]
-            image = network.image_side(network.encode_image(network.normalize(pixels)), second=bool(second))
+            image = network.image_side(
+                network.encode_image(network.normalize(pixels)), second=bool(second)
+            )
             [states] = network.fuse_pairs(text, mask, image, [("all", "all")])
             pooled.append(network.pool(states[0], states[1][:, :1]))
         return network.classify(torch.cat(pooled, dim=-1))[0]
@@ -155,11 +191,18 @@ def test_the_pictures_are_judged_in_their_order(model: Path, data: Path) -> None
             assert not torch.allclose(logits, swapped, atol=1e-3)
 
 
-def test_hidden_labels_give_predictions_and_no_metrics_and_odd_ones_are_refused(model: Path, tmp_path: Path) -> None:
+def test_hidden_labels_give_predictions_and_no_metrics_and_odd_ones_are_refused(
+    model: Path, tmp_path: Path
+) -> None:
     data = write_statements(tmp_path / "odd", [[("a-0-0-0", "yes")]])
-    with pytest.raises(DataError, match='statement \'a-0-0-0\' must have the answer "True" or "False"'):
+    with pytest.raises(
+        DataError, match='statement \'a-0-0-0\' must have the answer "True" or "False"'
+    ):
         evaluate(model, data, tmp_path / "o")
-    secret = [{key: None if key == "label" else value for key, value in line.items()} for line in lines({})]
+    secret = [
+        {key: None if key == "label" else value for key, value in line.items()}
+        for line in lines({})
+    ]
     assert metrics(secret) == []
     with pytest.raises(DataError, match="10 of 11 statements have no label"):
         metrics([*secret, lines({})[0]])

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest
-from data_pipeline.store import MEMBERS, Store
-from data_pipeline.write import write_shards
-from eval.overlap import flags, overlap
-from eval.stages.retrieval import evaluate
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import MEMBERS, Store
+from data_pipeline.shards.write import write_shards
+from eval.results.contamination import flags, overlap
+from eval.stages.retrieval.stage import evaluate
 
 
 def pictures(split: Path, out: Path, chosen: range, **source) -> Manifest:
@@ -42,7 +42,9 @@ def test_other_pictures_are_none_known(scenes: Path, test: Manifest, tmp_path: P
     assert flags("none known") == []
 
 
-def test_equal_pictures_are_counted_whatever_they_are_called(test: Manifest, gallery: Path, tmp_path: Path) -> None:
+def test_equal_pictures_are_counted_whatever_they_are_called(
+    test: Manifest, gallery: Path, tmp_path: Path
+) -> None:
     copies = pictures(gallery, tmp_path / "copies", range(3, 8))
     said = overlap(test, None, copies.root)
     assert said == f"possible: 5 of 20 test pictures are in {copies.root}, byte for byte"
@@ -50,7 +52,9 @@ def test_equal_pictures_are_counted_whatever_they_are_called(test: Manifest, gal
     assert overlap(test, None, gallery).startswith("possible: trained on this very data set")
 
 
-def test_what_a_run_started_from_counts_too(scenes: Path, test: Manifest, gallery: Path, tmp_path: Path) -> None:
+def test_what_a_run_started_from_counts_too(
+    scenes: Path, test: Manifest, gallery: Path, tmp_path: Path
+) -> None:
     before = run_folder(tmp_path / "before", [pictures(gallery, tmp_path / "copies", range(2))])
     run = run_folder(tmp_path / "run", [Manifest.load(scenes / "train")], init_from=str(before))
     assert overlap(test, run).startswith("possible: 2 of 20 test pictures are in")
@@ -61,11 +65,15 @@ def test_unknown_is_said_to_be_unknown(scenes: Path, test: Manifest, tmp_path: P
     train = pictures(scenes / "train", tmp_path / "t", range(4))
     run = run_folder(tmp_path / "run", [train], init_from=str(tmp_path / "gone"))
     assert overlap(test, run) == f"unknown: {tmp_path / 'gone'} does not say what it was trained on"
-    tower = run_folder(tmp_path / "tower", [train], model={"vision_from": "openai/clip-vit-base-patch16"})
+    tower = run_folder(
+        tmp_path / "tower", [train], model={"vision_from": "openai/clip-vit-base-patch16"}
+    )
     assert overlap(test, tower) == "unknown: what openai/clip-vit-base-patch16 was trained on"
     (train.root / "dataset.json").unlink()
     gone = run_folder(tmp_path / "other", [train])
-    assert overlap(test, gone) == f"unknown: the training data {train.root} are not there as they were"
+    assert (
+        overlap(test, gone) == f"unknown: the training data {train.root} are not there as they were"
+    )
     with pytest.raises(UsageError, match="is neither a run folder nor a data set"):
         overlap(test, None, tmp_path)
 
@@ -101,8 +109,12 @@ def test_pictures_from_nobody_knows_where_may_be_those_of_the_test_set_in_other_
     assert said == f"possible: 2 of 4 test pictures are in {copies.root}, byte for byte"
 
 
-def test_align_bench_does_not_say_whose_pictures_it_has(scenes: Path, gallery: Path, tmp_path: Path) -> None:
-    bench = pictures(gallery, tmp_path / "bench", range(4), pictures="align_bench", kind="align_bench")
+def test_align_bench_does_not_say_whose_pictures_it_has(
+    scenes: Path, gallery: Path, tmp_path: Path
+) -> None:
+    bench = pictures(
+        gallery, tmp_path / "bench", range(4), pictures="align_bench", kind="align_bench"
+    )
     unknown = f"unknown: {bench.root} does not say where its pictures come from"
     for family in ("coco", "visual_genome"):
         train = pictures(scenes / "train", tmp_path / family, range(3), pictures=family)
@@ -112,10 +124,14 @@ def test_align_bench_does_not_say_whose_pictures_it_has(scenes: Path, gallery: P
 
 
 @pytest.mark.parametrize("kind", ["scenes", "scene-clips", "scene-pairs"])
-def test_generated_scenes_are_nobodys_pictures(scenes: Path, gallery: Path, tmp_path: Path, kind: str) -> None:
+def test_generated_scenes_are_nobodys_pictures(
+    scenes: Path, gallery: Path, tmp_path: Path, kind: str
+) -> None:
     generated = pictures(gallery, tmp_path / "generated", range(4), kind=kind)
     other = pictures(scenes / "train", tmp_path / "other", range(3))
-    assert overlap(generated, None, other.root) == overlap(other, None, generated.root) == "none known"
+    assert (
+        overlap(generated, None, other.root) == overlap(other, None, generated.root) == "none known"
+    )
 
 
 def test_karpathy_split_flickr30k_too(scenes: Path, gallery: Path, tmp_path: Path) -> None:
@@ -140,18 +156,29 @@ def test_a_checkpoint_that_was_chosen_on_test_pictures_is_flagged(
     copies = pictures(gallery, tmp_path / "val", range(6))
     expected = f"{copies.root}: 6 of 20 test pictures are in {copies.root}, byte for byte"
     assert said("copies", copies.root) == f"possible: checkpoint chosen on {expected}"
-    assert said("other", pictures(scenes / "train", tmp_path / "others", range(3)).root) == "none known"
+    assert (
+        said("other", pictures(scenes / "train", tmp_path / "others", range(3)).root)
+        == "none known"
+    )
     gone = tmp_path / "gone"
     assert said("moved", gone) == f"unknown: the validation data {gone} are not there"
-    after = run_folder(tmp_path / "after", [train], init_from=str(tmp_path / "same"), validation=None)
+    after = run_folder(
+        tmp_path / "after", [train], init_from=str(tmp_path / "same"), validation=None
+    )
     assert overlap(test, after).startswith("possible: checkpoint chosen on this very data set")
 
 
 def test_to_leave_out_the_captions_test_set_does_not_leave_out_that_of_questions(
     scenes: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    train = pictures(scenes / "train", tmp_path / "vg", range(3), pictures="visual_genome", excluded=["coco"])
-    for kind, expected in (("coco", "none known"), ("vqa_v2", "possible"), ("sugarcrepe", "possible")):
+    train = pictures(
+        scenes / "train", tmp_path / "vg", range(3), pictures="visual_genome", excluded=["coco"]
+    )
+    for kind, expected in (
+        ("coco", "none known"),
+        ("vqa_v2", "possible"),
+        ("sugarcrepe", "possible"),
+    ):
         asked = pictures(gallery, tmp_path / kind, range(4), pictures="coco", kind=kind)
         assert overlap(asked, None, train.root).startswith(expected), kind
 

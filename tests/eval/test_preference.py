@@ -7,20 +7,24 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.write import write_shards
-from eval.schema import read_records
+from data_pipeline.shards.write import write_shards
+from eval.results.schema import read_records
 from eval.stages.preference import evaluate, metrics
 from pretrain.model import GLSCLModel
 
 from .conftest import save_model
 
 
-def test_every_metric_follows_from_the_records(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_every_metric_follows_from_the_records(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
     found = evaluate(knowing_model, gallery, tmp_path)
     lines = list(read_records(tmp_path))
     assert metrics(lines) == found.metrics
     assert found.data["pairs"] == len(lines) == found.metric("contrastive/accuracy").n > 20
-    by_kind = [found.metric(f"matching/accuracy/{kind}") for kind in {line["kind"] for line in lines}]
+    by_kind = [
+        found.metric(f"matching/accuracy/{kind}") for kind in {line["kind"] for line in lines}
+    ]
     total = sum(metric.value * metric.n for metric in by_kind) / len(lines)
     assert found.metric("matching/accuracy").value == pytest.approx(total)
     assert all(metric.chance == 50 for metric in found.metrics)
@@ -46,13 +50,23 @@ def test_a_model_without_a_preference_gets_half_and_is_flagged(
         model.matching_head.weight.zero_()
         model.contrastive_text_head[3].weight.zero_()
     found = evaluate(save_model(model, tokenizer, tmp_path / "m"), gallery, tmp_path / "o")
-    assert found.metric("matching/accuracy").value == found.metric("contrastive/accuracy").value == 50.0
+    assert (
+        found.metric("matching/accuracy").value
+        == found.metric("contrastive/accuracy").value
+        == 50.0
+    )
     assert found.metric("matching/accuracy").bounds == (0.0, 100.0)
     assert "constant_scores/matching" in found.flags
 
 
-def test_data_without_scene_graphs_are_refused(knowing_model: Path, tmp_path: Path, jpeg: bytes) -> None:
-    members = {"jpg": jpeg, "txt": b"a red square", "json": b'{"scene": "indoors", "statements": []}'}
+def test_data_without_scene_graphs_are_refused(
+    knowing_model: Path, tmp_path: Path, jpeg: bytes
+) -> None:
+    members = {
+        "jpg": jpeg,
+        "txt": b"a red square",
+        "json": b'{"scene": "indoors", "statements": []}',
+    }
     write_shards(tmp_path / "plain", [("a", members)], source={"name": "plain"})
     with pytest.raises(DataError, match="must be a split of generated scenes"):
         evaluate(knowing_model, tmp_path / "plain", tmp_path / "o")

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.importing.entries import import_entries
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.write import write_shards
 from data_pipeline.sources import sugarcrepe as sugarcrepe_files
 from data_pipeline.sources import winoground as winoground_files
-from data_pipeline.sources.entries import import_entries
-from data_pipeline.store import Store
-from data_pipeline.write import write_shards
-from eval.schema import read_records
+from eval.results.schema import read_records
+from eval.results.verify import verify
 from eval.stages import sugarcrepe, winoground
-from eval.verify import verify
 from launch.cli import main
 from pretrain.model import GLSCLModel
 from tests.data_pipeline import official
@@ -58,7 +58,9 @@ def ground(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blind_model(knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blind_model(
+    knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A model that scores everything the same."""
     model = GLSCLModel.from_pretrained(knowing_model)
     with torch.no_grad():
@@ -67,7 +69,9 @@ def blind_model(knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.T
     return save_model(model, tokenizer, tmp_path_factory.mktemp("blind"))
 
 
-def test_sugarcrepe_compares_each_foil_with_its_caption(knowing_model: Path, crepe: Path, tmp_path: Path) -> None:
+def test_sugarcrepe_compares_each_foil_with_its_caption(
+    knowing_model: Path, crepe: Path, tmp_path: Path
+) -> None:
     found = sugarcrepe.evaluate(knowing_model, crepe, tmp_path)
     lines = list(read_records(tmp_path))
     assert [line["query"] for line in lines] == [
@@ -96,12 +100,14 @@ def test_a_tie_is_half_a_hit_in_sugarcrepe(blind_model: Path, crepe: Path, tmp_p
     for metric in found.metrics:
         if metric.name.startswith("matching/"):
             assert (metric.value, metric.bounds, metric.ci95) == (50.0, (0.0, 100.0), (50.0, 50.0))
-    assert found.flags == [f"overlap: unknown: {blind_model} does not say what it was trained on"] + [
-        "constant_scores/matching"
-    ]
+    assert found.flags == [
+        f"overlap: unknown: {blind_model} does not say what it was trained on"
+    ] + ["constant_scores/matching"]
 
 
-def test_winoground_scores_every_picture_with_every_caption(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
+def test_winoground_scores_every_picture_with_every_caption(
+    knowing_model: Path, ground: Path, tmp_path: Path
+) -> None:
     found = winoground.evaluate(knowing_model, ground, tmp_path)
     lines = list(read_records(tmp_path))
     assert found.data["pairs"] == len(lines) == 6 and found.data["images"] == 12
@@ -111,11 +117,22 @@ def test_winoground_scores_every_picture_with_every_caption(knowing_model: Path,
     assert found.metric("matching/text").value > 80
 
 
-def test_the_commands_use_what_was_kept_and_reach_the_same(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
-    words = ["--model", str(knowing_model), "--data", str(ground), "--cache", str(tmp_path / "cache")]
+def test_the_commands_use_what_was_kept_and_reach_the_same(
+    knowing_model: Path, ground: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--model",
+        str(knowing_model),
+        "--data",
+        str(ground),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     for out in ("first", "again"):
         assert main(["eval", "winoground", *words, "--out", str(tmp_path / out)]) == 0
-        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+        kept = {
+            path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")
+        }
         if out == "first":
             written = kept
     assert kept == written != {}
@@ -125,22 +142,40 @@ def test_the_commands_use_what_was_kept_and_reach_the_same(knowing_model: Path, 
 
 
 @pytest.mark.slow
-def test_three_processes_write_the_same_lines(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
+def test_three_processes_write_the_same_lines(
+    knowing_model: Path, ground: Path, tmp_path: Path
+) -> None:
     winoground.evaluate(knowing_model, ground, tmp_path / "one", limit=5)
     config = tmp_path / "winoground.yaml"
-    config.write_text(json.dumps({"model": str(knowing_model), "data": str(ground), "out": str(tmp_path / "three")}))
+    config.write_text(
+        json.dumps(
+            {"model": str(knowing_model), "data": str(ground), "out": str(tmp_path / "three")}
+        )
+    )
     launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     command += ["-m", "eval", "winoground", str(config), "--limit", "5"]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
     assert one == three
 
 
-def test_winoground_pictures_are_not_exchanged(knowing_model: Path, ground: Path, tmp_path: Path) -> None:
+def test_winoground_pictures_are_not_exchanged(
+    knowing_model: Path, ground: Path, tmp_path: Path
+) -> None:
     winoground.evaluate(knowing_model, ground, tmp_path / "as written", batch_size=1)
     source = Manifest.load(ground)
     store = Store([source])
@@ -148,11 +183,14 @@ def test_winoground_pictures_are_not_exchanged(knowing_model: Path, ground: Path
     for number in range(source.samples):
         sample = store.read(0, number, "pair")
         members = {"0.png": sample.second or b"", "1.png": sample.media}
-        records.append((f"{number:06d}", members | {"json": json.dumps(sample.annotations).encode()}))
+        records.append(
+            (f"{number:06d}", members | {"json": json.dumps(sample.annotations).encode()})
+        )
     write_shards(tmp_path / "exchanged", records, source=source.source)
     winoground.evaluate(knowing_model, tmp_path / "exchanged", tmp_path / "out", batch_size=1)
     written, exchanged = (
-        np.array([line["contrastive"] for line in read_records(tmp_path / name)]) for name in ("as written", "out")
+        np.array([line["contrastive"] for line in read_records(tmp_path / name)])
+        for name in ("as written", "out")
     )
     np.testing.assert_allclose(exchanged, written[:, :, ::-1], atol=1e-5)
 
@@ -161,19 +199,29 @@ def test_a_tie_is_wrong_in_winoground(blind_model: Path, ground: Path, tmp_path:
     found = winoground.evaluate(blind_model, ground, tmp_path, limit=3)
     for name in ("matching/text", "matching/image", "matching/group", "contrastive/text"):
         assert (found.metric(name).value, found.metric(name).bounds) == (0.0, (0.0, 100.0))
-    assert found.flags == [f"overlap: unknown: {blind_model} does not say what it was trained on"] + [
-        "constant_scores/matching"
-    ]
+    assert found.flags == [
+        f"overlap: unknown: {blind_model} does not say what it was trained on"
+    ] + ["constant_scores/matching"]
 
 
 def test_the_mean_over_kinds_counts_each_kind_the_same() -> None:
     kinds = ["add_att"] * 90 + ["swap_obj"] * 10
     lines = [
-        {"kind": kind, "image": str(n), "picture": str(n // 2), "contrastive": [n % 10 > 0, 0.5], "matching": [1, 0]}
+        {
+            "kind": kind,
+            "image": str(n),
+            "picture": str(n // 2),
+            "contrastive": [n % 10 > 0, 0.5],
+            "matching": [1, 0],
+        }
         for n, kind in enumerate(kinds)
     ]
     found = {metric.name: metric for metric in sugarcrepe.metrics(lines)}
-    assert found["contrastive/accuracy"].value == found["contrastive/mean_accuracy"].value == pytest.approx(90)
+    assert (
+        found["contrastive/accuracy"].value
+        == found["contrastive/mean_accuracy"].value
+        == pytest.approx(90)
+    )
     low, high = found["contrastive/mean_accuracy"].ci95 or (0, 0)
     narrow = found["contrastive/accuracy"].ci95 or (0, 0)
     assert low < narrow[0] and 90 < high <= 100  # the smaller kind is known less well
@@ -191,12 +239,22 @@ _score = st.integers(-2, 2)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.lists(_score, min_size=2, max_size=2), min_size=2, max_size=2), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.lists(st.lists(_score, min_size=2, max_size=2), min_size=2, max_size=2),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_the_three_scores_are_those_of_the_paper(tables: list[list[list[int]]]) -> None:
-    lines = [{"image": str(n), "contrastive": table, "matching": table} for n, table in enumerate(tables)]
+    lines = [
+        {"image": str(n), "contrastive": table, "matching": table} for n, table in enumerate(tables)
+    ]
     values = {metric.name: metric.value for metric in winoground.metrics(lines)}
     expected = 100 * np.mean([_by_hand(table) for table in tables], axis=0)
-    assert [values[f"matching/{name}"] for name in ("text", "image", "group")] == pytest.approx(expected.tolist())
+    assert [values[f"matching/{name}"] for name in ("text", "image", "group")] == pytest.approx(
+        expected.tolist()
+    )
 
 
 def test_guessing_reaches_what_is_called_chance() -> None:

@@ -12,20 +12,22 @@ import pytest
 import yaml
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.generate import generate
-from data_pipeline.store import Store
-from data_pipeline.write import write_shards
-from eval import baselines
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.write import write_shards
 from eval.report import write_report
-from eval.schema import Metric, Result, read_result, write_result
+from eval.results.schema import Metric, Result, read_result, write_result
+from eval.stages import baseline as baselines
 from eval.stages import preference, retrieval
 
 CAPTION = "a <script>alert(1)</script> & \"quoted\" 'square'"
 
 
 @pytest.fixture(scope="module")
-def results(knowing_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def results(
+    knowing_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
     out = tmp_path_factory.mktemp("results")
     retrieval.evaluate(knowing_model, scenes / "test", out / "retrieval")
     preference.evaluate(knowing_model, scenes / "test", out / "preference")
@@ -41,9 +43,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "status.json").write_text(json.dumps({"state": "complete", "step": 30, "reason": ""}))
     rows = []
     for step in range(10, 31, 10):
-        row = {"step": step, "samples": 64 * step, "epoch": step / 10, "loss": 9.0 / step, "loss/matching": 0.7}
+        row = {
+            "step": step,
+            "samples": 64 * step,
+            "epoch": step / 10,
+            "loss": 9.0 / step,
+            "loss/matching": 0.7,
+        }
         row |= {"lr": 1e-3, "grad_norm": 2.0, "samples_per_second": 100.0, "keys": "ab12"}
-        rows.append(json.dumps(row | ({"validation/text_to_image/R@1": 2.0 * step} if step > 10 else {})))
+        rows.append(
+            json.dumps(row | ({"validation/text_to_image/R@1": 2.0 * step} if step > 10 else {}))
+        )
     (folder / "metrics.jsonl").write_text("\n".join(rows) + '\n{"step": 40, "lo')
     return folder
 
@@ -81,7 +91,10 @@ def test_every_picture_has_a_description(page: Path) -> None:
     assert sum(tag == "img" for tag, _ in pictures) > 30
     assert sum(tag == "svg" for tag, _ in pictures) >= 6
     for tag, attributes in pictures:
-        assert attributes.get("alt") if tag == "img" else attributes.get("aria-label"), (tag, attributes)
+        assert attributes.get("alt") if tag == "img" else attributes.get("aria-label"), (
+            tag,
+            attributes,
+        )
 
 
 def test_right_and_wrong_are_said_in_words(page: Path) -> None:
@@ -115,7 +128,9 @@ def test_training_curves_are_drawn_from_whole_lines(page: Path) -> None:
 
 
 def test_captions_are_escaped(knowing_model: Path, jpeg: bytes, tmp_path: Path) -> None:
-    data = write_shards(tmp_path / "d", [("a", {"jpg": jpeg, "txt": CAPTION.encode()})], source={"name": "<b>d</b>"})
+    data = write_shards(
+        tmp_path / "d", [("a", {"jpg": jpeg, "txt": CAPTION.encode()})], source={"name": "<b>d</b>"}
+    )
     retrieval.evaluate(knowing_model, data.root, tmp_path / "r")
     text = write_report([tmp_path / "r"], tmp_path / "report.html").read_text("utf-8")
     assert "<script" not in text
@@ -123,7 +138,9 @@ def test_captions_are_escaped(knowing_model: Path, jpeg: bytes, tmp_path: Path) 
     assert "a &lt;script&gt;alert(1)&lt;/script&gt; &amp;" in text
 
 
-def test_several_results_of_one_stage_are_told_apart_by_their_folders(results: list[Path], tmp_path: Path) -> None:
+def test_several_results_of_one_stage_are_told_apart_by_their_folders(
+    results: list[Path], tmp_path: Path
+) -> None:
     again = shutil.copytree(results[0], tmp_path / "again" / "retrieval")
     text = write_report([*results, again], tmp_path / "report.html").read_text("utf-8")
     for folder in (results[0], again):
@@ -141,8 +158,17 @@ def questions(folder: Path, data: Path, stage: str = "vqa") -> Path:
     """A result as the question stage writes it: two types, answers of ten people."""
     store = Store([Manifest.load(data)])
     records = [
-        {"query": i, "image": store.key(0, i), "question": f"what <i>colour</i> is {i}?", "prediction": "red"}
-        | {"type": "colour" if i % 2 else "count", "answer_type": "other", "accuracy": [0.0, 1.0, 0.3][i % 3]}
+        {
+            "query": i,
+            "image": store.key(0, i),
+            "question": f"what <i>colour</i> is {i}?",
+            "prediction": "red",
+        }
+        | {
+            "type": "colour" if i % 2 else "count",
+            "answer_type": "other",
+            "accuracy": [0.0, 1.0, 0.3][i % 3],
+        }
         | {"answers": ["red"] * (3 * (i % 3)) + ["pink"] * (10 - 3 * (i % 3))}
         for i in range(12)
     ]
@@ -151,7 +177,9 @@ def questions(folder: Path, data: Path, stage: str = "vqa") -> Path:
         for name in ("accuracy", "accuracy/type/colour", "accuracy/type/count", "prior/accuracy")
     ]
     described = {"path": str(data), "name": "asked", "hash": f"sha256:{Manifest.load(data).digest}"}
-    result = Result(stage=stage, protocol={}, data=described, model={}, environment={}, metrics=metrics)
+    result = Result(
+        stage=stage, protocol={}, data=described, model={}, environment={}, metrics=metrics
+    )
     write_result(folder, result, records)
     return folder
 
@@ -164,7 +192,8 @@ def test_questions_are_shown_by_type_with_what_people_said(scenes: Path, tmp_pat
     assert "people said: pink (10 ×)" in text and "people said: pink (7 ×), red (3 ×)" in text
     assert "✓ right" in text and "✗ wrong" in text
     assert (
-        "Accuracy by type of question: colour 40.0 %; count 40.0 %; all 40.0 %; all, without the picture 40.0 %" in text
+        "Accuracy by type of question: colour 40.0 %; count 40.0 %; all 40.0 %; all, without the picture 40.0 %"
+        in text
     )
     assert sum(tag == "img" for tag, _ in Tags(text).found) == 4
     assert all(attributes["alt"] for tag, attributes in Tags(text).found if tag == "img")
@@ -183,11 +212,19 @@ def test_clips_are_shown_by_a_frame(tmp_path: Path) -> None:
     keys = [store.key(0, i) for i in range(3)]
     stage = {"above": 0, "tied": 1, "tied_positives": 1, "top": [[key, 0.5] for key in keys]}
     lines = [
-        {"direction": "text_to_video", "query": f"{key}#0", "image": key, "text": "a star", "contrastive": stage}
+        {
+            "direction": "text_to_video",
+            "query": f"{key}#0",
+            "image": key,
+            "text": "a star",
+            "contrastive": stage,
+        }
         for key in keys
     ]
     described = {"path": str(tmp_path / "test"), "name": "clips", "videos": 3}
-    result = Result(stage="video-retrieval", protocol={}, data=described, model={}, environment={}, metrics=[])
+    result = Result(
+        stage="video-retrieval", protocol={}, data=described, model={}, environment={}, metrics=[]
+    )
     write_result(tmp_path / "out", result, lines)
     text = write_report([tmp_path / "out"], tmp_path / "report.html").read_text("utf-8")
     assert "Video retrieval</h2>" in text and "Text → video" in text
@@ -204,7 +241,9 @@ def test_a_report_without_its_data_says_so(results: list[Path], tmp_path: Path) 
     assert "picture not available" in text
 
 
-def test_pictures_of_other_data_are_not_shown(results: list[Path], scenes: Path, tmp_path: Path) -> None:
+def test_pictures_of_other_data_are_not_shown(
+    results: list[Path], scenes: Path, tmp_path: Path
+) -> None:
     moved = shutil.copytree(results[0], tmp_path / "retrieval")
     stored = json.loads((moved / "result.json").read_text())
     stored["data"]["path"] = str(scenes / "train")
@@ -217,7 +256,9 @@ def test_pictures_of_other_data_are_not_shown(results: list[Path], scenes: Path,
 def test_flags_are_warnings(results: list[Path], tmp_path: Path) -> None:
     moved = shutil.copytree(results[0], tmp_path / "retrieval")
     stored = json.loads((moved / "result.json").read_text())
-    (moved / "result.json").write_text(json.dumps(stored | {"flags": ["degenerate_scores/text_to_image"]}))
+    (moved / "result.json").write_text(
+        json.dumps(stored | {"flags": ["degenerate_scores/text_to_image"]})
+    )
     text = write_report([moved], tmp_path / "report.html").read_text("utf-8")
     assert "<strong>Warning:</strong> retrieval: degenerate_scores/text_to_image" in text
 
@@ -237,7 +278,13 @@ def opened(page: Path, profile: Path) -> tuple[str, list[str]]:
     if browser is None:
         assert not os.environ.get("GLSCL_REQUIRE_BROWSER"), "no Chromium found"
         pytest.skip("no Chromium found")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
     options += ["--window-size=1400,1000", "--virtual-time-budget=5000"]
     done = subprocess.run(
         [browser, *options, f"--user-data-dir={profile}", page.resolve().as_uri()],
@@ -266,17 +313,27 @@ def test_the_browser_would_have_reported_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
-def test_nothing_sticks_out_on_a_phone_or_a_desk(results: list[Path], scenes: Path, run: Path, tmp_path: Path) -> None:
+def test_nothing_sticks_out_on_a_phone_or_a_desk(
+    results: list[Path], scenes: Path, run: Path, tmp_path: Path
+) -> None:
     """The page reports its width out of frames of two sizes, which needs a script that the page itself refuses."""
     again = shutil.copytree(results[0], tmp_path / "a rather long name of a folder" / "retrieval")
     asked = questions(tmp_path / "vqa", scenes / "test")
-    page = write_report([*results, again, asked], tmp_path / "report.html", run=run).read_text("utf-8")
+    page = write_report([*results, again, asked], tmp_path / "report.html", run=run).read_text(
+        "utf-8"
+    )
     script = "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
-    copy = re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", page).replace("</body>", script)
+    copy = re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", page).replace(
+        "</body>", script
+    )
     (tmp_path / "copy.html").write_text(copy, "utf-8")
-    frames = "".join(f'<iframe src="copy.html" width="{width}" height="700"></iframe>' for width in (390, 1200))
+    frames = "".join(
+        f'<iframe src="copy.html" width="{width}" height="700"></iframe>' for width in (390, 1200)
+    )
     listen = "<script>onmessage = e => document.body.append(`[${e.data}]`)</script>"
-    (tmp_path / "frames.html").write_text(f"<!doctype html><html><body>{listen}{frames}</body></html>")
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><html><body>{listen}{frames}</body></html>"
+    )
     document, printed = opened(tmp_path / "frames.html", tmp_path / "profile")
     widths = {int(inner): int(whole) for inner, whole in re.findall(r"\[(\d+),(\d+)\]", document)}
     assert len(widths) == 2, document[-500:]

@@ -9,14 +9,16 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.scenes.generate import generate
-from eval.baselines import colour_histogram, evaluate, nearest_texts
-from eval.schema import read_records
+from eval.results.schema import read_records
+from eval.stages.baseline import colour_histogram, evaluate, nearest_texts
 
 
 def test_the_nearest_text_shares_most_words() -> None:
     known = ["a red square", "a blue circle", "a red square left of a blue circle", "two moons"]
     assert list(
-        nearest_texts(["A red square.", "one blue circle", "two moons and a star", "a a red square"], known)
+        nearest_texts(
+            ["A red square.", "one blue circle", "two moons and a star", "a a red square"], known
+        )
     ) == [
         0,
         1,
@@ -47,9 +49,16 @@ def test_a_colour_histogram_holds_the_share_of_each_colour() -> None:
     assert histogram[7 * 64] == pytest.approx(0.25)
 
 
-def test_the_baseline_of_clips_is_refused_before_anything_is_computed(scenes: Path, tmp_path: Path) -> None:
-    generate(tmp_path / "clips", train=2, val=0, test=2, novel=0, size=48, seed=5, workers=1, video=True)
-    for pair in ((scenes / "train", tmp_path / "clips" / "test"), (tmp_path / "clips" / "train", scenes / "test")):
+def test_the_baseline_of_clips_is_refused_before_anything_is_computed(
+    scenes: Path, tmp_path: Path
+) -> None:
+    generate(
+        tmp_path / "clips", train=2, val=0, test=2, novel=0, size=48, seed=5, workers=1, video=True
+    )
+    for pair in (
+        (scenes / "train", tmp_path / "clips" / "test"),
+        (tmp_path / "clips" / "train", scenes / "test"),
+    ):
         with pytest.raises(DataError, match="holds no images"):
             evaluate(*pair, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -7,21 +7,34 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline.errors import DataError
-from eval.schema import Metric, Result, environment, read_records, read_result, write_result
+from eval.results.schema import Metric, Result, environment, read_records, read_result, write_result
 
 
 def result(**changes) -> Result:
-    metric = Metric(name="text_to_image/R@1", value=12.5, unit="percent", ci95=(10.0, 15.0), n=40, chance=0.2)
-    parts = {"stage": "retrieval", "protocol": {}, "data": {}, "model": {}, "environment": environment()}
+    metric = Metric(
+        name="text_to_image/R@1", value=12.5, unit="percent", ci95=(10.0, 15.0), n=40, chance=0.2
+    )
+    parts = {
+        "stage": "retrieval",
+        "protocol": {},
+        "data": {},
+        "model": {},
+        "environment": environment(),
+    }
     return Result(**parts | {"metrics": [metric]} | changes)
 
 
 def test_a_result_is_read_back_equal(tmp_path: Path) -> None:
     write_result(tmp_path / "out", result(), [{"query": 0, "text": "ein Würfel"}])
-    assert read_result(tmp_path / "out") == result(environment=read_result(tmp_path / "out").environment)
+    assert read_result(tmp_path / "out") == result(
+        environment=read_result(tmp_path / "out").environment
+    )
     assert list(read_records(tmp_path / "out")) == [{"query": 0, "text": "ein Würfel"}]
     assert '"schema": "glscl-result/1"' in (tmp_path / "out" / "result.json").read_text()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["result.json", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "result.json",
+        "samples.jsonl",
+    ]
 
 
 def test_a_number_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
@@ -42,7 +55,9 @@ def test_a_record_that_cannot_be_written_leaves_the_folder_as_it_was(tmp_path: P
 
 def test_records_are_never_in_memory_together(tmp_path: Path) -> None:
     tracemalloc.start()
-    write_result(tmp_path, result(), ({"query": number, "text": "x" * 1000} for number in range(10_000)))
+    write_result(
+        tmp_path, result(), ({"query": number, "text": "x" * 1000} for number in range(10_000))
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "samples.jsonl").stat().st_size > 10_000_000 and peak < 2_000_000

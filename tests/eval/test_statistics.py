@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.statistics import mean_interval, median_interval, paired_difference, t_interval
+from eval.results.intervals import mean_interval, median_interval, paired_difference, t_interval
 
 rng = np.random.default_rng(0)
 
@@ -30,7 +30,10 @@ def test_the_mean_interval_is_that_of_theory() -> None:
 
 
 def test_pictures_with_more_captions_weigh_more() -> None:
-    values, clusters = np.array([1.0, 1.0, 1.0, 0.0] * 50), [f"{i // 4}-{i % 4 == 3}" for i in range(200)]
+    values, clusters = (
+        np.array([1.0, 1.0, 1.0, 0.0] * 50),
+        [f"{i // 4}-{i % 4 == 3}" for i in range(200)],
+    )
     low, high = mean_interval(values, clusters)
     assert low < 0.75 < high
 
@@ -40,7 +43,9 @@ def test_the_median_interval_equals_a_written_out_bootstrap() -> None:
     clusters = np.arange(60).repeat(sizes)
     values = rng.integers(1, 200, len(clusters)).astype(float)
     groups = [values[clusters == i] for i in range(60)]
-    drawn = [np.median(np.concatenate([groups[i] for i in rng.integers(0, 60, 60)])) for _ in range(2000)]
+    drawn = [
+        np.median(np.concatenate([groups[i] for i in rng.integers(0, 60, 60)])) for _ in range(2000)
+    ]
     low, high = median_interval(values, clusters)
     assert low == pytest.approx(np.percentile(drawn, 2.5), abs=6)
     assert high == pytest.approx(np.percentile(drawn, 97.5), abs=6)
@@ -50,7 +55,9 @@ def test_the_same_values_give_the_same_interval_in_any_order() -> None:
     hits, clusters = (rng.random(100) < 0.5).astype(float), np.arange(50).repeat(2)
     assert mean_interval(hits, clusters) == mean_interval(hits, clusters)
     order = rng.permutation(100)
-    assert mean_interval(hits[order], clusters[order]) == pytest.approx(mean_interval(hits, clusters))
+    assert mean_interval(hits[order], clusters[order]) == pytest.approx(
+        mean_interval(hits, clusters)
+    )
 
 
 def test_one_picture_has_no_spread() -> None:

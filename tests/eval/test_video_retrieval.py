@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.scenes.encode import encode_clip
 from data_pipeline.scenes.generate import generate
-from data_pipeline.store import MEMBERS, Store
-from data_pipeline.write import write_shards
-from eval.features import encode_images, encode_texts, load
-from eval.matching import match_margins
-from eval.schema import read_records
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.store import MEMBERS, Store
+from data_pipeline.shards.write import write_shards
+from eval.encoding.features import encode_images, encode_texts, load
+from eval.encoding.matching_scores import match_margins
+from eval.results.schema import read_records
 from eval.stages import retrieval
 from eval.stages.video_retrieval import evaluate, metrics
 from pretrain.model import GLSCLModel
@@ -33,7 +33,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def video_model(knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def video_model(
+    knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The model that knows pictures, with a temporal table."""
     pictures = GLSCLModel.from_pretrained(knowing_model)
     pictures.config.max_frames = 4
@@ -47,11 +49,15 @@ def video_model(knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.T
 def rewritten(clips: Path, out: Path, change) -> Path:
     store = Store([Manifest.load(clips)])
     members = [store.members(0, i, MEMBERS["video"]) for i in range(CLIPS)]
-    write_shards(out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "clips"})
+    write_shards(
+        out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "clips"}
+    )
     return out
 
 
-def test_clips_are_ranked_in_both_directions(video_model: Path, clips: Path, tmp_path: Path) -> None:
+def test_clips_are_ranked_in_both_directions(
+    video_model: Path, clips: Path, tmp_path: Path
+) -> None:
     found = evaluate(video_model, clips, tmp_path, rerank_k=3)
     assert found.stage == "video-retrieval"
     assert (found.data["videos"], found.protocol["frames"]) == (CLIPS, 4)
@@ -62,7 +68,9 @@ def test_clips_are_ranked_in_both_directions(video_model: Path, clips: Path, tmp
     assert one.metric("text_to_video/mAP").value != found.metric("text_to_video/mAP").value
 
 
-def test_pairs_of_clips_score_as_the_plain_model_scores_them(video_model: Path, clips: Path) -> None:
+def test_pairs_of_clips_score_as_the_plain_model_scores_them(
+    video_model: Path, clips: Path
+) -> None:
     loaded = load(video_model)
     images = encode_images(loaded, Manifest.load(clips), frames=3)
     texts = encode_texts(loaded, [several[0] for several in images.captions])
@@ -70,16 +78,22 @@ def test_pairs_of_clips_score_as_the_plain_model_scores_them(video_model: Path, 
     margins = match_margins(loaded, images, texts, image, text)
     rows = texts.row[text]
     with torch.inference_mode():
-        fused = loaded.model.fuse(texts.tokens[rows], texts.mask[rows], images.tokens[image], frames=3)
+        fused = loaded.model.fuse(
+            texts.tokens[rows], texts.mask[rows], images.tokens[image], frames=3
+        )
         logits = loaded.model.match(fused.pooled)
     np.testing.assert_allclose(margins, (logits[:, 1] - logits[:, 0]).numpy(), atol=2e-5)
 
 
-def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, clips: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_listed_and_counts_as_missed(
+    video_model: Path, clips: Path, tmp_path: Path
+) -> None:
     """W1."""
 
     def break_one(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
-        return [own | ({"mp4": own["mp4"][:100]} if i == 2 else {}) for i, own in enumerate(members)]
+        return [
+            own | ({"mp4": own["mp4"][:100]} if i == 2 else {}) for i, own in enumerate(members)
+        ]
 
     broken = rewritten(clips, tmp_path / "broken", break_one)
     for name in ("first", "from the cache"):
@@ -93,17 +107,23 @@ def test_what_cannot_be_read_is_listed_and_counts_as_missed(video_model: Path, c
         assert found.data["videos"] == CLIPS - 1
         assert metrics(lines)[0].value == 0.0
         for line in read_records(tmp_path / name):
-            assert all(candidate.partition("#")[0] != key for candidate, _ in line["contrastive"]["top"])
+            assert all(
+                candidate.partition("#")[0] != key for candidate, _ in line["contrastive"]["top"]
+            )
         assert metrics(read_records(tmp_path / name)) == found.metrics
         for metric in found.metrics:
             if metric.name == "video_to_text/R@10":
-                assert metric.bounds is not None and metric.bounds[1] == pytest.approx(100 * (CLIPS - 1) / CLIPS)
+                assert metric.bounds is not None and metric.bounds[1] == pytest.approx(
+                    100 * (CLIPS - 1) / CLIPS
+                )
     damaged = rewritten(clips, tmp_path / "damaged", lambda members: members)
     shard = next(damaged.glob("*.tar"))
     content = bytearray(shard.read_bytes())
     content[content.find(b"mdat") + 100] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError):  # the shard is to blame, not the clip: it is no miss, and can be mended
+    with pytest.raises(
+        DataError
+    ):  # the shard is to blame, not the clip: it is no miss, and can be mended
         evaluate(video_model, damaged, tmp_path / "no", cache=tmp_path / "cache")
     with pytest.raises(DataError, match="cannot be evaluated"):
         encode_images(load(video_model, cache=tmp_path / "cache"), Manifest.load(broken), frames=4)
@@ -116,7 +136,9 @@ def test_a_clip_of_one_frame_shows_it_in_the_place_of_every_frame(
     still = np.full((1, 48, 48, 3), (200, 30, 90), dtype=np.uint8)
 
     def short(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
-        media = [encode_clip(still.repeat(count, 0), frames_per_second=8, crf=20) for count in (1, 2)]
+        media = [
+            encode_clip(still.repeat(count, 0), frames_per_second=8, crf=20) for count in (1, 2)
+        ]
         return [own | ({"mp4": media[i]} if i < 2 else {}) for i, own in enumerate(members)]
 
     data = rewritten(clips, tmp_path / "short", short)
@@ -126,13 +148,16 @@ def test_a_clip_of_one_frame_shows_it_in_the_place_of_every_frame(
     assert images.tokens.shape[1] == 4 + 4 * 9
 
 
-def test_any_number_of_captions_joined_by_their_clip(video_model: Path, clips: Path, tmp_path: Path) -> None:
+def test_any_number_of_captions_joined_by_their_clip(
+    video_model: Path, clips: Path, tmp_path: Path
+) -> None:
     """W2: captions belong to the clip in whose sample they stand, however samples are ordered."""
 
     def several(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
         texts = [json.loads(own["json"])["captions"][: 1 + i % 3] for i, own in enumerate(members)]
         found = [
-            {"mp4": m["mp4"], "json": json.dumps({"captions": t}).encode()} for m, t in zip(members, texts, strict=True)
+            {"mp4": m["mp4"], "json": json.dumps({"captions": t}).encode()}
+            for m, t in zip(members, texts, strict=True)
         ]
         return found
 

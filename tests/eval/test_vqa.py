@@ -13,14 +13,14 @@ import torch
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError, NumericsError, UsageError
-from data_pipeline.manifest import Manifest
-from eval.answering import answer_questions
-from eval.compare import compare
-from eval.features import load
-from eval.schema import Result, read_records, read_result
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.features import load
+from eval.questions.inference import answer_questions
+from eval.results.compare import compare
+from eval.results.schema import Result, read_records, read_result
+from eval.results.verify import verify
 from eval.stages import vqa_prior
 from eval.stages.vqa import accuracy, evaluate, metrics, write_submission
-from eval.verify import verify
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -34,22 +34,33 @@ PICTURES = 23
 
 
 def answers(number: int) -> list[str]:
-    return [["Yes"] * 6 + ["no"] * 4, ["two"] * 3 + ["3"] * 7, ["ox"] * 10, ["cat"] * 10, ["no"] * 8 + ["a cat"] * 2][
-        number % 5
-    ]
+    return [
+        ["Yes"] * 6 + ["no"] * 4,
+        ["two"] * 3 + ["3"] * 7,
+        ["ox"] * 10,
+        ["cat"] * 10,
+        ["no"] * 8 + ["a cat"] * 2,
+    ][number % 5]
 
 
 def questions(number: int) -> list[dict]:
     """One to three questions about a picture."""
     return [
-        question(10 * number + i, TEXTS[(number + i) % 4], answers(number + 2 * i), *KINDS[(number + i) % 4])
+        question(
+            10 * number + i,
+            TEXTS[(number + i) % 4],
+            answers(number + 2 * i),
+            *KINDS[(number + i) % 4],
+        )
         for i in range(1 + number % 3)
     ]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_questions(tmp_path_factory.mktemp("vqa") / "val", [questions(i) for i in range(PICTURES)])
+    return write_questions(
+        tmp_path_factory.mktemp("vqa") / "val", [questions(i) for i in range(PICTURES)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+def result(
+    model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Path]:
     out = tmp_path_factory.mktemp("vqa-result")
     return evaluate(model, data, out, submit=True), out
 
@@ -88,8 +101,12 @@ def test_answers_are_those_of_the_plain_model(model: Path, data: Path) -> None:
             with torch.inference_mode():
                 fused = loaded.model(loaded.model.normalize(pixels), ids, torch.ones_like(ids))
                 logits = loaded.model.classify(fused.pooled)[0]
-            expected.append((asked["id"], int(logits.argmax()), pytest.approx(float(logits.max()), abs=1e-4)))
-    assert [(answer.question.id, answer.label, answer.score) for answer in found] == sorted(expected)
+            expected.append(
+                (asked["id"], int(logits.argmax()), pytest.approx(float(logits.max()), abs=1e-4))
+            )
+    assert [(answer.question.id, answer.label, answer.score) for answer in found] == sorted(
+        expected
+    )
     assert len({answer.label for answer in found}) > 1
 
 
@@ -99,22 +116,33 @@ def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> N
     assert metrics(lines) == written.metrics == read_result(out).metrics
     asked = [own for number in range(PICTURES) for own in questions(number)]
     assert [line["query"] for line in lines] == [own["id"] for own in asked]
-    mean = np.mean([accuracy(line["prediction"], own["answers"]) for line, own in zip(lines, asked, strict=True)])
+    mean = np.mean(
+        [
+            accuracy(line["prediction"], own["answers"])
+            for line, own in zip(lines, asked, strict=True)
+        ]
+    )
     found = written.metric("accuracy")
     assert (found.value, found.n, found.unit) == (pytest.approx(100 * mean), len(asked), "percent")
     assert found.ci95 is not None and found.ci95[0] <= found.value <= found.ci95[1]
-    tried = np.mean([[accuracy(label, own["answers"]) for label in LABELS] for own in asked], axis=0)
+    tried = np.mean(
+        [[accuracy(label, own["answers"]) for label in LABELS] for own in asked], axis=0
+    )
     assert found.chance == pytest.approx(100 * tried.mean())
     assert warnings(written) == []
 
 
 @pytest.mark.parametrize("field", ["type", "answer_type"])
-def test_parts_recombine_to_the_whole_by_their_counts(result: tuple[Result, Path], field: str) -> None:
+def test_parts_recombine_to_the_whole_by_their_counts(
+    result: tuple[Result, Path], field: str
+) -> None:
     """V9."""
     parts = [metric for metric in result[0].metrics if metric.name.startswith(f"accuracy/{field}/")]
     whole = result[0].metric("accuracy")
     assert sum(part.n for part in parts) == whole.n
-    assert sum(part.value * part.n for part in parts) / whole.n == pytest.approx(whole.value, rel=1e-12)
+    assert sum(part.value * part.n for part in parts) / whole.n == pytest.approx(
+        whole.value, rel=1e-12
+    )
     names = {part.name.removeprefix(f"accuracy/{field}/") for part in parts}
     assert names == {kind[field == "answer_type"] for kind in KINDS}
 
@@ -130,7 +158,9 @@ def test_a_question_that_no_label_answers_lowers_the_ceiling(result: tuple[Resul
     assert ceiling.value == pytest.approx(100 * np.mean(best))
 
 
-def test_constant_logits_answer_with_the_first_label_and_are_flagged(model: Path, data: Path, tmp_path: Path) -> None:
+def test_constant_logits_answer_with_the_first_label_and_are_flagged(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     """V8."""
 
     def flatten(loaded: GLSCLModel) -> None:
@@ -146,9 +176,15 @@ def test_constant_logits_answer_with_the_first_label_and_are_flagged(model: Path
     )
 
 
-def test_scores_that_are_not_finite_are_refused_with_the_sample(model: Path, data: Path, tmp_path: Path) -> None:
-    broken = changed(model, tmp_path / "m", lambda loaded: loaded.classifier[3].bias.fill_(float("nan")))
-    with pytest.raises(NumericsError, match=r"not finite for 45 of 45 questions: val/shard-000000\.tar/000"):
+def test_scores_that_are_not_finite_are_refused_with_the_sample(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    broken = changed(
+        model, tmp_path / "m", lambda loaded: loaded.classifier[3].bias.fill_(float("nan"))
+    )
+    with pytest.raises(
+        NumericsError, match=r"not finite for 45 of 45 questions: val/shard-000000\.tar/000"
+    ):
         evaluate(broken, data, tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
@@ -162,7 +198,9 @@ def test_batch_size_changes_no_answer(
     assert all(one["prediction"] == other["prediction"] for one, other in pairs)
 
 
-def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     """G2 and G3."""
     cache = tmp_path / "cache"
     evaluate(model, data, tmp_path / "one", batch_size=5, cache=cache)
@@ -175,12 +213,18 @@ def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(model: Pat
     assert {block: block.stat().st_mtime_ns for block in blocks} == written
     assert lost.is_file()
     assert list(read_records(tmp_path / "again")) == list(read_records(tmp_path / "one"))
-    other = changed(model, tmp_path / "m", lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[3] * 1000))
+    other = changed(
+        model,
+        tmp_path / "m",
+        lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[3] * 1000),
+    )
     evaluate(other, data, tmp_path / "other", batch_size=5, cache=cache)
     assert {line["prediction"] for line in read_records(tmp_path / "other")} == {"cat"}
 
 
-def test_answers_that_another_tokenizer_led_to_are_never_used(model: Path, data: Path, tmp_path: Path) -> None:
+def test_answers_that_another_tokenizer_led_to_are_never_used(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     cache, same = tmp_path / "cache", shutil.copytree(model, tmp_path / "m")
     evaluate(same, data, tmp_path / "one", cache=cache)
     before = set(cache.rglob("*.safetensors"))
@@ -196,7 +240,19 @@ def test_the_commands_print_their_result(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "o"
-    command = ["eval", "vqa", "--model", str(model), "--data", str(data), "--out", str(out), "--limit", "3", "--json"]
+    command = [
+        "eval",
+        "vqa",
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--limit",
+        "3",
+        "--json",
+    ]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"]["questions"] == 6
     assert main([*command, "--submit"]) == 2
@@ -204,7 +260,9 @@ def test_the_commands_print_their_result(
     assert main(["eval", "verify", str(out)]) == 0
 
 
-def test_networks_may_run_in_bf16(result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path) -> None:
+def test_networks_may_run_in_bf16(
+    result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path
+) -> None:
     evaluate(model, data, tmp_path, precision="bf16")
     pairs = list(zip(read_records(tmp_path), read_records(result[1]), strict=True))
     assert max(abs(one["score"] - other["score"]) for one, other in pairs) < 0.2
@@ -213,8 +271,12 @@ def test_networks_may_run_in_bf16(result: tuple[Result, Path], model: Path, data
 
 def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -> None:
     entries = json.loads((result[1] / "submission.json").read_text())
-    assert [entry["question_id"] for entry in entries] == [q["id"] for i in range(PICTURES) for q in questions(i)]
-    assert [entry["answer"] for entry in entries] == [line["prediction"] for line in read_records(result[1])]
+    assert [entry["question_id"] for entry in entries] == [
+        q["id"] for i in range(PICTURES) for q in questions(i)
+    ]
+    assert [entry["answer"] for entry in entries] == [
+        line["prediction"] for line in read_records(result[1])
+    ]
     assert all(type(entry["question_id"]) is int for entry in entries)
 
 
@@ -229,7 +291,9 @@ def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -
         ([True], [True], "question id True is no whole number"),
     ],
 )
-def test_a_submission_of_other_questions_is_refused(ids: list, asked: list, message: str, tmp_path: Path) -> None:
+def test_a_submission_of_other_questions_is_refused(
+    ids: list, asked: list, message: str, tmp_path: Path
+) -> None:
     """V7."""
     records = [{"query": number, "prediction": "yes", "image": "a"} for number in ids]
     with pytest.raises(DataError, match=message):
@@ -244,7 +308,9 @@ def test_two_questions_with_one_id_are_refused(model: Path, tmp_path: Path) -> N
         evaluate(model, tmp_path / "d", tmp_path / "o")
 
 
-def test_a_test_split_without_answers_has_predictions_and_no_metrics(model: Path, tmp_path: Path) -> None:
+def test_a_test_split_without_answers_has_predictions_and_no_metrics(
+    model: Path, tmp_path: Path
+) -> None:
     secret = [[{"id": i, "question": TEXTS[0]} for i in (2 * n, 2 * n + 1)] for n in range(3)]
     write_questions(tmp_path / "test", secret)
     found = evaluate(model, tmp_path / "test", tmp_path / "o", submit=True)
@@ -258,13 +324,21 @@ def test_a_test_split_without_answers_has_predictions_and_no_metrics(model: Path
 
 
 def test_an_unreadable_picture_counts_as_wrong_and_is_listed(model: Path, tmp_path: Path) -> None:
-    write_questions(tmp_path / "d", [[question(i, TEXTS[0], ["yes"] * 10)] for i in range(4)], broken=[2])
-    only_yes = changed(model, tmp_path / "m", lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[0] * 1000))
+    write_questions(
+        tmp_path / "d", [[question(i, TEXTS[0], ["yes"] * 10)] for i in range(4)], broken=[2]
+    )
+    only_yes = changed(
+        model,
+        tmp_path / "m",
+        lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[0] * 1000),
+    )
     found = evaluate(only_yes, tmp_path / "d", tmp_path / "o")
     assert found.metric("accuracy").value == 75
     assert list(found.data["unreadable"]) == ["d/shard-000000.tar/002"]
     assert "unreadable_images" in found.flags
-    with pytest.raises(DataError, match="question 2 has no answer: the picture .*002 cannot be read"):
+    with pytest.raises(
+        DataError, match="question 2 has no answer: the picture .*002 cannot be read"
+    ):
         evaluate(only_yes, tmp_path / "d", tmp_path / "o", submit=True)
 
 
@@ -287,12 +361,17 @@ def test_blind_answers_are_compared_question_by_question(
     found = evaluate(model, data, tmp_path / "o", prior=tmp_path / "prior")
     assert found.metric("prior/accuracy").value == blind.metric("accuracy").value
     above = found.metric("above_prior/accuracy")
-    assert above.value == pytest.approx(result[0].metric("accuracy").value - blind.metric("accuracy").value)
+    assert above.value == pytest.approx(
+        result[0].metric("accuracy").value - blind.metric("accuracy").value
+    )
     assert metrics(read_records(tmp_path / "o")) == found.metrics
     assert verify(tmp_path / "o") == verify(tmp_path / "prior") == []
     compared = compare(tmp_path / "prior", tmp_path / "o")
     difference = next(one for one in compared.differences if one.name == "accuracy")
-    assert (difference.difference, difference.ci95) == (pytest.approx(above.value), pytest.approx(above.ci95))
+    assert (difference.difference, difference.ci95) == (
+        pytest.approx(above.value),
+        pytest.approx(above.ci95),
+    )
     lines = (tmp_path / "prior" / "samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "prior" / "samples.jsonl").write_text("".join(lines[:3]))
     with pytest.raises(DataError, match="the prior does not answer question 20"):
@@ -318,7 +397,14 @@ def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path:
     def asked(count: int, start: int, says: str) -> list:
         colours = ["red", "blue", "green"]
         return [
-            [question(start + i, f"is the {colours[i % 3]} one big?", [[says, "no", "no"][i % 3]] * 10, "is the")]
+            [
+                question(
+                    start + i,
+                    f"is the {colours[i % 3]} one big?",
+                    [[says, "no", "no"][i % 3]] * 10,
+                    "is the",
+                )
+            ]
             for i in range(count)
         ]
 
@@ -340,13 +426,27 @@ def test_several_processes_give_the_same_records(
 ) -> None:
     """G1: 23 pictures in blocks of 5."""
     config = tmp_path / "vqa.yaml"
-    config.write_text(json.dumps({"model": str(model), "data": str(data), "batch_size": 5, "out": str(tmp_path / "w")}))
+    config.write_text(
+        json.dumps(
+            {"model": str(model), "data": str(data), "batch_size": 5, "out": str(tmp_path / "w")}
+        )
+    )
     launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1 --mixed_precision no"
-    command = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        *launch.split(),
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
     command += ["-m", "eval", "vqa", str(config)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     evaluate(model, data, tmp_path / "one", batch_size=5)
     assert read_result(tmp_path / "w").environment["world"] == world

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError, UsageError
+from eval.metrics.vqa_accuracy import VERSIONS, normalize
 from eval.stages.vqa import accuracy
-from eval.vqa_accuracy import VERSIONS, normalize
 
 GOLDEN = {
     "Yes!": "yes",
@@ -71,7 +71,9 @@ def oracle(prediction: str, answers: list[str], version: str) -> float:
         before, after = " " + text, text + " "
         around = list(zip(before[:-1], text, after[1:], strict=True))
         grouped = any(a.isdecimal() and b == "," and c.isdecimal() for a, b, c in around)
-        beside_space = {b for a, b, _ in around[1:] if a == " "} | {b for _, b, c in around[:-1] if c == " "}
+        beside_space = {b for a, b, _ in around[1:] if a == " "} | {
+            b for _, b, c in around[:-1] if c == " "
+        }
         bare, kept, periods = "", "", 0
         for letter in text:
             if letter not in ';/[]"{}()=+\\_-><@`,?!':
@@ -86,10 +88,20 @@ def oracle(prediction: str, answers: list[str], version: str) -> float:
         return kept
 
     def words(text: str) -> str:
-        numbers = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+        numbers = {
+            "none": "0",
+            "zero": "0",
+            "one": "1",
+            "two": "2",
+            "three": "3",
+            "four": "4",
+            "five": "5",
+        }
         numbers |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
         spelled = [numbers.get(word, word) for word in text.lower().split()]
-        return " ".join(SPELLED.get(word, word) for word in spelled if word not in ("a", "an", "the"))
+        return " ".join(
+            SPELLED.get(word, word) for word in spelled if word not in ("a", "an", "the")
+        )
 
     def cleaned(text: str) -> str:
         return text.replace("\n", " ").replace("\t", " ").strip()
@@ -136,7 +148,11 @@ def test_the_versions_differ_where_they_are_known_to(
 ) -> None:
     """V1."""
     assert accuracy(prediction, answers, version="2017") == pytest.approx(in_2017)
-    assert accuracy(prediction, answers) == accuracy(prediction, answers, version="2021") == pytest.approx(in_2021)
+    assert (
+        accuracy(prediction, answers)
+        == accuracy(prediction, answers, version="2021")
+        == pytest.approx(in_2021)
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -144,12 +160,20 @@ def test_the_versions_differ_where_they_are_known_to(
 def test_three_others_make_an_answer_right(matches: int, version: str) -> None:
     """V2 and V3: equal answers are told apart by who gave them, not by what they say."""
     expected = [0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1][matches]
-    assert accuracy("cat", ["cat"] * matches + ["dog"] * (10 - matches), version) == pytest.approx(expected)
+    assert accuracy("cat", ["cat"] * matches + ["dog"] * (10 - matches), version) == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
-    [(["cat"], 0), (["cat"] * 3, 2 / 3), (["cat", "dog", "dog"], 2 / 9), (["cat"] * 5, 1), (["cat"] * 2, 1 / 3)],
+    [
+        (["cat"], 0),
+        (["cat"] * 3, 2 / 3),
+        (["cat", "dog", "dog"], 2 / 9),
+        (["cat"] * 5, 1),
+        (["cat"] * 2, 1 / 3),
+    ],
 )
 def test_fewer_answers_leave_fewer_others(answers: list[str], expected: float) -> None:
     """V4."""
@@ -157,7 +181,9 @@ def test_fewer_answers_leave_fewer_others(answers: list[str], expected: float) -
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("prediction", ["", "the", " \n", "x" * 1000, "," * 1000, None, 3, b"cat", ["cat"]])
+@pytest.mark.parametrize(
+    "prediction", ["", "the", " \n", "x" * 1000, "," * 1000, None, 3, b"cat", ["cat"]]
+)
 def test_an_odd_prediction_is_only_wrong(prediction: object, version: str) -> None:
     """V5."""
     assert accuracy(prediction, ["cat"] * 4 + ["3"] * 4 + ["none"] * 2, version) == 0
@@ -202,8 +228,12 @@ ANSWERS = st.lists(PIECES, max_size=6).map("".join)
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.sampled_from(VERSIONS))
-def test_the_official_numbers_agree_with_an_independent_implementation(data: st.DataObject, version: str) -> None:
+def test_the_official_numbers_agree_with_an_independent_implementation(
+    data: st.DataObject, version: str
+) -> None:
     some = data.draw(st.lists(ANSWERS, min_size=1, max_size=3))
     answers = data.draw(st.lists(st.sampled_from(some), min_size=1, max_size=10))
     prediction = data.draw(st.sampled_from(some) | ANSWERS)
-    assert accuracy(prediction, answers, version) == pytest.approx(oracle(prediction, answers, version), abs=1e-12)
+    assert accuracy(prediction, answers, version) == pytest.approx(
+        oracle(prediction, answers, version), abs=1e-12
+    )

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.manifest import Manifest
-from data_pipeline.write import write_shards
-from eval.features import encode_images, encode_texts, load
-from eval.schema import read_records
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.write import write_shards
+from eval.encoding.features import encode_images, encode_texts, load
+from eval.results.schema import read_records
 from eval.stages.zero_shot import TEMPLATES, evaluate, metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
@@ -22,7 +22,7 @@ from .conftest import save_model
 @pytest.fixture(scope="module")
 def labelled(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gallery with labels instead of captions, three classes and a picture of two."""
-    from data_pipeline.store import Store
+    from data_pipeline.shards.store import Store
 
     out = tmp_path_factory.mktemp("labelled") / "data"
     store = Store([Manifest.load(gallery)])
@@ -41,14 +41,18 @@ def test_the_closest_mean_of_unit_sentence_features_is_the_answer(
 ) -> None:
     found = evaluate(knowing_model, labelled, tmp_path, templates=["a {} here", "{}"])
     loaded = load(knowing_model)
-    images = encode_images(loaded, Manifest.load(labelled), captioned=False).features[:8].astype(float)
+    images = (
+        encode_images(loaded, Manifest.load(labelled), captioned=False).features[:8].astype(float)
+    )
     names = ["blue circle", "cat", "red star"]
     texts = encode_texts(loaded, [t for n in names for t in (f"a {n} here", n)])
     features = texts.features[texts.row].astype(float).reshape(3, 2, -1).sum(axis=1)
     best = (images @ (features / np.linalg.norm(features, axis=1, keepdims=True)).T).argmax(axis=1)
     lines = list(read_records(tmp_path))
     assert [line["top"][0][0] for line in lines] == [names[column] for column in best]
-    expected = np.mean([names[column] == line["label"] for column, line in zip(best, lines, strict=True)])
+    expected = np.mean(
+        [names[column] == line["label"] for column, line in zip(best, lines, strict=True)]
+    )
     assert found.metric("top1").value == pytest.approx(100 * expected)
     assert found.metric("top1").chance == pytest.approx(100 / 3) and found.metric("top1").n == 8
     assert found.data["without_one_label"] == 2 and found.data["classes"] == names
@@ -64,8 +68,12 @@ def test_every_metric_follows_from_the_records_and_classes_recombine(
     by_class = [metric for metric in found.metrics if metric.name.startswith("class/")]
     total = sum(metric.n for metric in by_class)
     assert total == found.metric("top1").n
-    assert sum(metric.value * metric.n for metric in by_class) / total == pytest.approx(found.metric("top1").value)
-    assert np.mean([metric.value for metric in by_class]) == pytest.approx(found.metric("mean_per_class").value)
+    assert sum(metric.value * metric.n for metric in by_class) / total == pytest.approx(
+        found.metric("top1").value
+    )
+    assert np.mean([metric.value for metric in by_class]) == pytest.approx(
+        found.metric("mean_per_class").value
+    )
     assert found.protocol["templates"] == list(TEMPLATES)
 
 
@@ -83,7 +91,9 @@ def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
     with torch.no_grad():
         model.contrastive_text_head[3].weight.zero_()
     classes = ["red star", "blue circle", "cat", "dog", "cow", "hen", "owl"]
-    found = evaluate(save_model(model, tokenizer, tmp_path / "m"), labelled, tmp_path / "o", classes=classes)
+    found = evaluate(
+        save_model(model, tokenizer, tmp_path / "m"), labelled, tmp_path / "o", classes=classes
+    )
     assert "degenerate_scores" in found.flags
     for name in ("top1", "top5", "mean_per_class"):
         assert found.metric(name).value == pytest.approx(found.metric(name).chance)
@@ -91,7 +101,11 @@ def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
 
 
 def test_the_command_says_what_is_wrong(
-    knowing_model: Path, labelled: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    knowing_model: Path,
+    labelled: Path,
+    gallery: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     where = ["--model", str(knowing_model), "--data", str(labelled), "--out", str(tmp_path / "o")]
     assert main(["eval", "zero-shot", *where, "--templates", "a photo"]) == 2
@@ -114,7 +128,11 @@ def test_the_command_says_what_is_wrong(
 def test_data_without_usable_labels_are_refused(
     annotation: dict, message: str, knowing_model: Path, tmp_path: Path, jpeg: bytes
 ) -> None:
-    write_shards(tmp_path / "d", [("s0", {"jpg": jpeg, "json": json.dumps(annotation).encode()})], source={"name": "d"})
+    write_shards(
+        tmp_path / "d",
+        [("s0", {"jpg": jpeg, "json": json.dumps(annotation).encode()})],
+        source={"name": "d"},
+    )
     with pytest.raises(DataError, match=message):
         evaluate(knowing_model, tmp_path / "d", tmp_path / "o")
 
@@ -122,7 +140,7 @@ def test_data_without_usable_labels_are_refused(
 def test_captions_are_still_required_where_they_are_the_queries(
     knowing_model: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    from eval.stages.retrieval import evaluate as retrieve
+    from eval.stages.retrieval.stage import evaluate as retrieve
 
     evaluate(knowing_model, labelled, tmp_path / "o", cache=tmp_path / "cache")
     for cache in (None, tmp_path / "cache"):

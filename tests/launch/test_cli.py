@@ -56,7 +56,20 @@ def _refused(exit_code: int, *arguments: object) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     done = _glscl(
-        "data", "scenes", folder, "--train", 24, "--val", 6, "--test", 0, "--novel", 0, "--size", 64, "--json"
+        "data",
+        "scenes",
+        folder,
+        "--train",
+        24,
+        "--val",
+        6,
+        "--test",
+        0,
+        "--novel",
+        0,
+        "--size",
+        64,
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["samples"] == {"train": 24, "val": 6}
@@ -65,9 +78,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_scenes_may_be_clips(tmp_path: Path) -> None:
     counts = [word for split in ("val", "test", "novel") for word in (f"--{split}", 0)]
-    done = _glscl("data", "scenes", tmp_path, "--video", "--train", 2, *counts, "--size", 48, "--json")
+    done = _glscl(
+        "data", "scenes", tmp_path, "--video", "--train", 2, *counts, "--size", 48, "--json"
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "train" / "dataset.json").read_text())["fields"] == {"json": 2, "mp4": 2}
+    assert json.loads((tmp_path / "train" / "dataset.json").read_text())["fields"] == {
+        "json": 2,
+        "mp4": 2,
+    }
     assert _glscl("data", "verify", tmp_path / "train", "--decode").returncode == 0
 
 
@@ -89,12 +107,16 @@ except SystemExit as end:
     assert end.code == 0
 print([name for name in ("torch", "transformers", "accelerate", "numpy", "cv2", "yaml") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_every_command_has_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
     assert end.value.code == 0
@@ -114,7 +136,10 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (("data", "order", "somewhere", "--global-batch", "4"), "--seed"),
         (("data", "order", "--seed", "0", "--global-batch", "4"), "DIR"),
         (("eval", "retrieval", "--data", "x", "--out", "y"), "--model"),
-        (("eval", "retrieval", "--model", "m", "--data", "x", "--out", "y", "--score", "itc"), "itc"),
+        (
+            ("eval", "retrieval", "--model", "m", "--data", "x", "--out", "y", "--score", "itc"),
+            "itc",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_the_culprit(
@@ -140,7 +165,9 @@ def test_unknown_option_in_a_process_ends_with_2(tmp_path: Path) -> None:
         ("data", "tokenizer", "--out", "nowhere", "--vocab-size", "300"),
     ],
 )
-def test_wrong_path_and_empty_folder_are_data_errors(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_wrong_path_and_empty_folder_are_data_errors(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     wrong = tmp_path / "no_such_folder"
     assert "no_such_folder" in _refused(3, *words, wrong)
     empty = tmp_path / "empty"
@@ -176,11 +203,29 @@ def test_index_of_written_shards_finds_what_was_written(copy: Path) -> None:
 
 
 def test_order_prints_a_json_line_a_step_and_ranks_share_the_global_batch(data: Path) -> None:
-    order = ("data", "order", data / "train", "--seed", 7, "--global-batch", 4, "--start-step", 3, "--steps", 5)
+    order = (
+        "data",
+        "order",
+        data / "train",
+        "--seed",
+        7,
+        "--global-batch",
+        4,
+        "--start-step",
+        3,
+        "--steps",
+        5,
+    )
     alone = [json.loads(line) for line in _glscl(*order).stdout.splitlines()]
     assert [line["step"] for line in alone] == [3, 4, 5, 6, 7]
-    ranks = [_glscl(*order, "--world", 2, "--rank", rank, "--workers", 2).stdout.splitlines() for rank in (0, 1)]
-    joined = [json.loads(first)["keys"] + json.loads(second)["keys"] for first, second in zip(*ranks, strict=True)]
+    ranks = [
+        _glscl(*order, "--world", 2, "--rank", rank, "--workers", 2).stdout.splitlines()
+        for rank in (0, 1)
+    ]
+    joined = [
+        json.loads(first)["keys"] + json.loads(second)["keys"]
+        for first, second in zip(*ranks, strict=True)
+    ]
     assert joined == [line["keys"] for line in alone]
 
 
@@ -210,14 +255,20 @@ def test_order_takes_a_configuration_without_weights_and_drops_weights_of_other_
     for weight, name in (("", "plain"), (", weight: 1", "weighted")):
         config = tmp_path / f"{name}.yaml"
         sources = f"[{{path: {train}{weight}}}, {{path: {val}{weight}}}]"
-        config.write_text(f"run: r\nsteps: 9\nseed: 5\nbatch: {{image: 6}}\ndata: {{train: {sources}, tokenizer: t}}\n")
+        config.write_text(
+            f"run: r\nsteps: 9\nseed: 5\nbatch: {{image: 6}}\ndata: {{train: {sources}, tokenizer: t}}\n"
+        )
     options = ("--seed", 5, "--global-batch", 6)
     assert keys("--config", tmp_path / "plain.yaml") == keys(train, val, *options)
-    assert keys("--config", tmp_path / "weighted.yaml") == keys(train, val, *options, "--weights", 1, 1)
+    assert keys("--config", tmp_path / "weighted.yaml") == keys(
+        train, val, *options, "--weights", 1, 1
+    )
     assert keys(train, "--config", tmp_path / "weighted.yaml") == keys(train, *options)
 
 
-def test_index_gives_a_name_that_tells_two_data_sets_apart(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_gives_a_name_that_tells_two_data_sets_apart(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "index", str(copy), "--name", "other"]) == 0
     assert main(["data", "order", str(copy), "--seed", "0", "--global-batch", "1"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["keys"][0].startswith("other/")
@@ -232,7 +283,9 @@ def test_the_parser_needs_no_processor_affinity(monkeypatch: pytest.MonkeyPatch)
 def test_order_ends_quietly_when_its_reader_has_seen_enough(data: Path) -> None:
     words = [sys.executable, "-m", "launch.cli", "data", "order", str(data / "train")]
     words += ["--seed", "0", "--global-batch", "4", "--steps", "100000"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout and process.stderr
         json.loads(process.stdout.readline())
         process.stdout.close()
@@ -243,15 +296,29 @@ def test_order_ends_quietly_when_its_reader_has_seen_enough(data: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no /dev/full")
 def test_a_full_disk_is_one_line_and_can_be_resumed(data: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = _glscl("data", "order", data / "train", "--seed", 0, "--global-batch", 4, stdout=full)
+        done = _glscl(
+            "data", "order", data / "train", "--seed", 0, "--global-batch", 4, stdout=full
+        )
     assert done.returncode == 5
     assert done.stderr == "glscl: error: No space left on device\n"
 
 
 def test_tokenizer_is_written_and_another_command_can_load_it(data: Path, tmp_path: Path) -> None:
-    done = _glscl("data", "tokenizer", data / "train", "--out", tmp_path / "tok", "--vocab-size", 300, "--json")
+    done = _glscl(
+        "data",
+        "tokenizer",
+        data / "train",
+        "--out",
+        tmp_path / "tok",
+        "--vocab-size",
+        300,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"out": str(tmp_path / "tok"), "vocab_size": 300}
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "out": str(tmp_path / "tok"),
+        "vocab_size": 300,
+    }
     assert (tmp_path / "tok" / "tokenizer.json").is_file()
 
 
@@ -269,14 +336,21 @@ def test_a_missing_configuration_is_named() -> None:
 
 def test_wrong_folders_of_evaluation_and_report_are_named(tmp_path: Path) -> None:
     where = ("--model", tmp_path, "--out", tmp_path / "out")
-    assert "no_such_data" in _refused(3, "eval", "retrieval", *where, "--data", tmp_path / "no_such_data")
-    assert "no_such_result" in _refused(3, "report", tmp_path / "no_such_result", "--out", tmp_path / "page.html")
+    assert "no_such_data" in _refused(
+        3, "eval", "retrieval", *where, "--data", tmp_path / "no_such_data"
+    )
+    assert "no_such_result" in _refused(
+        3, "report", tmp_path / "no_such_result", "--out", tmp_path / "page.html"
+    )
 
 
 def test_defaults_of_the_command_line_are_those_of_the_functions() -> None:
     from data_pipeline.scenes.generate import generate
 
     taken = vars(parser().parse_args(["data", "scenes", "out"]))
-    defaults = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(generate).parameters.items()
+    }
     numbers = {name: value for name, value in defaults.items() if isinstance(value, int)}
     assert numbers and {name: taken[name] for name in numbers} == numbers

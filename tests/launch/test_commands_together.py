@@ -14,14 +14,26 @@ ROOT = Path(__file__).parents[2]
 def _glscl(*arguments: object) -> dict:
     """Run a command with `--json` (but for pretrain, which has none) and return its last line."""
     words = [str(argument) for argument in arguments] + ["--json"] * (arguments[0] != "pretrain")
-    done = subprocess.run([sys.executable, "-m", "launch.cli", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return {} if arguments[0] == "pretrain" else json.loads(done.stdout.splitlines()[-1])
 
 
 def _configuration(folder: Path) -> Path:
-    tower = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    fusion = {"hidden_size": 64, "fusion_layers": 1, "fusion_heads": 2, "fusion_intermediate_size": 64}
+    tower = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    fusion = {
+        "hidden_size": 64,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "fusion_intermediate_size": 64,
+    }
     settings = {
         "run": str(folder / "run"),
         "steps": 4,
@@ -48,10 +60,14 @@ def _configuration(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_commands_lead_from_pictures_to_a_report(tmp_path: Path) -> None:
-    data, run, result, exported = (tmp_path / name for name in ("data", "run", "result", "exported"))
+    data, run, result, exported = (
+        tmp_path / name for name in ("data", "run", "result", "exported")
+    )
     counts = ("--train", 48, "--val", 0, "--test", 12, "--novel", 0, "--size", 48)
     _glscl("data", "scenes", data, *counts)
-    _glscl("data", "tokenizer", data / "train", "--out", tmp_path / "tokenizer", "--vocab-size", 600)
+    _glscl(
+        "data", "tokenizer", data / "train", "--out", tmp_path / "tokenizer", "--vocab-size", 600
+    )
     _glscl("pretrain", _configuration(tmp_path), "--optimizer.lr", 0.001, "--seed=3")
     assert json.loads((run / "status.json").read_text())["state"] == "complete"
     assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 0.001
@@ -62,7 +78,9 @@ def test_commands_lead_from_pictures_to_a_report(tmp_path: Path) -> None:
     assert measured["data"]["images"] == 10
 
     assert _glscl("export", run, exported, "--check") == {"out": str(exported), "checked": True}
-    assert (exported / "vision/model.safetensors").is_file() and (exported / "text/model.safetensors").is_file()
+    assert (exported / "vision/model.safetensors").is_file() and (
+        exported / "text/model.safetensors"
+    ).is_file()
 
     _glscl("report", result, "--out", tmp_path / "report.html", "--run", run)
     page = (tmp_path / "report.html").read_text()

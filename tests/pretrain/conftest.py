@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.scenes.generate import generate
-from data_pipeline.store import Store
+from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
@@ -23,11 +23,13 @@ def scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(scenes, tmp_path_factory) -> Path:
     """A tokenizer trained on the captions."""
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.shards.manifest import Manifest
 
     store = Store([Manifest.load(scenes / "train")])
     folder = tmp_path_factory.mktemp("tokenizer")
-    Tokenizer.train([text for i in range(96) for text in store.read(0, i).captions], 400).save(folder)
+    Tokenizer.train([text for i in range(96) for text in store.read(0, i).captions], 400).save(
+        folder
+    )
     return folder
 
 

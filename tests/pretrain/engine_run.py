@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from data_pipeline.errors import UserError
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
+from pretrain.accumulate import accumulate_exactly
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
 from pretrain.loop import train
-from pretrain.parallel.accumulate import accumulate_exactly
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
 from pretrain.task import PretrainTask, TaskModel
@@ -32,7 +32,13 @@ def updated(config: RunConfig, engine: Engine) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames)
     accelerator, task = engine.accelerator, PretrainTask(config.objectives)
-    shared = {"seed": 1, "rank": accelerator.process_index, "world": accelerator.num_processes, "group": 2, "size": 48}
+    shared = {
+        "seed": 1,
+        "rank": accelerator.process_index,
+        "world": accelerator.num_processes,
+        "group": 2,
+        "size": 48,
+    }
     shared |= {"tokenizer": tokenizer, "max_text_length": config.data.max_text_length}
     shared |= {"micro_batches": config.micro_batches, "global_batch": config.batch.image}
     batches = []
@@ -50,7 +56,9 @@ def updated(config: RunConfig, engine: Engine) -> dict[str, torch.Tensor]:
     accumulate_exactly(task, engine, batches, counts, shares, torch.manual_seed)
     norm = engine.gradient_norm()
     assert not engine.update(bool(torch.isfinite(norm)))
-    return {name: value.detach().float().clone() for name, value in engine.weights().items()} | {"norm": norm}
+    return {name: value.detach().float().clone() for name, value in engine.weights().items()} | {
+        "norm": norm
+    }
 
 
 def save_updates(config: RunConfig, engine: Engine, folder: Path, of: tuple[int, ...]) -> None:
@@ -63,7 +71,9 @@ def save_updates(config: RunConfig, engine: Engine, folder: Path, of: tuple[int,
 
 def in_two_parts(config: RunConfig, folder: Path) -> None:
     """Train at once, and again with a stop between."""
-    whole, parts = (dataclasses.replace(config, run=str(folder / name)) for name in ("whole", "parts"))
+    whole, parts = (
+        dataclasses.replace(config, run=str(folder / name)) for name in ("whole", "parts")
+    )
     assert train(whole, StopAfter()) == 0
     assert train(parts, StopAfter(3)) == 75
     assert train(parts, StopAfter()) == 0
@@ -78,7 +88,8 @@ def with_a_broken_gradient(config: RunConfig, engine: Engine, folder: Path) -> N
     def spoilt(self, function, *inputs):
         features = forward(self, function, *inputs)
         calls.append(function)
-        # The second step of rank 1 alone. A step computes four micro-batches twice; the first call may be the warm-up.
+        # The second step of rank 1 alone. A step computes four micro-batches twice; the first call
+        # may be the warm-up.
         if engine.accelerator.process_index == 1 and (len(calls) - 1 - engine.warms_up) // 8 == 1:
             features = features._replace(matching_logits=features.matching_logits * float("nan"))
         return features

@@ -1,7 +1,7 @@
 """Run by test_nce_ranks under torchrun: losses of this rank's part of given rows, averaged as training averages.
 
-Writes the mean over ranks of each loss and of each gradient, those of features put back in the order of all rows. That
-is what a data-parallel wrapper makes of parameters in front of them.
+Writes the mean over ranks of each loss and of each gradient, those of features put back in the
+order of all rows. That is what a data-parallel wrapper makes of parameters in front of them.
 """
 
 import sys
@@ -63,7 +63,9 @@ def cases(rows: dict[str, Tensor], counts: list[int], chosen_counts: list[int]) 
             {"chosen": chosen, "counts": counts, "chosen_counts": chosen_counts, "ids": ids},
         ),
         "global_local": Case(
-            lambda p, temperature, **more: global_local_loss(p, rows["local"], rows["mask"], temperature, **more),
+            lambda p, temperature, **more: global_local_loss(
+                p, rows["local"], rows["mask"], temperature, **more
+            ),
             ("p", "temperature"),
             {"counts": [count * rows["local"].shape[1] for count in counts]},
         ),

@@ -6,16 +6,28 @@ from transformers import CLIPVisionConfig, RobertaConfig
 from pretrain.model import GLSCLConfig, GLSCLModel
 
 WIDTH = 32
-TOWER = {"hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+TOWER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 VISION = CLIPVisionConfig(patch_size=8, image_size=24, **TOWER)
 TEXT = RobertaConfig(vocab_size=60, max_position_embeddings=20, type_vocab_size=1, **TOWER)
-FUSION = {"hidden_size": WIDTH, "fusion_layers": 2, "fusion_heads": 2, "fusion_intermediate_size": 48}
+FUSION = {
+    "hidden_size": WIDTH,
+    "fusion_layers": 2,
+    "fusion_heads": 2,
+    "fusion_intermediate_size": 48,
+}
 
 
 def tiny_config(**fields) -> GLSCLConfig:
     """Sizes of a model that runs in milliseconds."""
     towers = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict()}
-    return GLSCLConfig(**towers | FUSION | {"projection_dim": 16, "max_text_length": 12, "max_frames": 8} | fields)
+    return GLSCLConfig(
+        **towers | FUSION | {"projection_dim": 16, "max_text_length": 12, "max_frames": 8} | fields
+    )
 
 
 def tiny_model(seed: int = 0, **fields) -> GLSCLModel:

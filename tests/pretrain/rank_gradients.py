@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from data_pipeline.collate import Batch
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
+from pretrain.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
-from pretrain.parallel.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
 from pretrain.task import PretrainTask, TaskModel
@@ -25,7 +25,9 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
 
     def kept(positions: torch.Tensor) -> torch.Tensor:
         runs = positions // width // rows + first
-        return torch.cat([(runs == run).nonzero()[:, 0][:limit] for run, limit in enumerate(limits)])
+        return torch.cat(
+            [(runs == run).nonzero()[:, 0][:limit] for run, limit in enumerate(limits)]
+        )
 
     tokens, words = kept(batch.masked_tokens), kept(batch.mlm_positions)
     batch.masked_tokens = batch.masked_tokens[tokens]
@@ -38,19 +40,34 @@ def gradients(
 ) -> dict[str, torch.Tensor]:
     """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut).
 
-    With `part` (rank, world) one process takes only the samples that this rank of so many would have.
+    With `part` (rank, world) one process takes only the samples that this rank of so many would
+    have.
     """
     config: RunConfig = parse_config(RunConfig, values, "settings")
     tokenizer = Tokenizer.load(config.data.tokenizer)
     torch.manual_seed(0)
     video = config.data.video
-    model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames if video else 0)
+    model = build_model(
+        config.model, tokenizer, config.data.max_text_length, video.frames if video else 0
+    )
     accelerator, objectives = engine.accelerator, config.objectives
     rank, world = part or (accelerator.process_index, accelerator.num_processes)
-    shared = {"seed": 1, "rank": rank, "world": world, "tokenizer": tokenizer, "size": 48, "group": 4}
-    shared |= {"max_text_length": config.data.max_text_length, "micro_batches": config.micro_batches}
+    shared = {
+        "seed": 1,
+        "rank": rank,
+        "world": world,
+        "tokenizer": tokenizer,
+        "size": 48,
+        "group": 4,
+    }
+    shared |= {
+        "max_text_length": config.data.max_text_length,
+        "micro_batches": config.micro_batches,
+    }
     shared |= {"dataset_negatives": objectives.matching_negatives == "dataset"}
-    shared |= {"local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None}
+    shared |= {
+        "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None
+    }
     batches = []
     if config.batch.image:
         folders = [source.path for source in config.data.train]
@@ -61,11 +78,15 @@ def gradients(
             batches[0] = keep_targets(batches[0], config.batch.image // len(limits), limits, first)
     if video:
         folders = [source.path for source in video.train]
-        with open_loader(folders, global_batch=config.batch.video, frames=video.frames, **shared) as loader:
+        with open_loader(
+            folders, global_batch=config.batch.video, frames=video.frames, **shared
+        ) as loader:
             batches += [next(loader) for _ in range(config.micro_batches)]
     task = PretrainTask(objectives)
     # float64: what is left is the mathematics, not the rounding of terms that cancel.
-    engine.prepare(TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None)
+    engine.prepare(
+        TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None
+    )
     # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
     engine.wrapped.eval()
     counts, shares = task.counts(batches), [1 / config.micro_batches] * len(batches)

@@ -13,7 +13,12 @@ WIDTH = 32
 
 def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
     """Nested configuration values of a run of a tiny model on the embedded scenes."""
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return {
         "run": str(run),
         "steps": 6,

@@ -29,7 +29,12 @@ from pretrain.config import ModelConfig
 from pretrain.model import GLSCLConfig, GLSCLModel
 from tests.pretrain.models import texts, tiny_model
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+}
 VISION = TOWER | {"num_hidden_layers": 3, "patch_size": 8, "image_size": 32}
 SMALL_VISION = TOWER | {"patch_size": 8, "image_size": 32}
 SMALL_TEXT = TOWER | {"max_position_embeddings": 60}
@@ -47,7 +52,10 @@ def saved(model, folder):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return saved(CLIPModel(CLIPConfig(vision_config=VISION, text_config=TOWER)), tmp_path_factory.mktemp("clip"))
+    return saved(
+        CLIPModel(CLIPConfig(vision_config=VISION, text_config=TOWER)),
+        tmp_path_factory.mktemp("clip"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +71,12 @@ def roberta(tmp_path_factory, words):
 
 
 def build(tokenizer, fusion=None, **fields):
-    sizes = {"hidden_size": 32, "fusion_layers": 1, "fusion_heads": 2, "fusion_intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "fusion_layers": 1,
+        "fusion_heads": 2,
+        "fusion_intermediate_size": 64,
+    }
     fields = {"vision": SMALL_VISION} | fields if "vision_from" not in fields else fields
     fields = {"text": SMALL_TEXT} | fields if "text_from" not in fields else fields
     config = ModelConfig(fusion=sizes | (fusion or {}), **fields)
@@ -75,7 +88,9 @@ def rewrite(folder, out, change, **settings):
     out.mkdir()
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | settings))
+    (out / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | settings)
+    )
     return out
 
 
@@ -91,7 +106,9 @@ def assert_text_is(model, theirs):
     ids, mask = texts(3)
     expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
     ours = model.encode_text(ids, mask)
-    torch.testing.assert_close(ours[mask == 1], model.text_projection(expected)[mask == 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        ours[mask == 1], model.text_projection(expected)[mask == 1], atol=1e-6, rtol=0
+    )
     first = model.encode_text(ids, mask, need="first")
     torch.testing.assert_close(first, ours[:, :1], atol=1e-6, rtol=0)
 
@@ -103,7 +120,9 @@ def test_towers_take_the_weights_of_the_folders(clip, roberta, tokenizer):
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_an_image_tower_alone_loads_as_the_whole_dual_encoder_does(family, request, tokenizer, tmp_path):
+def test_an_image_tower_alone_loads_as_the_whole_dual_encoder_does(
+    family, request, tokenizer, tmp_path
+):
     folder, model = request.getfixturevalue(family)
     model.vision_model.save_pretrained(tmp_path)
     assert_vision_is(build(tokenizer, vision_from=str(tmp_path)), model.vision_model)
@@ -119,33 +138,51 @@ def test_layouts_of_transformers_4_load_too(family, request, tokenizer, tmp_path
         return tensors | {"vision_model.embeddings.position_ids": torch.arange(positions)[None]}
 
     assert all(
-        name.startswith(("vision_model.", "text_model.", "logit", "visual", "text")) for name in model.state_dict()
+        name.startswith(("vision_model.", "text_model.", "logit", "visual", "text"))
+        for name in model.state_dict()
     )
     whole = rewrite(folder, tmp_path / "whole", with_buffers, transformers_version="4.30.0")
     assert_vision_is(build(tokenizer, vision_from=str(whole)), model.vision_model)
     model.vision_model.save_pretrained(tmp_path / "new")
 
     def tower(tensors):
-        return with_buffers({f"vision_model.{name.removeprefix('vision_model.')}": t for name, t in tensors.items()})
+        return with_buffers(
+            {f"vision_model.{name.removeprefix('vision_model.')}": t for name, t in tensors.items()}
+        )
 
-    alone = rewrite(tmp_path / "new", tmp_path / "tower", tower, transformers_version="4.40.1", torch_dtype="float32")
+    alone = rewrite(
+        tmp_path / "new",
+        tmp_path / "tower",
+        tower,
+        transformers_version="4.40.1",
+        torch_dtype="float32",
+    )
     assert_vision_is(build(tokenizer, vision_from=str(alone)), model.vision_model)
 
 
-def test_a_masked_language_model_of_transformers_4_loads_with_its_buffers(roberta, tokenizer, tmp_path):
+def test_a_masked_language_model_of_transformers_4_loads_with_its_buffers(
+    roberta, tokenizer, tmp_path
+):
     def change(tensors):
         assert "roberta.embeddings.word_embeddings.weight" in tensors
         return tensors | {"roberta.embeddings.position_ids": torch.arange(60)[None]}
 
     old = rewrite(
-        roberta[0], tmp_path / "old", change, transformers_version="4.6.0", position_embedding_type="absolute"
+        roberta[0],
+        tmp_path / "old",
+        change,
+        transformers_version="4.6.0",
+        position_embedding_type="absolute",
     )
     assert_text_is(build(tokenizer, text_from=str(old)), roberta[1].roberta)
 
 
 def test_half_precision_folders_make_full_precision_towers(clip, tokenizer, tmp_path):
     half = rewrite(
-        clip[0], tmp_path / "half", lambda tensors: {k: t.half() for k, t in tensors.items()}, dtype="float16"
+        clip[0],
+        tmp_path / "half",
+        lambda tensors: {k: t.half() for k, t in tensors.items()},
+        dtype="float16",
     )
     model = build(tokenizer, vision_from=str(half))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -161,10 +198,20 @@ def test_half_precision_folders_make_full_precision_towers(clip, tokenizer, tmp_
         (ModernBertConfig, ModernBertForMaskedLM, "model"),
     ],
 )
-def test_other_text_encoders_load_through_the_same_seam(config, kind, base, words, tokenizer, tmp_path):
-    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+def test_other_text_encoders_load_through_the_same_seam(
+    config, kind, base, words, tokenizer, tmp_path
+):
+    tokens = {
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    }
     windows = {"local_attention": 4, "global_attn_every_n_layers": 2} if base == "model" else {}
-    folder, model = saved(kind(config(vocab_size=words, **SMALL_TEXT, **tokens, **windows)), tmp_path)
+    folder, model = saved(
+        kind(config(vocab_size=words, **SMALL_TEXT, **tokens, **windows)), tmp_path
+    )
     ours = build(tokenizer, text_from=str(folder))
     assert type(ours.text) is type(getattr(model, base))
     assert_text_is(ours, getattr(model, base))
@@ -174,7 +221,10 @@ def test_towers_of_other_kinds_start_from_random_weights_by_their_model_type(tok
     vision = SMALL_VISION | {"model_type": "siglip_vision_model"}
     text = SMALL_TEXT | {"model_type": "modernbert"}
     model = build(tokenizer, vision=vision, text=text, fusion={"max_frames": 2})
-    assert (model.vision.config.model_type, model.text.config.model_type) == ("siglip_vision_model", "modernbert")
+    assert (model.vision.config.model_type, model.text.config.model_type) == (
+        "siglip_vision_model",
+        "modernbert",
+    )
     assert model.text.config.vocab_size == words
     assert model.encode_image(torch.randn(1, 2, 3, 32, 32)).shape == (1, 2 + 2 * 16, 32)
 
@@ -185,7 +235,9 @@ def test_siglip_gains_a_class_token_and_otherwise_equals_its_own_layers(siglip, 
         pixels = torch.randn(2, 3, 48, 32)
         embedded = model.vision.embeddings(pixels, interpolate_pos_encoding=True)
         first = (model.class_token + model.class_position).expand(2, 1, -1)
-        hidden = model.vision.encoder(inputs_embeds=torch.cat([first, embedded], dim=1)).last_hidden_state
+        hidden = model.vision.encoder(
+            inputs_embeds=torch.cat([first, embedded], dim=1)
+        ).last_hidden_state
         expected = model.image_projection(model.vision.post_layernorm(hidden))
         torch.testing.assert_close(model.encode_image(pixels), expected, atol=1e-6, rtol=0)
     model.encode_image(pixels, need="first").sum().backward()
@@ -195,9 +247,13 @@ def test_siglip_gains_a_class_token_and_otherwise_equals_its_own_layers(siglip, 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_positions_are_interpolated_and_late_blocks_left_out(family, request, tokenizer):
     folder, theirs = request.getfixturevalue(family)
-    model = build(tokenizer, vision_from=str(folder), vision={"image_size": 48, "num_hidden_layers": 2})
+    model = build(
+        tokenizer, vision_from=str(folder), vision={"image_size": 48, "num_hidden_layers": 2}
+    )
     tower = theirs.vision_model
-    resized = tower.embeddings.interpolate_pos_encoding(torch.empty(1, 36 + (family == "clip"), 32), 48, 48)[0]
+    resized = tower.embeddings.interpolate_pos_encoding(
+        torch.empty(1, 36 + (family == "clip"), 32), 48, 48
+    )[0]
     assert torch.equal(model.vision.embeddings.position_embedding.weight, resized)
     assert len(model.vision.encoder.layers) == 2
     for ours, other in zip(model.vision.encoder.layers, tower.encoder.layers, strict=False):
@@ -208,11 +264,23 @@ def test_positions_are_interpolated_and_late_blocks_left_out(family, request, to
     ("vision", "text"),
     [
         (
-            dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, patch_size=32),
+            dict(
+                hidden_size=768,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                intermediate_size=3072,
+                patch_size=32,
+            ),
             768,
         ),
         (
-            dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, patch_size=14),
+            dict(
+                hidden_size=1024,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                intermediate_size=4096,
+                patch_size=14,
+            ),
             1024,
         ),
     ],
@@ -220,31 +288,56 @@ def test_positions_are_interpolated_and_late_blocks_left_out(family, request, to
 )
 def test_published_sizes_fit_together(vision, text):
     layers = 24 if text == 1024 else 12
-    sizes = dict(hidden_size=text, num_hidden_layers=layers, num_attention_heads=text // 64, intermediate_size=4 * text)
+    sizes = dict(
+        hidden_size=text,
+        num_hidden_layers=layers,
+        num_attention_heads=text // 64,
+        intermediate_size=4 * text,
+    )
     with torch.device("meta"):
         model = GLSCLModel(
             GLSCLConfig(
                 vision_config=CLIPVisionConfig(image_size=224, **vision),
-                text_config=RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **sizes),
+                text_config=RobertaConfig(
+                    vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **sizes
+                ),
             )
         )
         tokens = model.encode_image(torch.empty(1, 3, 224, 224))
-        states = model.encode_text(torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.long))
-    assert tokens.shape == (1, 1 + (224 // vision["patch_size"]) ** 2, 768) and states.shape == (1, 16, 768)
+        states = model.encode_text(
+            torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.long)
+        )
+    assert tokens.shape == (1, 1 + (224 // vision["patch_size"]) ** 2, 768) and states.shape == (
+        1,
+        16,
+        768,
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"vision": {"model_type": "vit"}}, "'vit' is no image tower .* clip_vision_model or siglip_vision_model"),
+        (
+            {"vision": {"model_type": "vit"}},
+            "'vit' is no image tower .* clip_vision_model or siglip_vision_model",
+        ),
         ({"vision": {"model_type": "siglip2_vision_model"}}, "no image tower"),
         ({"text": {"model_type": "gpt2"}}, "'gpt2' is no bidirectional text encoder"),
         ({"text": {"model_type": "bart"}}, "an encoder with a decoder"),
         ({"text": {"model_type": "nonsense"}}, "transformers knows no 'nonsense'"),
-        ({"vision": {"patch_sise": 8}}, "unknown key model.vision.patch_sise; did you mean model.vision.patch_size"),
-        ({"vision": SMALL_VISION | {"image_size": 30}}, "image_size 30 is no multiple of patch_size 8"),
+        (
+            {"vision": {"patch_sise": 8}},
+            "unknown key model.vision.patch_sise; did you mean model.vision.patch_size",
+        ),
+        (
+            {"vision": SMALL_VISION | {"image_size": 30}},
+            "image_size 30 is no multiple of patch_size 8",
+        ),
         ({"text": {"max_position_embeddings": 33}}, "RoBERTa needs 2 more"),
-        ({"fusion": {"tie_masked_language_head": True, "hidden_size": 64}}, "as wide as the fusion encoder"),
+        (
+            {"fusion": {"tie_masked_language_head": True, "hidden_size": 64}},
+            "as wide as the fusion encoder",
+        ),
         ({"fusion": {"contrastive_head": "cubic"}}, "contrastive_head"),
     ],
 )
@@ -266,8 +359,14 @@ def test_folders_that_do_not_serve_are_refused(clip, roberta, words, tokenizer, 
     torch.save(clip[1].state_dict(), pickled / "pytorch_model.bin")
     with pytest.raises(UsageError, match="safetensors"):
         build(tokenizer, vision_from=str(pickled))
-    lacking = rewrite(clip[0], tmp_path / "lacking", lambda t: {k: v for k, v in t.items() if "layers.1." not in k})
-    with pytest.raises(UsageError, match="lacks 16 weights of a CLIPVisionModel, the first is encoder.layers.1"):
+    lacking = rewrite(
+        clip[0],
+        tmp_path / "lacking",
+        lambda t: {k: v for k, v in t.items() if "layers.1." not in k},
+    )
+    with pytest.raises(
+        UsageError, match="lacks 16 weights of a CLIPVisionModel, the first is encoder.layers.1"
+    ):
         build(tokenizer, vision_from=str(lacking))
 
 
@@ -276,13 +375,16 @@ def test_weights_of_other_picture_and_clip_sizes_are_interpolated():
     ramp = torch.arange(3.0).double()[:, None].expand(3, 32)
     state = source.state_dict() | {"temporal_embedding": ramp}
     name = "vision.embeddings.position_embedding.weight"
-    state[name] = torch.cat([state[name][:1], torch.ones(16, 32).double()])  # a grid of 4 x 4, this model's is 3 x 3
+    state[name] = torch.cat(
+        [state[name][:1], torch.ones(16, 32).double()]
+    )  # a grid of 4 x 4, this model's is 3 x 3
     load_weights(model, state)
     assert model.temporal_embedding[:, 0].tolist() == [0, 0.5, 1, 1.5, 2]
     torch.testing.assert_close(model.state_dict()[name][1:], torch.ones(9, 32).double())
     assert torch.equal(model.state_dict()[name][0], state[name][0])
     assert torch.equal(
-        model.fusion.text_layers[0].output.dense.weight, source.fusion.text_layers[0].output.dense.weight
+        model.fusion.text_layers[0].output.dense.weight,
+        source.fusion.text_layers[0].output.dense.weight,
     )
 
 
@@ -308,7 +410,9 @@ def test_a_configuration_finds_its_towers_again_by_their_model_type(tmp_path):
     ids, mask = texts(2)
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(pixels, ids, mask).pooled, model(pixels, ids, mask).pooled)
-    assert AutoModel.from_config(again.config.vision_config).config.model_type == "siglip_vision_model"
+    assert (
+        AutoModel.from_config(again.config.vision_config).config.model_type == "siglip_vision_model"
+    )
 
 
 def test_a_linear_contrastive_head_is_one_matrix():
@@ -325,7 +429,10 @@ def test_a_tied_masked_language_head_reads_the_word_embedding_and_survives_savin
     model = tiny_model(tie_masked_language_head=True).float()
     words = model.text.get_input_embeddings().weight
     states = torch.randn(3, 32)
-    expected = model.masked_language_head.transform(states) @ words.T + model.masked_language_head.decoder.bias
+    expected = (
+        model.masked_language_head.transform(states) @ words.T
+        + model.masked_language_head.decoder.bias
+    )
     torch.testing.assert_close(model.masked_language_head(states), expected, atol=1e-6, rtol=0)
     assert sum(parameter is words for parameter in model.parameters()) == 1
     model.save_pretrained(tmp_path)
@@ -334,4 +441,6 @@ def test_a_tied_masked_language_head_reads_the_word_embedding_and_survives_savin
     assert torch.equal(again.masked_language_head(states), model.masked_language_head(states))
     with torch.no_grad():
         again.text.get_input_embeddings().weight.zero_()
-    assert torch.equal(again.masked_language_head(states)[0], again.masked_language_head.decoder.bias)
+    assert torch.equal(
+        again.masked_language_head(states)[0], again.masked_language_head.decoder.bias
+    )

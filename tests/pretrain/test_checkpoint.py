@@ -31,7 +31,9 @@ from pretrain.task import PretrainTask, TaskModel
 def engine_of(config, tokenizer) -> Engine:
     model = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
     engine = start("fp32", (), ".", None)
-    engine.prepare(TaskModel(PretrainTask(), model), model, build_optimizer(model, config.optimizer), 1, None)
+    engine.prepare(
+        TaskModel(PretrainTask(), model), model, build_optimizer(model, config.optimizer), 1, None
+    )
     return engine
 
 
@@ -59,7 +61,9 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer)
     torch.manual_seed(9)
     other = engine_of(config, tokenizer)
     assert load_checkpoint(folder, other) == position(3)
-    for (name, ours), theirs in zip(engine.model.named_parameters(), other.model.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        engine.model.named_parameters(), other.model.parameters(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
         for key, value in engine.optimizer.optimizer.state[ours].items():
             assert torch.equal(value, other.optimizer.optimizer.state[theirs][key]), (name, key)
@@ -69,17 +73,25 @@ def test_files_of_another_engine_are_refused_with_what_to_do(tmp_path, trained):
     folder = save(tmp_path, trained, 1)
     trainer = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps(trainer | {"engine": "zero2", "world": 2}))
-    with pytest.raises(UsageError, match=r"written by zero2 on 2 ranks .* resumed by ddp on 1: .*--init-from"):
+    with pytest.raises(
+        UsageError, match=r"written by zero2 on 2 ranks .* resumed by ddp on 1: .*--init-from"
+    ):
         load_checkpoint(folder, trained[0])
 
 
 @pytest.mark.parametrize(
-    "failing", ["save_file", "write_json", "sha256", "sync"], ids=lambda name: f"disk full in {name}"
+    "failing",
+    ["save_file", "write_json", "sha256", "sync"],
+    ids=lambda name: f"disk full in {name}",
 )
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")], ids=str
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")],
+    ids=str,
 )
-def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, trained, monkeypatch, failing, error):
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+    tmp_path, trained, monkeypatch, failing, error
+):
     save(tmp_path, trained, 1)
 
     def fail(*_):
@@ -119,7 +131,12 @@ def test_model_folder_names_what_is_not_there(tmp_path, trained):
     with pytest.raises(DataError, match="neither a model nor a checkpoint"):
         model_folder(tmp_path)
     folder = save(tmp_path / "checkpoints", trained, 1)
-    assert model_folder(tmp_path) == model_folder(folder) == model_folder(folder / "model") == folder / "model"
+    assert (
+        model_folder(tmp_path)
+        == model_folder(folder)
+        == model_folder(folder / "model")
+        == folder / "model"
+    )
     (folder / "trainer.json").write_text("{}")
     for path in (folder, folder / "model"):
         with pytest.raises(DataError, match="trainer.json"):
@@ -139,10 +156,22 @@ def test_a_model_is_loaded_from_any_folder_of_a_run_and_knows_where_it_lies(tmp_
     ("file", "damage", "named"),
     [
         ("model.safetensors", lambda path: path.unlink(), "cannot be loaded"),
-        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-99]), "cannot be loaded"),
-        ("model.safetensors", lambda path: _without(path, "temperature"), "lacks 1 weights, the first is temperature"),
+        (
+            "model.safetensors",
+            lambda path: path.write_bytes(path.read_bytes()[:-99]),
+            "cannot be loaded",
+        ),
+        (
+            "model.safetensors",
+            lambda path: _without(path, "temperature"),
+            "lacks 1 weights, the first is temperature",
+        ),
         ("config.json", lambda path: path.write_text("{"), "cannot be loaded"),
-        ("config.json", lambda path: path.write_text(path.read_text().replace(": 32", ": 48")), "cannot be loaded"),
+        (
+            "config.json",
+            lambda path: path.write_text(path.read_text().replace(": 32", ": 48")),
+            "cannot be loaded",
+        ),
     ],
     ids=["missing", "cut", "incomplete", "no JSON", "other sizes"],
 )

@@ -11,7 +11,15 @@ from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
 
-LOSSES = ("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text")
+LOSSES = (
+    "contrastive",
+    "matching",
+    "masked_language",
+    "global_image",
+    "global_text",
+    "local_image",
+    "local_text",
+)
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 
 
@@ -22,9 +30,22 @@ def test_a_written_configuration_reads_back_the_same(config, tmp_path):
 
 def test_overrides_win_over_the_file(settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    words = ["--optimizer.lr", "2e-4", "--data.train.0.weight=3", "--validation.path", "x", "--steps", "9"]
+    words = [
+        "--optimizer.lr",
+        "2e-4",
+        "--data.train.0.weight=3",
+        "--validation.path",
+        "x",
+        "--steps",
+        "9",
+    ]
     config = load_config(tmp_path / "c.yaml", words)
-    assert (config.optimizer.lr, config.data.train[0].weight, config.validation.path, config.steps) == (2e-4, 3, "x", 9)
+    assert (
+        config.optimizer.lr,
+        config.data.train[0].weight,
+        config.validation.path,
+        config.steps,
+    ) == (2e-4, 3, "x", 9)
 
 
 @pytest.mark.parametrize(
@@ -71,16 +92,25 @@ def test_a_preset_fills_in_what_is_not_given(settings, tmp_path):
     settings |= {"preset": "published", "objectives": {"matching_negatives": "random"}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     config = load_config(tmp_path / "c.yaml")
-    assert config.objectives.gradients == "published" and config.objectives.global_text_negatives == "rank"
+    assert (
+        config.objectives.gradients == "published"
+        and config.objectives.global_text_negatives == "rank"
+    )
     assert config.data.masking.mlm_unit == "token" and config.data.augment.flip
     assert config.objectives.matching_negatives == "random"
     assert config.model.vision["num_hidden_layers"] == 1  # of the file, not the preset's 11
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml") == config
-    assert load_config(tmp_path / "c.yaml", ["--model.vision", "{}"]).model.vision == {"num_hidden_layers": 11}
+    assert load_config(tmp_path / "c.yaml", ["--model.vision", "{}"]).model.vision == {
+        "num_hidden_layers": 11
+    }
 
 
-TRAINING = [recipe for recipe in sorted(RECIPES.glob("*.yaml")) if "run" in yaml.safe_load(recipe.read_text())]
+TRAINING = [
+    recipe
+    for recipe in sorted(RECIPES.glob("*.yaml"))
+    if "run" in yaml.safe_load(recipe.read_text())
+]
 
 
 @pytest.mark.parametrize("recipe", TRAINING, ids=lambda path: path.stem)
@@ -104,7 +134,11 @@ def test_an_unknown_preset_is_named(settings, tmp_path):
         ("batch.image", 0, "batch.image and batch.video are both 0"),
         ("batch.image", 1, "must be 0 or at least 2"),
         ("data.video", {"train": []}, "data.video.train names no data set"),
-        ("data.video", {"train": [{"path": "x"}], "frames": 0}, "data.video.frames must be at least 1"),
+        (
+            "data.video",
+            {"train": [{"path": "x"}], "frames": 0},
+            "data.video.frames must be at least 1",
+        ),
         ("objectives.temperature_bounds", [0.5, 0.1], "must rise and be positive"),
         ("objectives.sampled_negatives", 0, "must be at least 1"),
         ("objectives.contrastive", -1, "objectives.contrastive must be a number of 0 or more"),
@@ -114,7 +148,11 @@ def test_an_unknown_preset_is_named(settings, tmp_path):
         ("optimizer.lr", -1, "settings: optimizer.lr must be a number of 0 or more"),
         ("optimizer.betas", [1, 1], "optimizer.betas at least 0 and below 1"),
         ("optimizer.max_grad_norm", 0, "optimizer.max_grad_norm must be positive, or null"),
-        ("data.video", {"train": [{"path": "x"}], "image_size": -32}, "data.video.image_size must be at least 1"),
+        (
+            "data.video",
+            {"train": [{"path": "x"}], "image_size": -32},
+            "data.video.image_size must be at least 1",
+        ),
         ("data.train", [{"path": "x"}, {"path": "x"}], "x is there twice"),
         ("seed", -1, "seed must be at least 0"),
         ("world", 0, "world must be at least 1"),
@@ -133,9 +171,14 @@ def test_override_without_a_value_is_an_error(settings):
 
 def test_only_changes_of_the_mathematics_count_as_differences(settings):
     before = parse_config(RunConfig, settings, "a")
-    apply_overrides(settings, ["--data.workers", "3", "--log.every", "7", "--checkpoint.keep", "9", "--world", "2"])
+    apply_overrides(
+        settings,
+        ["--data.workers", "3", "--log.every", "7", "--checkpoint.keep", "9", "--world", "2"],
+    )
     assert differences(parse_config(RunConfig, settings, "b"), before) == []
-    apply_overrides(settings, ["--seed", "5", "--optimizer.lr", "0.5", "--model.vision.num_hidden_layers", "2"])
+    apply_overrides(
+        settings, ["--seed", "5", "--optimizer.lr", "0.5", "--model.vision.num_hidden_layers", "2"]
+    )
     apply_overrides(settings, ["--init_from", "runs/other"])
     changed = differences(parse_config(RunConfig, settings, "c"), before)
     assert changed == ["init_from", "model.vision.num_hidden_layers", "optimizer.lr", "seed"]

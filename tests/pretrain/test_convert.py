@@ -38,9 +38,22 @@ def reference() -> dict[str, Tensor]:
 
 def mae_decoder() -> dict[str, Tensor]:
     """What the release allocates and never uses, under its names."""
-    names = ("decoder_embed.weight", "decoder_embed.bias", "mask_token", "decoder_pos_embed", "decoder_norm.weight")
-    blocks = tuple(f"decoder_blocks.{n}.{part}" for n in range(2) for part in ("attn.qkv.weight", "mlp.fc1.bias"))
-    return {f"vision_transformer.{name}": torch.randn(4) for name in (*names, *blocks, "decoder_pred.bias")}
+    names = (
+        "decoder_embed.weight",
+        "decoder_embed.bias",
+        "mask_token",
+        "decoder_pos_embed",
+        "decoder_norm.weight",
+    )
+    blocks = tuple(
+        f"decoder_blocks.{n}.{part}"
+        for n in range(2)
+        for part in ("attn.qkv.weight", "mlp.fc1.bias")
+    )
+    return {
+        f"vision_transformer.{name}": torch.randn(4)
+        for name in (*names, *blocks, "decoder_pred.bias")
+    }
 
 
 def metric_states() -> dict[str, object]:
@@ -66,17 +79,27 @@ def lightning(weights: dict[str, Tensor]) -> dict[str, object]:
         "pytorch-lightning_version": "1.3.2",
         "state_dict": state,
         "callbacks": {Callback: {"best_model_path": Path("/tmp/x.ckpt")}, (1, 2): Callback()},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3, 4)}}, "param_groups": [{"betas": (0.9, 0.98)}]}],
+        "optimizer_states": [
+            {"state": {0: {"exp_avg": torch.ones(3, 4)}}, "param_groups": [{"betas": (0.9, 0.98)}]}
+        ],
         "lr_schedulers": [collections.defaultdict(list, a=[1]), {frozenset([1]), 3.5, None}],
         "hparams_name": "config",
         "hyper_parameters": parameters,
-        "arguments": argparse.Namespace(seed=0, device=torch.device("cpu"), dtype=torch.float16, shape=torch.Size([2])),
+        "arguments": argparse.Namespace(
+            seed=0, device=torch.device("cpu"), dtype=torch.float16, shape=torch.Size([2])
+        ),
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"pickle_protocol": 4}, {"_use_new_zipfile_serialization": False}], ids=str)
-def test_golden_weights_in_lightnings_layout_give_the_same_model(tmp_path, weights, reference, options):
-    assert {tensor.dtype for name, tensor in weights.items() if "position_ids" not in name} == {torch.float16}
+@pytest.mark.parametrize(
+    "options", [{}, {"pickle_protocol": 4}, {"_use_new_zipfile_serialization": False}], ids=str
+)
+def test_golden_weights_in_lightnings_layout_give_the_same_model(
+    tmp_path, weights, reference, options
+):
+    assert {tensor.dtype for name, tensor in weights.items() if "position_ids" not in name} == {
+        torch.float16
+    }
     torch.save(lightning(weights), tmp_path / "authors.ckpt", **options)
     converted = GLSCLModel.from_authors(str(tmp_path / "authors.ckpt"))
     assert not converted.training
@@ -86,7 +109,9 @@ def test_golden_weights_in_lightnings_layout_give_the_same_model(tmp_path, weigh
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
 @pytest.mark.parametrize("file", ["weights.pt", "weights.safetensors"])
-def test_a_plain_state_dict_is_read_with_or_without_a_wrappers_prefix(tmp_path, weights, reference, file, prefix):
+def test_a_plain_state_dict_is_read_with_or_without_a_wrappers_prefix(
+    tmp_path, weights, reference, file, prefix
+):
     named = {prefix + name: tensor for name, tensor in weights.items()}
     if file.endswith("safetensors"):
         save_file(named, tmp_path / file)
@@ -105,7 +130,9 @@ def test_safetensors_whose_length_begins_like_a_pickle_are_read(tmp_path, weight
     assert_same(GLSCLModel.from_authors(str(path)).state_dict(), reference)
 
 
-def test_parameters_views_and_other_precisions_are_read_as_their_values(tmp_path, weights, reference):
+def test_parameters_views_and_other_precisions_are_read_as_their_values(
+    tmp_path, weights, reference
+):
     changed: dict[str, Tensor] = dict(weights)
     for name, tensor in weights.items():
         if name.endswith("in_proj_weight"):
@@ -117,7 +144,9 @@ def test_parameters_views_and_other_precisions_are_read_as_their_values(tmp_path
     torch.save({"model": changed}, tmp_path / "authors.pt")
     assert_same(GLSCLModel.from_authors(str(tmp_path / "authors.pt")).state_dict(), reference)
 
-    rounded = {name: tensor.bfloat16() for name, tensor in weights.items() if tensor.is_floating_point()}
+    rounded = {
+        name: tensor.bfloat16() for name, tensor in weights.items() if tensor.is_floating_point()
+    }
     torch.save(rounded, tmp_path / "bfloat16.pt")
     found = GLSCLModel.from_authors(str(tmp_path / "bfloat16.pt")).state_dict()
     assert_same(found, {name: tensor.bfloat16().float() for name, tensor in reference.items()})
@@ -133,7 +162,10 @@ def test_the_number_of_positions_gives_the_image_size(tmp_path, weights):
 
 
 def test_the_unused_pooler_of_the_text_tower_is_kept(weights, reference):
-    assert torch.equal(reference["text.pooler.dense.weight"], weights["text_transformer.pooler.dense.weight"].float())
+    assert torch.equal(
+        reference["text.pooler.dense.weight"],
+        weights["text_transformer.pooler.dense.weight"].float(),
+    )
 
 
 def test_a_configuration_given_is_the_models_and_must_fit(tmp_path, weights):
@@ -159,24 +191,50 @@ MISFITS = {
         r"2 tensors \(momentum_queue, snli_classifier.0.bias\) unknown",
     ),
     "unknown block part": (
-        lambda w: w | {"vision_transformer.visual.transformer.resblocks.0.adapter.weight": torch.ones(2)},
+        lambda w: (
+            w | {"vision_transformer.visual.transformer.resblocks.0.adapter.weight": torch.ones(2)}
+        ),
         r"1 tensor \(vision_transformer.visual.transformer.resblocks.0.adapter.weight\) unknown",
     ),
-    "a mask token elsewhere": (lambda w: w | {"mask_token": torch.ones(2)}, r"1 tensor \(mask_token\) unknown"),
-    "fine-tuned": (lambda w: w | {"vqa_classifier.0.weight": torch.ones(2)}, "fine-tuned for VQA .*only pre-training"),
-    "fine-tuned for retrieval": (lambda w: w | {"rank_output.bias": torch.ones(1)}, "fine-tuned for retrieval"),
-    "missing": (lambda w: without(w, "itm_score.fc.bias", "mlm_score.bias"), "lacks 2 tensors .*matching_head.bias"),
-    "missing, of which the sizes": (lambda w: without(w, "cl_temp"), "lacks 1 tensor .temperature."),
-    "transposed": (lambda w: w | {"language_proj.3.weight": text_head(w).T.contiguous()}, "of another size"),
+    "a mask token elsewhere": (
+        lambda w: w | {"mask_token": torch.ones(2)},
+        r"1 tensor \(mask_token\) unknown",
+    ),
+    "fine-tuned": (
+        lambda w: w | {"vqa_classifier.0.weight": torch.ones(2)},
+        "fine-tuned for VQA .*only pre-training",
+    ),
+    "fine-tuned for retrieval": (
+        lambda w: w | {"rank_output.bias": torch.ones(1)},
+        "fine-tuned for retrieval",
+    ),
+    "missing": (
+        lambda w: without(w, "itm_score.fc.bias", "mlm_score.bias"),
+        "lacks 2 tensors .*matching_head.bias",
+    ),
+    "missing, of which the sizes": (
+        lambda w: without(w, "cl_temp"),
+        "lacks 1 tensor .temperature.",
+    ),
+    "transposed": (
+        lambda w: w | {"language_proj.3.weight": text_head(w).T.contiguous()},
+        "of another size",
+    ),
     "layers with a gap": (
-        lambda w: {name.replace("resblocks.1.", "resblocks.1000000000."): tensor for name, tensor in w.items()},
+        lambda w: {
+            name.replace("resblocks.1.", "resblocks.1000000000."): tensor
+            for name, tensor in w.items()
+        },
         "not numbered from 0 on",
     ),
     "no square": (
         lambda w: w | {"vision_transformer.visual.positional_embedding": torch.ones(1 + 6, 128)},
         "6 positions of patches are no square",
     ),
-    "no tower": (lambda w: w | {"vision_transformer.visual.conv1.weight": torch.ones(4, 3, 16, 16)}, "sizes"),
+    "no tower": (
+        lambda w: w | {"vision_transformer.visual.conv1.weight": torch.ones(4, 3, 16, 16)},
+        "sizes",
+    ),
     "no mask token, though not of the video encoder": (
         lambda w: without(w, "vision_transformer.visual.visual_mask_token"),
         r"lacks 1 tensor \(visual_mask_token\)",
@@ -201,7 +259,10 @@ MISFITS = {
         lambda w: w | {f"cross_modal_text_layers.{n}.x": torch.ones(0) for n in range(2, 200)},
         "200 layers are more than any tower has",
     ),
-    "there twice": (lambda w: w | {"module.cl_temp": torch.tensor(1.0)}, r"1 tensor \(module.cl_temp\).* there twice"),
+    "there twice": (
+        lambda w: w | {"module.cl_temp": torch.tensor(1.0)},
+        r"1 tensor \(module.cl_temp\).* there twice",
+    ),
     "no tensor": (lambda w: w | {"cl_temp": 0.07}, r"1 tensor \(cl_temp\): not ordinary"),
     "another model": (lambda w: nn.Linear(2, 2).state_dict(), "lacks"),
 }

@@ -18,7 +18,11 @@ from pretrain.model import GLSCLModel, GLSCLProcessor
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "image_0_weights.safetensors"
-VOCABULARY = "text_transformer.embeddings.word_embeddings.weight", "mlm_score.decoder.weight", "mlm_score.bias"
+VOCABULARY = (
+    "text_transformer.embeddings.word_embeddings.weight",
+    "mlm_score.decoder.weight",
+    "mlm_score.bias",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def glscl(capsys) -> Callable[..., str]:
     return run
 
 
-def test_convert_writes_a_model_that_loads_and_is_the_authors(tmp_path, checkpoint, tokenizer, glscl):
+def test_convert_writes_a_model_that_loads_and_is_the_authors(
+    tmp_path, checkpoint, tokenizer, glscl
+):
     out = tmp_path / "new" / "converted"
     said = json.loads(glscl("convert", checkpoint, out, "--tokenizer", tokenizer, "--json"))
     model = GLSCLModel.from_pretrained(out / "full")
@@ -66,7 +72,9 @@ def test_convert_writes_a_model_that_loads_and_is_the_authors(tmp_path, checkpoi
     assert [path.name for path in out.parent.iterdir()] == ["converted"]
 
 
-def test_a_converted_model_and_the_file_itself_are_evaluated_alike(tmp_path, checkpoint, tokenizer, scenes, glscl):
+def test_a_converted_model_and_the_file_itself_are_evaluated_alike(
+    tmp_path, checkpoint, tokenizer, scenes, glscl
+):
     glscl("convert", checkpoint, tmp_path / "converted", "--tokenizer", tokenizer)
     beside = tmp_path / "beside"
     Tokenizer.load(tokenizer).save(beside)
@@ -74,7 +82,9 @@ def test_a_converted_model_and_the_file_itself_are_evaluated_alike(tmp_path, che
     found = []
     for name, model in (("a", tmp_path / "converted" / "full"), ("b", beside / "authors.ckpt")):
         where = ("--model", model, "--data", scenes / "test", "--out", tmp_path / name)
-        found.append(json.loads(glscl("eval", "retrieval", *where, "--limit", 6, "--rerank-k", 3, "--json")))
+        found.append(
+            json.loads(glscl("eval", "retrieval", *where, "--limit", 6, "--rerank-k", 3, "--json"))
+        )
     assert found[0]["metrics"] == found[1]["metrics"]
     assert found[0]["model"]["parameters"] == found[1]["model"]["parameters"]
     assert all(len(result["model"]["hash"]) == len("sha256:") + 64 for result in found)
@@ -92,10 +102,17 @@ def test_evaluation_without_a_tokenizer_says_what_to_do(tmp_path, checkpoint, sc
 
 def test_evaluation_refuses_the_tokenizer_of_another_model(tmp_path, checkpoint, scenes, glscl):
     (tmp_path / "authors.ckpt").write_bytes(checkpoint.read_bytes())
-    captions = [f"{a} {b} {c}" for a in range(30) for b in ("bird", "boat", "cloud") for c in ("sings", "sinks")]
+    captions = [
+        f"{a} {b} {c}"
+        for a in range(30)
+        for b in ("bird", "boat", "cloud")
+        for c in ("sings", "sinks")
+    ]
     Tokenizer.train([*captions, *(chr(n) * 3 for n in range(160, 700))], 900).save(tmp_path)
     where = ("--data", scenes / "test", "--out", tmp_path / "result")
-    assert "another model's" in glscl("eval", "retrieval", "--model", tmp_path / "authors.ckpt", *where, code=3)
+    assert "another model's" in glscl(
+        "eval", "retrieval", "--model", tmp_path / "authors.ckpt", *where, code=3
+    )
 
 
 def test_an_export_of_the_file_itself_says_what_to_do(tmp_path, checkpoint, glscl):
@@ -114,7 +131,9 @@ def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, checkpoi
     glscl("convert", checkpoint, tmp_path / "out")  # an empty one is taken
     before = sorted(tmp_path.rglob("*"))
     assert "not an empty folder" in glscl("convert", checkpoint, tmp_path / "out", code=2)
-    assert "not an empty folder" in glscl("convert", checkpoint, tmp_path / "out" / "full" / "config.json", code=2)
+    assert "not an empty folder" in glscl(
+        "convert", checkpoint, tmp_path / "out" / "full" / "config.json", code=2
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -122,17 +141,25 @@ def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, to
     out = tmp_path / "out"
     assert "no such file" in glscl("convert", tmp_path / "nothing.ckpt", out, code=2)
     assert "a folder, not a file" in glscl("convert", tmp_path, out, code=2)
-    assert "no such folder" in glscl("convert", checkpoint, out, "--tokenizer", "roberta-base", code=2)
+    assert "no such folder" in glscl(
+        "convert", checkpoint, out, "--tokenizer", "roberta-base", code=2
+    )
     assert "no tokenizer at" in glscl("convert", checkpoint, out, "--tokenizer", tmp_path, code=3)
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:-1000])
-    assert "cut.ckpt is no usable checkpoint" in glscl("convert", tmp_path / "cut.ckpt", out, code=3)
+    assert "cut.ckpt is no usable checkpoint" in glscl(
+        "convert", tmp_path / "cut.ckpt", out, code=3
+    )
     torch.save({"vqa_classifier.0.bias": torch.ones(1)}, tmp_path / "vqa.ckpt")
     assert "fine-tuned for VQA" in glscl("convert", tmp_path / "vqa.ckpt", out, code=3)
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     assert "lacks" in glscl("convert", tmp_path / "x.safetensors", out, code=3)
     said = glscl("convert", GOLDEN, out, "--tokenizer", tokenizer, code=3)
     assert "not the tokenizer that the checkpoint was trained with" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.ckpt", "vqa.ckpt", "x.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cut.ckpt",
+        "vqa.ckpt",
+        "x.safetensors",
+    ]
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, checkpoint):
@@ -146,5 +173,7 @@ sys.exit(main(sys.argv[1:]))
     command = [sys.executable, "-c", limited, "convert", str(checkpoint), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 5, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("glscl: error: ")
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(
+        "glscl: error: "
+    )
     assert list(tmp_path.iterdir()) == []

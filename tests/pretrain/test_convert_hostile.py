@@ -35,7 +35,13 @@ class BuiltWithState(Command):
     """Its state goes to a function of the standard library."""
 
     def __reduce__(self):
-        return open, (str(self.target), "w"), {"__class__": os.system}, iter([os.system]), iter([("a", os.system)])
+        return (
+            open,
+            (str(self.target), "w"),
+            {"__class__": os.system},
+            iter([os.system]),
+            iter([("a", os.system)]),
+        )
 
 
 @pytest.mark.parametrize("kind", [Command, Evaluated, BuiltWithState])
@@ -64,7 +70,9 @@ def test_a_checkpoint_that_is_nothing_but_a_command_is_refused_and_does_not_run(
     assert not target.exists()
 
 
-def archive(path: Path, pickled: bytes, data: bytes = bytes(16), compression: int = zipfile.ZIP_STORED) -> Path:
+def archive(
+    path: Path, pickled: bytes, data: bytes = bytes(16), compression: int = zipfile.ZIP_STORED
+) -> Path:
     """A zip as torch.save lays it out, with a pickle written by hand and one storage named 0."""
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("a/data.pkl", pickled)
@@ -86,8 +94,23 @@ def tuple_of(*numbers: int) -> bytes:
 
 def entry(offset: int, shape: bytes, strides: bytes, *, name: str = "w", count: int = 4) -> bytes:
     """An entry of a state dict: a tensor with the sizes that a hostile file claims, of a storage of float32."""
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(count) + b"tQ"
-    made = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + shape + strides + b"\x89}tR"
+    storage = (
+        b"("
+        + text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + text("0")
+        + text("cpu")
+        + number(count)
+        + b"tQ"
+    )
+    made = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + shape
+        + strides
+        + b"\x89}tR"
+    )
     return text(name) + made + b"s"
 
 
@@ -130,7 +153,9 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(tmp_path, claim):
 
 def test_the_hand_written_tensor_is_read_where_it_fits(tmp_path):
     content = struct.pack("<4f", 1, 2, 3, 4)
-    with open_tensors(archive(tmp_path / "a.pt", state(entry(1, tuple_of(3), tuple_of(1))), content)) as tensors:
+    with open_tensors(
+        archive(tmp_path / "a.pt", state(entry(1, tuple_of(3), tuple_of(1))), content)
+    ) as tensors:
         assert tensors["w"].read().tolist() == [2, 3, 4]
 
 
@@ -140,7 +165,9 @@ def test_a_storage_shorter_than_claimed_is_refused(tmp_path):
 
 
 def test_many_tensors_that_claim_the_same_bytes_are_refused(tmp_path):
-    claims = [entry(0, tuple_of(10_000), tuple_of(1), name=f"w{i}", count=10_000) for i in range(50)]
+    claims = [
+        entry(0, tuple_of(10_000), tuple_of(1), name=f"w{i}", count=10_000) for i in range(50)
+    ]
     refused(archive(tmp_path / "a.pt", state(*claims), bytes(40_000)), "claim many times")
 
 
@@ -197,11 +224,15 @@ def test_a_file_cut_anywhere_is_refused(whole, tmp_path):
 def test_a_changed_byte_in_a_tensor_of_an_archive_is_found(tmp_path):
     torch.save({"w": torch.full((8,), 3.0)}, tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
-    (tmp_path / "a.pt").write_bytes(content.replace(torch.full((8,), 3.0).numpy().tobytes(), bytes(32)))
+    (tmp_path / "a.pt").write_bytes(
+        content.replace(torch.full((8,), 3.0).numpy().tobytes(), bytes(32))
+    )
     refused(tmp_path / "a.pt", "CRC")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80", b"<html>not found</html>", b"\x89PNG\r\n", bytes(99)])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x80", b"<html>not found</html>", b"\x89PNG\r\n", bytes(99)]
+)
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     refused(tmp_path / "a.pt")
@@ -212,7 +243,10 @@ def test_a_zip_of_other_things_and_a_whole_pickled_module_are_refused(tmp_path):
         file.writestr("photo.jpg", b"1")
     refused(tmp_path / "photos.zip", "not one that torch.save wrote")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
-    refused(tmp_path / "module.pt", "an object of 'torch.nn.modules.linear.Linear' instead of tensors by name")
+    refused(
+        tmp_path / "module.pt",
+        "an object of 'torch.nn.modules.linear.Linear' instead of tensors by name",
+    )
 
 
 def test_a_file_of_the_other_byte_order_is_refused(tmp_path):
@@ -222,10 +256,14 @@ def test_a_file_of_the_other_byte_order_is_refused(tmp_path):
     refused(path, "byte order")
 
 
-_CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=3)), min_size=1, max_size=6)
+_CHANGES = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=3)), min_size=1, max_size=6
+)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(changes=_CHANGES)
 def test_whatever_is_changed_in_a_file_it_is_read_or_refused(whole, tmp_path, changes):
     content = bytearray(whole.read_bytes())
@@ -236,10 +274,16 @@ def test_whatever_is_changed_in_a_file_it_is_read_or_refused(whole, tmp_path, ch
     read_or_refuse(tmp_path / "a")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(changes=_CHANGES)
 def test_whatever_is_changed_in_a_pickle_it_is_read_or_refused(tmp_path, changes):
-    content = bytearray(state(entry(0, tuple_of(2, 2), tuple_of(2, 1)), entry(1, tuple_of(3), tuple_of(1), name="v")))
+    content = bytearray(
+        state(
+            entry(0, tuple_of(2, 2), tuple_of(2, 1)), entry(1, tuple_of(3), tuple_of(1), name="v")
+        )
+    )
     for place, put in changes:
         at = int(place * len(content))
         content[at : at + 1] = put
@@ -250,7 +294,8 @@ def read_or_refuse(path: Path) -> None:
     try:
         with open_tensors(path) as tensors:
             assert all(
-                t is None or t.read().numel() * t.read().element_size() <= path.stat().st_size for t in tensors.values()
+                t is None or t.read().numel() * t.read().element_size() <= path.stat().st_size
+                for t in tensors.values()
             )
     except ValueError as error:
         assert str(path) in str(error)

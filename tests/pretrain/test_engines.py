@@ -24,14 +24,20 @@ from tests.pretrain.runs import StopAfter, assert_same_run, rows, tiny_settings,
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("engine_run.py"))
-ENGINES = [pytest.param(engine, marks=pytest.mark.slow) for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")]
+ENGINES = [
+    pytest.param(engine, marks=pytest.mark.slow)
+    for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+]
 
 
 @pytest.fixture(scope="module")
 def run_settings(scenes, clips, tokenizer) -> dict:
     settings = tiny_settings(scenes, tokenizer, Path("unused"))
     settings |= {"batch": {"image": 16, "video": 16}, "steps": 5, "micro_batches": 2}
-    settings["data"] |= {"group": 2, "video": {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2}}
+    settings["data"] |= {
+        "group": 2,
+        "video": {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2},
+    }
     settings["objectives"] = {"temperature_bounds": [0.2, 0.5]}
     settings["model"]["text"] |= {"num_hidden_layers": 2}
     # 7 samples on two ranks, one at a time: one rank has a batch more.
@@ -39,9 +45,15 @@ def run_settings(scenes, clips, tokenizer) -> dict:
     return settings
 
 
-def launch(engine: str, folder: Path, *words: str, world: int = 2, use_cpu: bool = False, **changes: str) -> str:
+def launch(
+    engine: str, folder: Path, *words: str, world: int = 2, use_cpu: bool = False, **changes: str
+) -> str:
     """Launch ranks under an engine as users do, with `changes` to DeepSpeed's settings; returns what they said."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))
+    }
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(world)]
     file = ROOT / "launch" / "accelerate" / f"{engine}.yaml"
     if changes:
@@ -53,7 +65,8 @@ def launch(engine: str, folder: Path, *words: str, world: int = 2, use_cpu: bool
         inherited["ACCELERATE_USE_CPU"] = "true"
     found = subprocess.run(
         [*command, "--main_process_port", "0", "--config_file", str(file), *words],
-        # Nothing is compiled: nobody waits for minutes at the first start, or for ever for the lock of a killed one.
+        # Nothing is compiled: nobody waits for minutes at the first start, or for ever for the lock
+        # of a killed one.
         env=inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CXX": "/bin/false"},
         cwd=folder,
         capture_output=True,
@@ -82,7 +95,8 @@ def test_a_run_goes_on_under_another_engine_and_number_of_ranks(run_settings, tm
     settings = json.loads(json.dumps(run_settings)) | {"micro_batches": 1, "steps": 4}
     settings["model"]["text"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     settings["model"]["fusion"] |= {"fusion_dropout": 0.0}
-    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about the mathematics.
+    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about
+    # the mathematics.
     settings["optimizer"] |= {"lr": 1e-5, "max_grad_norm": None}
     del settings["validation"]
     whole, parts = (settings | {"run": str(tmp_path / name)} for name in ("whole", "parts"))
@@ -148,8 +162,11 @@ def assert_same_update(file: Path, before: dict, after: dict) -> None:
     assert ours.keys() == after.keys()
     assert ours.pop("norm").item() == pytest.approx(after["norm"].item(), rel=1e-5)
     for name, value in ours.items():
-        # The gradient of a key's bias is zero (softmax does not see it): only rounding, as large as its weight's.
-        moved = name.replace(".bias", ".weight") if name.endswith(("key.bias", "k_proj.bias")) else name
+        # The gradient of a key's bias is zero (softmax does not see it): only rounding, as large as
+        # its weight's.
+        moved = (
+            name.replace(".bias", ".weight") if name.endswith(("key.bias", "k_proj.bias")) else name
+        )
         step = (after[moved] - before[moved]).abs().max()
         assert (value - after[name]).abs().max() <= 1e-5 * step + 1e-7 * value.abs().max(), name
     assert (after["temperature"] - before["temperature"]).abs() > 1e-2
@@ -158,7 +175,10 @@ def assert_same_update(file: Path, before: dict, after: dict) -> None:
 def test_a_run_in_two_parts_is_bitwise_the_whole_one(finished):
     _, folder = finished
     assert_same_run(folder / "whole", folder / "parts")
-    averages = [model_folder(folder / name).parent / "ema" / "model.safetensors" for name in ("whole", "parts")]
+    averages = [
+        model_folder(folder / name).parent / "ema" / "model.safetensors"
+        for name in ("whole", "parts")
+    ]
     if finished[0] != "zero3":
         first, second = (load_file(file) for file in averages)
         trained = weights(folder / "whole")
@@ -189,8 +209,13 @@ def test_a_full_disk_on_one_rank_stops_all_and_leaves_the_checkpoint_before(fini
     engine, folder = finished
     said = [(folder / f"full{rank}").read_text() for rank in range(2)]
     failed = 1 if engine.startswith("zero") else 0
-    assert "File too large" in said[failed] or "make room and run the same command again" in said[failed]
-    assert said[1 - failed].startswith(f"IncompleteError: rank {failed} could not write its part of a checkpoint")
+    assert (
+        "File too large" in said[failed]
+        or "make room and run the same command again" in said[failed]
+    )
+    assert said[1 - failed].startswith(
+        f"IncompleteError: rank {failed} could not write its part of a checkpoint"
+    )
     assert (folder / "checkpoints").read_text() == "latest step-00000001"
     assert [row["step"] for row in rows(folder / "full")] == [1, 2, 3, 4]
 
@@ -201,7 +226,9 @@ def test_the_private_names_that_engines_rely_on_are_there():
     from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
     assert isinstance(PartialState._shared_state, dict), "accelerate: PartialState._shared_state"
-    assert inspect.isfunction(GradientState._set_sync_gradients), "accelerate: GradientState._set_sync_gradients"
+    assert inspect.isfunction(GradientState._set_sync_gradients), (
+        "accelerate: GradientState._set_sync_gradients"
+    )
     assert "transformer_cls_names_to_wrap" in FullyShardedDataParallelPlugin.__dataclass_fields__
     assert "hf_ds_config" in DeepSpeedPlugin.__dataclass_fields__
     from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
@@ -211,9 +238,16 @@ def test_the_private_names_that_engines_rely_on_are_there():
 
     assert "deepspeed_shm_comm" in ops.__compatible_ops__, "deepspeed: ops.__compatible_ops__"
     needed = [
-        *((DeepSpeedEngine, name) for name in ("get_global_grad_norm", "_copy_recovery_script", "save_checkpoint")),
+        *(
+            (DeepSpeedEngine, name)
+            for name in ("get_global_grad_norm", "_copy_recovery_script", "save_checkpoint")
+        ),
         *((zero, name) for name in ("register_external_parameter", "GatheredParameters")),
-        *((utils, f"safe_{verb}_{part}_fp32_param") for verb in ("get", "set") for part in ("local", "full")),
+        *(
+            (utils, f"safe_{verb}_{part}_fp32_param")
+            for verb in ("get", "set")
+            for part in ("local", "full")
+        ),
         (DeepSpeedOptimizerWrapper, "step_was_skipped"),
         (TorchCheckpointEngine, "save"),
     ]

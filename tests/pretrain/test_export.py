@@ -39,7 +39,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = GLSCLConfig(
         vision_config=CLIPVisionConfig(num_hidden_layers=2, patch_size=16, image_size=64, **tower),
         text_config=RobertaConfig(
-            vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=40, type_vocab_size=1, **tower
+            vocab_size=len(tokenizer),
+            num_hidden_layers=2,
+            max_position_embeddings=40,
+            type_vocab_size=1,
+            **tower,
         ),
         hidden_size=WIDTH,
         fusion_layers=1,
@@ -101,7 +105,9 @@ save_file(
 
 
 @torch.inference_mode()
-def test_towers_compute_the_same_in_a_process_without_this_project(model_folder: Path, exported: Path) -> None:
+def test_towers_compute_the_same_in_a_process_without_this_project(
+    model_folder: Path, exported: Path
+) -> None:
     """E1."""
     model = GLSCLModel.from_pretrained(model_folder).eval()
     given = {
@@ -110,7 +116,9 @@ def test_towers_compute_the_same_in_a_process_without_this_project(model_folder:
         "mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
     }
     save_file(given, exported / "given.safetensors")
-    done = subprocess.run([sys.executable, "-I", "-c", _DOWNSTREAM], cwd=exported, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _DOWNSTREAM], cwd=exported, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "the project cannot be imported" in done.stdout
     assert "MISSING" not in done.stderr and "UNEXPECTED" not in done.stderr
@@ -129,7 +137,9 @@ def test_towers_compute_the_same_in_a_process_without_this_project(model_folder:
     projected = model.image_projection(found["tokens"])
     torch.testing.assert_close(projected, model.encode_image(given["pixels"]), atol=1e-5, rtol=0)
     projected = model.text_projection(found["text"])
-    torch.testing.assert_close(projected, model.encode_text(given["ids"], given["mask"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        projected, model.encode_text(given["ids"], given["mask"]), atol=1e-5, rtol=0
+    )
 
 
 def exportable(model_folder: Path, out: Path, **towers) -> tuple[Path, GLSCLModel]:
@@ -144,10 +154,23 @@ def exportable(model_folder: Path, out: Path, **towers) -> tuple[Path, GLSCLMode
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [BertConfig, ModernBertConfig, XLMRobertaConfig])
-def test_other_text_towers_are_exported_as_their_own_stock_class(kind, model_folder: Path, tmp_path: Path) -> None:
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+def test_other_text_towers_are_exported_as_their_own_stock_class(
+    kind, model_folder: Path, tmp_path: Path
+) -> None:
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
     words = json.loads((model_folder / "config.json").read_text())["text_config"]["vocab_size"]
-    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    tokens = {
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    }
     text = kind(vocab_size=words, max_position_embeddings=40, **tower, **tokens)
     folder, model = exportable(model_folder, tmp_path / "model", text_config=text.to_dict())
     out = export(folder, tmp_path / "out", check=True)
@@ -158,8 +181,15 @@ def test_other_text_towers_are_exported_as_their_own_stock_class(kind, model_fol
     assert ("own pooler is untrained" in card) == hasattr(model.text, "pooler")
 
 
-def test_an_image_tower_that_no_stock_class_computes_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    tower = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+def test_an_image_tower_that_no_stock_class_computes_is_refused(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
     vision = SiglipVisionConfig(patch_size=16, image_size=64, **tower).to_dict()
     folder, _ = exportable(model_folder, tmp_path / "model", vision_config=vision)
     with pytest.raises(UsageError, match="SiglipVisionModel with a class token"):
@@ -169,10 +199,19 @@ def test_an_image_tower_that_no_stock_class_computes_is_refused(model_folder: Pa
 
 def test_weights_carry_the_prefix_that_transformers_4_reads(exported: Path) -> None:
     """E2."""
-    assert all(name.startswith("vision_model.") for name in load_file(exported / "vision" / "model.safetensors"))
-    assert json.loads((exported / "vision" / "config.json").read_text())["architectures"] == ["CLIPVisionModel"]
-    assert json.loads((exported / "text" / "config.json").read_text())["architectures"] == ["RobertaModel"]
-    assert "glscl" not in (exported / "vision" / "config.json").read_text()  # the name of its attention function
+    assert all(
+        name.startswith("vision_model.")
+        for name in load_file(exported / "vision" / "model.safetensors")
+    )
+    assert json.loads((exported / "vision" / "config.json").read_text())["architectures"] == [
+        "CLIPVisionModel"
+    ]
+    assert json.loads((exported / "text" / "config.json").read_text())["architectures"] == [
+        "RobertaModel"
+    ]
+    assert (
+        "glscl" not in (exported / "vision" / "config.json").read_text()
+    )  # the name of its attention function
     assert "GLSCL" not in (exported / "text" / "tokenizer_config.json").read_text()
 
 
@@ -201,11 +240,15 @@ def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
 
 @torch.inference_mode()
 @pytest.mark.slow
-def test_the_check_finds_a_changed_weight_and_a_missing_one(model_folder: Path, tmp_path: Path) -> None:
+def test_the_check_finds_a_changed_weight_and_a_missing_one(
+    model_folder: Path, tmp_path: Path
+) -> None:
     model = GLSCLModel.from_pretrained(model_folder).eval()
     out = export(model_folder, tmp_path / "out")
     model.text.encoder.layer[0].output.dense.bias[0] += 0.1
-    with pytest.raises(NumericsError, match="the export differs from the model: .*text/last_hidden_state"):
+    with pytest.raises(
+        NumericsError, match="the export differs from the model: .*text/last_hidden_state"
+    ):
         check_export(model, out)
     model.text.encoder.layer[0].output.dense.bias[0] -= 0.1
     stored = load_file(out / "text" / "model.safetensors")

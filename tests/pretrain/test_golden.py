@@ -1,12 +1,13 @@
 """The model against numbers recorded from the authors' own modules, at the tolerances of the golden README.
 
-The recording was made in float32, so it carries rounding of its own, which near-collinear random features amplify: of
-the contrastive gradient a float64 run of this model is 1.3e-5 away. Losses and gradients are therefore compared in
-both precisions, and a tensor may be off by as much more than the README's bound as three times the distance between
-our own float32 and float64 values (never more than ten times the bound). The clips' class tokens are more collinear
-still (a cosine's last bit moves a loss at temperature 0.03 by 1e-6), so that one such distance is a matter of luck:
-there it is the largest of six runs whose weights differ in their last bit, which itself moves no loss by 1e-6, five of
-them with the plain form of the contrastive loss that the recorded run used.
+The recording was made in float32, so it carries rounding of its own, which near-collinear random
+features amplify: of the contrastive gradient a float64 run of this model is 1.3e-5 away. Losses and
+gradients are therefore compared in both precisions, and a tensor may be off by as much more than
+the README's bound as three times the distance between our own float32 and float64 values (never
+more than ten times the bound). The clips' class tokens are more collinear still (a cosine's last
+bit moves a loss at temperature 0.03 by 1e-6), so that one such distance is a matter of luck: there
+it is the largest of six runs whose weights differ in their last bit, which itself moves no loss by
+1e-6, five of them with the plain form of the contrastive loss that the recorded run used.
 """
 
 import copy
@@ -31,7 +32,9 @@ from pretrain.objectives.nce import nce
 from pretrain.task import PretrainTask
 
 NAMES = ("masked_language", "global_image", "global_text", "local_image", "local_text")
-FOLDERS = [Path(__file__).parents[1] / "data" / "golden"] + [Path(p) for p in [os.environ.get("GLSCL_GOLDEN_DIR")] if p]
+FOLDERS = [Path(__file__).parents[1] / "data" / "golden"] + [
+    Path(p) for p in [os.environ.get("GLSCL_GOLDEN_DIR")] if p
+]
 
 
 def cases(dimensions: int) -> list[Path]:
@@ -53,7 +56,9 @@ def golden(request):
 
 @pytest.fixture(params=cases(5), ids=lambda path: path.stem)
 def golden_video(request):
-    return load_file(request.param), GLSCLModel.from_authors(str(request.param).replace("_case", "_weights"))
+    return load_file(request.param), GLSCLModel.from_authors(
+        str(request.param).replace("_case", "_weights")
+    )
 
 
 def golden_batch(case: dict[str, torch.Tensor]) -> Batch:
@@ -86,7 +91,9 @@ def relative(ours: torch.Tensor, reference: torch.Tensor) -> float:
 def golden_matching(model: GLSCLModel, case: dict[str, torch.Tensor]) -> torch.Tensor:
     own, other = model.encode_image(case["image"]), model.encode_image(case["image_negative"])
     images = torch.where(case["itm_labels"].bool()[:, None, None], own, other)
-    fused = model.fuse(model.encode_text(case["text_ids"], case["text_mask"]), case["text_mask"], images)
+    fused = model.fuse(
+        model.encode_text(case["text_ids"], case["text_mask"]), case["text_mask"], images
+    )
     return matching_loss(model.match(fused.pooled), case["itm_labels"])
 
 
@@ -97,10 +104,14 @@ def test_golden_features(golden):
         text, image = model.encode_text(case["text_ids"], mask), model.encode_image(case["image"])
         passes = {
             "out": model.fuse(text, mask, image),
-            "passA": model.fuse(text, mask, model.encode_image(case["image"], keep_patches=case["keep_patches"])),
+            "passA": model.fuse(
+                text, mask, model.encode_image(case["image"], keep_patches=case["keep_patches"])
+            ),
             "passB": model.fuse(model.encode_text(case["masked_text_ids"], mask), mask, image),
             "passC": model.fuse(
-                text, mask, model.encode_image(case["image"], masked_patches=case["token_masked_patches"])
+                text,
+                mask,
+                model.encode_image(case["image"], masked_patches=case["token_masked_patches"]),
             ),
         }
     assert relative(text[:, 0], case["out.uni_text"]) < 1e-5
@@ -113,8 +124,12 @@ def test_golden_features(golden):
 
 def test_golden_losses(golden):
     case, model, batch = golden
-    single, double = (all_losses(model, batch, case, dtype) for dtype in (torch.float32, torch.float64))
-    assert single.keys() == {name.removeprefix("loss.") for name in case if name.startswith("loss.")}
+    single, double = (
+        all_losses(model, batch, case, dtype) for dtype in (torch.float32, torch.float64)
+    )
+    assert single.keys() == {
+        name.removeprefix("loss.") for name in case if name.startswith("loss.")
+    }
     for name in single:
         check([single[name]], double[name], case[f"loss.{name}"], 1e-6, name)
 
@@ -124,7 +139,9 @@ def test_golden_total_is_the_weighted_sum(golden):
     with torch.no_grad():
         losses = PretrainTask(ObjectiveConfig()).forward(model, batch)
     parts = sum(getattr(losses, name) for name in ("contrastive", "matching", "masked_language"))
-    completion = losses.global_image + losses.global_text + 0.2 * (losses.local_image + losses.local_text)
+    completion = (
+        losses.global_image + losses.global_text + 0.2 * (losses.local_image + losses.local_text)
+    )
     assert relative(losses.total, parts + completion) < 1e-6
 
 
@@ -136,7 +153,9 @@ def test_golden_gradients(golden):
         "grad_masked_language.": "masked_language",
         "grad_matching.": "matching",
     }
-    check_gradients([model], case, prefixes, 1e-5, lambda model, dtype: all_losses(model, batch, case, dtype))
+    check_gradients(
+        [model], case, prefixes, 1e-5, lambda model, dtype: all_losses(model, batch, case, dtype)
+    )
 
 
 def test_golden_video_features(golden_video):
@@ -155,9 +174,13 @@ def test_golden_video_features(golden_video):
 def test_golden_video_losses(golden_video):
     case, model = golden_video
     singles = [video_losses(model, case, torch.float32)]
-    singles += [video_losses(run, case, torch.float32, plain_contrastive_loss) for run in nudged(model)]
+    singles += [
+        video_losses(run, case, torch.float32, plain_contrastive_loss) for run in nudged(model)
+    ]
     double = video_losses(model, case, torch.float64)
-    assert double.keys() == {name.removeprefix("loss.") for name in case if name.startswith("loss.")}
+    assert double.keys() == {
+        name.removeprefix("loss.") for name in case if name.startswith("loss.")
+    }
     for name in double:
         check([single[name] for single in singles], double[name], case[f"loss.{name}"], 1e-6, name)
 
@@ -172,7 +195,9 @@ def test_golden_video_gradients(golden_video):
     }
 
     def losses_of(run, dtype):
-        return video_losses(run, case, dtype, contrastive_loss if run is model else plain_contrastive_loss)
+        return video_losses(
+            run, case, dtype, contrastive_loss if run is model else plain_contrastive_loss
+        )
 
     check_gradients([model, *nudged(model)], case, prefixes, 1e-4, losses_of)
 
@@ -193,13 +218,18 @@ def video_passes(model, case) -> tuple[dict[str, Fused], torch.Tensor, torch.Ten
 def video_losses(model, case, dtype, contrast=contrastive_loss) -> dict[str, torch.Tensor]:
     model.to(dtype)
     batch = golden_batch(
-        {name: value.to(dtype) if value.is_floating_point() else value for name, value in case.items()}
+        {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in case.items()
+        }
     )
     features = PretrainTask().features(model, batch)
     losses = PretrainTask().losses(features)
     published = PretrainTask(ObjectiveConfig(video_normalization="frames")).losses(features)
     return {
-        "contrastive_half": contrast(features.contrastive_text, features.contrastive_image, features.temperature),
+        "contrastive_half": contrast(
+            features.contrastive_text, features.contrastive_image, features.temperature
+        ),
         "masked_language": losses.masked_language,
         "global_image": losses.global_image,
         "global_text": losses.global_text,
@@ -242,7 +272,9 @@ def check_gradients(runs, case, prefixes, bound, losses_in) -> None:
     for prefix in prefixes:
         for name in (key for key in case if key.startswith(prefix)):
             for ours, reference in our_names(name.removeprefix(prefix), case[name]).items():
-                *singles, double = (gradient.reshape(reference.shape) for gradient in gradients[prefix, ours])
+                *singles, double = (
+                    gradient.reshape(reference.shape) for gradient in gradients[prefix, ours]
+                )
                 check(singles, double, reference, bound, name)
                 compared += 1
     assert compared >= 8
@@ -250,15 +282,26 @@ def check_gradients(runs, case, prefixes, bound, losses_in) -> None:
 
 def all_losses(model, batch, case, dtype) -> dict[str, torch.Tensor]:
     model.to(dtype)
-    case = {name: value.to(dtype) if value.is_floating_point() else value for name, value in case.items()}
+    case = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in case.items()
+    }
     losses = PretrainTask(ObjectiveConfig()).forward(model, replace(batch, pixels=case["image"]))
     values = {name: getattr(losses, name) for name in NAMES}
-    completion = losses.global_image + losses.global_text + 0.2 * (losses.local_image + losses.local_text)
+    completion = (
+        losses.global_image + losses.global_text + 0.2 * (losses.local_image + losses.local_text)
+    )
     own = {"contrastive_half": losses.contrastive, "matching": golden_matching(model, case)}
     return values | own | {"completion_total": completion}
 
 
-def check(singles: list[torch.Tensor], double: torch.Tensor, reference: torch.Tensor, bound: float, name: str) -> None:
+def check(
+    singles: list[torch.Tensor],
+    double: torch.Tensor,
+    reference: torch.Tensor,
+    bound: float,
+    name: str,
+) -> None:
     rounding = max(relative(single, double) for single in singles)
     tolerance = min(max(bound, 3 * rounding), 10 * bound)
     assert relative(double, reference) < tolerance, name

@@ -49,9 +49,27 @@ def test_a_run_that_died_after_its_checkpoint_repeats_the_lost_steps(config, tmp
 def test_metrics_of_a_logged_step_hold_what_the_contract_names(config):
     train(config, StopAfter())
     row = rows(config.run)[-1]
-    parts = ("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text")
+    parts = (
+        "contrastive",
+        "matching",
+        "masked_language",
+        "global_image",
+        "global_text",
+        "local_image",
+        "local_text",
+    )
     assert row.keys() >= {f"loss/{name}" for name in parts} | {
-        *("step", "samples", "epoch", "loss", "lr", "grad_norm", "samples_per_second", "data_wait_fraction", "keys")
+        *(
+            "step",
+            "samples",
+            "epoch",
+            "loss",
+            "lr",
+            "grad_norm",
+            "samples_per_second",
+            "data_wait_fraction",
+            "keys",
+        )
     }
     weighted = sum(row[f"loss/{name}"] * getattr(config.objectives, name) for name in parts)
     assert row["loss"] == pytest.approx(weighted, rel=1e-5)
@@ -63,23 +81,37 @@ def test_metrics_of_a_logged_step_hold_what_the_contract_names(config):
 def test_checkpoints_load_as_models_and_old_ones_go(config):
     train(config, StopAfter())
     checkpoints = Path(config.run) / "checkpoints"
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["latest", "step-00000004", "step-00000006"]
+    assert sorted(p.name for p in checkpoints.iterdir()) == [
+        "latest",
+        "step-00000004",
+        "step-00000006",
+    ]
     assert (checkpoints / "latest").read_text().strip() == "step-00000006"
     model = GLSCLModel.from_pretrained(model_folder(config.run))
     processor = GLSCLProcessor.from_pretrained(model_folder(checkpoints / "step-00000006"))
     encoded = processor.tokenizer("a red circle", return_tensors="pt")
-    assert model.encode_text(encoded["input_ids"], encoded["attention_mask"]).shape[-1] == model.config.hidden_size
+    assert (
+        model.encode_text(encoded["input_ids"], encoded["attention_mask"]).shape[-1]
+        == model.config.hidden_size
+    )
     assert processor.image_processor.size == {"height": 48, "width": 48}
 
 
 def test_validation_ranks_the_validation_split(config, scenes):
     train(
-        dataclasses.replace(config, validation=ValidationConfig(str(scenes / "val"), every=3, batch_size=4)),
+        dataclasses.replace(
+            config, validation=ValidationConfig(str(scenes / "val"), every=3, batch_size=4)
+        ),
         StopAfter(),
     )
     validated = [row for row in rows(config.run) if "validation/text_to_image/R@1" in row]
     assert [row["step"] for row in validated] == [3, 6]
-    assert 0 <= validated[0]["validation/text_to_image/R@1"] <= validated[0]["validation/text_to_image/R@10"] <= 100
+    assert (
+        0
+        <= validated[0]["validation/text_to_image/R@1"]
+        <= validated[0]["validation/text_to_image/R@10"]
+        <= 100
+    )
 
 
 def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(settings):
@@ -90,9 +122,13 @@ def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(settin
     stood = status(settings["run"])
     with pytest.raises(UsageError, match=r"another configuration \(optimizer.lr\)"):
         train(changed, StopAfter())
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(settings["run"]).items())
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in weights(settings["run"]).items()
+    )
     assert status(settings["run"]) == stood
-    with pytest.raises(UsageError, match="--allow-change optimizer.l: the configuration has no such key"):
+    with pytest.raises(
+        UsageError, match="--allow-change optimizer.l: the configuration has no such key"
+    ):
         train(changed, StopAfter(), allow_change=("optimizer.lr", "optimizer.l"))
     assert train(changed, StopAfter(), allow_change=("optimizer.lr",)) == 0
 
@@ -113,7 +149,9 @@ def test_a_complete_run_does_nothing_more(config):
 def test_init_from_takes_the_weights_and_nothing_else(config, tmp_path):
     train(config, StopAfter(1))
     slow = dataclasses.replace(config.optimizer, lr=1e-12)
-    warm = dataclasses.replace(config, run=str(tmp_path / "warm"), optimizer=slow, init_from=config.run)
+    warm = dataclasses.replace(
+        config, run=str(tmp_path / "warm"), optimizer=slow, init_from=config.run
+    )
     train(warm, StopAfter(1))
     before, after = weights(config.run), weights(warm.run)
     assert max((before[name] - after[name]).abs().max() for name in before) < 1e-6
@@ -125,12 +163,17 @@ def test_world_that_was_not_launched_is_refused_with_the_command_that_would_do_i
         train(dataclasses.replace(config, world=2), StopAfter())
 
 
-def test_losses_that_stay_non_finite_stop_the_run_and_leave_the_last_good_weights(config, monkeypatch):
+def test_losses_that_stay_non_finite_stop_the_run_and_leave_the_last_good_weights(
+    config, monkeypatch
+):
     train(config, StopAfter(2))
     before = weights(config.run)
-    monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setattr(
+        "pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan")
+    )
     with pytest.raises(
-        NumericsError, match="step 6: loss/matching, loss.* not finite, 4 skipped in a row; the samples"
+        NumericsError,
+        match="step 6: loss/matching, loss.* not finite, 4 skipped in a row; the samples",
     ):
         train(dataclasses.replace(config, steps=6), StopAfter())
     assert status(config.run)["state"] == "failed"
@@ -141,7 +184,9 @@ def test_losses_that_stay_non_finite_stop_the_run_and_leave_the_last_good_weight
 
 def test_a_run_whose_first_update_was_skipped_can_be_resumed(config, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
+        patched.setattr(
+            "pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan")
+        )
         train(config, StopAfter(1))
     assert train(config, StopAfter()) == 0
     assert [row["skipped"] for row in rows(config.run)] == [1, 0, 0, 0, 0, 0]
@@ -149,7 +194,9 @@ def test_a_run_whose_first_update_was_skipped_can_be_resumed(config, monkeypatch
 
 def test_a_run_whose_last_update_was_skipped_is_not_complete(config, monkeypatch):
     train(config, StopAfter(5))
-    monkeypatch.setattr("pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan"))
+    monkeypatch.setattr(
+        "pretrain.task.matching_loss", lambda logits, labels: logits.sum() * float("nan")
+    )
     with pytest.raises(NumericsError, match="step 6: .*, 1 skipped in a row"):
         train(config, StopAfter())
 
@@ -171,7 +218,11 @@ def test_retention_never_deletes_the_checkpoint_just_written(config):
     (checkpoints / "step-00000004" / "trainer.json").write_text("damaged")
     kept = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, keep=1))
     train(kept, StopAfter(1))
-    assert model_folder(config.run).parent.name == (checkpoints / "latest").read_text().strip() == "step-00000003"
+    assert (
+        model_folder(config.run).parent.name
+        == (checkpoints / "latest").read_text().strip()
+        == "step-00000003"
+    )
 
 
 def test_no_whole_checkpoint_is_an_error_and_nothing_is_trimmed(config):
@@ -185,7 +236,9 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_trimmed(config):
 
 
 def test_a_start_that_failed_on_its_data_can_be_corrected(settings):
-    wrong = parse_config(RunConfig, settings | {"data": settings["data"] | {"tokenizer": "/no/such"}}, "s")
+    wrong = parse_config(
+        RunConfig, settings | {"data": settings["data"] | {"tokenizer": "/no/such"}}, "s"
+    )
     with pytest.raises(DataError, match="/no/such"):
         train(wrong, StopAfter())
     assert train(parse_config(RunConfig, settings, "s"), StopAfter(1)) == 75
@@ -200,11 +253,16 @@ def test_resume_of_another_runs_checkpoint_is_refused(config, tmp_path):
 
 def test_a_wrong_validation_set_is_found_before_the_first_step(config):
     with pytest.raises(DataError, match="/no/such"):
-        train(dataclasses.replace(config, validation=ValidationConfig("/no/such", every=3)), StopAfter())
+        train(
+            dataclasses.replace(config, validation=ValidationConfig("/no/such", every=3)),
+            StopAfter(),
+        )
     assert not (Path(config.run) / "metrics.jsonl").exists()
 
 
-def test_a_validation_that_does_not_fit_the_run_is_found_before_the_first_step(config, clips, scenes):
+def test_a_validation_that_does_not_fit_the_run_is_found_before_the_first_step(
+    config, clips, scenes
+):
     for validation, message in (
         (ValidationConfig(str(clips / "val")), "holds no images"),
         (ValidationConfig(str(scenes / "val"), frames=2), "holds no videos"),
@@ -218,11 +276,20 @@ def test_a_validation_that_does_not_fit_the_run_is_found_before_the_first_step(c
 
 def test_clips_are_validated_at_the_size_that_they_are_trained_at(settings, clips, monkeypatch):
     settings |= {"steps": 1, "batch": {"image": 8, "video": 4}}
-    settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2, "image_size": 32}
+    settings["data"]["video"] = {
+        "train": [{"path": str(clips / "train")}],
+        "frames": 2,
+        "group": 2,
+        "image_size": 32,
+    }
     settings["validation"] = {"path": str(clips / "val"), "frames": 2}
     seen = []
     encode = PretrainTask.encode_images
-    monkeypatch.setattr(PretrainTask, "encode_images", lambda *inputs: seen.append(inputs[2].shape) or encode(*inputs))
+    monkeypatch.setattr(
+        PretrainTask,
+        "encode_images",
+        lambda *inputs: seen.append(inputs[2].shape) or encode(*inputs),
+    )
     assert train(parse_config(RunConfig, settings, "clips"), StopAfter()) == 0
     assert {tuple(shape[1:]) for shape in seen} == {(2, 32, 32, 3)}
 
@@ -235,12 +302,18 @@ def test_the_temperature_stays_within_its_bounds(config, bounds, expected):
 
 
 def test_the_average_of_the_weights_is_saved_and_resumed(config, tmp_path):
-    averaged = dataclasses.replace(config, steps=4, optimizer=dataclasses.replace(config.optimizer, ema=0.5))
+    averaged = dataclasses.replace(
+        config, steps=4, optimizer=dataclasses.replace(config.optimizer, ema=0.5)
+    )
     seen = []
     for run, stops in (("whole", (None,)), ("parts", (2, None))):
         for stop in stops:
             train(dataclasses.replace(averaged, run=str(tmp_path / run)), StopAfter(stop))
-        seen.append(load_file(tmp_path / run / "checkpoints" / "step-00000004" / "ema" / "model.safetensors"))
+        seen.append(
+            load_file(
+                tmp_path / run / "checkpoints" / "step-00000004" / "ema" / "model.safetensors"
+            )
+        )
     assert all(torch.equal(seen[0][name], seen[1][name]) for name in seen[0])
     last = weights(tmp_path / "whole")
     assert not torch.equal(seen[0]["temperature"], last["temperature"])

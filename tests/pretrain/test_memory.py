@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.memory import LiveMemory
+from pretrain.planning.memory import LiveMemory
 
 
 def test_the_peak_is_what_was_alive_at_once():

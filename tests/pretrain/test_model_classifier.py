@@ -15,7 +15,9 @@ def test_logits_are_those_of_the_published_head():
     pooled = torch.randn(4, 4 * WIDTH).double()
     first, norm, _, last = model.classifier
     hidden = F.layer_norm(first(pooled), (2 * WIDTH,), norm.weight, norm.bias, 1e-5)
-    torch.testing.assert_close(model.classify(pooled), F.linear(F.gelu(hidden), last.weight, last.bias))
+    torch.testing.assert_close(
+        model.classify(pooled), F.linear(F.gelu(hidden), last.weight, last.bias)
+    )
     assert model.classify(pooled).shape == (4, 3)
 
 
@@ -42,7 +44,9 @@ def test_a_model_without_a_classifier_says_so_and_has_the_weights_it_always_had(
     model = tiny_model()
     assert len(model.token_type.weight) == 2
     assert not any(name.startswith("classifier") for name in model.state_dict())
-    with pytest.raises(ValueError, match="no classifier: its configuration has no classifier_labels"):
+    with pytest.raises(
+        ValueError, match="no classifier: its configuration has no classifier_labels"
+    ):
         model.classify(torch.randn(1, 2 * WIDTH).double())
     ids, mask = texts(1)
     tokens = model.encode_text(ids, mask)

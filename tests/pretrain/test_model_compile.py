@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +23,13 @@ def inputs(kind: str) -> tuple[torch.Tensor, ...]:
     """Pixels, ids, text mask, kept patches, masked patches and needed positions of two pairs."""
     torch.manual_seed(3)
     keep = torch.tensor([[0, 4, 8], [1, 2, 3]])
-    return torch.randn(SHAPES[kind]), *texts(2), keep, torch.rand(2, 9) < 0.3, torch.tensor([[0, 2]])
+    return (
+        torch.randn(SHAPES[kind]),
+        *texts(2),
+        keep,
+        torch.rand(2, 9) < 0.3,
+        torch.tensor([[0, 2]]),
+    )
 
 
 def views(model: GLSCLModel, pixels, ids, mask, keep, masked, needed) -> list[torch.Tensor]:
@@ -38,7 +48,9 @@ def values_and_gradients(run, model, *given) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model.zero_grad()
     states = run(model, *given)
-    sum((state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states).backward()
+    sum(
+        (state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states
+    ).backward()
     return [*states, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
@@ -87,8 +99,13 @@ class HostReads(TorchDispatchMode):
     """Refuses operations for which the host has to wait for a value."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        mask = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if mask or func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+        mask = func is torch.ops.aten.index.Tensor and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if mask or func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        ):
             raise RuntimeError(f"{func} reads a value on the host")
         return func(*args, **(kwargs or {}))
 
@@ -98,14 +115,20 @@ def test_no_operation_of_towers_and_fusion_waits_for_a_value(kind):
     model, given = tiny_model().float().train(), inputs(kind)
     with HostReads():
         views(model, *given)[0].sum().backward()
-        with pytest.raises(RuntimeError, match="on the host"):  # why texts come with a mask of four axes
+        with pytest.raises(
+            RuntimeError, match="on the host"
+        ):  # why texts come with a mask of four axes
             model.text(input_ids=given[1], attention_mask=given[2])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_activations_change_no_gradient(dropout):
     probabilities = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    model = tiny_model(text_config=SMALL_TEXT | probabilities, fusion_dropout=dropout, fusion_layers=3).float().train()
+    model = (
+        tiny_model(text_config=SMALL_TEXT | probabilities, fusion_dropout=dropout, fusion_layers=3)
+        .float()
+        .train()
+    )
     kept = [values_and_gradients(views, model, *inputs(kind)) for kind in SHAPES]
     model.checkpoint_activations(("vision", "text", "fusion"))
     recomputed = [values_and_gradients(views, model, *inputs(kind)) for kind in SHAPES]
@@ -115,7 +138,11 @@ def test_recomputed_activations_change_no_gradient(dropout):
 
 @pytest.mark.parametrize("tower", ["vision", "text", "fusion"])
 def test_each_tower_keeps_less_for_the_backward_pass(tower):
-    model = tiny_model(fusion_layers=4, text_config=SMALL_TEXT | {"num_hidden_layers": 4}).float().train()
+    model = (
+        tiny_model(fusion_layers=4, text_config=SMALL_TEXT | {"num_hidden_layers": 4})
+        .float()
+        .train()
+    )
 
     def kept_bytes() -> int:
         seen: dict[int, int] = {}

@@ -35,9 +35,13 @@ def test_needed_states_equal_those_of_the_whole_computation(layers):
     ]
     for pairs in (expected, model.fuse_pairs(text, mask, image, needs)):
         states = [state for pair in pairs for state in pair]
-        loss = sum((state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states)
+        loss = sum(
+            (state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states
+        )
         names, parameters = zip(*model.fusion.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(loss, [*parameters, *model.image_projection.parameters()], retain_graph=True)
+        gradients = torch.autograd.grad(
+            loss, [*parameters, *model.image_projection.parameters()], retain_graph=True
+        )
         results.append((states, gradients))
     for ours, reference in zip(results[1][0], results[0][0], strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-10, rtol=0)
@@ -56,16 +60,27 @@ def test_states_that_nobody_needs_come_out_empty():
 def test_fusion_equals_transformers_own_layers():
     model = tiny_model()
     ids, mask = texts(3)
-    text, image = model.encode_text(ids, mask), model.encode_image(torch.randn(3, 3, 24, 24).double())
+    text, image = (
+        model.encode_text(ids, mask),
+        model.encode_image(torch.randn(3, 3, 24, 24).double()),
+    )
     fused = model.fuse(text, mask, image)
     text, image = text + model.token_type.weight[0], image + model.token_type.weight[1]
-    padding = torch.zeros(3, 1, 1, 8, dtype=torch.float64).masked_fill(mask[:, None, None] == 0, -1e30)
+    padding = torch.zeros(3, 1, 1, 8, dtype=torch.float64).masked_fill(
+        mask[:, None, None] == 0, -1e30
+    )
     own, cross = dict(attention_mask=padding), dict(encoder_attention_mask=padding)
-    for text_layer, image_layer in zip(model.fusion.text_layers, model.fusion.image_layers, strict=True):
+    for text_layer, image_layer in zip(
+        model.fusion.text_layers, model.fusion.image_layers, strict=True
+    ):
         run = RobertaLayer.forward
-        nothing = torch.zeros(3, 1, 1, 10, dtype=torch.float64)  # a mask, lest a decoder be taken for causal
+        nothing = torch.zeros(
+            3, 1, 1, 10, dtype=torch.float64
+        )  # a mask, lest a decoder be taken for causal
         text, image = (
-            run(text_layer, text, encoder_hidden_states=image, encoder_attention_mask=nothing, **own),
+            run(
+                text_layer, text, encoder_hidden_states=image, encoder_attention_mask=nothing, **own
+            ),
             run(image_layer, image, attention_mask=nothing, encoder_hidden_states=text, **cross),
         )
     torch.testing.assert_close(fused.text[mask == 1], text[mask == 1], atol=1e-10, rtol=0)
@@ -88,11 +103,15 @@ def test_dropout_acts_on_needed_states_too(kind):
     model = tiny_model().train()
     for name, module in model.fusion.named_modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.5 if name.endswith("self.dropout") == (kind == "attention probabilities") else 0.0
+            module.p = (
+                0.5 if name.endswith("self.dropout") == (kind == "attention probabilities") else 0.0
+            )
     text, mask, image = sides(model.eval(), 4)
     first = torch.zeros(4, 1, dtype=torch.long)
     model.train()
-    draws = torch.stack([model.fuse_pairs(text, mask, image, [(first, first)])[0][1] for _ in range(20)])
+    draws = torch.stack(
+        [model.fuse_pairs(text, mask, image, [(first, first)])[0][1] for _ in range(20)]
+    )
     assert (draws.std(0) > 0).all()
 
 
@@ -112,7 +131,9 @@ def test_a_clip_is_pooled_as_the_mean_of_its_class_tokens():
     expected = model.image_pooler.dense(fused.image[:, :3].mean(1)).tanh()
     torch.testing.assert_close(fused.pooled[:, WIDTH:], expected, atol=1e-12, rtol=0)
     expected = model.contrastive_image_head(tokens[:, :3].mean(1))
-    torch.testing.assert_close(model.contrastive_image(tokens, frames=3), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.contrastive_image(tokens, frames=3), expected, atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -18,29 +18,47 @@ from tests.pretrain.models import VISION, WIDTH, tiny_model
 def masked_attention(query, key, value, frames):
     """The rules of spec section 2 as one call with a dense mask; tokens frame by frame, class token first in each."""
     tokens = query.shape[-2]
-    frame, first = torch.arange(tokens) // (tokens // frames), torch.arange(tokens) % (tokens // frames) == 0
+    frame, first = (
+        torch.arange(tokens) // (tokens // frames),
+        torch.arange(tokens) % (tokens // frames) == 0,
+    )
     allowed = first[:, None] | (frame[:, None] == frame)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**20))
-def test_clip_attention_equals_a_masked_dense_one_in_values_and_gradients(frames, patches, batch, seed):
+def test_clip_attention_equals_a_masked_dense_one_in_values_and_gradients(
+    frames, patches, batch, seed
+):
     torch.manual_seed(seed)
-    flat = [torch.randn(batch, frames * (1 + patches), 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    expected = masked_attention(*(tensor.transpose(1, 2) for tensor in flat), frames).transpose(1, 2)
-    ours, _ = frame_attention(None, *(tensor.unflatten(1, (frames, -1)).transpose(1, 2) for tensor in flat), None)
+    flat = [
+        torch.randn(batch, frames * (1 + patches), 2, 4, dtype=torch.float64, requires_grad=True)
+        for _ in range(3)
+    ]
+    expected = masked_attention(*(tensor.transpose(1, 2) for tensor in flat), frames).transpose(
+        1, 2
+    )
+    ours, _ = frame_attention(
+        None, *(tensor.unflatten(1, (frames, -1)).transpose(1, 2) for tensor in flat), None
+    )
     torch.testing.assert_close(ours.flatten(1, 2), expected, atol=1e-12, rtol=0)
     weight = torch.randn_like(expected)
     theirs = torch.autograd.grad((expected * weight).sum(), flat)
-    for found, reference in zip(torch.autograd.grad((ours.flatten(1, 2) * weight).sum(), flat), theirs, strict=True):
+    for found, reference in zip(
+        torch.autograd.grad((ours.flatten(1, 2) * weight).sum(), flat), theirs, strict=True
+    ):
         torch.testing.assert_close(found, reference, atol=1e-12, rtol=0)
 
 
 def test_the_two_calls_for_one_frame_agree_with_the_plain_call():
     query, key, value = torch.randn(3, 2, 1, 10, 2, 16).unbind()
-    clip, _ = frame_attention(None, *(tensor.transpose(1, 2) for tensor in (query, key, value)), None)
-    plain = F.scaled_dot_product_attention(*(tensor[:, 0].transpose(1, 2) for tensor in (query, key, value)))
+    clip, _ = frame_attention(
+        None, *(tensor.transpose(1, 2) for tensor in (query, key, value)), None
+    )
+    plain = F.scaled_dot_product_attention(
+        *(tensor[:, 0].transpose(1, 2) for tensor in (query, key, value))
+    )
     torch.testing.assert_close(clip[:, 0], plain.transpose(1, 2), atol=1e-6, rtol=0)
 
 
@@ -66,7 +84,9 @@ def test_a_picture_takes_no_temporal_embedding_and_equals_stock_clip():
     stock.load_state_dict(model.vision.state_dict())
     pixels = torch.randn(2, 3, 24, 24).double()
     states = stock.post_layernorm(stock(pixels).last_hidden_state)
-    torch.testing.assert_close(model.encode_image(pixels), model.image_projection(states), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.encode_image(pixels), model.image_projection(states), atol=1e-12, rtol=0
+    )
     model.temporal_embedding.requires_grad_()
     model.encode_image(pixels).sum().backward()
     assert model.temporal_embedding.grad is None
@@ -77,7 +97,9 @@ def test_a_clip_of_one_frame_is_a_picture_plus_the_first_temporal_embedding():
     pixels = torch.randn(2, 3, 24, 24).double()
     assert not torch.allclose(model.encode_image(pixels[:, None]), model.encode_image(pixels))
     torch.nn.init.zeros_(model.temporal_embedding)
-    torch.testing.assert_close(model.encode_image(pixels[:, None]), model.encode_image(pixels), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.encode_image(pixels[:, None]), model.encode_image(pixels), atol=1e-12, rtol=0
+    )
 
 
 def test_bytes_of_pictures_and_clips_are_normalised_alike():
@@ -94,12 +116,16 @@ def test_dropped_patches_are_the_same_in_every_frame_and_leave_no_trace():
     tokens = model.encode_image(pixels, keep_patches=keep)
     assert tokens.shape == (2, 3 + 3 * 3, WIDTH)
     changed = pixels.clone()
-    changed[0, :, :, :8, 8:16] += 1  # patch 1 of every frame: dropped in the first clip, kept in the second
+    changed[0, :, :, :8, 8:16] += (
+        1  # patch 1 of every frame: dropped in the first clip, kept in the second
+    )
     changed[1, :, :, :8, 8:16] += 1
     other = model.encode_image(changed, keep_patches=keep)
     assert torch.equal(other[0], tokens[0]) and not torch.allclose(other[1], tokens[1])
     everything = torch.arange(9).expand(2, -1)
-    torch.testing.assert_close(model.encode_image(pixels, everything), model.encode_image(pixels), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.encode_image(pixels, everything), model.encode_image(pixels), atol=1e-12, rtol=0
+    )
 
 
 def test_masked_patches_are_tubes_that_keep_their_positions():
@@ -110,7 +136,10 @@ def test_masked_patches_are_tubes_that_keep_their_positions():
     assert (patches.values[0, :, 1] == model.visual_mask_token).all()
     assert (patches.values[0, :, 4] != model.visual_mask_token).all()
     moved = model.mask_patches(model.embed_patches(pixels), masked.roll(1, dims=1))
-    tokens, elsewhere = model.encode_patches(patches)[0, 3 + 1], model.encode_patches(moved)[0, 3 + 2]
+    tokens, elsewhere = (
+        model.encode_patches(patches)[0, 3 + 1],
+        model.encode_patches(moved)[0, 3 + 2],
+    )
     assert not torch.allclose(tokens, elsewhere)
 
 
@@ -143,7 +172,11 @@ def test_positions_of_other_and_oblong_sizes_are_interpolated_as_clip_does():
 @pytest.mark.parametrize(
     ("shape", "fields", "message"),
     [
-        ((1, 3, 24, 20), {}, "24 x 20 pixels cannot be cut into patches of 8 x 8: resize them, .* 24 x 16"),
+        (
+            (1, 3, 24, 20),
+            {},
+            "24 x 20 pixels cannot be cut into patches of 8 x 8: resize them, .* 24 x 16",
+        ),
         ((1, 9, 3, 24, 24), {}, "9 frames is longer than the temporal table of 8"),
         ((1, 2, 3, 24, 24), {"max_frames": 0}, "pictures only"),
     ],
@@ -166,7 +199,9 @@ def test_clips_are_refused_where_another_attention_was_asked_for(tmp_path):
     model = type(tiny_model()).from_pretrained(tmp_path, attn_implementation="eager")
     sdpa = type(model).from_pretrained(tmp_path)
     pixels = torch.randn(1, 3, 24, 24)
-    torch.testing.assert_close(model.encode_image(pixels), sdpa.encode_image(pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model.encode_image(pixels), sdpa.encode_image(pixels), atol=1e-5, rtol=0
+    )
     with pytest.raises(ValueError, match="clips need sdpa attention"):
         model.encode_image(pixels[:, None].expand(-1, 2, -1, -1, -1))
 
@@ -176,4 +211,6 @@ def test_a_saved_model_names_no_private_attention_and_computes_the_same(tmp_path
     model.save_pretrained(tmp_path)
     assert "glscl_frames" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
     clip = torch.randn(2, 3, 3, 24, 24)
-    assert torch.equal(type(model).from_pretrained(tmp_path).eval().encode_image(clip), model.encode_image(clip))
+    assert torch.equal(
+        type(model).from_pretrained(tmp_path).eval().encode_image(clip), model.encode_image(clip)
+    )

@@ -30,7 +30,11 @@ def plain(p, q, temperature, ids=None, normalize=True):
 
 
 def with_gradients(loss, p, q, temperature, **options):
-    leaves = [p.clone().requires_grad_(), q.clone().requires_grad_(), torch.tensor([temperature], dtype=p.dtype)]
+    leaves = [
+        p.clone().requires_grad_(),
+        q.clone().requires_grad_(),
+        torch.tensor([temperature], dtype=p.dtype),
+    ]
     leaves[2].requires_grad_()
     value = loss(*leaves, **options)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
@@ -80,7 +84,9 @@ def test_nce_passes_gradcheck():
 @pytest.mark.parametrize("temperature", [0.001, 0.03, 1.0])
 def test_nce_of_identical_rows_is_twice_the_logarithm_of_their_number(rows, temperature):
     same = torch.randn(1, 16).repeat(rows, 1)
-    assert nce(same, same.clone(), temperature).item() == pytest.approx(2 * math.log(rows), rel=1e-6)
+    assert nce(same, same.clone(), temperature).item() == pytest.approx(
+        2 * math.log(rows), rel=1e-6
+    )
 
 
 def test_nce_of_perfect_pairs_is_zero_and_of_swapped_pairs_large_at_a_tiny_temperature():
@@ -191,10 +197,17 @@ def test_nce_without_normalisation_takes_the_rows_as_they_are():
     assert_same(ours, reference, 1e-9)
 
 
-@pytest.mark.parametrize("q, ids", [((4, 8), None), ((5, 7), None), ((5, 8), (4, 1)), ((5, 8), (5,))], ids=str)
+@pytest.mark.parametrize(
+    "q, ids", [((4, 8), None), ((5, 7), None), ((5, 8), (4, 1)), ((5, 8), (5,))], ids=str
+)
 def test_sides_that_do_not_match_are_refused(q, ids):
     with pytest.raises(ValueError, match="as many rows"):
-        nce(torch.randn(5, 8), torch.randn(q), 0.1, ids=None if ids is None else torch.zeros(ids, dtype=torch.int64))
+        nce(
+            torch.randn(5, 8),
+            torch.randn(q),
+            0.1,
+            ids=None if ids is None else torch.zeros(ids, dtype=torch.int64),
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +238,11 @@ step(8)
 print(step({rows}))
 """
     finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=580
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=580,
     )
     assert finished.returncode == 0, finished.stderr
     assert float(finished.stdout) < megabytes

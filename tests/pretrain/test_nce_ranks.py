@@ -22,7 +22,9 @@ def rows() -> dict[str, torch.Tensor]:
         "p": p,
         "q": q,
         "temperature": torch.tensor([0.1], dtype=torch.float64),
-        "ids": torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 1], [0, 6], [7, 7], [8, 8], [8, 9]]),
+        "ids": torch.tensor(
+            [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 1], [0, 6], [7, 7], [8, 8], [8, 9]]
+        ),
         "drawn": torch.tensor([0, 1] * 5),
         "local": torch.randn(10, 3, 6, generator=generator, dtype=torch.float64),
         "mask": torch.arange(3) < torch.tensor([[3], [2], [1], [3], [1], [3], [2], [2], [3], [3]]),
@@ -34,8 +36,19 @@ def two_ranks(rows, tmp_path_factory) -> dict[tuple[int, ...], dict[str, torch.T
     """What two processes give for each division of the rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({"rows": rows, "counts": COUNTS}, folder / "in.pt")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))
+    }
     finished = subprocess.run(
         [*torchrun, str(SCRIPT), str(folder / "in.pt"), str(folder / "out.pt")],
         env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
@@ -50,14 +63,18 @@ def two_ranks(rows, tmp_path_factory) -> dict[tuple[int, ...], dict[str, torch.T
 
 def values_of(result: dict[str, torch.Tensor], case: str) -> dict[str, torch.Tensor]:
     return {
-        name.removeprefix(case): value for name, value in result.items() if name == case or name.startswith(case + ":")
+        name.removeprefix(case): value
+        for name, value in result.items()
+        if name == case or name.startswith(case + ":")
     }
 
 
 def assert_same(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
     assert ours.keys() == reference.keys() and len(ours) >= 3
     for name, value in reference.items():
-        torch.testing.assert_close(ours[name].view_as(value), value, rtol=1e-9, atol=1e-11, msg=name)
+        torch.testing.assert_close(
+            ours[name].view_as(value), value, rtol=1e-9, atol=1e-11, msg=name
+        )
 
 
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
@@ -75,7 +92,9 @@ def test_negatives_of_the_rank_are_those_of_a_process_of_its_own(rows, two_ranks
     ours = values_of(two_ranks[5, 5], "nce of this rank")
     alone = []
     for half in (slice(0, 5), slice(5, 10)):
-        part = {name: value if name == "temperature" else value[half] for name, value in rows.items()}
+        part = {
+            name: value if name == "temperature" else value[half] for name, value in rows.items()
+        }
         alone.append(values_of(averaged(part, [5], 0), "nce of this rank"))
     for name in ("", ": temperature"):
         torch.testing.assert_close(ours[name], (alone[0][name] + alone[1][name]) / 2)

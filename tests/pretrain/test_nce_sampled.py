@@ -19,7 +19,11 @@ def brute_force(p, q, temperature, chosen, ids=None):
     total = 0
     for left, right in ((p, q), (q, p)):
         for row in range(len(p)):
-            columns = [c for c in chosen.tolist() if c != row and (ids is None or not (ids[c] == ids[row]).any())]
+            columns = [
+                c
+                for c in chosen.tolist()
+                if c != row and (ids is None or not (ids[c] == ids[row]).any())
+            ]
             similarities = left[row] @ right[[row, *columns]].T / temperature
             total = total - similarities.log_softmax(0)[0]
     return total / len(p)
@@ -39,23 +43,35 @@ def gradients(loss, *leaves, **options):
     names=st.sampled_from([None, 1, 3]),
     seed=st.integers(0, 2**31),
 )
-def test_sampled_nce_has_value_and_gradients_of_a_loop_over_rows(rows, data, temperature, names, seed):
-    chosen = torch.tensor(data.draw(st.lists(st.integers(0, rows - 1), unique=True)), dtype=torch.int64)
+def test_sampled_nce_has_value_and_gradients_of_a_loop_over_rows(
+    rows, data, temperature, names, seed
+):
+    chosen = torch.tensor(
+        data.draw(st.lists(st.integers(0, rows - 1), unique=True)), dtype=torch.int64
+    )
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.randn(rows, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     ids = None if names is None else torch.randint(names, (rows, 2), generator=generator)
     scale = torch.tensor(temperature, dtype=torch.float64)
-    ours, reference = (gradients(loss, p, q, scale, chosen=chosen, ids=ids) for loss in (sampled_nce, brute_force))
+    ours, reference = (
+        gradients(loss, p, q, scale, chosen=chosen, ids=ids) for loss in (sampled_nce, brute_force)
+    )
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [9, TILE + 3])
 def test_sampled_nce_with_every_row_chosen_is_nce(rows):
-    p, q, scale = torch.randn(rows, 4).double(), torch.randn(rows, 4).double(), torch.tensor(0.07).double()
+    p, q, scale = (
+        torch.randn(rows, 4).double(),
+        torch.randn(rows, 4).double(),
+        torch.tensor(0.07).double(),
+    )
     ids = torch.randint(rows, (rows, 2))
     whole = gradients(nce, p, q, scale, ids=ids)
-    for one, other in zip(gradients(sampled_nce, p, q, scale, chosen=torch.arange(rows), ids=ids), whole, strict=True):
+    for one, other in zip(
+        gradients(sampled_nce, p, q, scale, chosen=torch.arange(rows), ids=ids), whole, strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
@@ -80,7 +96,9 @@ def test_sampled_nce_without_rows_is_zero_and_has_a_gradient():
 def test_sampled_nce_is_float32_inside_autocast():
     torch.manual_seed(0)
     p, q, chosen = torch.randn(16, 64), torch.randn(16, 64), torch.arange(0, 16, 3)
-    exact = gradients(sampled_nce, p.double(), q.double(), torch.tensor(0.03).double(), chosen=chosen)
+    exact = gradients(
+        sampled_nce, p.double(), q.double(), torch.tensor(0.03).double(), chosen=chosen
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = gradients(sampled_nce, p, q, torch.tensor(0.03), chosen=chosen)
     for one, other in zip(ours, exact, strict=True):
@@ -101,18 +119,29 @@ def test_sums_over_negatives_are_those_of_the_whole_matrix(rows, columns):
     def whole(left, right):
         return (left @ right.T).masked_fill(excluded, -torch.inf).logsumexp(1)
 
-    def halved(form):  # through the cross-entropy, whose gradient is finite where no negative is left
+    def halved(
+        form,
+    ):  # through the cross-entropy, whose gradient is finite where no negative is left
         return lambda left, right: cross_entropy(left.sum(1), form(left, right)).sum()
 
-    ours = gradients(halved(lambda left, right: log_sum(left, right, row_ids, column_ids)), left, right)
+    ours = gradients(
+        halved(lambda left, right: log_sum(left, right, row_ids, column_ids)), left, right
+    )
     seen = ~excluded.all(1)
-    torch.testing.assert_close(log_sum(left, right, row_ids, column_ids)[seen], whole(left, right)[seen])
-    expected = gradients(lambda left, right: cross_entropy(left.sum(1), whole(left, right))[seen].sum(), left, right)
+    torch.testing.assert_close(
+        log_sum(left, right, row_ids, column_ids)[seen], whole(left, right)[seen]
+    )
+    expected = gradients(
+        lambda left, right: cross_entropy(left.sum(1), whole(left, right))[seen].sum(), left, right
+    )
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_sums_over_negatives_pass_gradcheck():
-    left, right = torch.randn(3, 2).double().requires_grad_(), torch.randn(4, 2).double().requires_grad_()
+    left, right = (
+        torch.randn(3, 2).double().requires_grad_(),
+        torch.randn(4, 2).double().requires_grad_(),
+    )
     ids = torch.arange(3)[:, None], torch.tensor([[0], [1], [5], [6]])
     assert torch.autograd.gradcheck(lambda *sides: log_sum(*sides, *ids), (left, right))

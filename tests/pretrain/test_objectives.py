@@ -45,7 +45,9 @@ def test_published_normalisation_divides_by_the_norm_over_frames_only():
     expected = 0.0
     for p, q in zip(*(side.unbind(1) for side in divided), strict=True):
         similarity = p @ q.T / 0.03
-        expected -= similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()
+        expected -= (
+            similarity.log_softmax(1).diag().mean() + similarity.log_softmax(0).diag().mean()
+        )
     published = completion_loss(recovered, target, 0.03, normalization="frames")
     torch.testing.assert_close(published, expected / 3)
     assert (published - completion_loss(recovered, target, 0.03)).abs() > 0.1
@@ -58,11 +60,14 @@ def test_normalisation_over_frames_is_refused_for_images():
 
 def test_mean_of_directions_is_half_their_sum():
     recovered, target = torch.randn(4, 8), torch.randn(4, 8)
-    total, mean = (completion_loss(recovered, target, 0.03, directions=name) for name in ("sum", "mean"))
+    total, mean = (
+        completion_loss(recovered, target, 0.03, directions=name) for name in ("sum", "mean")
+    )
     torch.testing.assert_close(2 * mean, total)
     chosen = torch.tensor([0, 2])
     total, mean = (
-        sampled_completion_loss(recovered, target, 0.03, chosen, directions=name) for name in ("sum", "mean")
+        sampled_completion_loss(recovered, target, 0.03, chosen, directions=name)
+        for name in ("sum", "mean")
     )
     torch.testing.assert_close(2 * mean, total)
 
@@ -163,14 +168,22 @@ def test_a_group_of_duplicates_keeps_its_images_and_matches(hard):
 @pytest.mark.parametrize("name", ["nce", "nce with ids", "sampled", "global_local", "matching"])
 def test_losses_never_read_a_value_on_the_host(name):
     with FakeTensorMode():  # tensors without values: a read of one raises
-        p, q, local = torch.randn(6, 8).requires_grad_(), torch.randn(6, 8).requires_grad_(), torch.randn(6, 5, 8)
+        p, q, local = (
+            torch.randn(6, 8).requires_grad_(),
+            torch.randn(6, 8).requires_grad_(),
+            torch.randn(6, 5, 8),
+        )
         ids, temperature = torch.zeros(6, 2, dtype=torch.int64), torch.tensor(0.1).requires_grad_()
         loss = {
             "nce": lambda: nce(p, q, temperature),
             "nce with ids": lambda: nce(p, q, temperature, ids=ids),
             "sampled": lambda: sampled_nce(p, q, temperature, ids[:2, 0], ids=ids),
-            "global_local": lambda: global_local_loss(p, local, torch.ones(6, 5), temperature, ids=ids),
-            "matching": lambda: p[choose_images(ids[:, 0], torch.randn(6, 3), p @ q.T, ids)[0]].sum(),
+            "global_local": lambda: global_local_loss(
+                p, local, torch.ones(6, 5), temperature, ids=ids
+            ),
+            "matching": lambda: p[
+                choose_images(ids[:, 0], torch.randn(6, 3), p @ q.T, ids)[0]
+            ].sum(),
         }[name]()
         loss.backward()
         assert p.grad.shape == (6, 8)

@@ -40,9 +40,13 @@ def test_every_trainable_parameter_is_in_one_group(config, tokenizer):
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = trainable[id(parameter)]
-            fused = name.startswith(("fusion.", "text_projection.", "image_projection.", "matching_head."))
+            fused = name.startswith(
+                ("fusion.", "text_projection.", "image_projection.", "matching_head.")
+            )
             assert not fused or group["lr"] == 5.0, name
-            assert not name.startswith(("vision.", "text.", "contrastive_")) or group["lr"] == 1.0, name
+            assert (
+                not name.startswith(("vision.", "text.", "contrastive_")) or group["lr"] == 1.0
+            ), name
             assert (group["weight_decay"] == 0) == (parameter.ndim < 2), name
 
 
@@ -53,8 +57,15 @@ def test_published_decay_spares_biases_and_the_norms_that_the_authors_name(confi
     optimizer = build_optimizer(model, OptimizerConfig(decay="published"))
     of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     decay = {name: of[id(p)] > 0 for name, p in model.named_parameters() if p.requires_grad}
-    assert decay["temperature"] and decay["vision.post_layernorm.weight"] and decay["visual_mask_token"]
-    assert decay["vision.encoder.layers.0.layer_norm1.weight"] and decay["contrastive_text_head.1.weight"]
+    assert (
+        decay["temperature"]
+        and decay["vision.post_layernorm.weight"]
+        and decay["visual_mask_token"]
+    )
+    assert (
+        decay["vision.encoder.layers.0.layer_norm1.weight"]
+        and decay["contrastive_text_head.1.weight"]
+    )
     assert not decay["text.encoder.layer.0.output.LayerNorm.weight"]
     assert not decay["fusion.text_layers.0.output.LayerNorm.weight"]
     assert not any(decayed for name, decayed in decay.items() if name.endswith("bias"))

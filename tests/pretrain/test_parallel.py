@@ -20,17 +20,39 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def environment() -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))}
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))
+    }
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def several(world: int) -> list[str]:
     config = ROOT / "launch" / "accelerate" / "ddp.yaml"
-    return [*LAUNCH, "--config_file", str(config), "--num_processes", str(world), "--main_process_port", "0"]
+    return [
+        *LAUNCH,
+        "--config_file",
+        str(config),
+        "--num_processes",
+        str(world),
+        "--main_process_port",
+        "0",
+    ]
 
 
 def one() -> list[str]:
-    return [*LAUNCH, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [
+        *LAUNCH,
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
 
 
 def write(settings: dict, path: Path) -> str:
@@ -38,7 +60,9 @@ def write(settings: dict, path: Path) -> str:
     return str(path)
 
 
-def run(command: list[str], settings: dict, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], settings: dict, folder: Path, *more: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*command, "-m", "pretrain", write(settings, folder / "config.yaml"), *more],
         cwd=folder,
@@ -64,7 +88,9 @@ def test_pictures_and_clips_train_together_on_two_ranks_for_50_steps(settings, t
             assert row[f"loss/{name}"] == pytest.approx(weighed, rel=1e-5)
     early, late = logged[:10], logged[-10:]
     for kind in ("image", "video"):
-        assert mean(row[f"loss/{kind}/total"] for row in late) < mean(row[f"loss/{kind}/total"] for row in early)
+        assert mean(row[f"loss/{kind}/total"] for row in late) < mean(
+            row[f"loss/{kind}/total"] for row in early
+        )
 
 
 def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
@@ -74,7 +100,8 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
             if tower == "fusion"
             else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         )
-    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about the mathematics.
+    # Clipped gradients and AdamW turn rounding into steps; a small rate keeps the comparison about
+    # the mathematics.
     settings["optimizer"] |= {"lr": 1e-5, "max_grad_norm": None}
     settings["validation"] = {"path": str(scenes / "val"), "every": 3, "batch_size": 4}
     settings["data"]["workers"] = 1
@@ -82,7 +109,9 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
     for world, command in ((1, one()), (2, several(2))):
         folder = tmp_path / str(world)
         folder.mkdir()
-        finished[world] = run(command, settings | {"run": str(folder / "run"), "world": world}, folder)
+        finished[world] = run(
+            command, settings | {"run": str(folder / "run"), "world": world}, folder
+        )
         assert finished[world].returncode == 0, finished[world].stderr[-3000:]
     assert "2 processes on cpu" in finished[2].stderr and "1 process on cpu" in finished[1].stderr
     alone, together = rows(tmp_path / "1" / "run"), rows(tmp_path / "2" / "run")
@@ -90,7 +119,9 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
     for one_row, two_row in zip(alone, together, strict=True):
         assert two_row["loss"] == pytest.approx(one_row["loss"], rel=1e-4)
         recalls = [name for name in one_row if name.startswith("validation/")]
-        assert [two_row[name] for name in recalls] == pytest.approx([one_row[name] for name in recalls], abs=8)
+        assert [two_row[name] for name in recalls] == pytest.approx(
+            [one_row[name] for name in recalls], abs=8
+        )
     first, second = weights(tmp_path / "1" / "run"), weights(tmp_path / "2" / "run")
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 2e-4
 
@@ -117,14 +148,18 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(settings, tmp_
     settings |= {"steps": 25, "checkpoint": {"every": 3, "keep": 2}}
     assert run(one(), settings | {"run": str(whole / "run")}, whole).returncode == 0
     start_and_stop(one(), settings | {"run": str(parts / "run")}, parts, number, 5)
-    assert status(parts / "run")["state"] == ("preempted" if number == signal.SIGTERM else "running")
+    assert status(parts / "run")["state"] == (
+        "preempted" if number == signal.SIGTERM else "running"
+    )
     assert status(parts / "run")["step"] < 25
     again = run(one(), settings | {"run": str(parts / "run")}, parts)
     assert again.returncode == 0, again.stderr[-2000:]
     assert_same_run(whole / "run", parts / "run")
 
 
-def start_and_stop(command: list[str], settings: dict, folder: Path, number: int, after: int) -> int:
+def start_and_stop(
+    command: list[str], settings: dict, folder: Path, number: int, after: int
+) -> int:
     """Start a run, send the launcher (and for SIGKILL everything it started) a signal once `after` steps are logged."""
     process = subprocess.Popen(
         [*command, "-m", "pretrain", write(settings, folder / "config.yaml")],
@@ -217,7 +252,9 @@ def test_launches_that_silently_start_one_process_are_refused(settings, tmp_path
 def test_a_plain_multi_process_configuration_gives_real_ranks_without_cuda(settings, tmp_path):
     path = write(LONELY, tmp_path / "accelerate.yaml")
     finished = run(
-        [*LAUNCH, "--config_file", path, "--main_process_port", "0"], settings | {"world": 2, "steps": 1}, tmp_path
+        [*LAUNCH, "--config_file", path, "--main_process_port", "0"],
+        settings | {"world": 2, "steps": 1},
+        tmp_path,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert "2 processes on cpu" in finished.stderr
@@ -235,7 +272,9 @@ def test_ranks_that_share_a_device_or_their_samples_are_named():
 def test_ranks_that_do_not_see_each_other_refuse_to_train(monkeypatch):
     start("fp32", (), ".", None)  # this process is alone ...
     monkeypatch.setenv("WORLD_SIZE", "2")  # ... and its launcher says that there are two
-    with pytest.raises(UsageError, match=r"2 processes were launched but this one sees 1.*--num_processes 2"):
+    with pytest.raises(
+        UsageError, match=r"2 processes were launched but this one sees 1.*--num_processes 2"
+    ):
         start("fp32", (), ".", None)
 
 

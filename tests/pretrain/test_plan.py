@@ -11,7 +11,7 @@ from data_pipeline.text import Tokenizer
 from pretrain.build import build_model
 from pretrain.config import BatchConfig, RunConfig
 from pretrain.config_file import apply_overrides, parse_config
-from pretrain.plan import flop_counter, plan, step_parts
+from pretrain.planning.plan import flop_counter, plan, step_parts
 from pretrain.task import PretrainTask
 
 
@@ -19,7 +19,9 @@ def real_step(config, kind):
     """Model and first batch of a run, as the loop makes them."""
     tokenizer, video = Tokenizer.load(config.data.tokenizer), config.data.video
     torch.manual_seed(0)
-    model = build_model(config.model, tokenizer, config.data.max_text_length, video.frames if video else 0)
+    model = build_model(
+        config.model, tokenizer, config.data.max_text_length, video.frames if video else 0
+    )
     source = config.data.train if kind == "image" else video.train
     options = {"frames": video.frames} if kind == "video" else {}
     with open_loader(
@@ -46,7 +48,9 @@ def test_planned_operations_are_those_of_a_real_step(settings, clips, kind):
     with flop_counter() as counter:
         PretrainTask().forward(model, batch).total.backward()
     real = counter.get_total_flops() / len(batch.keys)
-    assert planned.step == pytest.approx(real, rel=0.03)  # the batch's own text lengths are not the mean
+    assert planned.step == pytest.approx(
+        real, rel=0.03
+    )  # the batch's own text lengths are not the mean
     parts = {}
     for name, part in step_parts(model, batch, config.objectives).items():
         with flop_counter() as counter:
@@ -54,16 +58,22 @@ def test_planned_operations_are_those_of_a_real_step(settings, clips, kind):
         parts[name] = counter.get_total_flops() / len(batch.keys)
     with flop_counter() as counter:
         features = PretrainTask().features(model, batch)
-    assert sum(parts.values()) == pytest.approx(counter.get_total_flops() / len(batch.keys), rel=1e-9)
+    assert sum(parts.values()) == pytest.approx(
+        counter.get_total_flops() / len(batch.keys), rel=1e-9
+    )
     with flop_counter() as counter:
         PretrainTask().losses(features)
     # Grows with the square of the masked tokens, of which the plan knows the mean.
-    assert planned.forward["losses"] == pytest.approx(counter.get_total_flops() / len(batch.keys), rel=0.5)
+    assert planned.forward["losses"] == pytest.approx(
+        counter.get_total_flops() / len(batch.keys), rel=0.5
+    )
 
 
 def test_plan_counts_parameters_samples_and_memory(config):
     found = plan(config, world=2)
-    model = build_model(config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length)
+    model = build_model(
+        config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length
+    )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     image = found.kinds["image"]
     assert (found.parameters, found.parameter_bytes) == (trained, 16 * trained)
@@ -76,16 +86,25 @@ def test_plan_counts_parameters_samples_and_memory(config):
 @pytest.mark.slow
 def test_a_plan_divides_what_the_engine_divides_over_thousands_of_ranks(config):
     large = dataclasses.replace(
-        config, batch=BatchConfig(image=8192), data=dataclasses.replace(config.data, group=2), micro_batches=1
+        config,
+        batch=BatchConfig(image=8192),
+        data=dataclasses.replace(config.data, group=2),
+        micro_batches=1,
     )
     found = {engine: plan(large, world=4096, engine=engine) for engine in ("ddp", "fsdp2", "zero2")}
     bytes_of = {engine: one.parameter_bytes / one.parameters for engine, one in found.items()}
     assert bytes_of["ddp"] == 16 and 0 < bytes_of["fsdp2"] < 0.01 and 4 < bytes_of["zero2"] < 4.01
-    assert "order of 6 steps on 4,096 rank(s): a rank reads 2 samples a step" in found["ddp"].read[2]
+    assert (
+        "order of 6 steps on 4,096 rank(s): a rank reads 2 samples a step" in found["ddp"].read[2]
+    )
     exact = plan(dataclasses.replace(config, micro_batches=2)).kinds["image"].step
-    plain = plan(dataclasses.replace(config, micro_batches=2, accumulation="plain")).kinds["image"].step
+    plain = (
+        plan(dataclasses.replace(config, micro_batches=2, accumulation="plain")).kinds["image"].step
+    )
     assert 1.2 < exact / plain < 1.4
-    assert found["ddp"].device_hours(1e12, 0.5) == pytest.approx(found["ddp"].step_flops * 6 / 0.5e12 / 3600)
+    assert found["ddp"].device_hours(1e12, 0.5) == pytest.approx(
+        found["ddp"].step_flops * 6 / 0.5e12 / 3600
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +118,11 @@ def test_a_plan_divides_what_the_engine_divides_over_thousands_of_ranks(config):
     ids=str,
 )
 def test_a_plan_refuses_what_training_would_refuse(settings, clips, change, message):
-    words = [word for key, value in change.items() for word in (f"--{key}", value.format(clips=clips / "train"))]
+    words = [
+        word
+        for key, value in change.items()
+        for word in (f"--{key}", value.format(clips=clips / "train"))
+    ]
     apply_overrides(settings, words)
     with pytest.raises((UsageError, DataError), match=message):
         plan(parse_config(RunConfig, settings, "settings"))

@@ -15,16 +15,25 @@ from tests.pretrain.rank_gradients import gradients
 from tests.pretrain.runs import tiny_settings
 
 ROOT = Path(__file__).parents[2]
-SILENT = dict.fromkeys(("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0)
-# How many text targets each half of the batch keeps, or which objectives a run on pictures and clips has.
+SILENT = dict.fromkeys(
+    ("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0
+)
+# How many text targets each half of the batch keeps, or which objectives a run on pictures and
+# clips has.
 CASES: dict[str, list[int] | dict] = {
     "as many targets on each rank": [1000, 1000],
     "17 targets and 3": [17, 3],
     "17 targets and none": [17, 0],
     "no target and 17": [0, 17],
     "pictures and clips": {},
-    "sampled local negatives": {"local_image_negatives": "sample", "local_text_negatives": "sample"},
-    "data-set matching negatives, full targets": {"matching_negatives": "dataset", "completion_targets": "full"},
+    "sampled local negatives": {
+        "local_image_negatives": "sample",
+        "local_text_negatives": "sample",
+    },
+    "data-set matching negatives, full targets": {
+        "matching_negatives": "dataset",
+        "completion_targets": "full",
+    },
     "TCL": {"intra_modal": 1.0, "global_local": 1.0, "directions": "mean"},
     "exact accumulation": {"micro_batches": 2},
     "exact accumulation of every term": {
@@ -35,7 +44,10 @@ CASES: dict[str, list[int] | dict] = {
         "local_text_negatives": "sample",
     },
     "negatives of the rank": dict.fromkeys(("contrastive", "matching", "masked_language"), 0.0)
-    | {f"{name}_negatives": "rank" for name in ("global_image", "global_text", "local_image", "local_text")},
+    | {
+        f"{name}_negatives": "rank"
+        for name in ("global_image", "global_text", "local_image", "local_text")
+    },
     "published": SILENT | {"gradients": "published"},
 }
 
@@ -49,9 +61,13 @@ def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
             settings["batch"] = {"image": 16, "video": 16 if "micro_batches" in case else 8}
             settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
             settings["micro_batches"] = case.get("micro_batches", 1)
-            settings["objectives"] = {key: value for key, value in case.items() if key != "micro_batches"}
+            settings["objectives"] = {
+                key: value for key, value in case.items() if key != "micro_batches"
+            }
         limits = case if isinstance(case, list) else []
-        if name == "negatives of the rank":  # as many rows on each rank, so that the mean of both is the whole
+        if (
+            name == "negatives of the rank"
+        ):  # as many rows on each rank, so that the mean of both is the whole
             settings["batch"] = {"image": 16}
             del settings["data"]["video"]
             limits = [5, 5]
@@ -64,7 +80,14 @@ def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
     script = Path(__file__).with_name("rank_gradients.py")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     finished = subprocess.run(
         [*torchrun, str(script), str(folder / "cases.json"), str(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -76,7 +99,9 @@ def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     return {name: load_file(folder / f"{number}.safetensors") for number, name in enumerate(cases)}
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("published", "negatives of the rank")])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name not in ("published", "negatives of the rank")]
+)
 def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
     settings, limits = cases[name]
     ours, expected = (
@@ -86,7 +111,9 @@ def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
     assert ours.keys() == expected.keys() and "temperature" in ours
     for key, reference in expected.items():
         scale = reference.abs().max()
-        if key.endswith(("key.bias", "k_proj.bias")):  # no gradient (softmax does not see it), only rounding
+        if key.endswith(
+            ("key.bias", "k_proj.bias")
+        ):  # no gradient (softmax does not see it), only rounding
             scale = expected[key.replace(".bias", ".weight")].abs().max()
         assert (ours[key] - reference).abs().max() <= 1e-9 * scale, key
 
@@ -96,7 +123,8 @@ def test_exact_accumulation_gives_the_gradient_of_one_batch(cases, count):
     settings, limits = cases["pictures and clips"]
     settings = settings | {"batch": {"image": 16, "video": 16}}
     whole, parts = (
-        gradients(settings | {"micro_batches": k}, limits, start("fp32", (), ".", None)) for k in (1, count)
+        gradients(settings | {"micro_batches": k}, limits, start("fp32", (), ".", None))
+        for k in (1, count)
     )
     for key, expected in whole.items():
         scale = expected.abs().max()
@@ -109,12 +137,16 @@ def test_clips_reach_the_temporal_table(of_two_ranks):
     assert of_two_ranks["pictures and clips"]["temporal_embedding"].abs().max() > 0
 
 
-def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alone(cases, of_two_ranks):
+def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alone(
+    cases, of_two_ranks
+):
     together, case = of_two_ranks["negatives of the rank"], cases["negatives of the rank"]
     alone, halves = start("fp32", (), ".", None), []
     for rank in range(2):
         halves.append(gradients(*case, alone, (rank, 2)))
-    assert together["loss"].item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-9)
+    assert together["loss"].item() == pytest.approx(
+        sum(half["loss"].item() for half in halves) / 2, rel=1e-9
+    )
     name = "fusion.image_layers.0.output.dense.weight"
     mean = (halves[0][name] + halves[1][name]) / 2
     assert (together[name] - mean).abs().max() <= 1e-9 * mean.abs().max()
@@ -123,8 +155,15 @@ def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alo
 
 
 def test_published_gradients_of_contrast_are_divided_by_the_ranks(cases, of_two_ranks):
-    ours, alone = of_two_ranks["published"], gradients(*cases["published"], start("fp32", (), ".", None))
-    towers = [name for name in alone if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))]
+    ours, alone = (
+        of_two_ranks["published"],
+        gradients(*cases["published"], start("fp32", (), ".", None)),
+    )
+    towers = [
+        name
+        for name in alone
+        if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))
+    ]
     assert len(towers) > 20
     for name in towers:
         assert torch.allclose(2 * ours[name], alone[name], rtol=1e-7, atol=1e-12), name

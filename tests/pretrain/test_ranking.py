@@ -31,7 +31,12 @@ def brute_force(scores: np.ndarray, positives: set[int], k: int) -> tuple[int, f
         if all(scores[a] >= scores[b] for a, b in zip(order, order[1:], strict=False))
     ]
     first = [1 + min(order.index(i) for i in positives) for order in orders]
-    return min(first), float(np.mean(first)), max(first), float(np.mean([rank <= k for rank in first]))
+    return (
+        min(first),
+        float(np.mean(first)),
+        max(first),
+        float(np.mean([rank <= k for rank in first])),
+    )
 
 
 def images_and_captions(images: int, captions: int) -> tuple[list[np.ndarray], list[int]]:
@@ -46,7 +51,9 @@ def images_and_captions(images: int, captions: int) -> tuple[list[np.ndarray], l
 @given(st.data())
 def test_ranks_equal_the_mean_over_all_orders_of_tied_candidates(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 6))
-    scores = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32)
+    scores = np.array(
+        data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32
+    )
     positives = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
     k = data.draw(st.integers(1, 8))
     result = ranks(scores[None], [sorted(positives)])
@@ -58,9 +65,13 @@ def test_ranks_equal_the_mean_over_all_orders_of_tied_candidates(data: st.DataOb
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_average_precision_equals_the_mean_over_all_orders_of_tied_candidates(data: st.DataObject) -> None:
+def test_average_precision_equals_the_mean_over_all_orders_of_tied_candidates(
+    data: st.DataObject,
+) -> None:
     size = data.draw(st.integers(1, 6))
-    scores = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32)
+    scores = np.array(
+        data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32
+    )
     positives = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
     found = []
     for order in permutations(range(size)):
@@ -73,10 +84,15 @@ def test_average_precision_equals_the_mean_over_all_orders_of_tied_candidates(da
     assert average_precision(scores[None], [sorted(positives)])[0] == both[0]
 
 
-def test_average_precision_of_a_perfect_order_is_exactly_one_and_of_chance_what_constants_reach() -> None:
+def test_average_precision_of_a_perfect_order_is_exactly_one_and_of_chance_what_constants_reach() -> (
+    None
+):
     captions_of, _ = images_and_captions(50, 5)
     assert (
-        average_precision(np.eye(50, dtype=np.float32).repeat(5, axis=1) + np.arange(250) * 1e-6, captions_of) == 1
+        average_precision(
+            np.eye(50, dtype=np.float32).repeat(5, axis=1) + np.arange(250) * 1e-6, captions_of
+        )
+        == 1
     ).all()
     constant = average_precision(np.full((50, 250), -0.5), captions_of)
     np.testing.assert_allclose(constant, chance_average_precision(5, 250), atol=1e-12)
@@ -90,14 +106,23 @@ def test_average_precision_of_a_perfect_order_is_exactly_one_and_of_chance_what_
 @given(st.data())
 def test_two_stage_ranks_equal_a_written_out_two_level_order(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 6))
-    first = np.array(data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32)
-    second = np.array(data.draw(st.lists(st.integers(-1000, -998), min_size=size, max_size=size)), dtype=np.float32)
+    first = np.array(
+        data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size)), dtype=np.float32
+    )
+    second = np.array(
+        data.draw(st.lists(st.integers(-1000, -998), min_size=size, max_size=size)),
+        dtype=np.float32,
+    )
     positives = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
     k = data.draw(st.integers(1, size))
     shortlist = np.argsort(-first, kind="stable")[:k]
-    level = np.array([(1, second[i]) if i in shortlist else (0, first[i]) for i in range(size)], dtype="f4,f4")
+    level = np.array(
+        [(1, second[i]) if i in shortlist else (0, first[i]) for i in range(size)], dtype="f4,f4"
+    )
     key = np.unique(level, return_inverse=True)[1]
-    result = two_stage_ranks(first[None], [sorted(positives)], shortlist[None], second[shortlist][None])
+    result = two_stage_ranks(
+        first[None], [sorted(positives)], shortlist[None], second[shortlist][None]
+    )
     low, mean, high, _ = brute_force(key, positives, 1)
     assert (result.optimistic[0], result.pessimistic[0]) == (low, high)
     assert result.expected[0] == pytest.approx(mean, abs=1e-12)
@@ -160,7 +185,9 @@ def test_one_of_several_positives_is_a_whole_hit() -> None:
 
 def test_unequal_numbers_of_positives_count_every_query_once() -> None:
     """R8."""
-    result = ranks(np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32), [[0], [1, 2, 3], [0, 1]])
+    result = ranks(
+        np.array([[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3]], np.float32), [[0], [1, 2, 3], [0, 1]]
+    )
     assert list(result.optimistic) == [1, 2, 3]
     with pytest.raises(DataError, match="query q2 has no positive"):
         ranks(np.zeros((2, 2)), [[0], []], query_ids=["q1", "q2"])

@@ -13,7 +13,12 @@ def brute_force(global_features, local, mask, temperature):
     global_features, local = F.normalize(global_features, dim=-1), F.normalize(local, dim=-1)
     losses = []
     for i in range(len(local)):
-        others = [local[j, n] for j in range(len(local)) for n in range(local.shape[1]) if j != i and mask[j, n]]
+        others = [
+            local[j, n]
+            for j in range(len(local))
+            for n in range(local.shape[1])
+            if j != i and mask[j, n]
+        ]
         negatives = sum(torch.exp(global_features[i] @ other / temperature) for other in others)
         for m in range(local.shape[1]):
             if mask[i, m]:
@@ -26,7 +31,10 @@ def brute_force(global_features, local, mask, temperature):
 def test_global_local_loss_of_equal_vectors_is_the_logarithm_of_all_candidates(samples, tokens):
     vector = torch.randn(1, 8)
     loss = global_local_loss(
-        vector.repeat(samples, 1), vector.repeat(samples, tokens, 1), torch.ones(samples, tokens), 0.07
+        vector.repeat(samples, 1),
+        vector.repeat(samples, tokens, 1),
+        torch.ones(samples, tokens),
+        0.07,
     )
     assert loss.item() == pytest.approx(math.log(1 + (samples - 1) * tokens), rel=1e-6)
 
@@ -35,8 +43,14 @@ def test_global_local_loss_and_gradient_equal_a_loop():
     torch.manual_seed(0)
     vector = torch.randn(4, 6).double()
     vectors = [vector.clone().requires_grad_() for _ in range(2)]
-    local, mask = torch.randn(4, 5, 6).double(), torch.arange(5) < torch.tensor([[5], [2], [1], [3]])
-    losses = [global_local_loss(vectors[0], local, mask, 0.07), brute_force(vectors[1], local, mask, 0.07)]
+    local, mask = (
+        torch.randn(4, 5, 6).double(),
+        torch.arange(5) < torch.tensor([[5], [2], [1], [3]]),
+    )
+    losses = [
+        global_local_loss(vectors[0], local, mask, 0.07),
+        brute_force(vectors[1], local, mask, 0.07),
+    ]
     torch.stack(losses).sum().backward()
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(vectors[0].grad, vectors[1].grad)
@@ -46,7 +60,9 @@ def test_only_the_global_vector_and_the_temperature_learn():
     vector, local = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5, 6, requires_grad=True)
     temperature = torch.tensor(0.07, requires_grad=True)
     global_local_loss(vector, local, torch.ones(4, 5), temperature).backward()
-    assert local.grad is None and vector.grad.abs().min(1).values.max() > 0 and temperature.grad != 0
+    assert (
+        local.grad is None and vector.grad.abs().min(1).values.max() > 0 and temperature.grad != 0
+    )
 
 
 def test_masked_tokens_weigh_nothing():
@@ -90,7 +106,9 @@ def test_the_gap_of_equal_vectors_is_0_and_padding_changes_none(lengths):
     equal = global_local_gap(vector.repeat(4, 1), vector.repeat(4, 5, 1), mask, 0.07)
     assert equal == pytest.approx(0, abs=1e-5)
     disturbed = torch.where(mask[..., None] == 1, local, 100 * torch.randn(4, 5, 6))
-    gaps = [global_local_gap(vector.repeat(4, 1), tokens, mask, 0.07) for tokens in (local, disturbed)]
+    gaps = [
+        global_local_gap(vector.repeat(4, 1), tokens, mask, 0.07) for tokens in (local, disturbed)
+    ]
     assert torch.equal(*gaps)
 
 

@@ -14,18 +14,32 @@ from pretrain.config import ObjectiveConfig
 from pretrain.objectives.completion import completion_loss
 from pretrain.task import PretrainTask
 
-LOSSES = (*("contrastive", "matching", "masked_language", "global_image", "global_text", "local_image", "local_text"),)
+LOSSES = (
+    *(
+        "contrastive",
+        "matching",
+        "masked_language",
+        "global_image",
+        "global_text",
+        "local_image",
+        "local_text",
+    ),
+)
 
 
 def model_of(config, frames=0):
     torch.manual_seed(0)
-    model = build_model(config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length, frames)
+    model = build_model(
+        config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length, frames
+    )
     return model.eval()
 
 
 def batch_of(config, data, batch=8, **options):
     options = {"group": 4, "max_text_length": config.data.max_text_length, "size": 48} | options
-    with open_loader([data], seed=1, global_batch=batch, tokenizer=config.data.tokenizer, **options) as loader:
+    with open_loader(
+        [data], seed=1, global_batch=batch, tokenizer=config.data.tokenizer, **options
+    ) as loader:
         return next(loader)
 
 
@@ -46,7 +60,9 @@ def gradients(model, loss):
     ],
     ids=str,
 )
-def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, clips, kind, negatives, dtype, bound):
+def test_sharing_views_changes_no_loss_and_no_gradient(
+    config, scenes, clips, kind, negatives, dtype, bound
+):
     data, frames = (scenes / "train", None) if kind == "pictures" else (clips / "train", 3)
     model = model_of(config, frames or 0).to(dtype)
     batch = batch_of(config, data, dataset_negatives=negatives == "dataset", frames=frames)
@@ -61,7 +77,9 @@ def test_sharing_views_changes_no_loss_and_no_gradient(config, scenes, clips, ki
     largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
         # Keys' biases have no gradient but rounding, so the scale is that of the model.
-        assert (ours[name] - gradient).abs().max() <= bound * max(gradient.abs().max(), 0.1 * largest), name
+        assert (ours[name] - gradient).abs().max() <= bound * max(
+            gradient.abs().max(), 0.1 * largest
+        ), name
 
 
 @pytest.mark.slow
@@ -86,8 +104,14 @@ def changed(first, second):
     ("switch", "affected"),
     [
         ({"directions": "mean"}, {"global_image", "global_text", "local_image", "local_text"}),
-        ({"completion_targets": "full"}, {"global_image", "global_text", "local_image", "local_text"}),
-        ({"completion_temperature": 0.1}, {"global_image", "global_text", "local_image", "local_text"}),
+        (
+            {"completion_targets": "full"},
+            {"global_image", "global_text", "local_image", "local_text"},
+        ),
+        (
+            {"completion_temperature": 0.1},
+            {"global_image", "global_text", "local_image", "local_text"},
+        ),
         ({"matching_negatives": "random"}, {"matching"}),
     ],
     ids=str,
@@ -102,7 +126,9 @@ def test_sampled_negatives_change_the_local_losses_alone(config, scenes):
     model = model_of(config)
     batch = batch_of(config, scenes / "train", local_negatives=1)
     usual = PretrainTask().forward(model, batch)
-    sample = ObjectiveConfig(local_image_negatives="sample", local_text_negatives="sample", sampled_negatives=1)
+    sample = ObjectiveConfig(
+        local_image_negatives="sample", local_text_negatives="sample", sampled_negatives=1
+    )
     sampled = PretrainTask(sample).forward(model, batch)
     assert changed(usual, sampled) == {"local_image", "local_text"}
     assert sampled.local_image < usual.local_image and sampled.local_text < usual.local_text
@@ -113,7 +139,9 @@ def test_duplicates_are_not_negatives_unless_asked(config, scenes):
     alone = PretrainTask().forward(model, batch)
     batch.identity[1, 0] = batch.identity[0, 0]  # two captions of one picture
     ignored = PretrainTask(ObjectiveConfig(matching_negatives="random")).forward(model, batch)
-    counted = PretrainTask(ObjectiveConfig(matching_negatives="random", duplicates="negatives")).forward(model, batch)
+    counted = PretrainTask(
+        ObjectiveConfig(matching_negatives="random", duplicates="negatives")
+    ).forward(model, batch)
     assert ignored.contrastive < alone.contrastive and ignored.global_text < alone.global_text
     assert torch.equal(counted.contrastive, alone.contrastive)
 
@@ -131,15 +159,24 @@ def test_optional_terms_are_off_and_add_to_the_total(config, scenes):
 def test_leaving_a_loss_out_changes_the_gradient(config, scenes, name):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     with_it = gradients(model, PretrainTask().forward(model, batch).total)
-    without = gradients(model, PretrainTask(ObjectiveConfig(**{name: 0.0})).forward(model, batch).total)
+    without = gradients(
+        model, PretrainTask(ObjectiveConfig(**{name: 0.0})).forward(model, batch).total
+    )
     assert with_it.keys() == without.keys()
-    assert any(not torch.allclose(with_it[key], without[key], rtol=1e-3, atol=1e-9) for key in with_it)
+    assert any(
+        not torch.allclose(with_it[key], without[key], rtol=1e-3, atol=1e-9) for key in with_it
+    )
 
 
 def test_targets_carry_no_gradient_and_a_detached_recovery_gives_none(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     features = PretrainTask().features(model, batch)
-    for states in (features.global_image, features.global_text, features.local_image, features.local_text):
+    for states in (
+        features.global_image,
+        features.global_text,
+        features.local_image,
+        features.local_text,
+    ):
         assert not completion_loss(states.recovered.detach(), states.target, 0.03).requires_grad
         states.target.retain_grad()
         completion_loss(states.recovered, states.target, 0.03).backward(retain_graph=True)
@@ -154,7 +191,12 @@ def train_completion(model, batch, steps, shuffle):
     for _ in range(steps):
         features = task.features(model, batch)
         losses = []
-        for states in (features.global_image, features.global_text, features.local_image, features.local_text):
+        for states in (
+            features.global_image,
+            features.global_text,
+            features.local_image,
+            features.local_text,
+        ):
             target = states.target
             if shuffle:
                 target = target[torch.randperm(len(target), generator=generator)]
@@ -179,11 +221,17 @@ def _rows(features):
 def test_completion_learns_a_batch_by_heart(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train", batch=4)
     reached, chance = train_completion(model, batch, 120, shuffle=False)
-    assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
+    assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (
+        reached,
+        chance,
+    )
 
 
 @pytest.mark.slow
 def test_completion_learns_nothing_from_targets_that_are_shuffled_at_every_step(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     reached, chance = train_completion(model, batch, 60, shuffle=True)
-    assert all(value > most - 0.2 for value, most in zip(reached.tolist(), chance, strict=True)), (reached, chance)
+    assert all(value > most - 0.2 for value, most in zip(reached.tolist(), chance, strict=True)), (
+        reached,
+        chance,
+    )

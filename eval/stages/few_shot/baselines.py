@@ -1,8 +1,9 @@
 """What GLIML has to beat: recognition from few examples with an encoder's own features and no trained head.
 
-Every method has ``logits(support, support_y, query, way, class_text)``: an episode's support and query tokens (or those
-of several episodes, with a leading dimension; they share ``support_y``), and unit features of the classes' names
-(..., way, projection). It returns (..., queries, way); the largest decides.
+Every method has ``logits(support, support_y, query, way, class_text)``: an episode's support and
+query tokens (or those of several episodes, with a leading dimension; they share ``support_y``), and
+unit features of the classes' names (..., way, projection). It returns (..., queries, way); the
+largest decides.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class NearestNeighbour:
     ) -> Tensor:
         """Return for each class the highest cosine, (..., queries, way)."""
         cosines = F.normalize(query.cls, dim=-1) @ F.normalize(support.cls, dim=-1).mT
-        return torch.stack([cosines[..., support_y == one].amax(dim=-1) for one in range(way)], dim=-1)
+        return torch.stack(
+            [cosines[..., support_y == one].amax(dim=-1) for one in range(way)], dim=-1
+        )
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Proto:
 class SimpleShot:
     """SimpleShot (Wang et al., 2019), CL2N: class tokens minus a mean, made unit length, then the nearest class mean.
 
-    ``centre`` (width,) is the mean over the base pictures; where there are none it is that of the episode's support.
+    ``centre`` (width,) is the mean over the base pictures; where there are none it is that of the
+    episode's support.
     """
 
     centre: Tensor | None = None
@@ -111,8 +115,8 @@ class SimpleShot:
 class TipAdapter:
     """Tip-Adapter without training (Zhang et al., 2022): 100 f W + alpha exp(-beta (1 - f F^T)) V.
 
-    f is the query's unit feature, W the classes' names, F the support features with one-hot classes V. ``alpha`` and
-    ``beta`` are chosen on validation episodes.
+    f is the query's unit feature, W the classes' names, F the support features with one-hot classes
+    V. ``alpha`` and ``beta`` are chosen on validation episodes.
     """
 
     alpha: float
@@ -128,12 +132,17 @@ class TipAdapter:
     ) -> Tensor:
         """Return logits (..., queries, way)."""
         close = torch.exp(-self.beta * (1 - _proj(query) @ _proj(support).mT))
-        return SCALE * _proj(query) @ _text(class_text).mT + self.alpha * close @ F.one_hot(support_y, way).float()
+        return (
+            SCALE * _proj(query) @ _text(class_text).mT
+            + self.alpha * close @ F.one_hot(support_y, way).float()
+        )
 
     @classmethod
     def grid(cls) -> Iterator[Self]:
         """Yield all settings that are tried on validation episodes."""
-        for alpha, beta in product((0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)):
+        for alpha, beta in product(
+            (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)
+        ):
             yield cls(alpha, beta)
 
 
@@ -141,8 +150,8 @@ class TipAdapter:
 class LinearProbe:
     """A linear classifier on unit features, started at the classes' names (ZS-LP of Silva-Rodriguez et al., 2024).
 
-    Full-batch gradient descent on the support's cross-entropy; ``learning_rate`` and ``steps`` are chosen on validation
-    episodes, because too many steps forget the names.
+    Full-batch gradient descent on the support's cross-entropy; ``learning_rate`` and ``steps`` are
+    chosen on validation episodes, because too many steps forget the names.
     """
 
     learning_rate: float
@@ -157,7 +166,11 @@ class LinearProbe:
         class_text: Tensor | None = None,
     ) -> Tensor:
         """Return logits (..., queries, way)."""
-        features, wanted, weights = _proj(support), F.one_hot(support_y, way).float(), _text(class_text)
+        features, wanted, weights = (
+            _proj(support),
+            F.one_hot(support_y, way).float(),
+            _text(class_text),
+        )
         for _ in range(self.steps):
             wrong = (SCALE * features @ weights.mT).softmax(dim=-1) - wanted
             weights = weights - self.learning_rate * SCALE / len(support_y) * wrong.mT @ features

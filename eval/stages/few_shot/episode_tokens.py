@@ -10,15 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.tokens import ImageTokens
+from eval.encoding.labelled_images import ImageTokens
 
 
 @dataclass(frozen=True)
 class EpisodeTokens:
     """Tokens of n pictures, or of several episodes of n pictures each where the tensors have a leading dimension.
 
-    ``cls`` (..., n, width) and ``patch`` (..., n, patches, width) are the tower's, ``proj`` (..., n, projection) are
-    unit features of the contrastive space, None where the encoder has none. All are float32.
+    ``cls`` (..., n, width) and ``patch`` (..., n, patches, width) are the tower's, ``proj`` (...,
+    n, projection) are unit features of the contrastive space, None where the encoder has none. All
+    are float32.
     """
 
     cls: Tensor
@@ -34,7 +35,9 @@ class EpisodeTokens:
             return tensor[flat].float().reshape(*rows.shape, *tensor.shape[1:])
 
         patch = tokens.patch if patches else tokens.patch[:, :0]
-        return cls(take(tokens.cls), take(patch), None if tokens.proj is None else take(tokens.proj))
+        return cls(
+            take(tokens.cls), take(patch), None if tokens.proj is None else take(tokens.proj)
+        )
 
     def __getitem__(self, picked: Any) -> EpisodeTokens:
         """Select along the first dimension: pictures of one episode, or episodes of several."""

@@ -1,8 +1,8 @@
 """GLIML: few-shot recognition from what the global and the local tokens of two pictures say together.
 
-In: the tokens of an episode. Out: a score of every query for every class. Source: Hao, He, Cheng and Tao, IEEE TCSVT,
-doi 10.1109/tcsvt.2021.3132912, of which only the abstract could be read; the relation follows the authors' neighbouring
-methods SAML and CPEA, the interplay is a reconstruction.
+In: the tokens of an episode. Out: a score of every query for every class. Source: Hao, He, Cheng
+and Tao, IEEE TCSVT, doi 10.1109/tcsvt.2021.3132912, of which only the abstract could be read; the
+relation follows the authors' neighbouring methods SAML and CPEA, the interplay is a reconstruction.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def choice(name: str, value: str, known: object) -> None:
 class GLICL(nn.Module):
     """Let the global token and the local tokens of each picture inform each other.
 
-    ``additive`` adds ``lam`` times the global token to every local one, after a summary of all went to each (CPEA).
-    ``gated`` weighs local tokens by how well they fit the global one, and adds their weighted mean to it.
-    ``none`` leaves tokens as they are. UsageError for another mode.
+    ``additive`` adds ``lam`` times the global token to every local one, after a summary of all went
+    to each (CPEA). ``gated`` weighs local tokens by how well they fit the global one, and adds
+    their weighted mean to it. ``none`` leaves tokens as they are. UsageError for another mode.
     """
 
     def __init__(
@@ -87,7 +87,12 @@ class GLICL(nn.Module):
             return GLFeatures(u[..., 0, :], u[..., 1:, :] + self.lam * u[..., :1, :], uniform)
         # One vector a picture meets all patches: the key's matrix need not multiply each of them.
         wanted = standardised(cls) @ self.query.T @ self.key
-        w = (standardised(patch) @ wanted[..., None]).squeeze(-1).div(cls.shape[-1] ** 0.5).softmax(-1)
+        w = (
+            (standardised(patch) @ wanted[..., None])
+            .squeeze(-1)
+            .div(cls.shape[-1] ** 0.5)
+            .softmax(-1)
+        )
         if not self.include_global:
             return GLFeatures(cls, patch, w)
         u = self.summarised(cls, patch)
@@ -107,10 +112,11 @@ def standardised(tokens: Tensor) -> Tensor:
 class GLICCE(nn.Module):
     """Score pairs of pictures by the cross-covariance of their tokens.
 
-    With ``include_global`` the covariance has four blocks (global and local on either side), else local-local alone.
-    ``gated_sum`` is sum_ij tau_ij w_i w_j relu(C_ij)^2, indifferent to the order and the number of patches, with a tau
-    for each block, so that it learns which of them tell classes apart; ``mlp`` reads the flattened w_i w_j C_ij^2 and
-    knows positions. UsageError for another head.
+    With ``include_global`` the covariance has four blocks (global and local on either side), else
+    local-local alone. ``gated_sum`` is sum_ij tau_ij w_i w_j relu(C_ij)^2, indifferent to the order
+    and the number of patches, with a tau for each block, so that it learns which of them tell
+    classes apart; ``mlp`` reads the flattened w_i w_j C_ij^2 and knows positions. UsageError for
+    another head.
     """
 
     def __init__(
@@ -128,7 +134,9 @@ class GLICCE(nn.Module):
             self.log_tau = nn.Parameter(torch.zeros(2, 2))
         else:
             size = (patches + include_global) ** 2
-            self.mlp = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
+            self.mlp = nn.Sequential(
+                nn.Linear(size, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+            )
 
     @staticmethod
     def cross_covariance(query: Tensor, support: Tensor) -> Tensor:
@@ -183,9 +191,9 @@ def scaled(tokens: Tensor, weight: Tensor) -> Tensor:
 class GLIMLHead(nn.Module):
     """Classify queries by their relation to the examples of each class.
 
-    ``patches`` is the number of a picture's local tokens (only ``mlp`` depends on it). ``shots`` averages the tokens of
-    a class's examples by position (``map_mean``, as SAML and CPEA do) or the scores of each. Parameters
-    depend on ``seed`` alone.
+    ``patches`` is the number of a picture's local tokens (only ``mlp`` depends on it). ``shots``
+    averages the tokens of a class's examples by position (``map_mean``, as SAML and CPEA do) or the
+    scores of each. Parameters depend on ``seed`` alone.
     """
 
     def __init__(
@@ -219,14 +227,19 @@ class GLIMLHead(nn.Module):
     ) -> Tensor:
         """Logits (queries, way) of one episode; all arguments may have a leading dimension of episodes.
 
-        ``support_y`` (supports,) are classes 0 to way - 1; the names' features ``class_text`` are not used.
+        ``support_y`` (supports,) are classes 0 to way - 1; the names' features ``class_text`` are
+        not used.
         """
         q = self.interplay(query.cls, query.patch)
         s = self.interplay(support.cls, support.patch)
-        member = F.one_hot(torch.as_tensor(support_y, device=support.cls.device), way).to(support.cls.dtype)
+        member = F.one_hot(torch.as_tensor(support_y, device=support.cls.device), way).to(
+            support.cls.dtype
+        )
         mean = (member / member.sum(-2, keepdim=True)).transpose(-1, -2)  # (..., way, supports)
         if self.shots == "map_mean":
-            s = GLFeatures(mean @ s.g, (mean @ s.z.flatten(-2)).unflatten(-1, s.z.shape[-2:]), mean @ s.w)
+            s = GLFeatures(
+                mean @ s.g, (mean @ s.z.flatten(-2)).unflatten(-1, s.z.shape[-2:]), mean @ s.w
+            )
             return self.similarity(q, s)
         return self.similarity(q, s) @ mean.transpose(-1, -2)
 

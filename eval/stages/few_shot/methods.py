@@ -1,6 +1,7 @@
 """Which methods can run with what there is, and each of them ready to recognise, with its settings chosen.
 
-Settings and epochs come from validation classes alone: nothing here sees the classes that are measured.
+Settings and epochs come from validation classes alone: nothing here sees the classes that are
+measured.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ from typing import Any, Literal
 from torch import Tensor
 
 from data_pipeline.errors import UsageError
-from eval.encoders import Encoder
-from eval.tokens import read_pixels
+from eval.encoding.encoders import Encoder
+from eval.encoding.labelled_images import read_pixels
 
-from .baselines import LinearProbe, Method, NearestNeighbour, Proto, SimpleShot, TipAdapter, ZeroShot
+from .baselines import (
+    LinearProbe,
+    Method,
+    NearestNeighbour,
+    Proto,
+    SimpleShot,
+    TipAdapter,
+    ZeroShot,
+)
 from .cpea import CPEAHead
 from .gliml import GLIMLHead
-from .recognise import World, choose
+from .inference import World, choose
 from .splits import Split
 from .training import LAMBDAS, Finetuning, Mode, TrainSettings, encode_again, train_head
 
@@ -77,7 +86,9 @@ def usable(
         elif name in _TRAINED and not base:
             problems[name] = "it is trained on base classes: give --base"
         elif name in _CHOSEN and not val:
-            problems[name] = "its settings are chosen on validation classes, never on those measured: give --val"
+            problems[name] = (
+                "its settings are chosen on validation classes, never on those measured: give --val"
+            )
     if asked is None:
         return [name for name in METHODS if name not in problems], problems
     for name in asked:
@@ -99,8 +110,8 @@ class Ready:
 class Form:
     """What the episodes are like that a method is made for, and how GLIML is made and may learn.
 
-    Its ``interplay`` is `gated`, with the sum that needs no training, or `additive`, with the MLP on all four blocks
-    and a lambda that is chosen.
+    Its ``interplay`` is `gated`, with the sum that needs no training, or `additive`, with the MLP
+    on all four blocks and a lambda that is chosen.
     """
 
     way: int
@@ -132,7 +143,9 @@ def make(name: str, splits: Mapping[str, Split], form: Form, encoder: Encoder) -
         best, accuracy = choose(grid, splits["val"].world, list(sampler))
         return Ready(best, asdict(best) | {"validation_accuracy": accuracy}, world)
     if name == "cpea":
-        return _trained(CPEAHead(width, patches, seed=form.seed), splits, replace(form, mode="frozen"), encoder)
+        return _trained(
+            CPEAHead(width, patches, seed=form.seed), splits, replace(form, mode="frozen"), encoder
+        )
     if name == "gliml":
         if form.interplay == "additive":
             head = GLIMLHead(width, patches, interplay="additive", head="mlp", seed=form.seed)
@@ -167,7 +180,12 @@ def _trained(
         {name: value for name, value in asdict(epoch).items() if name != "lam" or value is not None}
         for epoch in (log.best, *log.epochs)
     )
-    said = {"mode": form.mode, "validation_accuracy": best.pop("accuracy"), **best, "training": training}
+    said = {
+        "mode": form.mode,
+        "validation_accuracy": best.pop("accuracy"),
+        **best,
+        "training": training,
+    }
     if before is None:
         return Ready(head, said, data.world)
     tokens = encode_again(encoder, _pixels(data, encoder), data.world.tokens)

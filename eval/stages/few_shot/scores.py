@@ -1,9 +1,10 @@
 """Predictions of episodes to metrics: accuracies with both intervals, paired differences, accuracy by class.
 
-In: lines of `samples.jsonl`, one an episode, with the classes and every method's prediction for the queries, class
-after class. Episodes of kind `closed_world` may share pictures and give the values. Those of kind `open_world` do not,
-and give the width of a second interval around the value: it is too wide if anything, because the mean over many
-episodes of the same pictures varies less than that over the few disjoint ones (Hoeffding, 1948).
+In: lines of `samples.jsonl`, one an episode, with the classes and every method's prediction for the
+queries, class after class. Episodes of kind `closed_world` may share pictures and give the values.
+Those of kind `open_world` do not, and give the width of a second interval around the value: it is
+too wide if anything, because the mean over many episodes of the same pictures varies less than that
+over the few disjoint ones (Hoeffding, 1948).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.schema import Metric
-from eval.statistics import paired_difference, t_interval
+from eval.results.intervals import paired_difference, t_interval
+from eval.results.schema import Metric
 
 KINDS = ("closed_world", "open_world")
 REFERENCES = ("proto", "zero_shot")  # what every method is compared with
@@ -27,22 +28,30 @@ Right = dict[str, NDArray[np.float64]]
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    For each form such as `5way-1shot` and each method: `accuracy`, the mean over episodes; `above_proto` and
-    `above_zero_shot`, of GLIML also those above all other methods, paired differences; `class/NAME`, over the episodes
-    that have the class.
+    For each form such as `5way-1shot` and each method: `accuracy`, the mean over episodes;
+    `above_proto` and `above_zero_shot`, of GLIML also those above all other methods, paired
+    differences; `class/NAME`, over the episodes that have the class.
     """
     lines = list(records)
     found: list[Metric] = []
     for way, shot in dict.fromkeys((line["way"], line["shot"]) for line in lines):
         own = [line for line in lines if (line["way"], line["shot"]) == (way, shot)]
-        closed, apart = (by_method([line for line in own if line["kind"] == kind]) for kind in KINDS)
+        closed, apart = (
+            by_method([line for line in own if line["kind"] == kind]) for kind in KINDS
+        )
         name = f"{way}way-{shot}shot"
         for method in closed:
-            found.append(_accuracy(f"{name}/{method}/accuracy", closed[method], apart.get(method), 100 / way))
+            found.append(
+                _accuracy(f"{name}/{method}/accuracy", closed[method], apart.get(method), 100 / way)
+            )
             for reference in closed:
                 compared = reference in REFERENCES or (method in GLIML and reference not in GLIML)
                 if compared and method != reference:
-                    found.append(_difference(f"{name}/{method}/above_{reference}", closed, apart, method, reference))
+                    found.append(
+                        _difference(
+                            f"{name}/{method}/above_{reference}", closed, apart, method, reference
+                        )
+                    )
         classes = np.array([line["classes"] for line in own if line["kind"] == KINDS[0]])
         found += [
             _accuracy(f"{name}/{method}/class/{label}", right[classes == label], None, 100 / way)
@@ -59,18 +68,28 @@ def by_method(lines: list[dict[str, Any]]) -> Right:
     way = lines[0]["way"]
     found = {}
     for method in lines[0]["predicted"]:
-        predicted = np.array([line["predicted"][method] for line in lines]).reshape(len(lines), way, -1)
+        predicted = np.array([line["predicted"][method] for line in lines]).reshape(
+            len(lines), way, -1
+        )
         found[method] = 100 * (predicted == np.arange(way)[:, None]).mean(axis=2)
     return found
 
 
-def _accuracy(name: str, right: NDArray[np.float64], apart: NDArray[np.float64] | None, chance: float) -> Metric:
+def _accuracy(
+    name: str, right: NDArray[np.float64], apart: NDArray[np.float64] | None, chance: float
+) -> Metric:
     values = _by_episode(right)
     value, closed = float(values.mean()), t_interval(values)
     opened = None if apart is None else t_interval(_by_episode(apart))
     intervals = _intervals(value, closed, opened)
     return Metric(
-        name=name, value=value, unit="percent", ci95=closed, n=len(values), chance=chance, intervals=intervals
+        name=name,
+        value=value,
+        unit="percent",
+        ci95=closed,
+        n=len(values),
+        chance=chance,
+        intervals=intervals,
     )
 
 

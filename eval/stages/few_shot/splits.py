@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from eval.encoders import Encoder
-from eval.episodes import EpisodeSampler
-from eval.tokens import ImageTokens, encode_tokens, label_features
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import Encoder
+from eval.encoding.labelled_images import ImageTokens, encode_tokens, label_features
+from eval.stages.few_shot.episodes import EpisodeSampler
 
-from .recognise import World
+from .inference import World
 
 _NAMED = 5  # classes that a message names
 
@@ -31,8 +31,8 @@ _NAMED = 5  # classes that a message names
 class Split:
     """One data set of an evaluation.
 
-    ``option`` is what messages call it; ``rows`` are the places of the world's pictures in the data set, others were
-    left out (``without_one_label``).
+    ``option`` is what messages call it; ``rows`` are the places of the world's pictures in the data
+    set, others were left out (``without_one_label``).
     """
 
     option: str
@@ -46,13 +46,23 @@ class Split:
         """Names of the classes, sorted."""
         return sorted(set(self.world.labels))
 
-    def sampler(self, way: int, shot: int, queries: int, episodes: int, seed: int, **how: bool) -> EpisodeSampler:
+    def sampler(
+        self, way: int, shot: int, queries: int, episodes: int, seed: int, **how: bool
+    ) -> EpisodeSampler:
         """Return a sampler of episodes of these pictures; raises as it does."""
         media, labels = self.world.tokens.media, self.world.labels
-        form: dict[str, Any] = {"way": way, "shot": shot, "queries": queries, "episodes": episodes, "seed": seed}
+        form: dict[str, Any] = {
+            "way": way,
+            "shot": shot,
+            "queries": queries,
+            "episodes": episodes,
+            "seed": seed,
+        }
         return EpisodeSampler(labels, **form, **how, media=media, name=self.option)
 
-    def learning_sampler(self, way: int, shot: int, queries: int, episodes: int, seed: int) -> EpisodeSampler:
+    def learning_sampler(
+        self, way: int, shot: int, queries: int, episodes: int, seed: int
+    ) -> EpisodeSampler:
         """Return a sampler of episodes to learn from or choose on, with fewer queries where the data have no more."""
         most = self.sampler(way, shot, 1, 1, seed).smallest_class - shot
         return self.sampler(way, shot, min(queries, most), episodes, seed)
@@ -75,14 +85,28 @@ def load_split(
     DataError
         If there are none.
     """
-    tokens = encode_tokens(encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size)
+    tokens = encode_tokens(
+        encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size
+    )
     rows = [row for row, labels in enumerate(tokens.labels) if len(labels) == 1]
     if not rows:
-        raise DataError(f'{manifest.root} has no sample with exactly one of "labels", which few-shot recognition needs')
+        raise DataError(
+            f'{manifest.root} has no sample with exactly one of "labels", which few-shot recognition needs'
+        )
     labels = [tokens.labels[row][0] for row in rows]
     names = sorted(set(labels))
-    texts = dict(zip(names, label_features(encoder, names, templates), strict=True)) if encoder.joint else None
-    return Split(option, manifest, World(selected(tokens, rows), labels, texts), rows, len(tokens) - len(rows))
+    texts = (
+        dict(zip(names, label_features(encoder, names, templates), strict=True))
+        if encoder.joint
+        else None
+    )
+    return Split(
+        option,
+        manifest,
+        World(selected(tokens, rows), labels, texts),
+        rows,
+        len(tokens) - len(rows),
+    )
 
 
 def selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
@@ -91,7 +115,8 @@ def selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
         return tokens
     index = torch.tensor(rows)
     listed: dict[str, Any] = {
-        name: [getattr(tokens, name)[row] for row in rows] for name in ("keys", "labels", "annotations", "media")
+        name: [getattr(tokens, name)[row] for row in rows]
+        for name in ("keys", "labels", "annotations", "media")
     }
     return dataclasses.replace(
         tokens,
@@ -124,8 +149,14 @@ def refuse_shared_classes(splits: Mapping[str, Split]) -> None:
 def shared_pictures(splits: Mapping[str, Split]) -> list[str]:
     """Flag pictures of the measured data that are in another split too, under another class."""
     own = np.array(splits["data"].world.tokens.media)
-    counts = {name: int(np.isin(own, split.world.tokens.media).sum()) for name, split in splits.items()}
-    return [f"pictures_shared_with/{name}/{count}" for name, count in counts.items() if count and name != "data"]
+    counts = {
+        name: int(np.isin(own, split.world.tokens.media).sum()) for name, split in splits.items()
+    }
+    return [
+        f"pictures_shared_with/{name}/{count}"
+        for name, count in counts.items()
+        if count and name != "data"
+    ]
 
 
 def described(splits: Mapping[str, Split], known: str) -> dict[str, Any]:

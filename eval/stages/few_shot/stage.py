@@ -1,8 +1,9 @@
 """Few-shot classification: classes that a few pictures show, each method on the same episodes as all the others.
 
-In: a model and labelled pictures, of which those with exactly one label count; base classes that heads are trained on
-and validation classes that settings are chosen on, where there are any. Pictures are encoded once. Out: accuracies with
-a closed-world and an open-world interval, paired differences, and the lists of episodes.
+In: a model and labelled pictures, of which those with exactly one label count; base classes that
+heads are trained on and validation classes that settings are chosen on, where there are any.
+Pictures are encoded once. Out: accuracies with a closed-world and an open-world interval, paired
+differences, and the lists of episodes.
 """
 
 from __future__ import annotations
@@ -17,27 +18,29 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest
-from eval.encoders import Encoder, load_encoder
-from eval.episodes import Episode
-from eval.features import processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Result, check_out, data_flags, environment, write_result
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import Encoder, load_encoder
+from eval.encoding.features import processes
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.schema import Result, check_out, data_flags, environment, write_result
+from eval.stages.few_shot.episodes import Episode
 from eval.stages.zero_shot import checked_templates
 
 from . import summary
 from .baselines import Method
+from .episode_lists import Lists, drawn_lists, given_lists, write_lists
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead
-from .lists import Lists, drawn_lists, given_lists, write_lists
+from .inference import World, cost, recognise
 from .methods import VALIDATION_EPISODES, Form, Interplay, make, usable
-from .recognise import World, cost, recognise
 from .scores import GLIML, metrics
 from .splits import Split, described, load_split, refuse_shared_classes, shared_pictures
 from .training import Mode
 
-_SHOWN = 3  # episodes of each form whose pictures and patch weights the records hold, for the report
+_SHOWN = (
+    3  # episodes of each form whose pictures and patch weights the records hold, for the report
+)
 
 
 def evaluate(
@@ -72,13 +75,13 @@ def evaluate(
     model
         Whatever `load_encoder` loads.
     data, base, val
-        Data sets: what is measured, what heads are trained on, what settings and epochs are chosen on. No class may
-        be in two of them.
+        Data sets: what is measured, what heads are trained on, what settings and epochs are chosen
+        on. No class may be in two of them.
     out, limit, batch_size, precision, cache, train
         As of retrieval; ``limit`` holds for each data set.
     way, shot, queries, episodes, seed
-        Classes of an episode; support pictures of each (every number is an evaluation of its own); query pictures of
-        each; episodes; what they are drawn by.
+        Classes of an episode; support pictures of each (every number is an evaluation of its own);
+        query pictures of each; episodes; what they are drawn by.
     methods
         Names (`METHODS`); by default all that can run, and the others are flagged.
     episode_list
@@ -86,7 +89,8 @@ def evaluate(
     mode
         Of GLIML: a head trained on frozen tokens, the encoder trained with it, or no training.
     interplay
-        Of GLIML: `gated` needs no training, `additive` adds a multiple of the global token that validation chooses.
+        Of GLIML: `gated` needs no training, `additive` adds a multiple of the global token that
+        validation chooses.
     epochs
         Of training, each of 100 episodes; the one that is best on validation classes is kept.
     pool_grid
@@ -108,13 +112,27 @@ def evaluate(
         raise UsageError(f"epochs must be at least 1, not {epochs}: the mode none trains nothing")
     check_out(out)
     encoder = load_encoder(model, precision, cache)
-    names, left_out = usable(methods, joint=encoder.joint, base=base is not None, val=val is not None, mode=mode)
+    names, left_out = usable(
+        methods, joint=encoder.joint, base=base is not None, val=val is not None, mode=mode
+    )
     manifests = {"data": Manifest.load(data)}
-    manifests |= {name: Manifest.load(path) for name, path in (("base", base), ("val", val)) if path is not None}
+    manifests |= {
+        name: Manifest.load(path)
+        for name, path in (("base", base), ("val", val))
+        if path is not None
+    }
     known = overlap(manifests["data"], model, train)
     started = time.perf_counter()
-    reading: dict[str, Any] = {"templates": templates, "pool_grid": pool_grid, "limit": limit, "batch_size": batch_size}
-    splits = {name: load_split(encoder, manifest, f"--{name}", **reading) for name, manifest in manifests.items()}
+    reading: dict[str, Any] = {
+        "templates": templates,
+        "pool_grid": pool_grid,
+        "limit": limit,
+        "batch_size": batch_size,
+    }
+    splits = {
+        name: load_split(encoder, manifest, f"--{name}", **reading)
+        for name, manifest in manifests.items()
+    }
     refuse_shared_classes(splits)
     encoded, own = time.perf_counter(), splits["data"]
     if episode_list:
@@ -135,7 +153,9 @@ def evaluate(
             "epochs": epochs,
             "episodes": {both.name: both.described() for both in lists},
             "seed": seed,
-            "chosen_by": f"{VALIDATION_EPISODES} episodes of validation classes" if val is not None else None,
+            "chosen_by": f"{VALIDATION_EPISODES} episodes of validation classes"
+            if val is not None
+            else None,
             "templates": list(templates) if encoder.joint else None,
             "patches": list(own.world.tokens.grid),
             "ties": "the first class",
@@ -143,7 +163,10 @@ def evaluate(
             "intervals": "Student t over episodes; closed_world: they share pictures, open_world: they share none",
         },
         data=described(splits, known),
-        model={**encoder.description, "heads": {name: head for one in measured for name, head in one.heads.items()}},
+        model={
+            **encoder.description,
+            "heads": {name: head for one in measured for name, head in one.heads.items()},
+        },
         environment=environment(state.num_processes, str(encoder.device)),
         metrics=computed,
         flags=[
@@ -154,7 +177,8 @@ def evaluate(
             *(flag for one in measured for flag in one.flags),
             *summary.flags(computed),
         ],
-        timing={"encoding_s": encoded - started} | {name: s for one in measured for name, s in one.timing.items()},
+        timing={"encoding_s": encoded - started}
+        | {name: s for one in measured for name, s in one.timing.items()},
     )
     if state.is_main_process:
         write_lists(Path(out), lists)
@@ -174,20 +198,31 @@ class _Measured:
 
 
 def _measure(
-    both: Lists, names: Sequence[str], splits: Mapping[str, Split], learning: dict[str, Any], encoder: Encoder
+    both: Lists,
+    names: Sequence[str],
+    splits: Mapping[str, Split],
+    learning: dict[str, Any],
+    encoder: Encoder,
 ) -> _Measured:
     form = Form(both.closed.way, both.closed.shot, both.closed.queries, **learning)
     measured = _Measured(_lines(both), {}, {}, [])
     if len(both.apart.episodes) < 2:
-        measured.flags.append(f"no_open_world_interval/{both.name}: the data allow no two disjoint episodes")
+        measured.flags.append(
+            f"no_open_world_interval/{both.name}: the data allow no two disjoint episodes"
+        )
     shown = both.closed.episodes[:_SHOWN]
     for name in names:
         label, started = f"{both.name}/{name}", time.perf_counter()
         ready = make(name, splits, form, encoder)
         prepared = time.perf_counter()
-        found = [recognise(ready.method, ready.world, one.episodes, label) for one in both.by_kind().values()]
+        found = [
+            recognise(ready.method, ready.world, one.episodes, label)
+            for one in both.by_kind().values()
+        ]
         measured.timing[f"preparing_s/{label}"] = prepared - started
-        measured.timing[f"episodes_per_s/{label}"] = len(measured.lines) / (time.perf_counter() - prepared)
+        measured.timing[f"episodes_per_s/{label}"] = len(measured.lines) / (
+            time.perf_counter() - prepared
+        )
         predicted = [row for one in found for row in one.predicted.tolist()]
         for line, own in zip(measured.lines, predicted, strict=True):
             line["predicted"][name] = own
@@ -213,16 +248,23 @@ def _lines(both: Lists) -> list[dict[str, Any]]:
 def _show(keys: Sequence[str], episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
     """Name the pictures of the first episodes, which the report shows."""
     for line, episode in zip(lines, episodes, strict=False):
-        line |= {f"{part}_pictures": [keys[row] for row in getattr(episode, part)] for part in ("support", "query")}
+        line |= {
+            f"{part}_pictures": [keys[row] for row in getattr(episode, part)]
+            for part in ("support", "query")
+        }
 
 
-def _explain(method: Method, world: World, episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
+def _explain(
+    method: Method, world: World, episodes: Sequence[Episode], lines: list[dict[str, Any]]
+) -> None:
     """Keep what GLIML weighs the patches of the first episodes with, support and then queries."""
     assert isinstance(method, GLIMLHead)
     if method.interplay.mode != "gated":  # all patches weigh the same
         return
     for line, episode in zip(lines, episodes, strict=False):
-        support, query = (EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query))
+        support, query = (
+            EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query)
+        )
         found = method.explain(support, query)
         weights = torch.cat([found.support_weights, found.query_weights])
         line["weights"] = np.round(weights.numpy().astype(np.float64), 5).tolist()

@@ -1,8 +1,8 @@
 """Episodic training of few-shot heads on base classes; what is chosen is chosen on validation classes alone.
 
-In: pictures of base and validation classes with their episodes. Out: the head (and the encoder, where it is fine-tuned
-too) as it was after the epoch, and with the lambda, that recognised most in the validation episodes. Rates, decay,
-halving and smoothing are CPEA's.
+In: pictures of base and validation classes with their episodes. Out: the head (and the encoder,
+where it is fine-tuned too) as it was after the epoch, and with the lambda, that recognised most in
+the validation episodes. Rates, decay, halving and smoothing are CPEA's.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
 from data_pipeline.errors import NumericsError, UsageError
-from eval.encoders import Encoder
-from eval.episodes import Episode, EpisodeSampler
-from eval.tokens import ImageTokens, pool_patches
+from eval.encoding.encoders import Encoder
+from eval.encoding.labelled_images import ImageTokens, pool_patches
+from eval.stages.few_shot.episodes import Episode, EpisodeSampler
 
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead, choice
-from .recognise import World, accuracy
+from .inference import World, accuracy
 
 Mode = Literal["frozen", "finetune", "none"]
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0)
@@ -38,9 +38,10 @@ EPOCHS_PER_HALVING = 5
 class TrainSettings:
     """How a head learns.
 
-    ``frozen`` trains the head on the encoder's tokens, ``finetune`` the encoder with it, ``none`` nothing. The base
-    episodes are divided among the ``epochs``, a step takes ``episodes_per_step``. Each of ``lambdas`` is trained from
-    the same start, the head's own is kept where there are none; only the additive interplay has one.
+    ``frozen`` trains the head on the encoder's tokens, ``finetune`` the encoder with it, ``none``
+    nothing. The base episodes are divided among the ``epochs``, a step takes ``episodes_per_step``.
+    Each of ``lambdas`` is trained from the same start, the head's own is kept where there are none;
+    only the additive interplay has one.
     """
 
     mode: Mode = "frozen"
@@ -59,7 +60,9 @@ class TrainSettings:
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.weight_decay < 0 or not 0 <= self.label_smoothing < 1:
-            raise UsageError("weight_decay must be 0 or more, and label_smoothing from 0 to below 1")
+            raise UsageError(
+                "weight_decay must be 0 or more, and label_smoothing from 0 to below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,15 +110,17 @@ def train_head(
     base, episodes
         Pictures to learn from and their episodes.
     val, val_episodes
-        Pictures of other classes, by whose episodes epoch and lambda are chosen; of equals the earliest.
+        Pictures of other classes, by whose episodes epoch and lambda are chosen; of equals the
+        earliest.
     finetuning
-        For the mode `finetune` only. The encoder then keeps no cache any more: it is no longer what the cache knows.
+        For the mode `finetune` only. The encoder then keeps no cache any more: it is no longer what
+        the cache knows.
 
     Raises
     ------
     UsageError
-        If base and validation share a class, there are no validation episodes, or fewer base episodes than epochs, or a
-        setting does not fit the head.
+        If base and validation share a class, there are no validation episodes, or fewer base
+        episodes than epochs, or a setting does not fit the head.
     NumericsError
         If the loss is not finite.
     """
@@ -143,7 +148,9 @@ def train_head(
                     loss = _epoch(head, base, some, optimizer, settings, finetuning)
                     schedule.step()
                 shown = lam if head.interplay.mode == "additive" else None
-                log.append(Epoch(shown, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes)))
+                log.append(
+                    Epoch(shown, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes))
+                )
                 if log[-1].accuracy > max((one.accuracy for one in log[:-1]), default=-1.0):
                     kept = deepcopy(learning.state_dict())
     best = max(log, key=lambda one: one.accuracy)  # of equals the first
@@ -155,13 +162,22 @@ def train_head(
 
 @torch.no_grad()
 def encode_again(
-    encoder: Encoder, pixels: Callable[[Sequence[int]], Tensor], tokens: ImageTokens, at_once: int = 64
+    encoder: Encoder,
+    pixels: Callable[[Sequence[int]], Tensor],
+    tokens: ImageTokens,
+    at_once: int = 64,
 ) -> ImageTokens:
     """Return what a fine-tuned encoder now gives to the pictures of a token set; tokens of layers are left out."""
-    parts = [range(start, min(start + at_once, len(tokens))) for start in range(0, len(tokens), at_once)]
+    parts = [
+        range(start, min(start + at_once, len(tokens))) for start in range(0, len(tokens), at_once)
+    ]
     found = [_encode(encoder, pixels(part), tokens.grid) for part in parts]
     cls, patch = (torch.cat([getattr(one, name) for one in found]) for name in ("cls", "patch"))
-    proj = None if tokens.proj is None else torch.cat([one.proj for one in found if one.proj is not None])
+    proj = (
+        None
+        if tokens.proj is None
+        else torch.cat([one.proj for one in found if one.proj is not None])
+    )
     return replace(tokens, cls=cls, patch=patch.to(tokens.patch.dtype), proj=proj, layers={})
 
 
@@ -174,12 +190,18 @@ def _now(val: World, finetuning: Finetuning | None) -> World:
 def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int]) -> EpisodeTokens:
     encoded = encoder.encode(pixels)
     patch = pool_patches(encoded.tokens[:, 1:], encoder.grid, grid[0])
-    return EpisodeTokens(encoded.tokens[:, 0].cpu(), patch.cpu(), None if encoded.proj is None else encoded.proj.cpu())
+    return EpisodeTokens(
+        encoded.tokens[:, 0].cpu(),
+        patch.cpu(),
+        None if encoded.proj is None else encoded.proj.cpu(),
+    )
 
 
 def _optimizer(learning: nn.ModuleDict, settings: TrainSettings) -> torch.optim.Adam:
     rates = {"head": settings.head_rate, "encoder": settings.encoder_rate}
-    groups = [{"params": module.parameters(), "lr": rates[name]} for name, module in learning.items()]
+    groups = [
+        {"params": module.parameters(), "lr": rates[name]} for name, module in learning.items()
+    ]
     return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
 
 
@@ -212,15 +234,20 @@ def add_gradients(
 ) -> float:
     """Add the gradients of the mean loss of a step's episodes, and return that loss.
 
-    Where the encoder learns, one episode's pictures are encoded at a time: what it keeps for the gradients of a step's
-    would not fit. The gradients are the same. NumericsError for a loss that is not finite.
+    Where the encoder learns, one episode's pictures are encoded at a time: what it keeps for the
+    gradients of a step's would not fit. The gradients are the same. NumericsError for a loss that
+    is not finite.
     """
     at_once = len(episodes) if finetuning is None else 1
     total = 0.0
     for start in range(0, len(episodes), at_once):
         some = episodes[start : start + at_once]
         rows = np.stack([np.concatenate([episode.support, episode.query]) for episode in some])
-        tokens = EpisodeTokens.of(base.tokens, rows) if finetuning is None else _learned(finetuning, base.tokens, rows)
+        tokens = (
+            EpisodeTokens.of(base.tokens, rows)
+            if finetuning is None
+            else _learned(finetuning, base.tokens, rows)
+        )
         first = some[0]
         shown = len(first.support)
         support, query = (_pictures(tokens, part) for part in (slice(shown), slice(shown, None)))
@@ -229,7 +256,9 @@ def add_gradients(
         loss = F.cross_entropy(logits.flatten(0, 1), wanted, label_smoothing=label_smoothing)
         loss = loss * (len(some) / len(episodes))
         if not loss.isfinite():
-            raise NumericsError(f"the loss of training is {loss.item()}: lower head_rate, or encoder_rate if it learns")
+            raise NumericsError(
+                f"the loss of training is {loss.item()}: lower head_rate, or encoder_rate if it learns"
+            )
         loss.backward()
         total += loss.item()
     return total

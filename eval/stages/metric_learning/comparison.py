@@ -1,8 +1,8 @@
 """Every method on the same queries: the lines of `samples.jsonl`.
 
-In: tokens of pictures to learn from and to be measured on, methods and their settings. Out: `query` lines (one query of
-one method and seed), `probe` lines (what a fresh probe said of a held-out training picture) and `attention` lines
-(where the head looked in a few pictures).
+In: tokens of pictures to learn from and to be measured on, methods and their settings. Out: `query`
+lines (one query of one method and seed), `probe` lines (what a fresh probe said of a held-out
+training picture) and `attention` lines (where the head looked in a few pictures).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.tokens import ImageTokens
+from eval.encoding.labelled_images import ImageTokens
 
 from .local_reranking import LocalFeatures, by_inliers
 from .methods import Trained, frozen_descriptors, seeded
-from .pictures import Pictures
 from .probes import PROBES, leakage_probe
-from .protocols import Protocol, Reorder, records
+from .protocols.pictures import Pictures
+from .protocols.records import Protocol, Reorder, records
 from .selection import Selection
 from .training import attention, embed, train_dml
 
@@ -46,28 +46,43 @@ class Comparison:
         """Yield the lines of the descriptors that need no training."""
         found = {name: frozen_descriptors(each, parts) for name, each in self.measured.items()}
         for method in found["data"]:
-            yield from self._ranked(method, None, {name: each[method] for name, each in found.items()})
+            yield from self._ranked(
+                method, None, {name: each[method] for name, each in found.items()}
+            )
 
-    def of_trained(self, methods: Sequence[Trained], selection: Selection, seeds: Sequence[int]) -> Iterator[Line]:
+    def of_trained(
+        self, methods: Sequence[Trained], selection: Selection, seeds: Sequence[int]
+    ) -> Iterator[Line]:
         """Train every method once a seed and yield its lines; the first method is the head."""
         labels = [names[0] for names in self.learnt.labels]
         classes = np.unique(labels, return_inverse=True)[1]
         for method in methods:
             for seed in seeds:
                 embedder = seeded(method.build, seed, self.device)
-                settings = replace(selection.chosen if method.adversary else selection.without, seed=seed)
+                settings = replace(
+                    selection.chosen if method.adversary else selection.without, seed=seed
+                )
                 train_dml(embedder, self.learnt.layers, self.learnt.grid, classes, settings)
-                learnt = {name: embed(embedder, each.layers, each.grid)[0] for name, each in self.measured.items()}
+                learnt = {
+                    name: embed(embedder, each.layers, each.grid)[0]
+                    for name, each in self.measured.items()
+                }
                 yield from self._ranked(method.name, seed, learnt)
                 if method is methods[0] and self.rerank_k:
-                    yield from self._ranked(f"{method.name}_reranked", seed, learnt, self._reorder(embedder))
+                    yield from self._ranked(
+                        f"{method.name}_reranked", seed, learnt, self._reorder(embedder)
+                    )
                 if method is methods[0] and seed == seeds[0]:
                     yield from _looked(embedder, self.measured["data"])
                 if method is methods[0] or method.name == "no_adversary":
                     yield from self._probed(method.name, seed, embedder, labels)
 
     def _ranked(
-        self, method: str, seed: int | None, descriptors: Mapping[str, Tensor], reorder: Reorder | None = None
+        self,
+        method: str,
+        seed: int | None,
+        descriptors: Mapping[str, Tensor],
+        reorder: Reorder | None = None,
     ) -> Iterator[Line]:
         pictures = {
             name: Pictures(each.keys, each.labels, each.annotations, descriptors[name])
@@ -94,7 +109,9 @@ class Comparison:
             local[name] = LocalFeatures(each.layers[layer][:, 1:], weights[layer], each.grid)
         return by_inliers(local.get("query", local["data"]), local["data"])
 
-    def _probed(self, method: str, seed: int, embedder: nn.Module, labels: Sequence[str]) -> Iterator[Line]:
+    def _probed(
+        self, method: str, seed: int, embedder: nn.Module, labels: Sequence[str]
+    ) -> Iterator[Line]:
         """Let fresh probes read the training classes from the general features of pictures they did not see."""
         general = embed(embedder, self.learnt.layers, self.learnt.grid)[1].numpy()
         for probe in PROBES:
@@ -107,7 +124,14 @@ class Comparison:
 def _looked(embedder: nn.Module, tokens: ImageTokens) -> Iterator[Line]:
     """Keep where each block looked in pictures that are evenly spread over the data set."""
     rows = sorted({number * len(tokens) // DRAWN for number in range(DRAWN)})
-    weights = attention(embedder, {layer: each[rows] for layer, each in tokens.layers.items()}, tokens.grid)
+    weights = attention(
+        embedder, {layer: each[rows] for layer, each in tokens.layers.items()}, tokens.grid
+    )
     for place, row in enumerate(rows):
         looked = {str(layer): each[place].tolist() for layer, each in weights.items()}
-        yield {"kind": "attention", "query": tokens.keys[row], "grid": list(tokens.grid), "weights": looked}
+        yield {
+            "kind": "attention",
+            "query": tokens.keys[row],
+            "grid": list(tokens.grid),
+            "weights": looked,
+        }

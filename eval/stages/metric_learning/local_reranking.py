@@ -1,9 +1,10 @@
 """Re-ranking by local features: neighbours whose attended patches lie in the same arrangement come first.
 
-In: patches with their attention of queries and gallery. Out: a function that orders the best neighbours of a query by
-the number of patches, matched both ways by cosine, that one similarity transform of the grid explains. OpenCV's RANSAC
-has a fixed seed of its own (opencv issue 24835): the same patches always give the same number.
-Source: the geometric verification that ViTGaL, DELF and others put behind their global descriptors.
+In: patches with their attention of queries and gallery. Out: a function that orders the best
+neighbours of a query by the number of patches, matched both ways by cosine, that one similarity
+transform of the grid explains. OpenCV's RANSAC has a fixed seed of its own (opencv issue 24835):
+the same patches always give the same number. Source: the geometric verification that ViTGaL, DELF
+and others put behind their global descriptors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch import Tensor
 
 TOLERANCE = 0.75  # patches: between neighbouring patches, and above the half patch that a finer shift can cost
 MINIMUM = 10  # inliers: patches thrown into any order reach up to 9, on grids of 6 x 6 to 24 x 24
-SCALES = (0.5, 2.0)  # beyond, a transform squeezes everything into few patches and explains any match
+SCALES = (
+    0.5,
+    2.0,
+)  # beyond, a transform squeezes everything into few patches and explains any match
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,19 @@ class LocalFeatures:
             shapes = f"tokens {tuple(self.tokens.shape)} and weights {tuple(self.weights.shape)}"
             raise ValueError(f"{shapes} are no grids of {rows} x {columns}")
 
-    def strongest(self, pictures: NDArray[np.intp], patches: int) -> tuple[Tensor, NDArray[np.float32]]:
+    def strongest(
+        self, pictures: NDArray[np.intp], patches: int
+    ) -> tuple[Tensor, NDArray[np.float32]]:
         """Return unit tokens (pictures, patches, width) of the most attended patches, and their (column, row)."""
         chosen = torch.from_numpy(np.asarray(pictures, dtype=np.int64))
-        place = self.weights[chosen].float().argsort(dim=1, descending=True, stable=True)[:, :patches]
-        tokens = self.tokens[chosen].float().gather(1, place[..., None].expand(-1, -1, self.tokens.shape[-1]))
+        place = (
+            self.weights[chosen].float().argsort(dim=1, descending=True, stable=True)[:, :patches]
+        )
+        tokens = (
+            self.tokens[chosen]
+            .float()
+            .gather(1, place[..., None].expand(-1, -1, self.tokens.shape[-1]))
+        )
         points = np.stack([place.numpy() % self.grid[1], place.numpy() // self.grid[1]], axis=-1)
         return F.normalize(tokens, dim=-1), points.astype(np.float32)
 
@@ -75,13 +87,17 @@ def by_inliers(
 def unmoved(lines: Iterable[Mapping[str, Any]], grid: tuple[int, int]) -> list[str]:
     """Flag re-ranking that left every query's first neighbours and every value as they were.
 
-    ``lines`` are the `query` lines of a method and of METHOD_reranked, ``grid`` (rows, columns) that of the patches.
+    ``lines`` are the `query` lines of a method and of METHOD_reranked, ``grid`` (rows, columns)
+    that of the patches.
     """
     ranked: dict[str, dict[tuple[Any, ...], Any]] = {}
     for line in lines:
         if line["kind"] == "query":
             place = (line["seed"], line["query"], line["setting"])
-            ranked.setdefault(line["method"], {})[place] = ([key for key, *_ in line["top"]], line.get("values"))
+            ranked.setdefault(line["method"], {})[place] = (
+                [key for key, *_ in line["top"]],
+                line.get("values"),
+            )
     patches = grid[0] * grid[1]
     why = f"no two pictures have {MINIMUM} mutual matches in one arrangement, and the grid has {patches} patches"
     if patches < MINIMUM:
@@ -94,7 +110,12 @@ def unmoved(lines: Iterable[Mapping[str, Any]], grid: tuple[int, int]) -> list[s
 
 
 def inliers(
-    query: LocalFeatures, row: int, gallery: LocalFeatures, candidates: NDArray[np.intp], *, patches: int = 64
+    query: LocalFeatures,
+    row: int,
+    gallery: LocalFeatures,
+    candidates: NDArray[np.intp],
+    *,
+    patches: int = 64,
 ) -> NDArray[np.int64]:
     """Return for each candidate (candidates,) how many matches with query ``row`` one similarity transform explains."""
     if not len(candidates):
@@ -102,16 +123,27 @@ def inliers(
     own, from_points = query.strongest(np.array([row]), patches)
     theirs, to_points = gallery.strongest(candidates, patches)
     similarity = torch.einsum("qd,cgd->cqg", own[0], theirs)
-    there, back = similarity.argmax(dim=2), similarity.argmax(dim=1)  # (candidates, query's), (candidates, theirs)
+    there, back = (
+        similarity.argmax(dim=2),
+        similarity.argmax(dim=1),
+    )  # (candidates, query's), (candidates, theirs)
     mutual = back.gather(1, there) == torch.arange(len(own[0]))
     pairs = zip(mutual.numpy(), there.numpy(), to_points, strict=True)
-    return np.array([_consistent(from_points[0][same], points[to[same]]) for same, to, points in pairs], dtype=np.int64)
+    return np.array(
+        [_consistent(from_points[0][same], points[to[same]]) for same, to, points in pairs],
+        dtype=np.int64,
+    )
 
 
 def _consistent(source: NDArray[np.float32], target: NDArray[np.float32]) -> int:
     if len(source) < 2:
         return 0
-    transform, kept = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=TOLERANCE)
-    if transform is None or not SCALES[0] <= np.hypot(transform[0, 0], transform[1, 0]) <= SCALES[1]:
+    transform, kept = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=TOLERANCE
+    )
+    if (
+        transform is None
+        or not SCALES[0] <= np.hypot(transform[0, 0], transform[1, 0]) <= SCALES[1]
+    ):
         return 0
     return int(kept.sum())

@@ -1,7 +1,7 @@
 """Metric losses of pytorch-metric-learning by name, on unit descriptors.
 
-In: the name, the number of classes and the size of descriptors. Out: a module of (descriptors, classes) to a loss;
-`proxy_anchor` and `arcface` hold parameters for every class.
+In: the name, the number of classes and the size of descriptors. Out: a module of (descriptors,
+classes) to a loss; `proxy_anchor` and `arcface` hold parameters for every class.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LOSSES = ("triplet", "multi_similarity", "proxy_anchor", "supcon", "margin", "ar
 def metric_loss(name: str, classes: int, size: int) -> nn.Module:
     """Make the loss called ``name``; those with proxies draw them from torch's generator.
 
-    The margin and scale of `arcface` are those of DOLG and ViTGaL; the others keep the library's defaults, with cosine
-    similarities for triplets.
+    The margin and scale of `arcface` are those of DOLG and ViTGaL; the others keep the library's
+    defaults, with cosine similarities for triplets.
 
     Raises
     ------

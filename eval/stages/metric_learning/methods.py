@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eval.tokens import ImageTokens
+from eval.encoding.labelled_images import ImageTokens
 
-from .dolg import DOLGHead
-from .embedding import Attention, GDFLEmbedder
-from .parts import PartHead, part_descriptor
-from .vitgal import ViTGaLHead
+from .heads.dolg import DOLGHead
+from .heads.gdfl import Attention, GDFLEmbedder
+from .heads.parts import PartHead, part_descriptor
+from .heads.vitgal import ViTGaLHead
 
 Head = Literal["gdfl", "dolg", "vitgal", "parts"]
 HEADS: tuple[Head, ...] = get_args(Head)
@@ -37,26 +37,38 @@ class Trained:
 def frozen_descriptors(tokens: ImageTokens, parts: int = 0) -> dict[str, Tensor]:
     """Return the unit descriptors (pictures, size) that need no training.
 
-    The class token, the mean patch, the contrastive feature, and with ``parts`` the class token of the last block
-    joined to the mean patches of so many bands of rows. Raises UsageError where there are more parts than rows.
+    The class token, the mean patch, the contrastive feature, and with ``parts`` the class token of
+    the last block joined to the mean patches of so many bands of rows. Raises UsageError where
+    there are more parts than rows.
     """
     found = {"frozen_cls": tokens.cls, "frozen_mean_patch": tokens.patch.float().mean(dim=1)}
     if tokens.proj is not None:
         found["frozen_proj"] = tokens.proj
     if parts:
-        found["frozen_parts"] = part_descriptor(tokens.layers[max(tokens.layers)], tokens.grid, parts)
+        found["frozen_parts"] = part_descriptor(
+            tokens.layers[max(tokens.layers)], tokens.grid, parts
+        )
     return {name: F.normalize(values.float(), dim=1) for name, values in found.items()}
 
 
 def trained_methods(
-    head: Head, dim: int, layers: tuple[int, ...], *, embed_dim: int, per_layer_dim: int, parts: int, adversary: bool
+    head: Head,
+    dim: int,
+    layers: tuple[int, ...],
+    *,
+    embed_dim: int,
+    per_layer_dim: int,
+    parts: int,
+    adversary: bool,
 ) -> list[Trained]:
     """Return the head, and what it is compared with: no adversary, and for `gdfl` its last block alone, no attention.
 
     DOLG's local features are of the last block but one.
     """
 
-    def gdfl(chosen: tuple[int, ...] = layers, attention: Attention = "spatial") -> Callable[[], nn.Module]:
+    def gdfl(
+        chosen: tuple[int, ...] = layers, attention: Attention = "spatial"
+    ) -> Callable[[], nn.Module]:
         return lambda: GDFLEmbedder(dim, chosen, per_layer_dim, embed_dim, attention)
 
     builders: dict[Head, Callable[[], nn.Module]] = {

@@ -1,6 +1,7 @@
 """How much of the class features still say: fresh probes, trained after the fact on one half, measured on the other.
 
-An adversary's own accuracy says nothing: it can be fooled while a new classifier reads the class at once.
+An adversary's own accuracy says nothing: it can be fooled while a new classifier reads the class at
+once.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ def leakage_probe(
         else MLPClassifier((128,), max_iter=100, early_stopping=False, random_state=seed)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that could be better still says what it found
-        fitted = make_pipeline(StandardScaler(), classifier).fit(features[probed & ~held], labels[probed & ~held])
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # a probe that could be better still says what it found
+        fitted = make_pipeline(StandardScaler(), classifier).fit(
+            features[probed & ~held], labels[probed & ~held]
+        )
     return held, fitted.predict(features[held])

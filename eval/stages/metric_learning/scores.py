@@ -1,8 +1,9 @@
 """From the lines of `samples.jsonl` to every metric, over all seeds, with intervals over classes and over seeds.
 
-In: `query` lines (the values of one query, method and seed) and `probe` lines (what a fresh probe said of a held-out
-picture of a training class). Out: metrics by method, the best method first, differences to the best frozen descriptor
-and to the head without its parts, and the leakage of the classes.
+In: `query` lines (the values of one query, method and seed) and `probe` lines (what a fresh probe
+said of a held-out picture of a training class). Out: metrics by method, the best method first,
+differences to the best frozen descriptor and to the head without its parts, and the leakage of the
+classes.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.schema import Metric
-from eval.statistics import mean_interval, t_interval
+from eval.results.intervals import mean_interval, t_interval
+from eval.results.schema import Metric
 
 from .methods import HEADS
-from .protocols import metrics_of
+from .protocols.records import metrics_of
 
 HEADLINES = ("recall@1", "rank@1", "medium/map")
 """What methods are compared by: the first of these that a protocol has."""
@@ -26,9 +27,9 @@ Line = Mapping[str, Any]
 def metrics(records: Iterable[Line]) -> list[Metric]:
     """Compute every metric: `METHOD/recall@1` and the like, `HEAD/above/METHOD/recall@1`, `leakage/METHOD/PROBE`.
 
-    Values are means over the seeds. ci95 resamples classes, and `intervals` holds it as `classes` beside `seeds`, a
-    Student t interval over trainings. Clusters have only the latter. The lines may be those of one class, of which
-    nothing is computed that they do not hold.
+    Values are means over the seeds. ci95 resamples classes, and `intervals` holds it as `classes`
+    beside `seeds`, a Student t interval over trainings. Clusters have only the latter. The lines
+    may be those of one class, of which nothing is computed that they do not hold.
     """
     lines = list(records)
     by_method: dict[str, list[Line]] = {}
@@ -42,7 +43,9 @@ def metrics(records: Iterable[Line]) -> list[Metric]:
     headline = headline_of([metric.name for metric in next(iter(found.values()))])
     order = sorted(found, key=lambda method: -_value(found[method], headline))
     retrieval = [
-        metric.model_copy(update={"name": f"{method}/{metric.name}"}) for method in order for metric in found[method]
+        metric.model_copy(update={"name": f"{method}/{metric.name}"})
+        for method in order
+        for metric in found[method]
     ]
     head = next(method for method in found if method in HEADS)
     others = [method for method in order if method != head]
@@ -57,8 +60,14 @@ def headline_of(names: Sequence[str]) -> str:
 
 def _of_method(lines: Sequence[Line]) -> list[Metric]:
     seeds = list(dict.fromkeys(line["seed"] for line in lines))
-    apart = [{m.name: m for m in metrics_of([line for line in lines if line["seed"] == seed])} for seed in seeds]
-    pooled = {m.name: m for m in metrics_of([{k: v for k, v in line.items() if k != "clusters"} for line in lines])}
+    apart = [
+        {m.name: m for m in metrics_of([line for line in lines if line["seed"] == seed])}
+        for seed in seeds
+    ]
+    pooled = {
+        m.name: m
+        for m in metrics_of([{k: v for k, v in line.items() if k != "clusters"} for line in lines])
+    }
     metrics = []
     for name, first in apart[0].items():
         several = [one[name].value for one in apart]
@@ -96,7 +105,9 @@ def _by_query(lines: Sequence[Line], headline: str) -> dict[tuple[str, str, str]
     values: dict[tuple[str, str, str], list[float]] = {}
     for line in lines:
         if "values" in line and setup in ("", line["setting"]):
-            values.setdefault((line["query"], line["label"], line["setting"]), []).append(line["values"][name])
+            values.setdefault((line["query"], line["label"], line["setting"]), []).append(
+                line["values"][name]
+            )
     return {query: float(np.mean(several)) for query, several in values.items()}
 
 
@@ -110,7 +121,9 @@ def _leakage(lines: Sequence[Line]) -> list[Metric]:
         labels = [line["label"] for line in several]
         seeds = np.array([line["seed"] for line in several])
         interval = mean_interval(right, labels)
-        over_seeds = t_interval([np.mean(np.array(right)[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())])
+        over_seeds = t_interval(
+            [np.mean(np.array(right)[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())]
+        )
         found.append(
             Metric(
                 name=f"leakage/{method}/{probe}",
@@ -119,7 +132,8 @@ def _leakage(lines: Sequence[Line]) -> list[Metric]:
                 ci95=interval,
                 n=len(several) // len(set(seeds.tolist())),
                 chance=100 / len(set(labels)),
-                intervals={"classes": interval} | ({} if over_seeds is None else {"seeds": over_seeds}),
+                intervals={"classes": interval}
+                | ({} if over_seeds is None else {"seeds": over_seeds}),
             )
         )
     return found

@@ -1,7 +1,8 @@
 """How long to train, and how much the adversary weighs: chosen on classes held out of the training classes.
 
-In: tokens and classes to learn from, and what to try. Out: the chosen weight and step, and the whole table. Protocol:
-class folds of A Metric Learning Reality Check (Musgrave et al., 2020); the test classes are never seen here.
+In: tokens and classes to learn from, and what to try. Out: the chosen weight and step, and the
+whole table. Protocol: class folds of A Metric Learning Reality Check (Musgrave et al., 2020); the
+test classes are never seen here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from eval.neighbours import neighbours
+from eval.metrics.neighbours import neighbours
 
 from .probes import leakage_probe
 from .training import Settings, class_folds, embed, train_dml
@@ -26,8 +27,9 @@ CHECKPOINTS = (0.25, 0.5, 0.75, 1.0)
 class Selection:
     """The settings with the best mean MAP@R on held-out classes, and with every adversary weight the best step.
 
-    ``table`` holds for every weight, in percent: `map@r` by step, and `leakage_after_all_steps`, what a fresh linear
-    probe on the general features of the first fold reads of its training classes, wherever the best step was.
+    ``table`` holds for every weight, in percent: `map@r` by step, and `leakage_after_all_steps`,
+    what a fresh linear probe on the general features of the first fold reads of its training
+    classes, wherever the best step was.
     """
 
     chosen: Settings
@@ -68,12 +70,16 @@ def choose(
     stops = sorted({max(1, round(share * settings.steps)) for share in CHECKPOINTS})
     names = np.asarray(labels)
     tried: list[Settings] = [replace(settings, adversary="none", strength=0.0)]
-    tried += [replace(settings, strength=weight) for weight in weights if settings.adversary != "none"]
+    tried += [
+        replace(settings, strength=weight) for weight in weights if settings.adversary != "none"
+    ]
     table: list[dict[str, Any]] = []
     for one in tried:
         scores = []
         for number, (train, held) in enumerate(parts):
-            seen, held_out = ({i: tokens[rows] for i, tokens in layers.items()} for rows in (train, held))
+            seen, held_out = (
+                {i: tokens[rows] for i, tokens in layers.items()} for rows in (train, held)
+            )
             classes = np.unique(names[train], return_inverse=True)[1]
             embedder = build(one.seed)
             log = train_dml(
@@ -87,7 +93,9 @@ def choose(
             )
             scores.append([log.observed[stop] for stop in stops])
             if number == 0:
-                half, said = leakage_probe(embed(embedder, seen, grid)[1].numpy(), classes, seed=one.seed)
+                half, said = leakage_probe(
+                    embed(embedder, seen, grid)[1].numpy(), classes, seed=one.seed
+                )
                 leakage = 100 * float((said == classes[half]).mean())
         by_step = dict(zip(stops, np.mean(scores, axis=0).tolist(), strict=True))
         table.append({"adversary": one.adversary, "lambda": one.strength, "map@r": by_step})

@@ -1,9 +1,10 @@
 """Zero-shot metric learning: learn a descriptor on some classes, and retrieve pictures of others with it.
 
-In: a model, a data set of labelled pictures to learn from and one, without a class in common, to be measured on. Out:
-retrieval metrics of the trained head beside frozen descriptors and the head without its parts, over several seeds, and
-what fresh probes read of the training classes. The tower stays frozen; weights and steps are chosen on held-out
-training classes (A Metric Learning Reality Check, Musgrave et al., 2020).
+In: a model, a data set of labelled pictures to learn from and one, without a class in common, to be
+measured on. Out: retrieval metrics of the trained head beside frozen descriptors and the head
+without its parts, over several seeds, and what fresh probes read of the training classes. The tower
+stays frozen; weights and steps are chosen on held-out training classes (A Metric Learning Reality
+Check, Musgrave et al., 2020).
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from eval.encoders import equally_spaced, load_encoder
-from eval.features import processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Result, check_out, data_flags, environment, write_result
-from eval.tokens import encode_tokens
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import equally_spaced, load_encoder
+from eval.encoding.features import processes
+from eval.encoding.labelled_images import encode_tokens
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.schema import Result, check_out, data_flags, environment, write_result
 
 from . import summary
-from .adversary import Kind
 from .comparison import Comparison
-from .learning_data import (
+from .heads.adversary import Kind
+from .heads.parts import refuse_parts
+from .local_reranking import unmoved
+from .methods import Head, seeded, trained_methods
+from .options import check_options
+from .probes import MOST_CLASSES
+from .protocols.records import Protocol, rules
+from .scores import metrics
+from .selection import choose
+from .splits import (
     counts,
     labels_in,
     learnt_from,
@@ -35,14 +44,6 @@ from .learning_data import (
     refuse_unmeasurable,
     shared_pictures,
 )
-from .local_reranking import unmoved
-from .methods import Head, seeded, trained_methods
-from .options import check_options
-from .parts import refuse_parts
-from .probes import MOST_CLASSES
-from .protocols import Protocol, rules
-from .scores import metrics
-from .selection import choose
 from .training import Settings
 
 WEIGHTS = (0.01, 0.3, 10.0)
@@ -89,14 +90,16 @@ def evaluate(
     query
         Queries, where they are not the gallery ``data`` itself.
     protocol
-        `classes`: every picture against all others; `query-gallery`, `re-identification`, `sysu-all`, `sysu-indoor`,
-        `revisited`.
+        `classes`: every picture against all others; `query-gallery`, `re-identification`,
+        `sysu-all`, `sysu-indoor`, `revisited`.
     head, loss, adversary
-        What is trained: `gdfl`, `dolg`, `vitgal` or `parts`; a loss of `LOSSES`; `grl`, `ridge` or `none`.
+        What is trained: `gdfl`, `dolg`, `vitgal` or `parts`; a loss of `LOSSES`; `grl`, `ridge` or
+        `none`.
     lam
         Weight of the adversary; by default the best of `WEIGHTS` on held-out classes.
     layers, pool_grid
-        Blocks that are read (four, equally spaced), and the side of the grid that patches are averaged to.
+        Blocks that are read (four, equally spaced), and the side of the grid that patches are
+        averaged to.
     embed_dim, per_layer_dim
         Sizes of the descriptor and of each block's feature.
     steps, seeds
@@ -104,7 +107,8 @@ def evaluate(
     parts
         Bands of patch rows of the part descriptors, which are left out without any.
     rerank_k
-        How many of each query's best are put in order by local features too, as a further method (0: none).
+        How many of each query's best are put in order by local features too, as a further method
+        (0: none).
     folds
         Parts of the training classes, each held out once to choose the weight and when to stop.
     ks, clusterings
@@ -113,17 +117,21 @@ def evaluate(
     Raises
     ------
     UsageError, DataError, NumericsError
-        For an unknown option; for classes that are in both data sets, too few classes or pictures of them, missing
-        camera ids; for features that are not finite.
+        For an unknown option; for classes that are in both data sets, too few classes or pictures
+        of them, missing camera ids; for features that are not finite.
     """
     check_options(locals())
     check_out(out)
     manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
     if query is not None:
         manifests["query"] = Manifest.load(query)
-    labels = {name: labels_in(each, None if name == "base" else limit) for name, each in manifests.items()}
+    labels = {
+        name: labels_in(each, None if name == "base" else limit) for name, each in manifests.items()
+    }
     refuse_unlearnable(labels["base"], folds, seeds[0])
-    refuse_unmeasurable(labels, {name: each.root for name, each in manifests.items()}, protocol, limit)
+    refuse_unmeasurable(
+        labels, {name: each.root for name, each in manifests.items()}, protocol, limit
+    )
     known = overlap(manifests["data"], model, train)
     encoder = load_encoder(model, precision, cache)
     if parts:
@@ -142,7 +150,9 @@ def evaluate(
         for name, manifest in manifests.items()
     }
     learnt = learnt_from(tokens["base"])
-    measured = {name: measured_on(each, protocol) for name, each in tokens.items() if name != "base"}
+    measured = {
+        name: measured_on(each, protocol) for name, each in tokens.items() if name != "base"
+    }
     encoded = time.perf_counter()
 
     comparison = Comparison(learnt, measured, protocol, ks, clusterings, rerank_k, encoder.device)
@@ -183,7 +193,9 @@ def evaluate(
             "head": head,
             "loss": loss,
             "adversary": adversary,
-            "lam": "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS) if lam is None else lam,
+            "lam": "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS)
+            if lam is None
+            else lam,
             "layers": "equally spaced" if layers is None else list(layers),
             "pool_grid": pool_grid,
             "embed_dim": embed_dim,

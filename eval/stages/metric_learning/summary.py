@@ -1,13 +1,14 @@
 """What a result says in words: first of all whether training was worth it.
 
-In: the metrics of the stage, or its whole result. Out: one sentence, flags, and a table of all methods.
+In: the metrics of the stage, or its whole result. Out: one sentence, flags, and a table of all
+methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.schema import Metric, Result
+from eval.results.schema import Metric, Result
 
 from .methods import FROZEN, HEADS
 from .scores import headline_of
@@ -16,7 +17,9 @@ from .scores import headline_of
 def summary(metrics: Sequence[Metric]) -> str:
     """Say how the trained head stands beside the best frozen descriptor."""
     head, frozen, headline = _compared(metrics)
-    above = next(metric for metric in metrics if metric.name == f"{head}/above/{_method(frozen)}/{headline}")
+    above = next(
+        metric for metric in metrics if metric.name == f"{head}/above/{_method(frozen)}/{headline}"
+    )
     values = f"{headline} {_value(metrics, head, headline).value:.1f} beside {frozen.value:.1f} of {_method(frozen)}"
     low, high = above.ci95 or (above.value, above.value)
     said = f"{above.value:+.1f} points, 95 % over classes {low:+.1f} to {high:+.1f}"
@@ -32,25 +35,37 @@ def flags(metrics: Sequence[Metric]) -> list[str]:
     value = _value(metrics, head, headline).value
     if value >= frozen.value:
         return []
-    return [f"below_frozen: {headline} {value:.1f} of {head} is below {frozen.value:.1f} of {_method(frozen)}"]
+    return [
+        f"below_frozen: {headline} {value:.1f} of {head} is below {frozen.value:.1f} of {_method(frozen)}"
+    ]
 
 
 def table(result: Result) -> str:
     """Return the summary and one line a method, the best first, with intervals over classes and over seeds."""
     names = [metric.name for metric in result.metrics]
-    columns = list(dict.fromkeys(name.partition("/")[2] for name in names if name.partition("/")[0] in FROZEN))
+    columns = list(
+        dict.fromkeys(name.partition("/")[2] for name in names if name.partition("/")[0] in FROZEN)
+    )
     shown = [name for name in columns if not name.endswith(("left_out", "_std"))]
-    methods = list(dict.fromkeys(name.partition("/")[0] for name in names if not name.startswith("leakage/")))
+    methods = list(
+        dict.fromkeys(name.partition("/")[0] for name in names if not name.startswith("leakage/"))
+    )
     width = max(map(len, methods))
     headline = headline_of(columns)
-    lines = [str(result.model["heads"]["summary"]), f"{'':{width}}  " + "  ".join(f"{name:>11}" for name in shown)]
+    lines = [
+        str(result.model["heads"]["summary"]),
+        f"{'':{width}}  " + "  ".join(f"{name:>11}" for name in shown),
+    ]
     for method in methods:
         values = "  ".join(f"{_shown(result, f'{method}/{name}'):>11}" for name in shown)
         lines.append(f"{method:{width}}  {values}")
     lines.append(f"{headline}, 95 % intervals over classes; over seeds:")
     for method in methods:
         metric = result.metric(f"{method}/{headline}")
-        lines.append(f"{method:{width}}  " + "; ".join(_interval(metric, name) for name in ("classes", "seeds")))
+        lines.append(
+            f"{method:{width}}  "
+            + "; ".join(_interval(metric, name) for name in ("classes", "seeds"))
+        )
     lines += [_line(metric) for metric in result.metrics if "/above/" in metric.name]
     lines += [_line(metric) for metric in result.metrics if metric.name.startswith("leakage/")]
     return "\n".join(lines)

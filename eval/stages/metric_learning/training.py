@@ -1,7 +1,8 @@
 """Train an embedder on the tokens of a frozen tower, against a class adversary.
 
-In: tokens of chosen blocks and the classes of pictures. Out: the trained embedder and its curves. Batches and the first
-weights depend on the seed alone; the last bits of the result depend on the device and on the number of threads too.
+In: tokens of chosen blocks and the classes of pictures. Out: the trained embedder and its curves.
+Batches and the first weights depend on the seed alone; the last bits of the result depend on the
+device and on the number of threads too.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import DataError
 
-from .adversary import ClassAdversary, Kind
-from .embedding import Embedded
+from .heads.adversary import ClassAdversary, Kind
+from .heads.gdfl import Embedded
 from .losses import metric_loss
 
 PICTURES_AT_ONCE = 512
@@ -29,9 +30,9 @@ PICTURES_AT_ONCE = 512
 class Settings:
     """How an embedder is trained.
 
-    ``adversary`` weighs ``strength`` times the metric loss after a linear ramp over the first ``ramp`` of the steps;
-    a batch holds ``classes`` classes with ``per_class`` pictures each. The learning rate falls along a cosine to zero
-    at ``steps``; ``stop`` ends before.
+    ``adversary`` weighs ``strength`` times the metric loss after a linear ramp over the first
+    ``ramp`` of the steps; a batch holds ``classes`` classes with ``per_class`` pictures each. The
+    learning rate falls along a cosine to zero at ``steps``; ``stop`` ends before.
     """
 
     loss: str = "multi_similarity"
@@ -101,9 +102,13 @@ def train_dml(
         made = _embed(embedder, layers, grid, batches.rows(0), device)
         sizes = [made.embedding.shape[1], *(feature.shape[1] for feature in made.per_layer)]
         classes = int(labels.max()) + 1
-        losses = nn.ModuleList(metric_loss(settings.loss, classes, size) for size in sizes).to(device)
+        losses = nn.ModuleList(metric_loss(settings.loss, classes, size) for size in sizes).to(
+            device
+        )
         if adversary is None:
-            adversary = ClassAdversary(made.general.shape[1], int(hidden.max()) + 1, settings.adversary)
+            adversary = ClassAdversary(
+                made.general.shape[1], int(hidden.max()) + 1, settings.adversary
+            )
         adversary = adversary.to(device)
     parameters = [*embedder.parameters(), *losses.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
@@ -115,9 +120,13 @@ def train_dml(
         rows = batches.rows(step)
         made = _embed(embedder, layers, grid, rows, device)
         several = [made.embedding, *made.per_layer]
-        loss = sum(one(each, target[rows]) for one, each in zip(losses, several, strict=True)) / len(several)
+        loss = sum(
+            one(each, target[rows]) for one, each in zip(losses, several, strict=True)
+        ) / len(several)
         log.adversary.append(adversary.adversary_step(made.general, hidden[rows]))
-        strength = settings.strength * min(1.0, (step + 1) / max(1.0, settings.ramp * settings.steps))
+        strength = settings.strength * min(
+            1.0, (step + 1) / max(1.0, settings.ramp * settings.steps)
+        )
         optimizer.zero_grad()
         (loss + adversary.encoder_loss(made.general, hidden[rows], strength)).backward()
         optimizer.step()
@@ -143,34 +152,50 @@ class ClassBatches:
                 f"{len(self._members)} of {len(members)} classes to learn from have two pictures: metric learning "
                 "needs two such classes at least"
             )
-        self._classes, self._per_class, self._seed = min(classes, len(self._members)), per_class, seed
+        self._classes, self._per_class, self._seed = (
+            min(classes, len(self._members)),
+            per_class,
+            seed,
+        )
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the rows of the pictures of a step; pictures repeat where a class has fewer than a batch takes."""
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step])))
+        generator = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([self._seed, step]))
+        )
         drawn = generator.permutation(len(self._members))[: self._classes]
         chosen = []
         for number in drawn:
             rows = self._members[number]
-            chosen.append(generator.choice(rows, self._per_class, replace=len(rows) < self._per_class))
+            chosen.append(
+                generator.choice(rows, self._per_class, replace=len(rows) < self._per_class)
+            )
         return np.concatenate(chosen)
 
 
 @torch.inference_mode()
-def embed(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def embed(
+    embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Return all pictures' descriptors and general features, on the CPU; the embedder must be in eval mode."""
     made = list(_all(embedder, layers, grid))
-    return torch.cat([each.embedding for each in made]).cpu(), torch.cat([each.general for each in made]).cpu()
+    return torch.cat([each.embedding for each in made]).cpu(), torch.cat(
+        [each.general for each in made]
+    ).cpu()
 
 
 @torch.inference_mode()
-def attention(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> dict[int, Tensor]:
+def attention(
+    embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
+) -> dict[int, Tensor]:
     """Return all pictures' attention over patches (pictures, rows * columns) by block, on the CPU."""
     made = [each.weights for each in _all(embedder, layers, grid)]
     return {layer: torch.cat([weights[layer] for weights in made]).cpu() for layer in made[0]}
 
 
-def class_folds(labels: Sequence[str], folds: int, seed: int = 0) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def class_folds(
+    labels: Sequence[str], folds: int, seed: int = 0
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Divide classes into ``folds`` parts; return rows to train on and rows to validate on, which share no class.
 
     Raises
@@ -180,27 +205,47 @@ def class_folds(labels: Sequence[str], folds: int, seed: int = 0) -> list[tuple[
     """
     names = sorted(set(labels))
     if len(names) < 2 * folds:
-        raise DataError(f"{len(names)} classes to learn from cannot be divided into {folds} folds of two classes each")
+        raise DataError(
+            f"{len(names)} classes to learn from cannot be divided into {folds} folds of two classes each"
+        )
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed])))
     fold_of = dict(
-        zip([names[i] for i in generator.permutation(len(names))], np.arange(len(names)) % folds, strict=True)
+        zip(
+            [names[i] for i in generator.permutation(len(names))],
+            np.arange(len(names)) % folds,
+            strict=True,
+        )
     )
     fold = np.array([fold_of[label] for label in labels])
-    return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)]
+    return [
+        (np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)
+    ]
 
 
-def _all(embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> Iterator[Embedded]:
+def _all(
+    embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
+) -> Iterator[Embedded]:
     if embedder.training:
-        raise ValueError("an embedder in training mode would give other descriptors: call eval() first")
+        raise ValueError(
+            "an embedder in training mode would give other descriptors: call eval() first"
+        )
     device = next(embedder.parameters()).device
     count = len(next(iter(layers.values())))
     for start in range(0, count, PICTURES_AT_ONCE):
-        yield _embed(embedder, layers, grid, np.arange(start, min(start + PICTURES_AT_ONCE, count)), device)
+        yield _embed(
+            embedder, layers, grid, np.arange(start, min(start + PICTURES_AT_ONCE, count)), device
+        )
 
 
 def _embed(
-    embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int], rows: NDArray[Any], device: torch.device
+    embedder: nn.Module,
+    layers: Mapping[int, Tensor],
+    grid: tuple[int, int],
+    rows: NDArray[Any],
+    device: torch.device,
 ) -> Embedded:
     chosen = torch.from_numpy(rows)
-    made: Embedded = embedder({layer: tokens[chosen].to(device).float() for layer, tokens in layers.items()}, grid)
+    made: Embedded = embedder(
+        {layer: tokens[chosen].to(device).float() for layer, tokens in layers.items()}, grid
+    )
     return made

@@ -1,7 +1,8 @@
 """Scores of every method into logits, by one scale and one bias each, so that a probability of 0.5 means something.
 
-In: base pictures. They are treated as the measured ones will be: as many labels, drawn anew for every episode, and only
-pictures of these. How often a label is present, which the bias depends on, is then close to what will be met.
+In: base pictures. They are treated as the measured ones will be: as many labels, drawn anew for
+every episode, and only pictures of these. How often a label is present, which the bias depends on,
+is then close to what will be met.
 """
 
 from __future__ import annotations
@@ -21,11 +22,19 @@ _QUERIES = 500
 
 
 def calibrated(
-    methods: Methods, names: list[str], base: Labelled, *, labels: int, shot: int, keep: Filter, seed: int
+    methods: Methods,
+    names: list[str],
+    base: Labelled,
+    *,
+    labels: int,
+    shot: int,
+    keep: Filter,
+    seed: int,
 ) -> dict[str, Logistic]:
     """Fit scale and bias of each method on episodes of so many base ``labels`` (all where there are fewer).
 
-    Raises DataError where base labels have too few pictures for an episode, or every picture has all of them.
+    Raises DataError where base labels have too few pictures for an episode, or every picture has
+    all of them.
     """
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     truth = []
@@ -41,7 +50,10 @@ def calibrated(
         for name, (values, _) in found.items():
             scores[name].append(values.double().numpy().ravel())
         truth.append(prepared.data.truth[few.query].ravel())
-    return {name: Logistic.fit(np.concatenate(values), np.concatenate(truth)) for name, values in scores.items()}
+    return {
+        name: Logistic.fit(np.concatenate(values), np.concatenate(truth))
+        for name, values in scores.items()
+    }
 
 
 def _episode(
@@ -52,7 +64,10 @@ def _episode(
     alone = chosen & (base.truth[:, columns].sum(axis=1) == base.truth.sum(axis=1))
     for rows in [np.flatnonzero(alone), np.flatnonzero(chosen)][keep == "any" :]:
         try:
-            names, media = [base.names[column] for column in columns], [base.media[row] for row in rows]
+            names, media = (
+                [base.names[column] for column in columns],
+                [base.media[row] for row in rows],
+            )
             truth = base.truth[np.ix_(rows, columns)]
             sampler = MultiLabelEpisodeSampler(
                 truth, names, shot=shot, draws=number + 1, seed=seed, media=media, name="--base"

@@ -1,8 +1,9 @@
 """A label's prototype from the patches that speak for it: attention asked by the label, filters made from the label.
 
-In: label vectors and their kept patches, padded. Out: prototypes in the joint space. Source: Yan et al., ACM TOMM
-(arXiv 2412.13732); dynamic convolution as in Sparse R-CNN, with a masked mean in place of its fixed grid. A new block
-weights patches by attention and hands on their mean: it starts from the prototype that needs no training.
+In: label vectors and their kept patches, padded. Out: prototypes in the joint space. Source: Yan et
+al., ACM TOMM (arXiv 2412.13732); dynamic convolution as in Sparse R-CNN, with a masked mean in
+place of its fixed grid. A new block weights patches by attention and hands on their mean: it starts
+from the prototype that needs no training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ class DynamicConv(nn.Module):
         super().__init__()
         self.hidden = hidden
         self.filters = nn.Linear(width, 2 * width * hidden)
-        self.inner_norm, self.outer_norm, self.norm = nn.LayerNorm(hidden), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.inner_norm, self.outer_norm, self.norm = (
+            nn.LayerNorm(hidden),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
 
     def forward(self, label: Tensor, local: Tensor, mask: Tensor) -> Tensor:
         """Refine labels (labels, width) by patches (labels, patches, width) where ``mask`` (labels, patches)."""
@@ -34,7 +39,8 @@ class DynamicConv(nn.Module):
 class CrossInteraction(nn.Module):
     """Prototypes by attention of labels over their patches, in ``layers`` blocks.
 
-    ``channel_attention`` weights the patches' channels by the label, ``dynamic_conv`` refines the label first.
+    ``channel_attention`` weights the patches' channels by the label, ``dynamic_conv`` refines the
+    label first.
     """
 
     def __init__(
@@ -52,7 +58,9 @@ class CrossInteraction(nn.Module):
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.dynamic = DynamicConv(width) if dynamic_conv else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(width, heads, channel_attention, mlp_width) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, channel_attention, mlp_width) for _ in range(layers)
+        )
 
     def forward(self, label: Tensor, local: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Make prototypes (labels, width), and the last block's attention (labels, heads, patches).
@@ -60,8 +68,8 @@ class CrossInteraction(nn.Module):
         Parameters
         ----------
         label, local, mask
-            (labels, width); (labels, patches, width); true for the patches that count (labels, patches). A label
-            without any keeps its vector as prototype and attends to nothing.
+            (labels, width); (labels, patches, width); true for the patches that count (labels,
+            patches). A label without any keeps its vector as prototype and attends to nothing.
         """
         local = self.dropout(local.masked_fill(~mask[..., None], 0))
         query = label if self.dynamic is None else self.dynamic(label, local, mask)
@@ -95,7 +103,8 @@ class _Block(nn.Module):
         q = self.query(query).unflatten(-1, (self.heads, -1))
         k, v = (linear(local).unflatten(-1, (self.heads, -1)) for linear in (self.key, self.value))
         score = torch.einsum("chd,cmhd->chm", q, k) / q.shape[-1] ** 0.5
-        # The least finite number, not minus infinity: a label without patches must not make NaN in the backward pass.
+        # The least finite number, not minus infinity: a label without patches must not make NaN in
+        # the backward pass.
         score = score.masked_fill(~mask[:, None], torch.finfo(score.dtype).min)
         attention = score.softmax(-1) * mask[:, None]
         hidden = self.out(torch.einsum("chm,cmhd->chd", attention, v).flatten(1))

@@ -1,6 +1,7 @@
 """The data sets of an evaluation as labelled pictures by role: what is measured, learned from and chosen on.
 
-In: encoded data sets and a list of labels. Out: pictures with their labels and the labels' texts, and a description.
+In: encoded data sets and a list of labels. Out: pictures with their labels and the labels' texts,
+and a description.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.manifest import Manifest
-from eval.encoders import Encoder
-from eval.tokens import ImageTokens, label_features
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import Encoder
+from eval.encoding.labelled_images import ImageTokens, label_features
 
 from .joint_space import Labelled
 from .label_sets import Filter, choose, read_label_lists, refuse_overlap
@@ -33,7 +34,8 @@ def labelled_sets(
     tokens, manifests
         Of the roles' data sets.
     labels
-        A list of labels, see `read_label_lists`; a data set without one is asked what it was imported for.
+        A list of labels, see `read_label_lists`; a data set without one is asked what it was
+        imported for.
     keep
         See `choose`.
 
@@ -45,9 +47,15 @@ def labelled_sets(
     lists = read_label_lists(labels)
     chosen = {}
     for role, found in tokens.items():
-        imported = manifests[role].source.get("label_split", {}).get("labels") if role not in lists else None
+        imported = (
+            manifests[role].source.get("label_split", {}).get("labels")
+            if role not in lists
+            else None
+        )
         there = {name for several in found.labels for name in several}
-        wanted = lists.get(role) or ([name for name in imported if name in there] if imported else None)
+        wanted = lists.get(role) or (
+            [name for name in imported if name in there] if imported else None
+        )
         chosen[role] = choose(found.labels, wanted, keep, f"--{role} {manifests[role].root}")
     refuse_overlap(chosen)
     sets = {}
@@ -82,7 +90,10 @@ def described(
             "hash": f"sha256:{manifests[role].digest}",
             "images": len(sets[role].keys),
             "left_out_by_labels": len(tokens[role]) - len(sets[role].keys),
-            "classes": {name: int(n) for name, n in zip(sets[role].names, sets[role].truth.sum(axis=0), strict=True)},
+            "classes": {
+                name: int(n)
+                for name, n in zip(sets[role].names, sets[role].truth.sum(axis=0), strict=True)
+            },
         }
 
     return of("data") | {"overlap": known} | {role: of(role) for role in sets if role != "data"}

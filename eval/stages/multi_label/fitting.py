@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.encoders import Encoder
+from eval.encoding.encoders import Encoder
 
 from .cross_interaction import CrossInteraction
 from .joint_space import JointSpace, Labelled, Projection, fit_joint
@@ -34,7 +34,8 @@ def fitted_classifier(
 ) -> tuple[MLFSIC, dict[str, Any]]:
     """Make the classifier, fitted to base labels as far as there are any, and say what was fitted.
 
-    ``init`` is `vl_joint` or `learned`, which needs ``base``; ``cross`` asks for a cross-interaction, which needs both.
+    ``init`` is `vl_joint` or `learned`, which needs ``base``; ``cross`` asks for a
+    cross-interaction, which needs both.
     """
     said: dict[str, Any] = {}
     if init == "learned":
@@ -51,7 +52,13 @@ def fitted_classifier(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             width = space.text(base.text[:1]).shape[1]
-            classifier.cross = CrossInteraction(width, heads=max(h for h in (8, 4, 2, 1) if width % h == 0))
+            classifier.cross = CrossInteraction(
+                width, heads=max(h for h in (8, 4, 2, 1) if width % h == 0)
+            )
         log = fit_base(classifier, base, val, TrainSettings(epochs=epochs), seed=seed)
-        said["cross"] = {"loss": log.losses, "validation_mAP": log.validation, "kept_epoch": log.best}
+        said["cross"] = {
+            "loss": log.losses,
+            "validation_mAP": log.validation,
+            "kept_epoch": log.best,
+        }
     return classifier.eval(), said

@@ -1,8 +1,9 @@
 """The space in which patches, pictures and labels meet, and what is fitted in it on base labels.
 
-In: patches of the tower and text features of labels. Out: vectors of one width. Either the contrastive space of the
-model itself, whose head is applied to every patch (nothing is trained but a scale and a bias), or two linear maps
-learned from base labels. Source: Yan et al., ACM TOMM (arXiv 2412.13732), with word vectors in the place of texts.
+In: patches of the tower and text features of labels. Out: vectors of one width. Either the
+contrastive space of the model itself, whose head is applied to every patch (nothing is trained but
+a scale and a bias), or two linear maps learned from base labels. Source: Yan et al., ACM TOMM
+(arXiv 2412.13732), with word vectors in the place of texts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from data_pipeline.errors import DataError
-from eval.encoders import Encoder
+from eval.encoding.encoders import Encoder
 
 from .loss_change import joint_logits
 
@@ -30,8 +31,8 @@ _BATCH = 256
 class Labelled:
     """Pictures with their labels: patches (pictures, patches, width), truth (pictures, labels), texts of the labels.
 
-    ``proj`` (pictures, projection) are the pictures' contrastive features, ``text`` (labels, projection) the labels';
-    ``media`` is the same for copies.
+    ``proj`` (pictures, projection) are the pictures' contrastive features, ``text`` (labels,
+    projection) the labels'; ``media`` is the same for copies.
     """
 
     names: tuple[str, ...]
@@ -72,8 +73,8 @@ class Logistic:
     def fit(cls, scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> Logistic:
         """Fit one scale and one bias to scores and truth of any equal form.
 
-        Where higher scores do not go with presence, the scale stays 1 and the bias gives the labels' share. Raises
-        DataError if all is present or none.
+        Where higher scores do not go with presence, the scale stays 1 and the bias gives the
+        labels' share. Raises DataError if all is present or none.
         """
         if truth.all() or not truth.any():
             raise DataError(
@@ -110,7 +111,9 @@ class JointSpace(nn.Module):
         self.scale, self.bias = scale, bias
 
     @classmethod
-    def learned(cls, width: int, text_width: int, joint: int = _JOINT_WIDTH, *, seed: int) -> JointSpace:
+    def learned(
+        cls, width: int, text_width: int, joint: int = _JOINT_WIDTH, *, seed: int
+    ) -> JointSpace:
         """Make a space of two linear maps, to be trained by `fit_joint`."""
         generator = torch.Generator().manual_seed(seed)
         vision, text = (nn.Linear(wide, joint, bias=False) for wide in (width, text_width))
@@ -142,9 +145,13 @@ class JointSpace(nn.Module):
         return fitted.fitted
 
 
-def fit_joint(space: JointSpace, data: Labelled, *, epochs: int = 30, lr: float = 2e-3, seed: int = 0) -> list[float]:
+def fit_joint(
+    space: JointSpace, data: Labelled, *, epochs: int = 30, lr: float = 2e-3, seed: int = 0
+) -> list[float]:
     """Train the maps by binary cross-entropy of pictures (mean of patches) and all base labels; the loss by epoch."""
-    pooled = torch.cat([part.float().mean(1) for part in data.patch.split(_BATCH)])  # a linear map keeps means
+    pooled = torch.cat(
+        [part.float().mean(1) for part in data.patch.split(_BATCH)]
+    )  # a linear map keeps means
     present = data.present()
     adam = torch.optim.Adam(space.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)

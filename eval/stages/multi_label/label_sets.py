@@ -1,7 +1,8 @@
 """Which labels are learned from, chosen on and measured, and which pictures may be shown for them.
 
-In: a list of labels (a file, or one that the project ships) and data sets. Out: per role its labels, and rows and truth
-of its pictures. Lists of the roles must be disjoint, and a picture of unseen labels must not slip in with a seen one.
+In: a list of labels (a file, or one that the project ships) and data sets. Out: per role its
+labels, and rows and truth of its pictures. Lists of the roles must be disjoint, and a picture of
+unseen labels must not slip in with a seen one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.sources.label_lists import label_lists, shipped_lists
+from data_pipeline.importing.label_lists import label_lists, shipped_lists
 
 Filter = Literal["strict", "any"]
 SPLITS = {"base": ("train", "base"), "val": ("val",), "data": ("test", "novel")}
@@ -37,8 +38,9 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
     Parameters
     ----------
     source
-        A JSON list or a text file of a name a line, for `data` alone; a JSON object with any of `train` (or `base`),
-        `val` and `test` (or `novel`); or the name of a shipped one, such as `coco_52_12_16`.
+        A JSON list or a text file of a name a line, for `data` alone; a JSON object with any of
+        `train` (or `base`), `val` and `test` (or `novel`); or the name of a shipped one, such as
+        `coco_52_12_16`.
 
     Raises
     ------
@@ -48,17 +50,27 @@ def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
     if source is None:
         return {}
     path = Path(source)
-    value = label_lists(str(source)) if not path.is_file() and str(source) in shipped_lists() else _read(path)
+    value = (
+        label_lists(str(source))
+        if not path.is_file() and str(source) in shipped_lists()
+        else _read(path)
+    )
     lists = {("data", ""): value}
     if isinstance(value, dict):
         roles = {split: role for role, splits in SPLITS.items() for split in splits}
         named = [roles.get(split) for split in value]
         if not value or None in named or len(set(named)) < len(named):
             known = ", ".join(" or ".join(splits) for splits in SPLITS.values())
-            raise UsageError(f"{source} has {', '.join(value) or 'nothing'}, where lists are called {known}, each once")
+            raise UsageError(
+                f"{source} has {', '.join(value) or 'nothing'}, where lists are called {known}, each once"
+            )
         lists = {(roles[split], f" under {split!r}"): names for split, names in value.items()}
     for (_, under), names in lists.items():
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        if (
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise UsageError(f"{source} must hold a list of names{under}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -71,23 +83,32 @@ def _read(path: Path) -> Any:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         shipped = ", ".join(shipped_lists())
-        raise UsageError(f"cannot read the list of labels {path}: {error}; shipped lists: {shipped}") from None
+        raise UsageError(
+            f"cannot read the list of labels {path}: {error}; shipped lists: {shipped}"
+        ) from None
     try:
-        return json.loads(text) if path.suffix == ".json" else [x for x in map(str.strip, text.splitlines()) if x]
+        return (
+            json.loads(text)
+            if path.suffix == ".json"
+            else [x for x in map(str.strip, text.splitlines()) if x]
+        )
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error.msg}") from None
 
 
-def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: str) -> Chosen:
+def choose(
+    labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: str
+) -> Chosen:
     """Choose the pictures of a data set that show ``names`` (all its labels, sorted, by default).
 
-    With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and its others are
-    ignored. A picture without a label is left out.
+    With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and
+    its others are ignored. A picture without a label is left out.
 
     Raises
     ------
     UsageError, DataError
-        For an unknown filter; for data without labels or with one alone, or without those that are named.
+        For an unknown filter; for data without labels or with one alone, or without those that are
+        named.
     """
     if keep not in ("strict", "any"):
         raise UsageError(f"filter is {keep!r}, must be strict or any")
@@ -104,8 +125,14 @@ def choose(labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep:
             "name others in the list of labels"
         )
     wanted = set(names)
-    rows = [r for r, own in enumerate(labels) if wanted.intersection(own) and (keep == "any" or wanted.issuperset(own))]
-    truth = np.array([[name in labels[row] for name in names] for row in rows], dtype=bool).reshape(-1, len(names))
+    rows = [
+        r
+        for r, own in enumerate(labels)
+        if wanted.intersection(own) and (keep == "any" or wanted.issuperset(own))
+    ]
+    truth = np.array([[name in labels[row] for name in names] for row in rows], dtype=bool).reshape(
+        -1, len(names)
+    )
     return Chosen(names, np.array(rows, dtype=np.int64), truth)
 
 

@@ -1,8 +1,9 @@
 """Which patches of a picture a label's loss depends on: the change of the loss when a patch is removed.
 
-In: patches in the joint space, labels, label vectors. Out: a score per patch, above 0 where the loss rises without it,
-and the patches with the largest. Source: Yan et al., ACM TOMM (arXiv 2412.13732), whose code (yk-pku/TOMM-FSIC) is mode
-`ema` with scope `image`; `taylor` is the signed first-order form of what `exact` measures.
+In: patches in the joint space, labels, label vectors. Out: a score per patch, above 0 where the
+loss rises without it, and the patches with the largest. Source: Yan et al., ACM TOMM (arXiv
+2412.13732), whose code (yk-pku/TOMM-FSIC) is mode `ema` with scope `image`; `taylor` is the signed
+first-order form of what `exact` measures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Rule = Literal["topk", "ratio", "tau"]
 SOURCE_TAU = 6.19e-9  # where the published code's sigmoid(1e8 * importance) reaches 0.65
 
 
-def joint_logits(a: Tensor, b: Tensor, scale: float | Tensor = 20.0, bias: float | Tensor = 0.0) -> Tensor:
+def joint_logits(
+    a: Tensor, b: Tensor, scale: float | Tensor = 20.0, bias: float | Tensor = 0.0
+) -> Tensor:
     """Logits ``scale * (1 - d) + bias`` (..., n, c) of a (..., n, width) and b (c, width).
 
     d is the distance of the vectors scaled to length one, from 0 to 2.
@@ -56,21 +59,28 @@ def loss_change(
     head
         Mean of patches (..., width) to the joint space.
     mode
-        `taylor`: minus the gradient of the loss with respect to a patch's weight, at weight 1; `exact`: the loss
-        without the patch minus the loss with it; `ema`: the published form without a sign, a running mean (at most
-        ``most`` of it kept) of |weight * gradient| over ``steps`` steps of Adam (``lr``) on the weights, which are
-        stretched to 0..1 before every step but the first.
+        `taylor`: minus the gradient of the loss with respect to a patch's weight, at weight 1;
+        `exact`: the loss without the patch minus the loss with it; `ema`: the published form
+        without a sign, a running mean (at most ``most`` of it kept) of |weight * gradient| over
+        ``steps`` steps of Adam (``lr``) on the weights, which are stretched to 0..1 before every
+        step but the first.
     scope
-        `label`: a label's own loss, (pictures, labels, patches); `image`: the mean over labels, (pictures, patches).
+        `label`: a label's own loss, (pictures, labels, patches); `image`: the mean over labels,
+        (pictures, patches).
     scale, bias
         Of the logits.
 
     Returns
     -------
     Tensor
-        Scores; gradients are taken even under `torch.no_grad`, and reach nothing but the patches' weights.
+        Scores; gradients are taken even under `torch.no_grad`, and reach nothing but the patches'
+        weights.
     """
-    local, present, unit = local.detach().float(), present.float(), F.normalize(labels.detach().float(), dim=-1)
+    local, present, unit = (
+        local.detach().float(),
+        present.float(),
+        F.normalize(labels.detach().float(), dim=-1),
+    )
 
     def losses(cosine: Tensor, truth: Tensor) -> Tensor:
         logits = scale * (1 - _distance(cosine)) + bias
@@ -79,7 +89,9 @@ def loss_change(
     if mode == "exact":
         with torch.no_grad():
             pooled = local.mean(1, keepdim=True)
-            joint = F.normalize(head(torch.cat([pooled, pooled - local / local.shape[1]], dim=1)), dim=-1)
+            joint = F.normalize(
+                head(torch.cat([pooled, pooled - local / local.shape[1]], dim=1)), dim=-1
+            )
             every = losses((joint @ unit.T).mT, present[..., None])
         score = every[..., 1:] - every[..., :1]
         return score if scope == "label" else score.mean(1)
@@ -96,7 +108,11 @@ def loss_change(
             return torch.autograd.grad(loss, weight)[0]
 
     weight = local.new_ones(len(local), len(unit) if scope == "label" else 1, local.shape[1])
-    score = -gradient(weight) if mode == "taylor" else _running_importance(gradient, weight, steps, lr, most)
+    score = (
+        -gradient(weight)
+        if mode == "taylor"
+        else _running_importance(gradient, weight, steps, lr, most)
+    )
     return score if scope == "label" else score[:, 0]
 
 
@@ -105,8 +121,9 @@ def select_local(
 ) -> Tensor:
     """Mark the patches to keep, bool of the form of ``score`` (..., patches).
 
-    `topk` keeps the ``k`` with the highest scores (all where there are fewer; of equal ones the first), `ratio` a share
-    of them, rounded up; `tau` those that reach it, which depends on the loss's scale.
+    `topk` keeps the ``k`` with the highest scores (all where there are fewer; of equal ones the
+    first), `ratio` a share of them, rounded up; `tau` those that reach it, which depends on the
+    loss's scale.
     """
     if rule == "tau":
         return score >= tau
@@ -138,6 +155,8 @@ def _running_importance(
 def _stretched(weight: Tensor) -> Tensor:
     """Stretch to 0..1 by picture; the smallest becomes the second smallest, so that none stays without a gradient."""
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
-    stretched = torch.where(high > low, (weight - low) / (high - low).clamp_min(1e-30), torch.ones_like(weight))
+    stretched = torch.where(
+        high > low, (weight - low) / (high - low).clamp_min(1e-30), torch.ones_like(weight)
+    )
     second = stretched.masked_fill(stretched == 0, torch.inf).amin(-1, keepdim=True)
     return torch.where(stretched == 0, second, stretched)

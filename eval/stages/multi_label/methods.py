@@ -1,8 +1,8 @@
 """The ways of recognising labels that are measured beside each other, all on the same draws.
 
-In: pictures mapped into the joint space, support and queries of a draw. Out: scores (queries, labels), of which only
-the order counts until they are turned into logits. `lcm` is the method (with `cross` trained), the others are its forms
-and what it must beat.
+In: pictures mapped into the joint space, support and queries of a draw. Out: scores (queries,
+labels), of which only the order counts until they are turned into logits. `lcm` is the method (with
+`cross` trained), the others are its forms and what it must beat.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class TipAdapter:
         """Cosine to the text plus ``alpha`` times the label's mean closeness of support pictures."""
         query, support = data.proj[draw.query].float(), data.proj[draw.support].float()
         present = data.present(draw.support)
-        closeness = torch.exp(-self.beta * (1 - query @ support.T)) @ (present / present.sum(0).clamp_min(1))
+        closeness = torch.exp(-self.beta * (1 - query @ support.T)) @ (
+            present / present.sum(0).clamp_min(1)
+        )
         return query @ data.text.T + self.alpha * closeness
 
     @classmethod
@@ -85,7 +87,9 @@ class TipAdapter:
         for alpha, beta in product(_ALPHAS, _BETAS):
             adapter = cls(alpha, beta)
             each = [
-                multilabel_metrics(adapter.scores(val, draw).double().numpy(), val.truth[draw.query], None)[0]["mAP"]
+                multilabel_metrics(
+                    adapter.scores(val, draw).double().numpy(), val.truth[draw.query], None
+                )[0]["mAP"]
                 for draw in sampler.all()
             ]
             found[adapter] = float(np.mean(each))
@@ -108,7 +112,9 @@ class Methods:
             found[name] = self._one(name, prepared, draw, shot, number)
         return found
 
-    def _one(self, name: str, p: Prepared, draw: Draw, shot: int, number: int) -> tuple[Tensor, Tensor | None]:
+    def _one(
+        self, name: str, p: Prepared, draw: Draw, shot: int, number: int
+    ) -> tuple[Tensor, Tensor | None]:
         if name == "zero_shot":
             return joint_logits(p.data.proj[draw.query].float(), p.data.text), None
         if name == "tip_adapter_ml":
@@ -122,22 +128,32 @@ class Methods:
         return self.model.predict(query, made.vectors), None if name == "all_patch" else made.chosen
 
 
-def _by_loss_change(methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int) -> Tensor:
+def _by_loss_change(
+    methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
+) -> Tensor:
     by = SELECTIONS.get(name, Selection())
-    return methods.model.chosen(local, present, labels, Selection(by.mode, by.scope, by.rule, methods.k))
+    return methods.model.chosen(
+        local, present, labels, Selection(by.mode, by.scope, by.rule, methods.k)
+    )
 
 
-def _all(methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int) -> Tensor:
+def _all(
+    methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
+) -> Tensor:
     return torch.ones(len(local), len(labels), local.shape[1], dtype=torch.bool)
 
 
-def _random(methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int) -> Tensor:
+def _random(
+    methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
+) -> Tensor:
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([methods.seed, number, 2])))
     score = torch.from_numpy(rng.random((len(local), len(labels), local.shape[1])))
     return select_local(score, k=methods.k)
 
 
-def _closest(methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int) -> Tensor:
+def _closest(
+    methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
+) -> Tensor:
     return select_local(joint_logits(local, labels).mT, k=methods.k)
 
 

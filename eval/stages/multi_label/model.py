@@ -1,7 +1,8 @@
 """Recognition of several labels from few pictures: patches that speak for a label make its prototype.
 
-In: the joint space, support pictures with their labels, and queries. Out: prototypes, the patches they were made of,
-and logits. Source: Yan et al., ACM TOMM (arXiv 2412.13732). Without the cross-interaction nothing here is trained.
+In: the joint space, support pictures with their labels, and queries. Out: prototypes, the patches
+they were made of, and logits. Source: Yan et al., ACM TOMM (arXiv 2412.13732). Without the
+cross-interaction nothing here is trained.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Selection:
 class MLFSIC(nn.Module):
     """Multi-label few-shot classifier over a joint space, with a trained ``cross`` interaction or with mean patches.
 
-    All patches (pictures, patches, width) that its methods take are those of the joint space (`JointSpace.local`).
+    All patches (pictures, patches, width) that its methods take are those of the joint space
+    (`JointSpace.local`).
     """
 
     def __init__(
@@ -59,29 +61,44 @@ class MLFSIC(nn.Module):
         self.space, self.cross, self.query_pool = space, cross, query_pool
         self.selection = selection or Selection()
 
-    def chosen(self, local: Tensor, present: Tensor, labels: Tensor, selection: Selection | None = None) -> Tensor:
+    def chosen(
+        self, local: Tensor, present: Tensor, labels: Tensor, selection: Selection | None = None
+    ) -> Tensor:
         """Choose patches of support pictures for each label, bool (pictures, labels, patches)."""
         by = selection or self.selection
         score = loss_change(
-            local, present, labels, mode=by.mode, scope=by.scope, scale=self.space.scale, bias=self.space.bias
+            local,
+            present,
+            labels,
+            mode=by.mode,
+            scope=by.scope,
+            scale=self.space.scale,
+            bias=self.space.bias,
         )
         kept = select_local(score, rule=by.rule, k=by.k)
         return kept if by.scope == "label" else kept[:, None].expand(-1, len(labels), -1)
 
     def prototypes(
-        self, local: Tensor, present: Tensor, labels: Tensor, chosen: Tensor | None = None, *, cross: bool = True
+        self,
+        local: Tensor,
+        present: Tensor,
+        labels: Tensor,
+        chosen: Tensor | None = None,
+        *,
+        cross: bool = True,
     ) -> Prototypes:
         """Make a prototype of every label from the chosen patches of all support pictures that have it.
 
         Parameters
         ----------
         local, present, labels
-            (pictures, patches, width); 1 where a picture has a label (pictures, labels); label vectors (labels, width).
+            (pictures, patches, width); 1 where a picture has a label (pictures, labels); label
+            vectors (labels, width).
         chosen
             Patches to use instead of those of the method's own selection.
         cross
-            Whether the cross-interaction, where there is one, makes the prototype; else the patches' mean. A label
-            without a patch keeps its vector.
+            Whether the cross-interaction, where there is one, makes the prototype; else the
+            patches' mean. A label without a patch keeps its vector.
         """
         if chosen is None:
             chosen = self.chosen(local, present, labels)
@@ -96,8 +113,9 @@ class MLFSIC(nn.Module):
     def predict(self, local: Tensor, vectors: Tensor) -> Tensor:
         """Logits (queries, labels) of queries' patches (queries, patches, width) against prototypes.
 
-        The patches' mean is compared; or with ``query_pool`` `max` every patch, of which the closest decides; or with
-        `label_attention` their mean weighted by their own logits for the label.
+        The patches' mean is compared; or with ``query_pool`` `max` every patch, of which the
+        closest decides; or with `label_attention` their mean weighted by their own logits for the
+        label.
         """
         if self.query_pool == "mean":
             return self.space.logits(local.mean(1), vectors)

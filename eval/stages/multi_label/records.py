@@ -1,8 +1,9 @@
 """Scores of draws as lines of `samples.jsonl`, and every metric computed from them.
 
-A line is one draw: which picture has which label, the scores of every method on all pictures that are neither support
-nor copies of it, in 65,536 steps from the least to the largest. Metrics are those of the stored scores, so that lines
-give them to the last bit, and a line by itself gives those of its draw. Two intervals: over draws, and over pictures.
+A line is one draw: which picture has which label, the scores of every method on all pictures that
+are neither support nor copies of it, in 65,536 steps from the least to the largest. Metrics are
+those of the stored scores, so that lines give them to the last bit, and a line by itself gives
+those of its draw. Two intervals: over draws, and over pictures.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.schema import Metric
-from eval.statistics import paired_difference, t_interval
+from eval.results.intervals import paired_difference, t_interval
+from eval.results.schema import Metric
 
 from .methods import COMPARED_TO, OWN
 from .metrics import Array, average_precision, multilabel_metrics
@@ -34,7 +35,8 @@ _Draw = tuple[NDArray[np.int64], NDArray[np.bool_], dict[str, Array]]
 class _Measured:
     """One method, in percent: metrics by draw, each label's average precision (draws, labels), NaN where undefined.
 
-    ``on_map`` (pictures,) and ``on_class`` (pictures, labels) are the pictures' influences on their means over draws.
+    ``on_map`` (pictures,) and ``on_class`` (pictures, labels) are the pictures' influences on their
+    means over draws.
     """
 
     by_draw: dict[str, list[float]]
@@ -80,11 +82,12 @@ def says_anything(line: Mapping[str, Any], method: str) -> bool:
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `Nshot/METHOD/mAP` and the others of `multilabel_metrics` are means over draws with Student's t interval over them;
-    mAP and `class/NAME` also have one over pictures (``intervals``), with the support pictures as drawn.
-    `Nshot/METHOD-OTHER/mAP` are differences of `OWN` and `COMPARED_TO` on the same draws. A label without a picture to
-    find in a draw is left out of it; `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean
-    share of pictures with a label.
+    `Nshot/METHOD/mAP` and the others of `multilabel_metrics` are means over draws with Student's t
+    interval over them; mAP and `class/NAME` also have one over pictures (``intervals``), with the
+    support pictures as drawn. `Nshot/METHOD-OTHER/mAP` are differences of `OWN` and `COMPARED_TO`
+    on the same draws. A label without a picture to find in a draw is left out of it;
+    `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean share of pictures
+    with a label.
     """
     lines = list(records)
     found: list[Metric] = []
@@ -113,12 +116,16 @@ def _of_shot(prefix: str, lines: list[dict[str, Any]]) -> list[Metric]:
             metric = Metric(name=name, value=value, unit=unit, ci95=interval, n=len(lines))
             found.append(_over_pictures(metric, mine.on_map - theirs.on_map))
     scored = float(np.mean(measured[methods[0]].by_draw["n_classes_scored"]))
-    found.append(Metric(name=f"{prefix}/n_classes_scored", value=scored, unit="classes", n=len(lines)))
+    found.append(
+        Metric(name=f"{prefix}/n_classes_scored", value=scored, unit="classes", n=len(lines))
+    )
     for method, own in measured.items():
         for column, name in enumerate(classes):
             values = own.by_class[~np.isnan(own.by_class[:, column]), column]
             if len(values):
-                mean = _mean(f"{prefix}/{method}/class/{name}", values, 100 * float(shares[:, column].mean()))
+                mean = _mean(
+                    f"{prefix}/{method}/class/{name}", values, 100 * float(shares[:, column].mean())
+                )
                 found.append(_over_pictures(mean, own.on_class[:, column]))
     return found
 
@@ -126,11 +133,16 @@ def _of_shot(prefix: str, lines: list[dict[str, Any]]) -> list[Metric]:
 def _measured(lines: Sequence[dict[str, Any]], draws: Sequence[_Draw], method: str) -> _Measured:
     by_draw: dict[str, list[float]] = {}
     by_class = []
-    on_map, on_class = np.zeros(lines[0]["pictures"]), np.zeros((lines[0]["pictures"], len(lines[0]["classes"])))
+    on_map, on_class = (
+        np.zeros(lines[0]["pictures"]),
+        np.zeros((lines[0]["pictures"], len(lines[0]["classes"]))),
+    )
     for line, (query, truth, scores) in zip(lines, draws, strict=True):
         values, own = multilabel_metrics(scores[method], truth, 0.0 if line["logits"] else None)
         for name, value in values.items():
-            by_draw.setdefault(name, []).append(value if name == "n_classes_scored" else 100 * value)
+            by_draw.setdefault(name, []).append(
+                value if name == "n_classes_scored" else 100 * value
+            )
         by_class.append(100 * own)
         for column in np.flatnonzero(truth.any(axis=0)):
             influence = average_precision(scores[method][:, column], truth[:, column])[1]
@@ -149,7 +161,9 @@ def _mean(name: str, values: Sequence[float] | Array, chance: float | None) -> M
 def _over_pictures(metric: Metric, influence: Array) -> Metric:
     half = _NORMAL * float(np.sqrt((influence**2).sum()))
     found = (metric.value - half, metric.value + half)
-    return metric.model_copy(update={"intervals": {"pictures": _share(found) if metric.unit == "percent" else found}})
+    return metric.model_copy(
+        update={"intervals": {"pictures": _share(found) if metric.unit == "percent" else found}}
+    )
 
 
 def _share(interval: tuple[float, float]) -> tuple[float, float]:
@@ -171,6 +185,8 @@ def _unpacked(line: Mapping[str, Any]) -> _Draw:
     query = np.setdiff1d(np.arange(pictures), np.array(line["left_out"], dtype=np.int64))
     scores = {}
     for name, packed in line["scores"].items():
-        steps = np.frombuffer(base64.b64decode(packed["steps"]), dtype="<u2").reshape(len(query), labels)
+        steps = np.frombuffer(base64.b64decode(packed["steps"]), dtype="<u2").reshape(
+            len(query), labels
+        )
         scores[name] = packed["low"] + packed["step"] * steps.astype(np.float64)
     return query, truth[query], scores

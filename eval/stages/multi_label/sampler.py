@@ -1,7 +1,8 @@
 """Support pictures for labels, drawn again and again; what is left of the data set are the queries of every draw.
 
-In: which picture has which label. A draw takes so many pictures of every label; their other labels count too, so that a
-label may have more. Out: rows of the pictures. A draw depends on the seed and its number alone.
+In: which picture has which label. A draw takes so many pictures of every label; their other labels
+count too, so that a label may have more. Out: rows of the pictures. A draw depends on the seed and
+its number alone.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class MultiLabelEpisodeSampler:
     names
         Of the labels.
     shot, draws, seed
-        Support pictures of a label, number of draws, and what they depend on. With the same seed and draw the support
-        of fewer shots is part of that of more.
+        Support pictures of a label, number of draws, and what they depend on. With the same seed
+        and draw the support of fewer shots is part of that of more.
     media
         The same for copies of a picture; without it all pictures differ.
     name
@@ -43,8 +44,8 @@ class MultiLabelEpisodeSampler:
     Raises
     ------
     UsageError, DataError
-        For a shot or a number of draws below 1; for labels with too few different pictures, by name, and for a draw
-        that leaves no picture with a label to find.
+        For a shot or a number of draws below 1; for labels with too few different pictures, by
+        name, and for a draw that leaves no picture with a label to find.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class MultiLabelEpisodeSampler:
         if shot < 1 or draws < 1:
             raise UsageError(f"{draws} draws of {shot} pictures a label: both must be 1 or more")
         self.truth, self.shot, self.draws, self.seed, self.name = truth, shot, draws, seed, name
-        self.same = np.unique(np.arange(len(truth)) if media is None else np.asarray(media), return_inverse=True)[1]
+        self.same = np.unique(
+            np.arange(len(truth)) if media is None else np.asarray(media), return_inverse=True
+        )[1]
         counts = {label: len(np.unique(self.same[truth[:, c]])) for c, label in enumerate(names)}
         few = [f"{label} ({count})" for label, count in counts.items() if count <= shot]
         if few:

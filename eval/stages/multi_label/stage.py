@@ -1,8 +1,9 @@
 """Multi-label few-shot recognition: which of some new labels a picture has, from a few pictures of each.
 
-In: a model, labelled pictures, and where methods need them base labels to learn from, validation labels to choose on.
-Every draw takes some pictures of each label as support and asks for the labels of all others. Out: average precision
-and F1 of the method beside its baselines on the same draws, paired differences, both over draws and over pictures.
+In: a model, labelled pictures, and where methods need them base labels to learn from, validation
+labels to choose on. Every draw takes some pictures of each label as support and asks for the labels
+of all others. Out: average precision and F1 of the method beside its baselines on the same draws,
+paired differences, both over draws and over pictures.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
-from data_pipeline.manifest import Manifest
-from eval.encoders import load_encoder
-from eval.features import processes
-from eval.overlap import flags as overlap_flags
-from eval.overlap import overlap
-from eval.schema import Result, check_out, data_flags, environment, write_result
-from eval.tokens import ImageTokens, encode_tokens
+from data_pipeline.shards.manifest import Manifest
+from eval.encoding.encoders import load_encoder
+from eval.encoding.features import processes
+from eval.encoding.labelled_images import ImageTokens, encode_tokens
+from eval.results.contamination import flags as overlap_flags
+from eval.results.contamination import overlap
+from eval.results.schema import Result, check_out, data_flags, environment, write_result
 
 from .calibration import EPISODES, calibrated
 from .data_sets import described, labelled_sets
@@ -33,7 +34,9 @@ from .sampler import MultiLabelEpisodeSampler
 from .summary import not_above, silent
 
 _TUNING_DRAWS = 5
-_ROUNDING = 0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
+_ROUNDING = (
+    0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
+)
 
 
 def evaluate(
@@ -67,23 +70,23 @@ def evaluate(
     model
         Whatever `load_encoder` loads, with a space that pictures share with texts.
     data, base, val
-        Data sets: what is measured; what scales, biases and the cross-interaction learn from; what its epochs and
-        Tip-Adapter's settings are chosen on. No label may be in two of them.
+        Data sets: what is measured; what scales, biases and the cross-interaction learn from; what
+        its epochs and Tip-Adapter's settings are chosen on. No label may be in two of them.
     out, limit, batch_size, precision, cache, train
         As of retrieval; ``limit`` holds for each data set.
     labels
-        A list that restricts and orders labels (see `read_label_lists`); by default those that the data set was
-        imported for, or all it has.
+        A list that restricts and orders labels (see `read_label_lists`); by default those that the
+        data set was imported for, or all it has.
     shot, draws, seed
-        Support pictures of each label (every number is an evaluation of its own), draws of them, and what they depend
-        on.
+        Support pictures of each label (every number is an evaluation of its own), draws of them,
+        and what they depend on.
     filter
         `strict` leaves out pictures with a label besides; `any` keeps them and ignores it.
     methods
         Names (`ABOUT`); by default all that can run, and the others are flagged.
     init
-        `vl_joint`: the contrastive head maps patches, scale and bias are fitted to base labels; `learned`: linear maps
-        of patches and texts are trained on base labels.
+        `vl_joint`: the contrastive head maps patches, scale and bias are fitted to base labels;
+        `learned`: linear maps of patches and texts are trained on base labels.
     patches
         How many a label chooses of a support picture.
     query_pool
@@ -96,10 +99,11 @@ def evaluate(
     Raises
     ------
     UsageError
-        For an unknown option, for a method without the data sets that it needs, for a model without a joint space.
+        For an unknown option, for a method without the data sets that it needs, for a model without
+        a joint space.
     DataError
-        For data without labels or with a single one, a label with too few pictures, a label in two data sets, a draw
-        that leaves nothing to find, base pictures that all have all labels.
+        For data without labels or with a single one, a label with too few pictures, a label in two
+        data sets, a draw that leaves nothing to find, base pictures that all have all labels.
     NumericsError
         For tokens that are not finite.
     """
@@ -115,13 +119,21 @@ def evaluate(
     check_out(out)
     encoder = load_encoder(model, precision, cache)
     if not encoder.joint:
-        raise UsageError(f"{model} has no space that pictures share with texts, which every label is compared in")
-    paths = {role: path for role, path in (("data", data), ("base", base), ("val", val)) if path is not None}
+        raise UsageError(
+            f"{model} has no space that pictures share with texts, which every label is compared in"
+        )
+    paths = {
+        role: path
+        for role, path in (("data", data), ("base", base), ("val", val))
+        if path is not None
+    }
     manifests = {role: Manifest.load(path) for role, path in paths.items()}
     known = overlap(manifests["data"], model, train)
     started = time.perf_counter()
     tokens = {
-        role: encode_tokens(encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size)
+        role: encode_tokens(
+            encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size
+        )
         for role, manifest in manifests.items()
     }
     sets = labelled_sets(encoder, tokens, manifests, labels, filter)
@@ -148,23 +160,38 @@ def evaluate(
     adapters = {}
     if "tip_adapter_ml" in names:
         assert judge is not None
-        adapters = {k: TipAdapter.tuned(judge, shot=k, draws=_TUNING_DRAWS, seed=seed) for k in samplers}
-        said["tip_adapter_ml"] = {f"{k}shot": {"alpha": a.alpha, "beta": a.beta} for k, a in adapters.items()}
+        adapters = {
+            k: TipAdapter.tuned(judge, shot=k, draws=_TUNING_DRAWS, seed=seed) for k in samplers
+        }
+        said["tip_adapter_ml"] = {
+            f"{k}shot": {"alpha": a.alpha, "beta": a.beta} for k, a in adapters.items()
+        }
     every = Methods(classifier, adapters, k=patches, seed=seed)
     logistic: dict[int, dict[str, Logistic]] = {}
     if learn is not None:
         many = len(own.names)
-        logistic = {k: calibrated(every, names, learn, labels=many, shot=k, keep=filter, seed=seed) for k in samplers}
+        logistic = {
+            k: calibrated(every, names, learn, labels=many, shot=k, keep=filter, seed=seed)
+            for k in samplers
+        }
     timing["fitting_s"] = time.perf_counter() - started
     records, prepared = [], Prepared.of(classifier, own)
     for k, sampler in samplers.items():
         started = time.perf_counter()
         for number in range(draws):
-            records.append(_record(every, names, prepared, sampler, number, logistic.get(k), tokens["data"].grid))
+            records.append(
+                _record(
+                    every, names, prepared, sampler, number, logistic.get(k), tokens["data"].grid
+                )
+            )
         timing[f"draws_per_s/{k}shot"] = draws / (time.perf_counter() - started)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
     measured = metrics(records)
-    flags += _flags(tokens, logistic, learn is not None, said) + silent(records) + not_above(measured, list(samplers))
+    flags += (
+        _flags(tokens, logistic, learn is not None, said)
+        + silent(records)
+        + not_above(measured, list(samplers))
+    )
     state = processes()
     result = Result(
         stage="multi-label",
@@ -179,8 +206,12 @@ def evaluate(
             "init": init,
             "patches": {"grid": list(tokens["data"].grid), "chosen": patches},
             "query_pool": query_pool,
-            "threshold": "0.5, after a scale and a bias fitted to base labels" if learn is not None else None,
-            "calibration": f"{EPISODES} episodes of as many base labels" if learn is not None else None,
+            "threshold": "0.5, after a scale and a bias fitted to base labels"
+            if learn is not None
+            else None,
+            "calibration": f"{EPISODES} episodes of as many base labels"
+            if learn is not None
+            else None,
             "chosen_by": "mAP on draws of validation labels" if judge is not None else None,
             "undefined": "labels without a picture to find in a draw are left out of it",
             "precision": precision,
@@ -199,7 +230,9 @@ def evaluate(
     return result
 
 
-def _usable(methods: Sequence[str] | None, there: Mapping[str, bool]) -> tuple[list[str], dict[str, str]]:
+def _usable(
+    methods: Sequence[str] | None, there: Mapping[str, bool]
+) -> tuple[list[str], dict[str, str]]:
     """Return the methods to run, and why others cannot."""
     wanted = list(dict.fromkeys(ABOUT if methods is None else methods))
     unknown = [name for name in wanted if name not in ABOUT]
@@ -238,11 +271,17 @@ def _record(
             constant.append(name)
         if logistic is not None:
             scores[name] = logistic[name].scale * scores[name] + logistic[name].bias
-    record = record_of(sampler.shot, number, own.names, own.truth, draw.query, scores, logistic is not None)
+    record = record_of(
+        sampler.shot, number, own.names, own.truth, draw.query, scores, logistic is not None
+    )
     record |= {"constant": constant, "support": [own.keys[row] for row in draw.support]}
     if number == 0:  # what the report draws
         record["grid"] = list(grid)
-        shown = [name for name in names if name in (*SELECTIONS, "text_similarity") and found[name][1] is not None]
+        shown = [
+            name
+            for name in names
+            if name in (*SELECTIONS, "text_similarity") and found[name][1] is not None
+        ]
         record["chosen"] = {name: _listed(found[name][1], own.names) for name in shown}
     return record
 
@@ -250,7 +289,10 @@ def _record(
 def _listed(chosen: Any, names: Sequence[str]) -> list[dict[str, list[int]]]:
     """List the chosen patches of each support picture by label."""
     return [
-        {names[label]: picture[label].nonzero().flatten().tolist() for label in picture.any(1).nonzero().flatten()}
+        {
+            names[label]: picture[label].nonzero().flatten().tolist()
+            for label in picture.any(1).nonzero().flatten()
+        }
         for picture in chosen
     ]
 
@@ -261,9 +303,17 @@ def _flags(
     based: bool,
     said: Mapping[str, Any],
 ) -> list[str]:
-    flags = [] if based else ["uncalibrated: without --base no threshold means anything, and P, R and F1 are left out"]
+    flags = (
+        []
+        if based
+        else [
+            "uncalibrated: without --base no threshold means anything, and P, R and F1 are left out"
+        ]
+    )
     if based and not said.get("scale_fitted", True):
-        flags.append("the mean of a base picture's patches is not closer to its labels' texts than to others")
+        flags.append(
+            "the mean of a base picture's patches is not closer to its labels' texts than to others"
+        )
     flags += [
         f"scores_say_nothing/{k}shot/{name}: on base labels"
         for k in logistic

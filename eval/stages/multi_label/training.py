@@ -1,8 +1,9 @@
 """Episodic training of the cross-interaction on base labels; how long is decided by labels that it never saw.
 
-In: a classifier, base pictures, validation pictures of other labels. Out: the weights of the epoch with the best mean
-average precision on validation draws, the start among them, and what was seen on the way. Loss: L_Q + L_CM of Yan et
-al., ACM TOMM (arXiv 2412.13732); an episode has one support picture and some queries of every base label.
+In: a classifier, base pictures, validation pictures of other labels. Out: the weights of the epoch
+with the best mean average precision on validation draws, the start among them, and what was seen on
+the way. Loss: L_Q + L_CM of Yan et al., ACM TOMM (arXiv 2412.13732); an episode has one support
+picture and some queries of every base label.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .sampler import MultiLabelEpisodeSampler
 class TrainSettings:
     """Epochs of ``episodes`` each; the learning rate rises over ``warmup`` episodes and stays.
 
-    It is ten times the published one, with which as many epochs got half as far on the scenes' validation labels.
+    It is ten times the published one, with which as many epochs got half as far on the scenes'
+    validation labels.
     """
 
     epochs: int = 8
@@ -46,7 +48,12 @@ class TrainLog:
 
 
 def fit_base(
-    model: MLFSIC, base: Labelled, val: Labelled | None, settings: TrainSettings | None = None, *, seed: int
+    model: MLFSIC,
+    base: Labelled,
+    val: Labelled | None,
+    settings: TrainSettings | None = None,
+    *,
+    seed: int,
 ) -> TrainLog:
     """Train what of ``model`` asks for gradients; without ``val`` all epochs, and the last one is kept.
 
@@ -65,14 +72,24 @@ def fit_base(
     total = settings.epochs * settings.episodes
     # One draw's support pictures are an episode's; its queries are chosen among the rest.
     sampler = MultiLabelEpisodeSampler(
-        base.truth, base.names, shot=1, draws=max(1, total), seed=seed, media=base.media, name="--base"
+        base.truth,
+        base.names,
+        shot=1,
+        draws=max(1, total),
+        seed=seed,
+        media=base.media,
+        name="--base",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout
         for number in range(total):
-            adam.param_groups[0]["lr"] = settings.lr * min(1, (number + 1) / max(1, settings.warmup))
+            adam.param_groups[0]["lr"] = settings.lr * min(
+                1, (number + 1) / max(1, settings.warmup)
+            )
             model.train()
-            loss = _episode_loss(model, base, *_episode(base.truth, sampler, number, settings.queries))
+            loss = _episode_loss(
+                model, base, *_episode(base.truth, sampler, number, settings.queries)
+            )
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -96,7 +113,11 @@ def fit_base(
 def validate(model: MLFSIC, data: Labelled, draws: int, seed: int) -> float:
     """Mean average precision in percent of one-shot draws."""
     model.eval()
-    local, labels, present = model.space.local(data.patch), model.space.text(data.text), data.present()
+    local, labels, present = (
+        model.space.local(data.patch),
+        model.space.text(data.text),
+        data.present(),
+    )
     sampler = MultiLabelEpisodeSampler(
         data.truth, data.names, shot=1, draws=draws, seed=seed, media=data.media, name="--val"
     )
@@ -118,10 +139,15 @@ def _episode(
     return draw.support, np.unique(np.concatenate(by_label))
 
 
-def _episode_loss(model: MLFSIC, base: Labelled, support: NDArray[np.int64], query: NDArray[np.int64]) -> torch.Tensor:
+def _episode_loss(
+    model: MLFSIC, base: Labelled, support: NDArray[np.int64], query: NDArray[np.int64]
+) -> torch.Tensor:
     space = model.space
     labels, present = space.text(base.text), base.present(support)
-    local, asked = space.vision(base.patch[support].float()), space.vision(base.patch[query].float())
+    local, asked = (
+        space.vision(base.patch[support].float()),
+        space.vision(base.patch[query].float()),
+    )
     vectors = model.prototypes(local, present, labels).vectors
     loss = F.binary_cross_entropy_with_logits(model.predict(asked, vectors), base.present(query))
     if any(weight.requires_grad for weight in space.parameters()):  # else it is a constant

@@ -1,0 +1,1 @@
+"""Shards on disk: their manifest, their index, reading, writing and checking them."""

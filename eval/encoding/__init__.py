@@ -1,0 +1,1 @@
+"""From images and texts to features: encoders, a cache, labelled images, prompts and attention maps."""

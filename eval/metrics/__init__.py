@@ -1,0 +1,1 @@
+"""What a number is: ranks of relevant items, neighbours, VQA accuracy and grounding."""

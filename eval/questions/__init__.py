@@ -1,0 +1,1 @@
+"""Questions and answers: the vocabulary of answers, and answering with a classifier."""

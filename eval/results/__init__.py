@@ -1,0 +1,1 @@
+"""What every stage shares after its scores: the result schema, intervals, verification, comparison and contamination."""

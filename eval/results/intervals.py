@@ -1,0 +1,122 @@
+"""95 % intervals that resample what was sampled: images with all their captions, not captions one by one.
+
+Means over few-shot episodes have Student's t interval. Over episodes that share pictures it tells
+how far another draw of episodes from these pictures would lie (closed world), over disjoint ones
+how far other pictures would (open world: Lafargue et al., "Oops, I sampled it again", arXiv
+2409.02850).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import bootstrap
+from scipy.stats import t as student
+
+RESAMPLES = 2000
+
+
+def mean_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of ``values`` (queries,), resampling whole clusters.
+
+    ``clusters`` names for every value the unit it belongs to (its image). With one cluster there is
+    nothing to resample and the interval is the mean itself. The seed is fixed: the same values give
+    the same interval.
+    """
+    flat = np.asarray(values, dtype=np.float64)
+    group = _numbered(clusters)
+    return ratio_interval(np.bincount(group, weights=flat), np.bincount(group))
+
+
+def ratio_interval(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+    """Percentile bootstrap interval of total ``sums`` over total ``counts``, both (clusters,), resampling clusters."""
+
+    def mean(s: NDArray[Any], c: NDArray[Any], axis: int) -> NDArray[Any]:
+        return s.sum(axis=axis) / c.sum(axis=axis)
+
+    return _interval((np.asarray(sums, dtype=np.float64), np.asarray(counts)), mean)
+
+
+def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, float]:
+    """Percentile bootstrap interval of the median of ``values`` (queries,), resampling whole clusters."""
+    flat = np.asarray(values, dtype=np.float64)
+    group = _numbered(clusters)
+    order = np.argsort(group, kind="stable")
+    counts = np.bincount(group)
+    table = np.full((len(counts), counts.max()), np.nan)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[group[order], place] = flat[order]
+
+    def median(rows: NDArray[Any], axis: int) -> NDArray[Any]:
+        drawn = table[np.moveaxis(rows, axis, -1)]
+        return np.nanmedian(drawn.reshape(*drawn.shape[:-2], -1), axis=-1)
+
+    return _interval((np.arange(len(counts)),), median)
+
+
+def mean_of_means_interval(
+    values: ArrayLike, groups: Sequence[Any], clusters: Sequence[Any]
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over groups of the mean of each group's ``values`` (queries,).
+
+    Whole clusters are resampled, which may hold queries of several groups; a group that was not
+    drawn is left out.
+    """
+    group, cluster = _numbered(groups), _numbered(clusters)
+    shape = (cluster.max() + 1, group.max() + 1)
+    place = np.ravel_multi_index((cluster, group), shape)
+    size = shape[0] * shape[1]
+    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64), minlength=size).reshape(
+        shape
+    )
+    counts = np.bincount(place, minlength=size).reshape(shape)
+
+    def mean_of_means(rows: NDArray[Any], axis: int) -> NDArray[Any]:
+        drawn = np.moveaxis(rows, axis, -1)
+        # How often each cluster was drawn, so that no table of all draws with all groups is made.
+        times = np.apply_along_axis(np.bincount, -1, drawn, minlength=shape[0])
+        total, number = times @ sums, times @ counts
+        there = number > 0
+        means = np.divide(total, number, out=np.zeros_like(total), where=there)
+        return means.sum(axis=-1) / there.sum(axis=-1)
+
+    return _interval((np.arange(shape[0]),), mean_of_means)
+
+
+def t_interval(values: ArrayLike) -> tuple[float, float] | None:
+    """Student t interval of the mean of ``values`` (episodes,); None for fewer than two, which have no spread."""
+    flat = np.asarray(values, dtype=np.float64)
+    if len(flat) < 2:
+        return None
+    half = float(student.ppf(0.975, len(flat) - 1) * flat.std(ddof=1) / np.sqrt(len(flat)))
+    return float(flat.mean()) - half, float(flat.mean()) + half
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, tuple[float, float] | None]:
+    """Mean of a - b over the same episodes (episodes,), and the Student t interval of the differences."""
+    differences = np.subtract(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+    return float(differences.mean()), t_interval(differences)
+
+
+def _numbered(clusters: Sequence[Any]) -> NDArray[np.intp]:
+    return np.unique(np.asarray(clusters), return_inverse=True)[1].ravel()
+
+
+def _interval(data: tuple[NDArray[Any], ...], statistic: Any) -> tuple[float, float]:
+    if len(data[0]) < 2:
+        only = float(statistic(*data, axis=-1))
+        return only, only
+    found = bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=200,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)

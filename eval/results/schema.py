@@ -1,0 +1,149 @@
+"""The result of every stage in one format: `result.json` with its metrics, `samples.jsonl` with one line per query."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.errors import DataError, UsageError
+from data_pipeline.shards.manifest import Manifest
+from pretrain.run.files import write_pieces, write_whole
+
+SCHEMA = "glscl-result/1"
+RESULT_NAME = "result.json"
+SAMPLES_NAME = "samples.jsonl"
+
+_PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy", "pillow")
+
+
+class Metric(BaseModel):
+    """One number with what it takes to read it: unit, 95 % interval, number of queries, and what guessing reaches."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    name: str
+    value: float
+    unit: str
+    ci95: tuple[float, float] | None = None
+    n: int
+    chance: float | None = None
+    bounds: tuple[float, float] | None = Field(
+        default=None, description="the value if every tie were lost, and won"
+    )
+    intervals: dict[str, tuple[float, float]] = Field(
+        default={}, description="further 95 % intervals, by their name"
+    )
+
+
+class Result(BaseModel):
+    """What a stage did, on which data, with which model, and what came out."""
+
+    model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True)
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    stage: str
+    protocol: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[Metric]
+    flags: list[str] = []
+    timing: dict[str, float] = {}
+
+    def metric(self, name: str) -> Metric:
+        """Return the metric called ``name``; KeyError where there is none."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise KeyError(name)
+
+
+def check_out(out: Path | str) -> None:
+    """Refuse a folder that results cannot be written to, before the work is done; UsageError."""
+    there = next(
+        each for each in (Path(out).absolute(), *Path(out).absolute().parents) if each.exists()
+    )
+    if not there.is_dir():
+        raise UsageError(f"out is {out}, and {there} is a file: choose a folder for the results")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"out is {out}, and {there} may not be written to: choose another folder for the results"
+        )
+
+
+def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all.
+
+    Records are written as they come.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records)
+    write_pieces(out / SAMPLES_NAME, lines)
+    write_whole(out / RESULT_NAME, result.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def read_result(folder: Path | str) -> Result:
+    """Read `result.json` of a stage's folder.
+
+    Raises
+    ------
+    DataError
+        If it is missing or not in this format.
+    """
+    path = Path(folder) / RESULT_NAME
+    try:
+        result = Result.model_validate_json(path.read_bytes())
+    except OSError:
+        raise DataError(
+            f"{folder} holds no {RESULT_NAME}: is it the --out folder of an evaluation?"
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{path} is not a {SCHEMA} result: {where}: {first['msg']}") from None
+    if result.schema_ != SCHEMA:
+        raise DataError(f"{path} has schema {result.schema_!r}, this version reads {SCHEMA!r}")
+    return result
+
+
+def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `samples.jsonl`; raises DataError for a missing file, and for a broken line by its number."""
+    path = Path(folder) / SAMPLES_NAME
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {SAMPLES_NAME}")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path} line {number} is not JSON: {error.msg}") from None
+
+
+def data_flags(manifest: Manifest) -> list[str]:
+    """Flag samples of the official data set that an import left out (`left_out/N`): results are of the rest alone."""
+    missing = len(manifest.source.get("left_out", ()))
+    return [f"left_out/{missing}"] if missing else []
+
+
+def environment(world: int = 1, device: str = "cpu") -> dict[str, Any]:
+    """Describe what a result depends on besides model and data: date, code, versions, machine."""
+    from pretrain.run.folder import (
+        code_revision,
+    )  # imports torch, which reading a result does not need
+
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "code": code_revision(),
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "device": device},
+        "world": world,
+    }

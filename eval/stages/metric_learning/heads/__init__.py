@@ -1,0 +1,1 @@
+"""Heads that turn frozen tokens into descriptors."""

@@ -1,0 +1,1 @@
+"""Who asks whom, and what counts as right."""
