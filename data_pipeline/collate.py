@@ -15,6 +15,7 @@ import xxhash
 
 from data_pipeline.masking import Masks
 from data_pipeline.order import fold, hash_key
+from data_pipeline.randomness import generator_with_key
 from data_pipeline.sample import Kind
 from data_pipeline.text import Encoding, Tokenizer
 
@@ -166,7 +167,7 @@ def matching_arrays(seed: int, step: int, first_group: int, groups: int, size: i
     noise = np.empty((groups, size, size), dtype=np.float32)
     for number in range(groups):
         words = fold(key, step, first_group + number)
-        random = np.random.Generator(np.random.Philox(key=int(words[0])))
+        random = generator_with_key(int(words[0]))
         labels[number, np.argsort(random.random(size), kind="stable")[: positives(size)]] = 1
         uniform = np.maximum(random.random((size, size)), np.finfo(np.float64).tiny)
         noise[number] = -np.log(-np.log(uniform))

@@ -21,6 +21,7 @@ from data_pipeline.order import Integers, Words, fold, hash_key
 from data_pipeline.positions import Division, open_order
 from data_pipeline.quarantine import ATTEMPTS, BadRecord, stand_in
 from data_pipeline.questions import QuestionConfig, answered, targets
+from data_pipeline.randomness import generator_with_key
 from data_pipeline.sample import BadSample, Kind, Sample, Texts
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
@@ -205,7 +206,7 @@ class Reader:
                 words = sample_words(
                     self._keys[[source]], np.array([candidate]), np.array([epoch])
                 )[0]
-            random = np.random.Generator(np.random.Philox(key=words))
+            random = generator_with_key(words)
             try:
                 read = self._store.read(source, candidate, self._config.kind, self._config.texts)
                 text, answers = _draw_text(read, random, self._config.questions)
@@ -229,7 +230,7 @@ class Reader:
         failed: list[BadRecord] = []
         for attempt in range(ATTEMPTS):
             words = fold(self._negatives_key, step, position, attempt, np.arange(2))
-            random = np.random.Generator(np.random.Philox(key=words))
+            random = generator_with_key(words)
             candidate = int(random.random() * others)
             candidate += candidate >= own.sample
             try:

@@ -7,7 +7,6 @@ together).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import write_whole
 from data_pipeline.sample import BadSample
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
@@ -156,8 +156,8 @@ class Tokenizer:
                 "trim_offsets": True,
                 **roberta,
             }
-        _write_whole(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        _write_whole(
+        write_whole(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        write_whole(
             folder / "tokenizer_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n"
         )
 
@@ -243,10 +243,3 @@ def _special_tokens(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, st
         if role not in named and customary:
             named[role] = customary[0]
     return named
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_whole
 from data_pipeline.sample import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, BadSample
 from data_pipeline.shards.manifest import Manifest, Shard, map_shards, write_index
-from data_pipeline.shards.tar_index import write_atomically
 from data_pipeline.shards.write import Record, publish, unfinished_folder, write_tar
 
 Policy = Literal["refuse", "leave-out", "keep"]
@@ -115,7 +115,7 @@ def import_entries(
     if resume and any(unfinished.iterdir()) and _read(unfinished / _PLAN) != plan:
         shutil.rmtree(unfinished)  # made of other files
         unfinished.mkdir()
-    write_atomically(unfinished / _PLAN, plan)
+    write_whole(unfinished / _PLAN, plan)
     chunks = [
         (f"shard-{number:06d}.tar", entries[start : start + samples_per_shard])
         for number, start in enumerate(range(0, len(entries), samples_per_shard))
@@ -171,7 +171,7 @@ def _write_shard(
         indexed = write_index(unfinished, name)
     # Only a complete shard is not tried again: a file may be there the next time.
     receipt = {"shard": asdict(indexed[0]), "fields": indexed[1]} if indexed and not bad else {}
-    write_atomically(unfinished / _receipt(name), json.dumps(receipt).encode())
+    write_whole(unfinished / _receipt(name), json.dumps(receipt).encode())
     return indexed, bad
 
 

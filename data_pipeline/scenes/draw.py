@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_pipeline.randomness import generator_at
 from data_pipeline.scenes.motion import still_at
 
 _FINE = 4  # subpixels per pixel side in an object's mask
@@ -49,7 +50,7 @@ def draw_clip(scene: dict[str, Any]) -> np.ndarray:
 
 def _surroundings(scene: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Background and sensor noise, all that is drawn at random, float32 (size, size, 3)."""
-    rng = np.random.Generator(np.random.Philox(scene["background"]["seed"]))
+    rng = generator_at(scene["background"]["seed"])
     background = _background(rng, scene["background"], scene["size"])
     return background, scene["camera"]["noise"] * rng.standard_normal(
         background.shape, dtype=np.float32

@@ -25,6 +25,7 @@ import simplejpeg
 
 from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.randomness import generator_at
 from data_pipeline.scenes.captions import clip_statements_of, render, statements_of
 from data_pipeline.scenes.draw import draw, draw_clip, silhouettes_of
 from data_pipeline.scenes.graph import SPLITS, scene_at
@@ -168,9 +169,7 @@ def sample_at(seed: int, split: str, i: int, size: int, video: bool = False) -> 
 
 
 def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(
-        np.random.Philox(np.random.SeedSequence([seed, SPLITS.index(split), i, purpose]))
-    )
+    return generator_at(seed, SPLITS.index(split), i, purpose)
 
 
 def _source(split: str, count: int, video: bool) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.randomness import generator_at
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "moon", "arrow")
 COLOURS = {
     "red": (214, 40, 40),
@@ -56,8 +58,7 @@ _HASH_RANGES = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 1
 
 def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
     """Scene i of a split: a pure function of its arguments; lengths in pixels of a picture of `size` x `size`."""
-    key = np.random.SeedSequence([seed, SPLITS.index(split), i])
-    rng = np.random.Generator(np.random.Philox(key))
+    rng = generator_at(seed, SPLITS.index(split), i)
     count = 1 + int(
         rng.integers(MAX_OBJECTS)
     )  # drawn once: crowded scenes are drawn again more often

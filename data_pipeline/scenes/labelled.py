@@ -14,6 +14,7 @@ import json
 import numpy as np
 import simplejpeg
 
+from data_pipeline.randomness import generator_at
 from data_pipeline.scenes.captions import render, statements_of
 from data_pipeline.scenes.draw import draw
 from data_pipeline.scenes.graph import (
@@ -82,4 +83,4 @@ def _stream(seed: int, split: str, i: int, purpose: int) -> np.random.Generator:
     number = len(SPLITS) + tuple(COUNTS).index(
         split
     )  # streams of the splits without labels stay their own
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number, i, purpose])))
+    return generator_at(seed, number, i, purpose)

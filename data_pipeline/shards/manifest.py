@@ -21,8 +21,9 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import write_whole
 from data_pipeline.sample import EXTENSIONS, Kind
-from data_pipeline.shards.tar_index import Member, ShardIndex, index_shard, write_atomically
+from data_pipeline.shards.tar_index import Member, ShardIndex, index_shard
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "Manifest", "Member", "Shard", "ShardIndex", "index"]
 
@@ -112,9 +113,7 @@ class Manifest:
             "fields": self.fields,
             "source": self.source,
         }
-        write_atomically(
-            self.root / MANIFEST_NAME, (json.dumps(document, indent=1) + "\n").encode()
-        )
+        write_whole(self.root / MANIFEST_NAME, (json.dumps(document, indent=1) + "\n").encode())
 
     @property
     def name(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_whole
 from data_pipeline.shards.tar_walk import key_and_extension, walk
 
 INDEX_FORMAT = "glscl-shard-index/1"
@@ -86,7 +86,7 @@ class ShardIndex:
             "extensions": self.extensions,
         }
         # As one entry: safetensors writes several in an order of chance.
-        write_atomically(path, save(arrays, metadata={"index": json.dumps(header)}))
+        write_whole(path, save(arrays, metadata={"index": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -164,13 +164,3 @@ def _check_order(shard: str, key: str, extension: str, seen: set[str], last: str
             f"shard {shard} holds members of sample {key} in two places (sample {last} lies between them): "
             "write it again with its files sorted by name"
         )
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write `payload` beside `path` and rename it there, so that `path` never holds half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

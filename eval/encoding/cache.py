@@ -7,10 +7,8 @@ holds: a file of another model, of other data is refused, one with a flipped bit
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipeline.errors import DataError, IncompleteError, UsageError
-from pretrain.run.files import sync
+from data_pipeline.files import replaced_file
 
 FORMAT = "glscl-features/1"
 
@@ -106,14 +104,10 @@ def _write(path: Path, key: str, block: Block) -> None:
         "items": block.items,
         "digest": _digest(arrays, block.items),
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(arrays, beside, metadata={"block": json.dumps(header)})
-        sync(beside)
-        os.replace(beside, path)
+        with replaced_file(path) as beside:
+            save_file(arrays, beside, metadata={"block": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise IncompleteError(
             f"cannot keep features in {path.parent}: {error}: make room and run the same command again, "
             "or leave out the cache"

@@ -18,12 +18,12 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import write_whole
 from data_pipeline.quarantine import FEWEST
 from data_pipeline.sample import BadSample, Question, parse_annotations, parse_questions
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 from eval.metrics.vqa_accuracy import Truth, Version, normalize, one_line
-from pretrain.run.files import write_whole
 
 FORMAT = "glscl-answers/1"
 BAD_SHARE = 0.01  # of the samples of training data, as while training

@@ -11,8 +11,8 @@ from typing import Any
 import jinja2
 
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_whole
 from eval.results.schema import Metric, Result, read_result
-from pretrain.run.files import write_whole
 
 from .charts import Bar, interval_chart, line_chart
 from .sections import WORDS, label, sections_of, tell_apart

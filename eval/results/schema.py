@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import write_pieces, write_whole
 from data_pipeline.shards.manifest import Manifest
-from pretrain.run.files import write_pieces, write_whole
 
 SCHEMA = "glscl-result/1"
 RESULT_NAME = "result.json"

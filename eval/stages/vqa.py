@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import write_whole
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import load, processes
 from eval.metrics.vqa_accuracy import accuracy
@@ -35,7 +36,6 @@ from eval.results.schema import (
     read_result,
     write_result,
 )
-from pretrain.run.files import write_whole
 
 __all__ = ["accuracy", "evaluate", "metrics", "write_submission"]
 

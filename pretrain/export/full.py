@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipeline.errors import DataError, IncompleteError, UsageError
+from data_pipeline.files import sync
 from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
 from pretrain.run.checkpoint import load_authors
-from pretrain.run.files import sync
 
 
 def convert(

@@ -13,9 +13,9 @@ from pathlib import Path
 from transformers import CLIPImageProcessorPil
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.files import sha256, write_json
 from pretrain.model import GLSCLModel
 from pretrain.run.checkpoint import load_model
-from pretrain.run.files import sha256, write_json
 
 from .card import model_card
 from .check import check_export

@@ -25,10 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from data_pipeline.errors import DataError, IncompleteError, UsageError
+from data_pipeline.files import sha256, sync, write_json, write_whole
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.parallel.gather import gather_counts
-
-from .files import sha256, sync, write_json, write_whole
 
 if (
     TYPE_CHECKING

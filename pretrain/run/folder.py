@@ -19,10 +19,9 @@ import torch
 import yaml
 
 from data_pipeline.errors import UsageError
+from data_pipeline.files import write_json, write_whole
 from pretrain.config import TrainingConfig
 from pretrain.config_file import differences, keys, parse_config, to_yaml
-
-from .files import write_json, write_whole
 
 _PACKAGES = (
     "torch",

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
+from data_pipeline.files import sha256
 from pretrain.config import RunConfig, ValidationConfig
 from pretrain.config_file import apply_overrides, parse_config
 from pretrain.loop import train
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.run.checkpoint import COMMITTED, load_model, model_folder
-from pretrain.run.files import sha256
 from pretrain.task import PretrainTask
 from tests.pretrain.runs import StopAfter, assert_same_run, rows, status, weights
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
+from data_pipeline.files import write_whole
 from eval.stages.few_shot.episodes import EpisodeList, read_episodes
-from pretrain.run.files import write_whole
 
 from .scores import KINDS
 from .splits import Split

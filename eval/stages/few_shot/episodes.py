@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator, Philox, SeedSequence
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from pretrain.run.files import write_whole
+from data_pipeline.files import write_whole
+from data_pipeline.randomness import generator_at
 
 FORMAT = "glscl-episodes/1"
 _NAMED = 5  # classes that a message names
@@ -116,7 +116,7 @@ class EpisodeSampler:
             raise IndexError(number)
         if self.disjoint:
             return self._disjoint[number]
-        rng = _generator(self.seed, number)
+        rng = generator_at(self.seed, number)
         chosen = rng.choice(len(self.classes), self.way, replace=False)
         each = self.shot + self.queries
         rows = np.stack([rng.choice(self._rows[one], each, replace=False) for one in chosen])
@@ -132,7 +132,7 @@ class EpisodeSampler:
 
     @cached_property
     def _disjoint(self) -> list[Episode]:
-        rng = _generator(self.seed)
+        rng = generator_at(self.seed)
         each = self.shot + self.queries
         parts = [
             rng.permutation(rows)[: len(rows) // each * each].reshape(-1, each)
@@ -341,7 +341,3 @@ def _check_episode(
                     f"{where}: {key} or a copy stands in {seen[same[key]]} and {part}: list it once"
                 )
             seen[same[key]] = part
-
-
-def _generator(*entropy: int) -> Generator:
-    return Generator(Philox(SeedSequence(entropy)))

@@ -17,6 +17,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from data_pipeline.randomness import generator_at
+
 PROBES = ("linear", "mlp")
 MOST_CLASSES = 500
 """Classes that a probe tells apart at most: ten thousand would take hours."""
@@ -24,7 +26,7 @@ MOST_CLASSES = 500
 
 def held_out_half(labels: NDArray[Any], seed: int = 0) -> NDArray[np.bool_]:
     """Choose half of each class's samples, one more where the number is odd and none of a class with one sample."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed])))
+    generator = generator_at(seed)
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
@@ -35,7 +37,7 @@ def held_out_half(labels: NDArray[Any], seed: int = 0) -> NDArray[np.bool_]:
 def probed_classes(labels: NDArray[Any]) -> NDArray[Any]:
     """Draw `MOST_CLASSES` of the classes, all where there are no more: the same for every method and training."""
     classes = np.unique(labels)
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([0])))
+    generator = generator_at(0)
     return classes[np.sort(generator.permutation(len(classes))[:MOST_CLASSES])]
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.errors import DataError
+from data_pipeline.randomness import generator_at
 
 from .heads.adversary import ClassAdversary, Kind
 from .heads.gdfl import Embedded
@@ -160,9 +161,7 @@ class ClassBatches:
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Return the rows of the pictures of a step; pictures repeat where a class has fewer than a batch takes."""
-        generator = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self._seed, step]))
-        )
+        generator = generator_at(self._seed, step)
         drawn = generator.permutation(len(self._members))[: self._classes]
         chosen = []
         for number in drawn:
@@ -208,7 +207,7 @@ def class_folds(
         raise DataError(
             f"{len(names)} classes to learn from cannot be divided into {folds} folds of two classes each"
         )
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed])))
+    generator = generator_at(seed)
     fold_of = dict(
         zip(
             [names[i] for i in generator.permutation(len(names))],

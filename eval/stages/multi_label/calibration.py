@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.randomness import generator_at
 
 from .joint_space import Labelled, Logistic
 from .label_sets import Filter
@@ -39,7 +40,7 @@ def calibrated(
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     truth = []
     for number in range(EPISODES):
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number, 3])))
+        rng = generator_at(seed, number, 3)
         columns = np.sort(rng.permutation(len(base.names))[:labels])
         rows, draw = _episode(base, columns, shot, keep, seed, number)
         query = np.sort(rng.permutation(draw.query)[:_QUERIES])

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipeline.randomness import generator_at
+
 from .joint_space import Labelled
 from .loss_change import joint_logits, select_local
 from .metrics import multilabel_metrics
@@ -146,7 +148,7 @@ def _all(
 def _random(
     methods: Methods, name: str, local: Tensor, present: Tensor, labels: Tensor, number: int
 ) -> Tensor:
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([methods.seed, number, 2])))
+    rng = generator_at(methods.seed, number, 2)
     score = torch.from_numpy(rng.random((len(local), len(labels), local.shape[1])))
     return select_local(score, k=methods.k)
 

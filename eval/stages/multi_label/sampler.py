@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.randomness import generator_at
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class MultiLabelEpisodeSampler:
     def __getitem__(self, number: int) -> Draw:
         if not 0 <= number < self.draws:
             raise IndexError(number)
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, number])))
+        rng = generator_at(self.seed, number)
         chosen = []
         for label in range(self.truth.shape[1]):
             rows = rng.permutation(np.flatnonzero(self.truth[:, label]))

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from data_pipeline.randomness import generator_at
+
 from .joint_space import Labelled
 from .metrics import multilabel_metrics
 from .model import MLFSIC
@@ -133,7 +135,7 @@ def _episode(
     truth: NDArray[np.bool_], sampler: MultiLabelEpisodeSampler, number: int, queries: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     draw = sampler[number]
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([sampler.seed, number, 1])))
+    rng = generator_at(sampler.seed, number, 1)
     rows = rng.permutation(draw.query)
     by_label = [rows[truth[rows, label]][:queries] for label in range(truth.shape[1])]
     return draw.support, np.unique(np.concatenate(by_label))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.randomness import generator_at
 from eval.stages.metric_learning.protocols.pictures import Judged, Pictures, Task
 from eval.stages.metric_learning.protocols.reidentification import Views, views
 
@@ -66,7 +67,7 @@ def draw_gallery(
     identity: NDArray[np.str_], camera: NDArray[np.int64], *, shots: int, seed: int, draw: int
 ) -> NDArray[np.intp]:
     """Return the rows drawn: ``shots`` of each identity and camera, all where there are fewer, in ascending order."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, draw])))
+    generator = generator_at(seed, draw)
     taken: dict[tuple[str, int], list[int]] = {}
     for row in generator.permutation(len(identity)).tolist():
         taken.setdefault((str(identity[row]), int(camera[row])), []).append(row)

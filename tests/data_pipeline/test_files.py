@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.run.files import write_whole
+from data_pipeline.files import write_whole
 
 
 def test_a_failed_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path: Path) -> None:
