@@ -18,8 +18,7 @@ from typing import Any
 from data_pipeline.errors import DataError, UsageError, UserError, fail, report
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
-from launch.evaluation import add_compare, add_eval, add_explain, add_report
-from launch.recognition import add_few_shot, add_metric_learning, add_multi_label, add_predict
+from launch.evaluation import add_compare, add_eval, add_explain, add_predict, add_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -229,9 +228,6 @@ def parser() -> argparse.ArgumentParser:
     _add_plan(groups)
     stages = group(groups, "eval", "evaluate a model on a data set")
     add_eval(stages)
-    add_few_shot(stages)
-    add_multi_label(stages)
-    add_metric_learning(stages)
     add_explain(groups)
     add_predict(groups)
     add_compare(groups)

@@ -179,8 +179,7 @@ def _timed(function: Callable[[], Any]) -> float:
 
 def _evaluate(run: Path, data: Path, out: Path) -> list[Path]:
     """Measure what needs no further training; returns the results' folders."""
-    from eval.stages import align, preference, retrieval, zero_shot
-    from eval.stages import baseline as baselines
+    from eval.stages import align, baseline, preference, retrieval, zero_shot
 
     test, cache = data / "test", out / "features"
     with _stage("retrieval over the test gallery"):
@@ -188,7 +187,7 @@ def _evaluate(run: Path, data: Path, out: Path) -> list[Path]:
     with _stage("true against swapped captions"):
         preference.evaluate(run, test, out / "preference", cache=cache)
     with _stage("baseline without a model, and the ceiling"):
-        baselines.evaluate(data / "train", test, out / "baseline")
+        baseline.evaluate(data / "train", test, out / "baseline")
     with _stage("zero-shot classification"):
         zero_shot.evaluate(run, test, out / "zero-shot", cache=cache)
     with _stage("alignment of words and regions"):

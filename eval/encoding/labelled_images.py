@@ -27,7 +27,7 @@ from data_pipeline.shards.store import Store
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.encoders import Encoder
 from eval.encoding.features import PICTURES_AT_ONCE, processes
-from eval.stages.zero_shot import TEMPLATES
+from eval.stages.zero_shot.stage import TEMPLATES
 from pretrain.ranking import unit_features
 
 

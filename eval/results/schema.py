@@ -66,17 +66,24 @@ class Result(BaseModel):
         raise KeyError(name)
 
 
-def check_out(out: Path | str) -> None:
-    """Refuse a folder that results cannot be written to, before the work is done; UsageError."""
-    there = next(
-        each for each in (Path(out).absolute(), *Path(out).absolute().parents) if each.exists()
-    )
-    if not there.is_dir():
-        raise UsageError(f"out is {out}, and {there} is a file: choose a folder for the results")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"out is {out}, and {there} may not be written to: choose another folder for the results"
-        )
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a result cannot be written to, before any work is done.
+
+    Raises
+    ------
+    UsageError
+        If a file stands in the way, the folder may not be written to, or it holds a result that
+        ``overwrite`` does not allow to be replaced.
+    """
+    nearest = out.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UsageError(f"--out is {out}, but {nearest} is a file: choose a folder for the result")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out is {out}, but {nearest} is not writable: choose another folder")
+    if not overwrite and (out / RESULT_NAME).exists():
+        raise UsageError(f"{out} already holds a result: choose another --out, or give --overwrite")
 
 
 def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError
-from eval.__main__ import STAGES
+from eval.registry import stage_module, stage_names
 from eval.results.schema import Metric, read_records, read_result
 
 
@@ -31,13 +30,10 @@ def verify(folder: Path | str) -> list[str]:
 
 def metrics_of(stage: str, records: list[dict[str, Any]], folder: Path | str) -> list[Metric]:
     """Compute the metrics of a stage from records of the result in ``folder``."""
-    if stage not in STAGES:
-        raise DataError(
-            f"{folder} holds a result of {stage!r}; this version knows {', '.join(STAGES)}"
-        )
-    metrics: Callable[[Iterable[dict[str, Any]]], list[Metric]] = import_module(
-        STAGES[stage]
-    ).metrics
+    if stage not in stage_names():
+        known = ", ".join(stage_names())
+        raise DataError(f"{folder} holds a result of {stage!r}; this version knows {known}")
+    metrics: Callable[[Iterable[dict[str, Any]]], list[Metric]] = stage_module(stage).metrics
     try:
         return metrics(records)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

@@ -1,1 +1,1 @@
-"""One file a stage, all the same shape: `evaluate(model, data, out, ...) -> Result`."""
+"""One folder per stage: `options.py` declares its options, `stage.py` measures."""

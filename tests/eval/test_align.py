@@ -22,7 +22,8 @@ from data_pipeline.text import Tokenizer
 from eval.encoding.attention_maps import phrase_tokens
 from eval.metrics.grounding import box_mask, is_background, measures, pooled
 from eval.results.schema import read_records, read_result
-from eval.stages.align import evaluate, metrics
+from eval.stages.align import evaluate
+from eval.stages.align.stage import metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 from tests.data_pipeline import official

@@ -13,8 +13,7 @@ from eval.results.compare import compare
 from eval.results.intervals import mean_interval
 from eval.results.schema import Result, read_records, read_result, write_result
 from eval.results.verify import verify
-from eval.stages import baseline as baselines
-from eval.stages import preference, retrieval, sugarcrepe
+from eval.stages import baseline, preference, retrieval, sugarcrepe
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -36,7 +35,7 @@ def results(
     for name, which in (("a", knowing_model), ("b", worse)):
         retrieval.evaluate(which, scenes / "test", out / name, rerank_k=4)
         preference.evaluate(which, scenes / "test", out / f"preference-{name}")
-    baselines.evaluate(scenes / "train", scenes / "test", out / "baseline")
+    baseline.evaluate(scenes / "train", scenes / "test", out / "baseline")
     return {path.name: path for path in out.iterdir()}
 
 

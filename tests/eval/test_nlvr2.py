@@ -13,7 +13,8 @@ from eval.encoding.features import load
 from eval.questions.inference import answer_questions
 from eval.results.compare import compare
 from eval.results.schema import read_records, read_result
-from eval.stages.nlvr2 import evaluate, metrics
+from eval.stages.nlvr2 import evaluate
+from eval.stages.nlvr2.stage import metrics
 from pretrain.model import GLSCLModel
 
 from .conftest import save_model

@@ -11,7 +11,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import MEMBERS, Store
 from data_pipeline.shards.write import write_shards
 from eval.results.contamination import flags, overlap
-from eval.stages.retrieval.stage import evaluate
+from eval.stages.retrieval import evaluate
 
 
 def pictures(split: Path, out: Path, chosen: range, **source) -> Manifest:

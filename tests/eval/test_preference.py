@@ -9,7 +9,8 @@ import torch
 from data_pipeline.errors import DataError
 from data_pipeline.shards.write import write_shards
 from eval.results.schema import read_records
-from eval.stages.preference import evaluate, metrics
+from eval.stages.preference import evaluate
+from eval.stages.preference.stage import metrics
 from pretrain.model import GLSCLModel
 
 from .conftest import save_model

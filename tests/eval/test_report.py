@@ -18,8 +18,7 @@ from data_pipeline.shards.store import Store
 from data_pipeline.shards.write import write_shards
 from eval.report import write_report
 from eval.results.schema import Metric, Result, read_result, write_result
-from eval.stages import baseline as baselines
-from eval.stages import preference, retrieval
+from eval.stages import baseline, preference, retrieval
 
 CAPTION = "a <script>alert(1)</script> & \"quoted\" 'square'"
 
@@ -31,7 +30,7 @@ def results(
     out = tmp_path_factory.mktemp("results")
     retrieval.evaluate(knowing_model, scenes / "test", out / "retrieval")
     preference.evaluate(knowing_model, scenes / "test", out / "preference")
-    baselines.evaluate(scenes / "train", scenes / "test", out / "baseline")
+    baseline.evaluate(scenes / "train", scenes / "test", out / "baseline")
     return [out / "retrieval", out / "preference", out / "baseline"]
 
 

@@ -19,7 +19,8 @@ from data_pipeline.shards.write import write_shards
 from eval.encoding.features import encode_images, encode_texts, load
 from eval.encoding.matching_scores import match_margins
 from eval.results.schema import Result, read_records, read_result
-from eval.stages.retrieval.stage import evaluate, metrics
+from eval.stages.retrieval import evaluate
+from eval.stages.retrieval.stage import metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 from pretrain.ranking import ranks

@@ -10,7 +10,8 @@ from PIL import Image
 from data_pipeline.errors import DataError
 from data_pipeline.scenes.generate import generate
 from eval.results.schema import read_records
-from eval.stages.baseline import colour_histogram, evaluate, nearest_texts
+from eval.stages.baseline import evaluate
+from eval.stages.baseline.stage import colour_histogram, nearest_texts
 
 
 def test_the_nearest_text_shares_most_words() -> None:

@@ -17,7 +17,8 @@ from eval.encoding.features import encode_images, encode_texts, load
 from eval.encoding.matching_scores import match_margins
 from eval.results.schema import read_records
 from eval.stages import retrieval
-from eval.stages.video_retrieval import evaluate, metrics
+from eval.stages.video_retrieval import evaluate
+from eval.stages.video_retrieval.stage import metrics
 from pretrain.model import GLSCLModel
 
 from .conftest import save_model

@@ -20,7 +20,8 @@ from eval.results.compare import compare
 from eval.results.schema import Result, read_records, read_result
 from eval.results.verify import verify
 from eval.stages import vqa_prior
-from eval.stages.vqa import accuracy, evaluate, metrics, write_submission
+from eval.stages.vqa import accuracy, evaluate
+from eval.stages.vqa.stage import metrics, write_submission
 from launch.cli import main
 from pretrain.model import GLSCLModel
 

@@ -12,7 +12,8 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.write import write_shards
 from eval.encoding.features import encode_images, encode_texts, load
 from eval.results.schema import read_records
-from eval.stages.zero_shot import TEMPLATES, evaluate, metrics
+from eval.stages.zero_shot import evaluate
+from eval.stages.zero_shot.stage import TEMPLATES, metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -140,7 +141,7 @@ def test_data_without_usable_labels_are_refused(
 def test_captions_are_still_required_where_they_are_the_queries(
     knowing_model: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    from eval.stages.retrieval.stage import evaluate as retrieve
+    from eval.stages.retrieval import evaluate as retrieve
 
     evaluate(knowing_model, labelled, tmp_path / "o", cache=tmp_path / "cache")
     for cache in (None, tmp_path / "cache"):

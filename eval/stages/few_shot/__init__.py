@@ -1,4 +1,9 @@
-from eval.stages.few_shot.scores import metrics
-from eval.stages.few_shot.stage import evaluate
+"""Few-shot classification of classes that a few images show."""
 
-__all__ = ["evaluate", "metrics"]
+from eval.results.run_stage import evaluator
+
+from .options import Options
+
+evaluate = evaluator(Options)
+
+__all__ = ["Options", "evaluate"]

@@ -25,7 +25,7 @@ from eval.results.contamination import flags as overlap_flags
 from eval.results.contamination import overlap
 from eval.results.schema import Result, check_out, data_flags, environment, write_result
 from eval.stages.few_shot.episodes import Episode
-from eval.stages.zero_shot import checked_templates
+from eval.stages.zero_shot.stage import checked_templates
 
 from . import summary
 from .baselines import Method

@@ -1,6 +1,9 @@
-"""Zero-shot metric learning: descriptors learnt on some classes, measured by retrieval among others."""
+"""Zero-shot metric learning: retrieval of images of unseen classes."""
 
-from .scores import metrics
-from .stage import evaluate
+from eval.results.run_stage import evaluator
 
-__all__ = ["evaluate", "metrics"]
+from .options import Options
+
+evaluate = evaluator(Options)
+
+__all__ = ["Options", "evaluate"]

@@ -1,4 +1,9 @@
-from .records import metrics
-from .stage import evaluate
+"""Multi-label few-shot recognition."""
 
-__all__ = ["evaluate", "metrics"]
+from eval.results.run_stage import evaluator
+
+from .options import Options
+
+evaluate = evaluator(Options)
+
+__all__ = ["Options", "evaluate"]

@@ -1,5 +1,9 @@
 """Image-text retrieval in both directions."""
 
-from .stage import evaluate, metrics
+from eval.results.run_stage import evaluator
 
-__all__ = ["evaluate", "metrics"]
+from .options import Options
+
+evaluate = evaluator(Options)
+
+__all__ = ["Options", "evaluate"]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,15 @@ from eval.encoding.features import (
     encode_images,
     encode_texts,
     load,
-    processes,
 )
 from eval.encoding.matching_scores import match_margins
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap as overlap_with
 from eval.results.intervals import mean_interval, median_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
-from eval.stages.retrieval.queries import (
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
+from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, tells_nothing_apart
+
+from .options import Options, RankingOptions
+from .queries import (
     TOP,
     Captions,
     Direction,
@@ -42,7 +42,6 @@ from eval.stages.retrieval.queries import (
     records_of,
     shortlist,
 )
-from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, tells_nothing_apart
 
 RECALL_AT = (1, 5, 10)
 SCORES = {
@@ -51,165 +50,98 @@ SCORES = {
 }
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    rerank_k: int = 16,
-    score: str = "itm+sim",
-    limit: int | None = None,
-    folds: int = 1,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-    train: Path | str | None = None,
-) -> Result:
-    """Evaluate retrieval over a data set and write `result.json` and `samples.jsonl` into ``out``.
-
-    Parameters
-    ----------
-    model, data, out
-        Run folder, checkpoint or model folder; folder of a data set; folder to write.
-    rerank_k
-        Candidates per query that the matching head scores; 0 leaves the second stage out.
-    score
-        `itm` (the head alone) or `itm+sim` (with the contrastive logit; both are log odds).
-    limit
-        Use only the first pictures.
-    folds
-        Consecutive parts in which pictures and their captions are ranked apart (5 of COCO's 5K are
-        its "1K").
-    batch_size
-        Pictures and texts encoded at once; it does not change the result.
-    precision
-        `fp32` or `bf16` for the networks; scores are float32 in both.
-    cache
-        Folder that keeps what is encoded, for the next time; none is kept without.
-    train
-        Run folder or data set that may hold test pictures; that of the model by default.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Rank a data set's images for its captions, and its captions for its images.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for missing or broken data, for scores that are not finite.
+    UsageError
+        If there are more folds than images.
+    NumericsError
+        If a score is not finite.
     """
-    check_options(rerank_k, score, folds)
-    manifest = Manifest.load(data)
-    known = overlap_with(manifest, model, train)
-    loaded = load(model, precision, cache)
+    loaded = load(options.model, options.precision, options.cache)
     started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
-    return retrieve(
-        "retrieval",
-        loaded,
-        manifest,
-        images,
-        out,
-        started,
-        overlap=known,
-        rerank_k=rerank_k,
-        score=score,
-        folds=folds,
-        batch_size=batch_size,
-    )
+    images = encode_images(loaded, manifest, batch_size=options.batch_size, limit=options.limit)
+    return rank_both_ways("image", options, loaded, images, started, folds=options.folds)
 
 
-def check_options(rerank_k: int, score: str, folds: int = 1) -> None:
-    """Refuse options that mean nothing, before anything is loaded."""
-    if score not in SCORES:
-        raise UsageError(f"score is {score!r}, must be one of {', '.join(SCORES)}")
-    if rerank_k < 0:
-        raise UsageError(f"rerank_k is {rerank_k}, must be 0 (no second stage) or more")
-    if folds < 1:
-        raise UsageError(f"folds is {folds}, must be 1 (all in one) or more")
-
-
-def retrieve(
-    stage: str,
+def rank_both_ways(
+    media: str,
+    options: RankingOptions,
     loaded: LoadedModel,
-    manifest: Manifest,
     images: Images,
-    out: Path | str,
     started: float,
     *,
-    overlap: str,
-    rerank_k: int,
-    score: str,
-    folds: int,
-    batch_size: int,
-    protocol: dict[str, Any] | None = None,
-) -> Result:
-    """Rank what was encoded, in both directions, and write the result of ``stage``."""
+    folds: int = 1,
+) -> Measured:
+    """Rank encoded images or videos and their captions in both directions.
+
+    Parameters
+    ----------
+    media
+        `image` or `video`: part of the names of directions and counts.
+    options, loaded, images
+        How to rank; the model; what it encoded.
+    started
+        When encoding began, in seconds of `time.perf_counter`.
+    folds
+        Consecutive parts that are ranked separately.
+    """
     if folds > len(images.keys):
-        raise UsageError(f"folds is {folds}, more than the {len(images.keys)} pictures")
-    media = "video" if stage == "video-retrieval" else "image"
+        raise UsageError(f"folds is {folds}, more than the {len(images.keys)} images")
+    rerank_k, score = options.rerank_k, options.score
     captions = Captions.of(images)
-    texts = encode_texts(loaded, captions.texts, batch_size=batch_size)
+    texts = encode_texts(loaded, captions.texts, batch_size=options.batch_size)
     encoded = time.perf_counter()
     both = directions(media, images, texts, captions, folds)
-    flags = (
-        overlap_flags(overlap)
-        + data_flags(manifest)
-        + ["unreadable_images"] * bool(images.unreadable)
-    )
     lists = [[shortlist(part, max(rerank_k, TOP)) for part in side] for side in both]
+    flags = []
+    if images.unreadable:
+        flags.append("unreadable_images")
     margins = _margins(loaded, images, texts, both, lists, rerank_k) if rerank_k else None
-    if margins is not None and any(
-        all(tells_nothing_apart(part) for part in side) for side in margins
-    ):
+    if margins is not None and _is_constant_one_way(margins):
         flags.append("constant_match_scores")
     weight = 1 / loaded.model.temperature.item() if score == "itm+sim" else 0.0
     records: list[dict[str, Any]] = []
-    for number, (side, lost) in enumerate(zip(both, missed(media, images, rerank_k), strict=True)):
+    lost = missed(media, images, rerank_k)
+    for number, side in enumerate(both):
         degenerate = True
         for fold, part in enumerate(side):
             best = lists[number][fold]
-            second = (
-                None if margins is None else (best[:, :rerank_k], margins[number][fold], weight)
-            )
-            found, tells_nothing = records_of(part, best, second)
-            records += found
-            degenerate = degenerate and tells_nothing
-        records += lost
+            second = None
+            if margins is not None:
+                second = (best[:, :rerank_k], margins[number][fold], weight)
+            ranked, part_degenerate = records_of(part, best, second)
+            records += ranked
+            degenerate = degenerate and part_degenerate
+        records += lost[number]
         if degenerate:
             flags.append(f"degenerate_scores/{side[0].name}")
-    state = processes()
-    result = Result(
-        stage=stage,
+    rerank = {"k": rerank_k, "score": score, "formula": SCORES[score]} if rerank_k else None
+    return Measured(
+        records=records,
         protocol={
             "name": "contrastive score" + (", then the matching head" if rerank_k else ""),
             "ties": "expected value",
             "score_dtype": "float32",
             "precision": loaded.precision,
-            "rerank": {"k": rerank_k, "score": score, "formula": SCORES[score]}
-            if rerank_k
-            else None,
+            "rerank": rerank,
             "folds": folds,
             "intervals": "percentile bootstrap over pictures",
-        }
-        | (protocol or {}),
+        },
+        model=loaded.description,
         data={
-            "path": str(manifest.root),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
             f"{media}s": len(images.keys),
             "texts": len(captions.texts),
             f"duplicate_{media}s": len(images.keys) - len(np.unique(images.row)),
             "duplicate_texts": len(captions.texts) - len(np.unique(texts.row)),
-            "overlap": overlap,
             "unreadable": {bad.key: bad.problem for bad in images.unreadable},
         },
-        model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
         flags=flags,
         timing={"encode_s": encoded - started, "rank_s": time.perf_counter() - encoded},
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
@@ -270,6 +202,14 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
             cut = [line["reranked"]["cut_in_a_tie"] for line in lines]
             found.append(_mean(f"{name}/reranked/cut_in_a_tie", cut, clusters))
     return found
+
+
+def _is_constant_one_way(margins: Sequence[Sequence[NDArray[np.float32]]]) -> bool:
+    """Whether the matching head ignores the candidates in one of the directions."""
+    for side in margins:
+        if all(tells_nothing_apart(part) for part in side):
+            return True
+    return False
 
 
 def _margins(

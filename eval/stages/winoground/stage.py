@@ -10,9 +10,7 @@ group for both. A tie is wrong. Guessing reaches 25, 25 and
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,95 +23,72 @@ from data_pipeline.shards.manifest import Manifest
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.features import Images, LoadedModel, encode_texts, load, processes
 from eval.encoding.matching_scores import match_margins
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
 from eval.results.intervals import mean_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
 from pretrain.ranking import unit_features
+
+from .options import Options
 
 SCORES = ("contrastive", "matching")
 PAIRS_AT_ONCE = 16
 CHANCE = {"text": 25.0, "image": 25.0, "group": 100 / 6}
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-) -> Result:
-    """Score every picture of an example with every caption; write `result.json` and `samples.jsonl` into ``out``.
-
-    Options are those of retrieval; ``batch_size`` is of texts.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Score every image of an example with every caption.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for data that are no pairs with two captions, for scores that are not
-        finite.
+    DataError
+        If the samples are not pairs of images with two captions.
+    NumericsError
+        If a score is not finite.
     """
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model)
-    loaded = load(model, precision, cache)
-    started = time.perf_counter()
-    images = _encode_pairs(loaded, manifest, limit)
+    loaded = load(options.model, options.precision, options.cache)
+    images = _encode_pairs(loaded, manifest, options.limit)
     captions = [caption for pair in images.captions[::2] for caption in pair]
-    texts = encode_texts(loaded, captions, batch_size=batch_size)
-    # Of example e: caption 0 and 1 with picture 0 and 1, as the records hold them.
-    example = 2 * np.repeat(np.arange(len(captions) // 2), 4)
-    text, image = (
-        example + np.tile(which, len(captions) // 2) for which in ([0, 0, 1, 1], [0, 1, 0, 1])
-    )
-    cosines = np.einsum(
-        "ij,ij->i", images.features[images.row[image]], texts.features[texts.row[text]]
-    )
+    texts = encode_texts(loaded, captions, batch_size=options.batch_size)
+    # Each example scores caption 0 with images 0 and 1, then caption 1, as the records hold them.
+    examples = len(captions) // 2
+    first = 2 * np.repeat(np.arange(examples), 4)
+    text = first + np.tile([0, 0, 1, 1], examples)
+    image = first + np.tile([0, 1, 0, 1], examples)
+    image_features = images.features[images.row[image]]
+    text_features = texts.features[texts.row[text]]
+    cosines = np.einsum("ij,ij->i", image_features, text_features)
     margins = match_margins(loaded, images, texts, image, text)
     scores = {"contrastive": cosines.reshape(-1, 2, 2), "matching": margins.reshape(-1, 2, 2)}
-    records = [
-        {"query": key, "image": key, "captions": list(images.captions[2 * number])}
-        | {"tag": images.annotations[2 * number].get("collapsed_tag", "")}
-        | {name: table[number].tolist() for name, table in scores.items()}
-        for number, key in enumerate(images.keys[::2])
-    ]
-    state = processes()
-    result = Result(
-        stage="winoground",
+    records = []
+    for number, key in enumerate(images.keys[::2]):
+        record: dict[str, Any] = {
+            "query": key,
+            "image": key,
+            "captions": list(images.captions[2 * number]),
+            "tag": images.annotations[2 * number].get("collapsed_tag", ""),
+        }
+        for name, table in scores.items():
+            record[name] = table[number].tolist()
+        records.append(record)
+    flags = []
+    for name, table in scores.items():
+        if np.ptp(table) <= 1e-6 * np.abs(table).max():
+            flags.append(f"constant_scores/{name}")
+    return Measured(
+        records=records,
         protocol={
             "name": "Winoground",
             "ties": "wrong",
             "scores": "SCORE[caption][picture]",
             "score_dtype": "float32",
-            "precision": precision,
+            "precision": options.precision,
             "intervals": "percentile bootstrap over examples",
         },
-        data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
-            "images": len(images.keys),
-            "pairs": len(records),
-            "overlap": known,
-        },
         model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
-        flags=overlap_flags(known)
-        + data_flags(manifest)
-        + [
-            f"constant_scores/{n}"
-            for n, table in scores.items()
-            if np.ptp(table) <= 1e-6 * np.abs(table).max()
-        ],
-        timing={"total_s": time.perf_counter() - started},
+        data={"images": len(images.keys), "pairs": len(records)},
+        flags=flags,
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:

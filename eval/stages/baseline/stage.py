@@ -8,10 +8,8 @@ pictures of the gallery shares its hit.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,88 +23,79 @@ from data_pipeline.scenes.truth import fitting, is_scene
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 from eval.results.intervals import mean_interval
-from eval.results.schema import Metric, Result, environment, write_result
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
 from pretrain.ranking import Ranks, chance_ranks, ranks
+
+from .options import Options
 
 RECALL_AT = (1, 5, 10)
 BINS = 8  # of each colour channel
 
 
-def evaluate(
-    train: Path | str, data: Path | str, out: Path | str, *, limit: int | None = None
-) -> Result:
-    """Rank the pictures of ``data`` for each of its captions, with the pictures of ``train`` as the only knowledge.
-
-    Writes `result.json` and `samples.jsonl` into ``out``, with `text_to_image/R@k` and, for
-    generated scenes, `ceiling/text_to_image/R@1`. ``limit`` uses only the first pictures of
-    ``data``.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Rank images for each caption, with the training images as the only knowledge.
 
     Raises
     ------
     DataError
-        If either data set is missing or broken, or holds clips.
+        If the training data set is missing or broken, or either data set holds videos.
     """
-    started = time.perf_counter()
-    known, gallery = Manifest.load(train), Manifest.load(data)
-    for manifest in (known, gallery):
-        manifest.check_kind("image")
-    known_captions, known_owners = _captions(known, None)
-    captions, owners = _captions(gallery, limit)
-    with closing(Store([gallery])) as store:
+    train = Manifest.load(options.train)
+    for each in (train, manifest):
+        each.check_kind("image")
+    train_captions, train_owners = _captions(train, None)
+    captions, owners = _captions(manifest, options.limit)
+    with closing(Store([manifest])) as store:
         samples = [store.read(0, number) for number in range(int(owners[-1]) + 1)]
     keys = [sample.key for sample in samples]
-    nearest = nearest_texts(captions, known_captions)
-    chosen, place = np.unique(known_owners[nearest], return_inverse=True)
-    with closing(Store([known])) as store:
-        asked = np.stack([colour_histogram(store.read(0, int(number)).media) for number in chosen])
-    shown = np.stack([colour_histogram(sample.media) for sample in samples])
-    distances = cdist(asked, shown, "cityblock")
+    nearest = nearest_texts(captions, train_captions)
+    # Several captions may share a nearest text, whose image is then decoded once.
+    chosen, place = np.unique(train_owners[nearest], return_inverse=True)
+    with closing(Store([train])) as store:
+        query_histograms = np.stack(
+            [colour_histogram(store.read(0, int(number)).media) for number in chosen]
+        )
+    gallery_histograms = np.stack([colour_histogram(sample.media) for sample in samples])
+    distances = cdist(query_histograms, gallery_histograms, "cityblock")
     ranked = ranks(-distances[place], owners)
-    records: list[dict[str, Any]] = [
-        {
-            "direction": "text_to_image",
-            "query": number,
-            "image": keys[owner],
-            "text": text,
-            "candidates": len(keys),
-        }
-        | {"positives": 1, "nearest_text": known_captions[nearest[number]]}
-        | {
-            "baseline": {
-                "above": int(ranked.above[number]),
-                "tied": int(ranked.tied[number]),
-                "tied_positives": int(ranked.tied_positives[number]),
+    records: list[dict[str, Any]] = []
+    for number, (text, owner) in enumerate(zip(captions, owners, strict=True)):
+        records.append(
+            {
+                "direction": "text_to_image",
+                "query": number,
+                "image": keys[owner],
+                "text": text,
+                "candidates": len(keys),
+                "positives": 1,
+                "nearest_text": train_captions[nearest[number]],
+                "baseline": {
+                    "above": int(ranked.above[number]),
+                    "tied": int(ranked.tied[number]),
+                    "tied_positives": int(ranked.tied_positives[number]),
+                },
             }
-        }
-        for number, (text, owner) in enumerate(zip(captions, owners, strict=True))
-    ]
+        )
     annotations = [sample.annotations for sample in samples]
     if all(is_scene(annotation) for annotation in annotations):
         for record, count in zip(records, fitting(annotations), strict=True):
             record["fits"] = count
-    result = Result(
-        stage="baseline",
+    return Measured(
+        records=records,
         protocol={
             "name": "closest bag of words, then colour histogram",
             "ties": "expected value",
             "intervals": "percentile bootstrap over pictures",
         },
+        model={"name": "none", "hash": None},
         data={
-            "path": str(data),
-            "name": gallery.name,
-            "hash": f"sha256:{gallery.digest}",
             "images": len(keys),
             "texts": len(captions),
-            "train_path": str(train),
-            "train_hash": f"sha256:{known.digest}",
+            "train_path": str(options.train),
+            "train_hash": f"sha256:{train.digest}",
         },
-        model={"name": "none", "hash": None},
-        environment=environment(),
-        metrics=metrics(records),
-        timing={"total_s": time.perf_counter() - started},
     )
-    write_result(Path(out), result, records)
-    return result
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:

@@ -8,9 +8,7 @@ shape. Out: top-1 and top-5 accuracy, over all and by class.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,13 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.truth import is_scene
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.features import LoadedModel, encode_images, encode_texts, load, processes
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
+from eval.encoding.features import LoadedModel, encode_images, encode_texts, load
 from eval.results.intervals import mean_interval, mean_of_means_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
 from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
+
+from .options import Options
 
 TEMPLATES = (
     "{}",
@@ -37,55 +36,37 @@ TEMPLATES = (
 TOP = 5
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    templates: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-    train: Path | str | None = None,
-) -> Result:
-    """Classify the pictures of a data set by the names of classes; write `result.json` and `samples.jsonl`.
-
-    Parameters
-    ----------
-    model, data, out, limit, batch_size, precision, cache, train
-        As of retrieval.
-    templates
-        Sentences with `{}` where the name of a class goes; `TEMPLATES` by default.
-    classes
-        All names to choose from; those that label a picture by default.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Classify the images of a data set by the names of classes.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for data without labels, for features that are not finite.
+    UsageError
+        If a template has no place for a name, or a label is not among the given classes.
+    DataError
+        If no sample has exactly one label.
+    NumericsError
+        If a feature is not finite.
     """
-    templates = checked_templates(templates)
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model, train)
-    loaded = load(model, precision, cache)
-    started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit, captioned=False)
-    labels = [
-        label_of(key, annotation)
-        for key, annotation in zip(images.keys, images.annotations, strict=True)
-    ]
+    templates = checked_templates(options.templates)
+    loaded = load(options.model, options.precision, options.cache)
+    images = encode_images(
+        loaded, manifest, batch_size=options.batch_size, limit=options.limit, captioned=False
+    )
+    labels = []
+    for key, annotation in zip(images.keys, images.annotations, strict=True):
+        labels.append(label_of(key, annotation))
     rows = [row for row, label in enumerate(labels) if label is not None]
     if not rows:
         raise DataError(
-            f'{data} has no sample with exactly one of "labels", which classification needs'
+            f'{options.data} has no sample with exactly one of "labels", which classification needs'
         )
-    names = _names([label for label in labels if label is not None], classes)
+    names = _names([label for label in labels if label is not None], options.classes)
     number = {name: column for column, name in enumerate(names)}
     positives = np.array([number[label] for label in labels if label is not None])
-    features = class_features(loaded, names, templates, batch_size=batch_size)
-    records, degenerate = [], True
+    features = class_features(loaded, names, templates, batch_size=options.batch_size)
+    records: list[dict[str, Any]] = []
+    degenerate = True
     keys = [images.keys[row] for row in rows]
     blocks = score_blocks(
         images.features[images.row[rows]], features, query_ids=keys, candidate_ids=names
@@ -95,51 +76,39 @@ def evaluate(
         degenerate = degenerate and ranked.degenerate
         best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
         for row, above in enumerate(ranked.above):
-            key, true = keys[start + row], names[positives[start + row]]
-            found = {"above": int(above), "tied": int(ranked.tied[row])}
-            top = [[names[column], float(scores[row, column])] for column in best[row]]
+            key = keys[start + row]
             records.append(
                 {
                     "query": key,
                     "image": key,
-                    "label": true,
+                    "label": names[positives[start + row]],
                     "candidates": len(names),
-                    **found,
-                    "top": top,
+                    "above": int(above),
+                    "tied": int(ranked.tied[row]),
+                    "top": [[names[column], float(scores[row, column])] for column in best[row]],
                 }
             )
-    state = processes()
-    result = Result(
-        stage="zero-shot",
+    return Measured(
+        records=records,
         protocol={
             "name": "zero-shot classification",
             "templates": list(templates),
             "ensemble": "mean of the sentences' features, each of length one",
-            "classes": "given" if classes is not None else "those that label a picture",
+            "classes": "those that label a picture" if options.classes is None else "given",
             "ties": "expected value",
             "score_dtype": "float32",
-            "precision": precision,
+            "precision": options.precision,
             "intervals": "percentile bootstrap over pictures",
         },
+        model=loaded.description,
         data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
             "images": len(rows),
             "without_one_label": len(labels) - len(rows),
             "classes": names,
-            "overlap": known,
         },
-        model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
-        flags=overlap_flags(known) + data_flags(manifest) + ["degenerate_scores"] * degenerate,
-        timing={"total_s": time.perf_counter() - started},
+        flags=["degenerate_scores"] if degenerate else [],
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def checked_templates(given: Sequence[str] | None) -> Sequence[str]:

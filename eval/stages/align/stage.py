@@ -9,11 +9,9 @@ part. What uniform attention reaches stands beside each, as chance.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,6 @@ from eval.encoding.features import (
     encode_images,
     encode_texts,
     load,
-    processes,
     share,
 )
 from eval.encoding.matching_scores import TOKENS_AT_ONCE
@@ -45,10 +42,11 @@ from eval.metrics.grounding import (
     pooled,
     shapes_of,
 )
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
 from eval.results.intervals import mean_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
+
+from .options import Options
 
 LEVELS = ("local", "global")
 BASELINES = {"mass": "area", "pointing": "touched", "IoU": "area"}
@@ -85,75 +83,48 @@ class Caption:
     regions: list[tuple[int, Region]]
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-    train: Path | str | None = None,
-) -> Result:
-    """Evaluate alignment over a data set with regions; write `result.json` and `samples.jsonl` into ``out``.
-
-    Options are those of retrieval.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Compare the attention of captions and phrases with the regions they name.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for data without regions or with broken ones, for attention that is
-        not finite.
+    DataError
+        If the data have no regions, or broken ones.
+    NumericsError
+        If attention is not finite.
     """
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model, train)
-    loaded = load(model, precision, cache)
-    started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
+    loaded = load(options.model, options.precision, options.cache)
+    images = encode_images(loaded, manifest, batch_size=options.batch_size, limit=options.limit)
     captions = captions_of(images)
     if not captions:
-        raise DataError(f"{data} has no regions: alignment needs phrases with boxes or masks")
-    mine: list[tuple[int, list[dict[str, Any]]]] = []
+        raise DataError(
+            f"{options.data} has no regions: alignment needs phrases with boxes or masks"
+        )
+    own_share: list[tuple[int, list[dict[str, Any]]]] = []
     with closing(Store([manifest])) as store:
-        for row, maps in _maps(loaded, images, captions, batch_size):
-            media = store.read(0, captions[row].image).media
-            mine.append(
-                (
-                    row,
-                    _records(loaded, images.keys[captions[row].image], media, captions[row], maps),
-                )
-            )
-    records = [
-        line for _, lines in sorted(gather_object(mine), key=lambda item: item[0]) for line in lines
-    ]
-    state = processes()
+        for row, maps in _maps(loaded, images, captions, options.batch_size):
+            caption = captions[row]
+            media = store.read(0, caption.image).media
+            lines = _records(loaded, images.keys[caption.image], media, caption, maps)
+            own_share.append((row, lines))
+    records: list[dict[str, Any]] = []
+    # Each process scored some captions; sorted by caption the records do not depend on how many.
+    for _, lines in sorted(gather_object(own_share), key=lambda item: item[0]):
+        records += lines
     counts = {name: sum(line[name] for line in records) for name in LEFT_OUT}
-    result = Result(
-        stage="align",
-        protocol={**PROTOCOL, "precision": precision},
+    return Measured(
+        records=records,
+        protocol={**PROTOCOL, "precision": options.precision},
+        model=loaded.description,
         data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
             "images": len({line["image"] for line in records}),
             "texts": len(captions),
             "phrases": sum(line["level"] == "local" for line in records),
             "left_out": counts,
-            "overlap": known,
         },
-        model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
-        flags=overlap_flags(known)
-        + data_flags(manifest)
-        + [f"{name}/{counts[name]}" for name in ("unmatched", "empty", "zero_map") if counts[name]],
-        timing={"total_s": time.perf_counter() - started},
+        flags=[f"{name}/{counts[name]}" for name in FLAGGED if counts[name]],
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def captions_of(images: Images) -> list[Caption]:

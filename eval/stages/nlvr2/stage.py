@@ -8,9 +8,7 @@ computed from the records.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,13 @@ import numpy as np
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.sample import Question
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.features import load, processes
+from eval.encoding.features import load
 from eval.questions.inference import Answer, answer_questions
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
 from eval.results.intervals import mean_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
+
+from .options import Options
 
 LABELS = ("False", "True")
 FILES = {
@@ -32,73 +31,50 @@ FILES = {
 }  # what identifiers say, and what the files are called in papers
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-) -> Result:
-    """Judge the statements of a data set of pairs and write `result.json` and `samples.jsonl` into ``out``.
-
-    Options are those of vqa.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Judge the statements of a data set of pairs.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option or a model without such a classifier, for missing or broken data, for
-        scores that are not finite.
+    UsageError
+        If the model has no classifier of statements about two images.
+    NumericsError
+        If a score is not finite.
     """
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model)
-    loaded = load(model, precision, cache)
+    loaded = load(options.model, options.precision, options.cache)
     labels = tuple(loaded.model.config.classifier_labels)
     if loaded.model.config.classifier_images != 2 or sorted(labels) != sorted(LABELS):
         raise UsageError(
-            f"{model} has no classifier of statements about two pictures: fine-tune it on pairs first"
+            f"{options.model} has no classifier of statements about two images: "
+            "fine-tune it on pairs first"
         )
-    started = time.perf_counter()
-    answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
+    answers = answer_questions(loaded, manifest, limit=options.limit, batch_size=options.batch_size)
     records = [_record(answer, labels, manifest.name) for answer in answers]
     unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
-    flags = overlap_flags(known) + data_flags(manifest)
+    flags = []
     if unreadable:
         flags.append("unreadable_images")
     if len(records) > 1 and len({record["prediction"] for record in records}) == 1:
         flags.append("constant_prediction")
     if records[0]["label"] is None:
         flags.append("no_answers")
-    state = processes()
-    result = Result(
-        stage="nlvr2",
+    return Measured(
+        records=records,
         protocol={
             "name": "NLVR2, accuracy and consistency",
             "ties": "the label with the lowest number",
-            "precision": precision,
+            "precision": options.precision,
             "intervals": "percentile bootstrap over sets of pairs",
         },
+        model=loaded.description,
         data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
             "pairs": len({answer.key for answer in answers}),
             "statements": len(answers),
-            "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
         flags=flags,
-        timing={"total_s": time.perf_counter() - started},
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:

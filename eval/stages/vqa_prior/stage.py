@@ -9,11 +9,10 @@ question.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +26,12 @@ from data_pipeline.shards.manifest import Manifest
 from eval.metrics.vqa_accuracy import Truth, accuracy
 from eval.questions.inference import check_ids
 from eval.questions.vocabulary import read_questions
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
-from eval.results.schema import Result, data_flags, environment, write_result
-from eval.stages import vqa
+from eval.results.run_stage import Measured
+from eval.stages.vqa.stage import PROTOCOL, metrics
+
+from .options import Options
+
+__all__ = ["measure", "metrics"]
 
 LABELS, WORDS = (
     3129,
@@ -39,65 +40,60 @@ LABELS, WORDS = (
 STEPS, BATCH, RATE, DECAY = 500, 512, 0.02, 1e-2
 
 
-def evaluate(
-    train: Path | str, data: Path | str, out: Path | str, *, limit: int | None = None
-) -> Result:
-    """Answer the questions of ``data`` with nothing but the questions and answers of ``train``.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Answer questions with nothing but the questions and answers of the training data.
 
-    Writes `result.json` and `samples.jsonl` into ``out``: predictions of the linear layer on words,
-    and in `by_type` the most frequent answer to questions of the type. ``limit`` uses only the
-    questions of the first samples.
+    Predictions come from a linear layer on words; `by_type` of a record holds the most frequent
+    answer to questions of its type.
 
     Raises
     ------
     DataError
-        If either data set is missing or broken, or its questions have no answers.
+        If the training data set is missing or broken, or its questions have no answers.
     """
-    started = time.perf_counter()
-    known, asked = Manifest.load(train), Manifest.load(data)
-    shared = overlap(asked, None, train)
-    training = [question for _, question in read_questions(known) if question.answers]
+    train = Manifest.load(options.train)
+    training = [question for _, question in read_questions(train) if question.answers]
     if not training:
-        raise DataError(f"the questions of {train} have no answers to learn from")
-    keyed = list(read_questions(asked, limit))
+        raise DataError(f"the questions of {options.train} have no answers to learn from")
+    keyed = list(read_questions(manifest, options.limit))
     questions = [question for _, question in keyed]
-    check_ids([question.id for question in questions], str(asked.root))
+    check_ids([question.id for question in questions], str(manifest.root))
     worth = [_worth(question) for question in training]
-    blind = _by_words(training, worth, questions)
+    by_words = _by_words(training, worth, questions)
     by_type = _by_type(training, worth)
-    records = [
-        {"query": question.id, "image": key, "question": question.question, "type": question.type}
-        | {"answer_type": question.answer_type, "answers": list(question.answers)}
-        | {"prediction": answer, "by_type": by_type.get(question.type, by_type[None])}
-        | ({"accuracy": accuracy(answer, question.answers)} if question.answers else {})
-        for (key, question), answer in zip(keyed, blind, strict=True)
-    ]
+    records = []
+    for (key, question), answer in zip(keyed, by_words, strict=True):
+        record: dict[str, Any] = {
+            "query": question.id,
+            "image": key,
+            "question": question.question,
+            "type": question.type,
+            "answer_type": question.answer_type,
+            "answers": list(question.answers),
+            "prediction": answer,
+            "by_type": by_type.get(question.type, by_type[None]),
+        }
+        if question.answers:
+            record["accuracy"] = accuracy(answer, question.answers)
+        records.append(record)
     records.sort(key=lambda record: (isinstance(record["query"], str), record["query"]))
-    result = Result(
+    return Measured(
         stage="vqa",
-        protocol=vqa.PROTOCOL,
-        data={
-            "path": str(data),
-            "name": asked.name,
-            "hash": f"sha256:{asked.digest}",
-            "questions": len(questions),
-            "train_path": str(train),
-            "train_hash": f"sha256:{known.digest}",
-            "train_questions": len(training),
-            "overlap": shared,
-        },
+        records=records,
+        protocol=PROTOCOL,
         model={
             "name": "question only: one linear layer on words and pairs of words",
             "hash": None,
             "labels": LABELS,
         },
-        environment=environment(),
-        metrics=vqa.metrics(records),
-        flags=overlap_flags(shared) + data_flags(asked),
-        timing={"total_s": time.perf_counter() - started},
+        data={
+            "questions": len(questions),
+            "train_path": str(options.train),
+            "train_hash": f"sha256:{train.digest}",
+            "train_questions": len(training),
+        },
+        metrics=metrics(records),
     )
-    write_result(Path(out), result, records)
-    return result
 
 
 def _worth(question: Question) -> dict[str, float]:

@@ -8,7 +8,6 @@ answer file for the test server. All metrics are computed from the records.
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,24 +19,15 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.files import write_whole
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.features import load, processes
+from eval.encoding.features import load
 from eval.metrics.vqa_accuracy import accuracy
 from eval.questions.inference import Answer, answer_questions
 from eval.questions.vocabulary import LabelScores
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
 from eval.results.intervals import mean_interval
-from eval.results.schema import (
-    Metric,
-    Result,
-    data_flags,
-    environment,
-    read_records,
-    read_result,
-    write_result,
-)
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric, read_records, read_result
 
-__all__ = ["accuracy", "evaluate", "metrics", "write_submission"]
+from .options import Options
 
 SUBMISSION_NAME = "submission.json"
 PROTOCOL = {
@@ -47,96 +37,53 @@ PROTOCOL = {
 }
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    prior: Path | str | None = None,
-    submit: bool = False,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-) -> Result:
-    """Answer the questions of a data set and write `result.json` and `samples.jsonl` into ``out``.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Answer the questions of a data set.
 
-    Where the questions have no answers, as those of a test server, there are predictions and no
-    metrics.
-
-    Parameters
-    ----------
-    model, data, out
-        Run folder, checkpoint or model folder; folder of a data set; folder to write.
-    prior
-        Folder of a `vqa-prior` result on the same data, to be compared with question by question.
-    submit
-        Also write `submission.json`, which the test server takes.
-    limit
-        Use only the questions of the first pictures.
-    batch_size
-        Pictures encoded at once; it does not change the result.
-    precision
-        `fp32` or `bf16` for the networks; the classifier is float32 in both.
-    cache
-        Folder that keeps answers block by block, so that a killed evaluation goes on.
+    Where the questions have no answers, as on a test server, there are predictions and no metrics.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option or a model without a classifier, for missing or broken data or ids
-        that a test server does not take, for scores that are not finite.
+    UsageError
+        If the model has no classifier for single images.
+    DataError
+        If ids are not what a test server takes.
     """
-    if submit and limit is not None:
-        raise UsageError("a submission answers all questions: leave out limit, or submit")
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model)
-    blind = None if prior is None else _blind_answers(prior, manifest)
-    loaded = load(model, precision, cache)
+    prior = None if options.prior is None else _prior_predictions(options.prior, manifest)
+    loaded = load(options.model, options.precision, options.cache)
     if loaded.model.config.classifier_images != 1:
         raise UsageError(
-            f"the classifier of {model} is for pairs of pictures: evaluate it with nlvr2"
+            f"the classifier of {options.model} is for pairs of images: evaluate it with nlvr2"
         )
-    started = time.perf_counter()
-    answers = answer_questions(loaded, manifest, limit=limit, batch_size=batch_size)
+    answers = answer_questions(loaded, manifest, limit=options.limit, batch_size=options.batch_size)
     labels = list(loaded.model.config.classifier_labels)
-    records = _records(answers, labels, blind)
+    records = _records(answers, labels, prior)
     unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
-    predicted = {record["prediction"] for record in records}
-    flags = overlap_flags(known) + data_flags(manifest)
-    if len(records) > 1 and len(predicted) == 1:
+    flags = []
+    if len(records) > 1 and len({record["prediction"] for record in records}) == 1:
         flags.append("constant_prediction")
     if unreadable:
         flags.append("unreadable_images")
     if not records[0]["answers"]:
         flags.append("no_answers")
-    state = processes()
-    result = Result(
-        stage="vqa",
-        protocol=PROTOCOL | {"precision": precision},
+    question_ids = [answer.question.id for answer in answers]
+
+    def submission(out: Path) -> None:
+        write_submission(out / SUBMISSION_NAME, records, question_ids)
+
+    return Measured(
+        records=records,
+        protocol=PROTOCOL | {"precision": options.precision},
+        model=loaded.description | {"labels": len(labels)},
         data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
             "images": len({answer.key for answer in answers}),
             "questions": len(answers),
-            "overlap": known,
             "unreadable": unreadable,
         },
-        model=loaded.description | {"labels": len(labels)},
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
         flags=flags,
-        timing={"total_s": time.perf_counter() - started},
+        device=str(loaded.device),
+        write_more=submission if options.submit else None,
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-        if submit:
-            write_submission(
-                Path(out) / SUBMISSION_NAME, records, [answer.question.id for answer in answers]
-            )
-    state.wait_for_everyone()
-    return result
 
 
 def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
@@ -227,7 +174,7 @@ def write_submission(path: Path, records: Sequence[dict[str, Any]], asked: Seque
 
 
 def _records(
-    answers: Sequence[Answer], labels: Sequence[str], blind: dict[str | int, str] | None
+    answers: Sequence[Answer], labels: Sequence[str], prior: dict[str | int, str] | None
 ) -> list[dict[str, Any]]:
     allowed = LabelScores(labels)
     records = []
@@ -250,17 +197,17 @@ def _records(
         if question.answers:
             record["accuracy"] = accuracy(record["prediction"], question.answers)
             record["ceiling"], record["chance"] = allowed.best_and_mean(question.answers)
-        if blind is not None:
-            if question.id not in blind:
+        if prior is not None:
+            if question.id not in prior:
                 raise DataError(
                     f"the prior does not answer question {question.id!r}: evaluate it without limit"
                 )
-            record["prior"] = blind[question.id]
+            record["prior"] = prior[question.id]
         records.append(record)
     return records
 
 
-def _blind_answers(folder: Path | str, manifest: Manifest) -> dict[str | int, str]:
+def _prior_predictions(folder: Path | str, manifest: Manifest) -> dict[str | int, str]:
     result = read_result(folder)
     if (
         result.stage != "vqa"

@@ -8,11 +8,9 @@ ties count half, guessing reaches 50 %.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +18,14 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.scenes.truth import is_scene, swapped
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.features import Images, encode_images, encode_texts, load, processes
+from eval.encoding.features import Images, encode_images, encode_texts, load
 from eval.encoding.matching_scores import match_margins
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
 from eval.results.intervals import mean_interval
-from eval.results.schema import Metric, Result, data_flags, environment, write_result
+from eval.results.options import ModelOptions
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
+
+from .options import Options
 
 SCORES = ("contrastive", "matching")
 KINDS = ("attributes", "relation")
@@ -47,120 +47,94 @@ class Choice:
     picture: str | None = None
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-) -> Result:
-    """Compare true and false captions over a scenes split; write `result.json` and `samples.jsonl` into ``out``.
-
-    Options are those of retrieval.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Compare true and swapped captions over a split of generated scenes.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for data without scene graphs, for scores that are not finite.
+    DataError
+        If the data are not generated scenes.
+    NumericsError
+        If a score is not finite.
     """
-    return compare(
-        model,
-        data,
-        out,
-        stage="preference",
+    return compare_captions(
+        options,
+        manifest,
         protocol="true against changed caption",
-        wanted="a split of generated scenes",
+        needed="a split of generated scenes",
         choices_of=choices_of,
-        metrics=metrics,
-        limit=limit,
-        batch_size=batch_size,
-        precision=precision,
-        cache=cache,
     )
 
 
-def compare(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
+def compare_captions(
+    options: ModelOptions,
+    manifest: Manifest,
     *,
-    stage: str,
     protocol: str,
-    wanted: str,
+    needed: str,
     choices_of: Callable[[Images], list[Choice]],
-    metrics: Callable[[Iterable[dict[str, Any]]], list[Metric]],
-    limit: int | None,
-    batch_size: int,
-    precision: str,
-    cache: Path | str | None,
-) -> Result:
-    """Score the choices that ``choices_of`` finds in a data set and write the result of ``stage`` into ``out``.
+) -> Measured:
+    """Score the true and the false caption of every choice.
 
-    ``wanted`` says what data have such choices; other arguments and errors as of `evaluate`.
+    Parameters
+    ----------
+    options, manifest
+        Of the stage.
+    protocol
+        Name of the protocol in the result.
+    needed
+        Says in an error which data have choices.
+    choices_of
+        Finds the choices in the encoded images.
     """
-    manifest = Manifest.load(data)
-    known = overlap(manifest, model)
-    loaded = load(model, precision, cache)
-    started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=batch_size, limit=limit)
+    loaded = load(options.model, options.precision, options.cache)
+    images = encode_images(loaded, manifest, batch_size=options.batch_size, limit=options.limit)
     choices = choices_of(images)
     if not choices:
-        raise DataError(f"{data} has no captions with a false counterpart: it must be {wanted}")
+        raise DataError(
+            f"{options.data} has no captions with a false counterpart: it must be {needed}"
+        )
     captions = [choice.true for choice in choices] + [choice.false for choice in choices]
     image = np.tile([choice.image for choice in choices], 2)
-    texts = encode_texts(loaded, captions, batch_size=batch_size)
-    cosines = np.einsum(
-        "ij,ij->i", images.features[images.row[image]], texts.features[texts.row], dtype=np.float64
-    ).astype(np.float32)
+    texts = encode_texts(loaded, captions, batch_size=options.batch_size)
+    image_features, text_features = images.features[images.row[image]], texts.features[texts.row]
+    # Summed in float64, so that equal captions tie whatever block they were encoded in.
+    cosines = np.einsum("ij,ij->i", image_features, text_features, dtype=np.float64)
     margins = match_margins(loaded, images, texts, image, np.arange(len(captions)))
-    scores = {"contrastive": cosines.reshape(2, -1), "matching": margins.reshape(2, -1)}
-    records = [
-        {
+    scores = {
+        "contrastive": cosines.astype(np.float32).reshape(2, -1),
+        "matching": margins.reshape(2, -1),
+    }
+    records = []
+    for number, choice in enumerate(choices):
+        record: dict[str, Any] = {
             "query": number if choice.query is None else choice.query,
             "image": images.keys[choice.image],
         }
-        | ({} if choice.picture is None else {"picture": choice.picture})
-        | {"kind": choice.kind, "true": choice.true, "false": choice.false}
-        | {name: [float(both[0, number]), float(both[1, number])] for name, both in scores.items()}
-        for number, choice in enumerate(choices)
-    ]
-    state = processes()
-    result = Result(
-        stage=stage,
+        if choice.picture is not None:
+            record["picture"] = choice.picture
+        record |= {"kind": choice.kind, "true": choice.true, "false": choice.false}
+        for name, both in scores.items():
+            record[name] = [float(both[0, number]), float(both[1, number])]
+        records.append(record)
+    flags = []
+    for name, both in scores.items():
+        if np.ptp(both) <= 1e-6 * np.abs(both).max():
+            flags.append(f"constant_scores/{name}")
+    return Measured(
+        records=records,
         protocol={
             "name": protocol,
             "ties": "half",
             "score_dtype": "float32",
-            "precision": precision,
+            "precision": options.precision,
             "intervals": "percentile bootstrap over pictures",
         },
-        data={
-            "path": str(data),
-            "name": manifest.name,
-            "hash": f"sha256:{manifest.digest}",
-            "images": len(images.keys),
-            "pairs": len(choices),
-            "overlap": known,
-        },
         model=loaded.description,
-        environment=environment(state.num_processes, str(loaded.device)),
-        metrics=metrics(records),
-        flags=overlap_flags(known)
-        + data_flags(manifest)
-        + [
-            f"constant_scores/{name}"
-            for name, both in scores.items()
-            if np.ptp(both) <= 1e-6 * np.abs(both).max()
-        ],
-        timing={"total_s": time.perf_counter() - started},
+        data={"images": len(images.keys), "pairs": len(choices)},
+        flags=flags,
+        device=str(loaded.device),
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def choices_of(images: Images) -> list[Choice]:

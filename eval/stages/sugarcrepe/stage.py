@@ -9,50 +9,37 @@ Guessing reaches 50 %.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import Images
 from eval.results.intervals import mean_of_means_interval
-from eval.results.schema import Metric, Result
-from eval.stages.preference import SCORES, Choice, accuracy, compare
+from eval.results.run_stage import Measured
+from eval.results.schema import Metric
+from eval.stages.preference.stage import SCORES, Choice, accuracy, compare_captions
+
+from .options import Options
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-) -> Result:
-    """Compare true and false captions; write `result.json` and `samples.jsonl` into ``out``.
-
-    Options are those of retrieval.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Compare true and false captions.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option, for data without foils, for scores that are not finite.
+    DataError
+        If the data have no false captions.
+    NumericsError
+        If a score is not finite.
     """
-    return compare(
-        model,
-        data,
-        out,
-        stage="sugarcrepe",
+    return compare_captions(
+        options,
+        manifest,
         protocol="SugarCrepe",
-        wanted='what "glscl data import sugarcrepe" wrote',
+        needed='what "glscl data import sugarcrepe" wrote',
         choices_of=choices_of,
-        metrics=metrics,
-        limit=limit,
-        batch_size=batch_size,
-        precision=precision,
-        cache=cache,
     )
 
 

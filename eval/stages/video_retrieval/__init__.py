@@ -1,0 +1,9 @@
+"""Video-text retrieval in both directions."""
+
+from eval.results.run_stage import evaluator
+
+from .options import Options
+
+evaluate = evaluator(Options)
+
+__all__ = ["Options", "evaluate"]
