@@ -196,7 +196,9 @@ def _verify_results(arguments: argparse.Namespace) -> CommandResult:
             if names:
                 listed.append(f"{folder}: {', '.join(names)}")
         count = sum(len(names) for names in wrong.values())
-        raise DataError(f"{count} metrics do not follow from samples.jsonl: {'; '.join(listed)}")
+        raise DataError(
+            f"{count} entries of result.json do not follow from samples.jsonl: {'; '.join(listed)}"
+        )
     lines = [f"{folder}: every metric follows from samples.jsonl" for folder in wrong]
     return {"wrong": wrong}, "\n".join(lines)
 

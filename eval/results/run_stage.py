@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # these import torch, which a stage's options need not wait f
     from eval.results.schema import Metric, Result
 
 
+FEW_CLUSTERS = 20
+"""Below so many resampled units a bootstrap interval is too narrow to be believed."""
+
+
 @dataclass
 class Measured:
     """What a stage measured; `run` adds what all results have."""
@@ -125,7 +129,13 @@ def run(options: StageOptions) -> Result:
         model=measured.model,
         environment=environment(state.num_processes, measured.device),
         metrics=metrics,
-        flags=overlap_flags(shared) + data_flags(manifest) + limit_flags + measured.flags,
+        flags=[
+            *overlap_flags(shared),
+            *data_flags(manifest),
+            *limit_flags,
+            *measured.flags,
+            *_few_clusters(metrics),
+        ],
         timing=measured.timing | {"total_s": time.perf_counter() - started},
     )
     if state.is_main_process:
@@ -134,3 +144,13 @@ def run(options: StageOptions) -> Result:
             measured.write_more(options.out)
     state.wait_for_everyone()
     return result
+
+
+def _few_clusters(metrics: Sequence[Metric]) -> list[str]:
+    """Flag intervals of so few images, or other clusters, that their width is a guess itself."""
+    counts = []
+    for metric in metrics:
+        if metric.ci95 is not None and metric.clusters is not None:
+            counts.append(metric.clusters)
+    few = [count for count in counts if count < FEW_CLUSTERS]
+    return [f"few_clusters/{len(few)} of {len(counts)} intervals, least {min(few)}"] if few else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -34,6 +35,7 @@ class Metric(BaseModel):
     unit: str
     ci95: tuple[float, float] | None = None
     n: int
+    clusters: int | None = Field(default=None, description="independent units that were resampled")
     chance: float | None = None
     bounds: tuple[float, float] | None = Field(
         default=None, description="the value if every tie were lost, and won"
@@ -41,6 +43,13 @@ class Metric(BaseModel):
     intervals: dict[str, tuple[float, float]] = Field(
         default={}, description="further 95 % intervals, by their name"
     )
+
+
+class Records(BaseModel):
+    """Number of lines of `samples.jsonl` and their checksum, which does not depend on their order."""
+
+    count: int
+    checksum: str
 
 
 class Result(BaseModel):
@@ -57,6 +66,7 @@ class Result(BaseModel):
     metrics: list[Metric]
     flags: list[str] = []
     timing: dict[str, float] = {}
+    records: Records | None = Field(default=None, description="what samples.jsonl must hold")
 
     def metric(self, name: str) -> Metric:
         """Return the metric called ``name``; KeyError where there is none."""
@@ -87,14 +97,54 @@ def check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write `samples.jsonl` and then `result.json` into folder ``out``; each appears whole or not at all.
+    """Write `samples.jsonl` and then `result.json` into folder ``out``, each whole or not at all.
 
-    Records are written as they come.
+    Records are written one by one, so that they need not be in memory together; ``result`` gets
+    their number and checksum.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records)
-    write_pieces(out / SAMPLES_NAME, lines)
+    checksum = _Checksum()
+
+    def lines() -> Iterator[str]:
+        for record in records:
+            line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+            checksum.add(line)
+            yield line
+
+    write_pieces(out / SAMPLES_NAME, lines())
+    result.records = checksum.records()
     write_whole(out / RESULT_NAME, result.model_dump_json(by_alias=True, indent=2) + "\n")
+
+
+def records_of_file(folder: Path | str) -> Records:
+    """Count the lines of `samples.jsonl` and sum their hashes; DataError where there is no file."""
+    path = Path(folder) / SAMPLES_NAME
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {SAMPLES_NAME}")
+    checksum = _Checksum()
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            checksum.add(line)
+    return checksum.records()
+
+
+class _Checksum:
+    """Sum of the SHA-256 of lines: any changed, added or removed line changes it, their order does not.
+
+    It guards against accidents and edits of single lines, not against someone who can also edit
+    `result.json`.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._sum = 0
+
+    def add(self, line: str) -> None:
+        digest = hashlib.sha256(line.rstrip("\n").encode()).digest()
+        self._count += 1
+        self._sum = (self._sum + int.from_bytes(digest)) % 2**256
+
+    def records(self) -> Records:
+        return Records(count=self._count, checksum=f"sum-sha256:{self._sum:064x}")
 
 
 def read_result(folder: Path | str) -> Result:

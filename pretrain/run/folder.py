@@ -116,6 +116,8 @@ class RunFolder:
                 "world": world,
                 "seed": self.config.seed,
                 "data": data,
+                # Relative paths of the configuration and of the data start here.
+                "working_directory": os.getcwd(),
                 "command": sys.argv,
             },
         )

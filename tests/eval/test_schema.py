@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.errors import DataError
-from eval.results.schema import Metric, Result, environment, read_records, read_result, write_result
+from data_pipeline.errors import DataError, UsageError
+from eval.results.schema import (
+    Metric,
+    Result,
+    check_out,
+    environment,
+    read_records,
+    read_result,
+    records_of_file,
+    write_result,
+)
 
 
 def result(**changes) -> Result:
@@ -26,9 +35,9 @@ def result(**changes) -> Result:
 
 def test_a_result_is_read_back_equal(tmp_path: Path) -> None:
     write_result(tmp_path / "out", result(), [{"query": 0, "text": "ein Würfel"}])
-    assert read_result(tmp_path / "out") == result(
-        environment=read_result(tmp_path / "out").environment
-    )
+    read = read_result(tmp_path / "out")
+    assert read == result(environment=read.environment, records=read.records)
+    assert read.records is not None and read.records.count == 1
     assert list(read_records(tmp_path / "out")) == [{"query": 0, "text": "ein Würfel"}]
     assert '"schema": "glscl-result/1"' in (tmp_path / "out" / "result.json").read_text()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -75,6 +84,28 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text('{"a": 1}\n{"a"')
     with pytest.raises(DataError, match="line 2 is not JSON"):
         list(read_records(tmp_path))
+
+
+def test_the_checksum_of_records_notices_every_change_but_their_order(tmp_path: Path) -> None:
+    write_result(tmp_path, result(), [{"query": number} for number in range(5)])
+    written = read_result(tmp_path).records
+    file = tmp_path / "samples.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(reversed(lines)))
+    assert records_of_file(tmp_path) == written
+    for changed in (lines[1:], [*lines, lines[0]], [*lines[:4], '{"query": 5}\n']):
+        file.write_text("".join(changed))
+        assert records_of_file(tmp_path) != written
+
+
+def test_a_result_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    write_result(tmp_path, result(), [])
+    with pytest.raises(UsageError, match="already holds a result.*--overwrite"):
+        check_out(tmp_path, overwrite=False)
+    check_out(tmp_path, overwrite=True)
+    check_out(tmp_path / "new" / "folder", overwrite=False)
+    with pytest.raises(UsageError, match="is a file"):
+        check_out(tmp_path / "result.json" / "below", overwrite=False)
 
 
 def test_an_unknown_metric_is_a_key_error() -> None:

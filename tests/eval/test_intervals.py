@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from eval.results.intervals import mean_interval, median_interval, paired_difference, t_interval
+from eval.results.intervals import (
+    mean_interval,
+    mean_metric,
+    median_interval,
+    paired_difference,
+    proportion_interval,
+    t_interval,
+)
 
 rng = np.random.default_rng(0)
 
@@ -78,3 +85,45 @@ def test_a_paired_difference_forgets_what_both_share() -> None:
     assert interval is not None and interval[0] < 1 < interval[1] and width(interval) < apart / 10
     assert value == pytest.approx(gain.mean())
     assert paired_difference([2.0], [1.0]) == (1.0, None)
+
+
+@pytest.mark.parametrize("prevalence", [0.02, 0.05, 0.3, 0.5, 0.95])
+def test_the_interval_of_a_proportion_covers_the_truth_where_a_bootstrap_does_not(
+    prevalence: float,
+) -> None:
+    draws = np.random.default_rng(3).random((2000, 100)) < prevalence
+    covered = 0
+    for right in draws:
+        low, high = proportion_interval(right, range(100))
+        covered += low <= prevalence <= high
+    assert covered >= 0.93 * len(draws)  # a percentile bootstrap: 83 % at a prevalence of 5 %
+
+
+def test_the_interval_of_a_proportion_covers_the_truth_of_clustered_answers() -> None:
+    random = np.random.default_rng(4)
+    clusters = np.arange(80).repeat(5)
+    covered = 0
+    for _ in range(400):
+        chances = random.beta(0.5, 4.5, 80)  # answers about one image agree with each other
+        right = random.random(400) < chances.repeat(5)
+        low, high = proportion_interval(right, clusters)
+        covered += low <= 0.1 <= high
+    assert covered >= 0.92 * 400
+
+
+def test_a_proportion_of_nothing_or_everything_has_an_interval() -> None:
+    low, high = proportion_interval([False] * 100, range(100))
+    assert low == 0 and high == pytest.approx(0.0379, abs=0.001)  # Wilson's with Student's quantile
+    assert proportion_interval([True] * 100, range(100)) == pytest.approx((1 - high, 1.0))
+    assert proportion_interval([True], [0]) == (0.0, 1.0)
+    assert t_interval([100.0] * 50, scale=100.0) is not None
+    least, most = t_interval([100.0] * 50, scale=100.0) or (0, 0)
+    assert least < 95 and most == 100
+
+
+def test_the_metric_of_a_mean_counts_its_clusters() -> None:
+    metric = mean_metric("accuracy", [100.0, 0.0, 100.0, 100.0], ["a", "a", "b", "c"], chance=50.0)
+    assert (metric.value, metric.n, metric.clusters, metric.chance) == (75.0, 4, 3, 50.0)
+    assert metric.ci95 is not None and 0 <= metric.ci95[0] < 75 < metric.ci95[1] <= 100
+    difference = mean_metric("gain", [0.0, 0.0, 0.0], list("abc"), unit="percentage points")
+    assert difference.ci95 == (0.0, 0.0)  # equal answers differ by nothing, whatever is drawn
