@@ -1,7 +1,7 @@
 # Everything runs from .venv in this folder; the only things needed beforehand are make and Python 3.11 or newer.
 #   make demo                     the whole chain on the embedded data; writes runs/demo/report.html
 #   make test ARGS="-k order"     the test suite without its slow part, which .ci/run adds; ARGS go to pytest
-#   make lint                     ruff and mypy
+#   make lint                     ruff, mypy, and a lint of prose (tests/prose_lint.py)
 #   make bench                    the measurements in benchmarks/
 #   make PYTHON=/path/to/python3  another interpreter
 
@@ -35,6 +35,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.prose_lint
 
 bench: .venv/installed-report
 	@for file in $$(grep -l __main__ benchmarks/*.py); do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
