@@ -1,1 +1,1 @@
-"""What every stage shares after its scores: the result schema, intervals, verification, comparison and contamination."""
+"""What all stages share: options, the runner, the result format, intervals, checks of results."""

@@ -1,8 +1,9 @@
-"""Two results of one stage on the same data: paired differences, query by query, with intervals and words.
+"""Compare two results of one stage on the same data: paired differences with intervals and words.
 
-A stage needs nothing for it: its metrics are computed picture by picture, and a metric whose mean
-over pictures (with its queries as weights, or without) is what the result says can be compared by
-resampling pictures. One that is not such a mean, as a median, is named and left out. Metric
+In: the output folders of two evaluations. Out: each metric of both, its difference, and an interval
+from resampling images. A stage needs nothing for it: its metrics are computed image by image, and a
+metric can be compared if its mean over images, weighted by their queries or not, is the value in
+the result. Metrics that are not such a mean, such as a median, are listed and left out. Metric
 learning resamples classes, as its own intervals do.
 """
 
@@ -22,7 +23,7 @@ from eval.results.schema import Result, read_records, read_result
 from eval.results.verify import metrics_of
 
 _CLASSES = ("metric-learning",)
-"""Stages whose records are resampled by `label`: pictures of one class are not independent."""
+"""Stages whose records are resampled by `label`: images of one class are not independent."""
 _IDENTITY = ("direction", "level", "query", "image", "kind")
 Verdict = Literal[
     "B is better", "A is better", "B is higher", "A is higher", "not told apart", "equal"
@@ -52,8 +53,8 @@ class Difference:
 class Comparison:
     """What differs between two results.
 
-    ``left_out`` are metrics of both that are no means over the same pictures and queries,
-    ``only_in_one`` those that one result lacks, each with the one that has it.
+    ``left_out`` are metrics of both that are not means over the same images and queries;
+    ``only_in_one`` are those that one result lacks, each with the result that has it.
     """
 
     stage: str
@@ -70,104 +71,105 @@ def compare(a: Path | str, b: Path | str) -> Comparison:
     Raises
     ------
     DataError
-        If they are not of one stage, one protocol, the same data and the same queries; the message
-        says what differs.
+        If they differ in stage, protocol, data or queries; the message says in what.
     """
     left, right = read_result(a), read_result(b)
     _refuse_different(left, right, a, b)
-    lines_a, lines_b = list(read_records(a)), list(read_records(b))
-    if Counter(map(_identity, lines_a)) != Counter(map(_identity, lines_b)):
-        raise DataError(
-            f"{a} and {b} did not answer the same queries: evaluate both on all of the data"
-        )
-    by_picture = [
-        _by_picture(r.stage, n, f) for r, n, f in ((left, lines_a, a), (right, lines_b, b))
-    ]
-    ours, theirs = ({metric.name: metric for metric in result.metrics} for result in (left, right))
-    only_in_one: dict[str, Literal["A", "B"]] = {name: "A" for name in ours if name not in theirs}
-    only_in_one |= {name: "B" for name in theirs if name not in ours}
+    left_records, right_records = list(read_records(a)), list(read_records(b))
+    if Counter(map(_identity, left_records)) != Counter(map(_identity, right_records)):
+        raise DataError(f"{a} and {b} did not answer the same queries: evaluate both on all data")
+    left_parts = _by_image(left.stage, left_records, a)
+    right_parts = _by_image(right.stage, right_records, b)
+    left_names = {metric.name for metric in left.metrics}
+    right_metrics = {metric.name: metric for metric in right.metrics}
     differences, left_out = [], []
+    only_in_one: dict[str, Literal["A", "B"]] = {}
     for metric in left.metrics:
-        other = theirs.get(metric.name)
-        if other is None:
+        name = metric.name
+        if name not in right_metrics:
+            only_in_one[name] = "A"
             continue
-        parts = [found.get(metric.name, {}) for found in by_picture]
-        found = _difference(metric.value, other.value, *parts)
-        if found is None:
-            left_out.append(metric.name)
+        other = right_metrics[name]
+        left_part, right_part = left_parts.get(name, {}), right_parts.get(name, {})
+        result = _difference(metric.value, other.value, left_part, right_part)
+        if result is None:
+            left_out.append(name)
             continue
-        difference, interval = found
+        difference, interval = result
         differences.append(
             Difference(
-                name=metric.name,
+                name=name,
                 unit=metric.unit,
                 a=metric.value,
                 b=other.value,
                 difference=difference,
                 ci95=interval,
                 n=metric.n,
-                pictures=len(parts[0]),
-                verdict=_verdict(metric.name, metric.unit, interval),
+                pictures=len(left_part),
+                verdict=_verdict(name, metric.unit, interval),
             )
         )
+    for name in right_metrics:
+        if name not in left_names:
+            only_in_one[name] = "B"
     notes = []
     if left.model.get("hash") is not None and left.model.get("hash") == right.model.get("hash"):
         notes.append("both have the same weights")
-    notes += [
-        f"{which} is flagged: {flag}"
-        for which, r in (("A", left), ("B", right))
-        for flag in r.flags
-    ]
-    resampled: Literal["pictures", "classes"] = "classes" if left.stage in _CLASSES else "pictures"
+    for which, flags in (("A", left.flags), ("B", right.flags)):
+        notes += [f"{which} is flagged: {flag}" for flag in flags]
+    resampled: Literal["pictures", "classes"] = "pictures"
+    if left.stage in _CLASSES:
+        resampled = "classes"
     return Comparison(left.stage, differences, left_out, only_in_one, notes, resampled)
 
 
 def table(comparison: Comparison) -> str:
     """Write a comparison for a terminal."""
-    wide = max((len(d.name) for d in comparison.differences), default=6)
+    width = max((len(d.name) for d in comparison.differences), default=6)
     lines = [
-        f"{'metric':<{wide}}  {'A':>8}  {'B':>8}  {'B - A':>8}  {'95 % interval':<20}  verdict"
+        f"{'metric':<{width}}  {'A':>8}  {'B':>8}  {'B - A':>8}  {'95 % interval':<20}  verdict"
     ]
     for d in comparison.differences:
         interval = f"[{d.ci95[0]:+.2f}, {d.ci95[1]:+.2f}]"
-        lines.append(
-            f"{d.name:<{wide}}  {d.a:8.2f}  {d.b:8.2f}  {d.difference:+8.2f}  {interval:<20}  {d.verdict}"
-        )
+        numbers = f"{d.a:8.2f}  {d.b:8.2f}  {d.difference:+8.2f}"
+        lines.append(f"{d.name:<{width}}  {numbers}  {interval:<20}  {d.verdict}")
     counts = Counter(d.verdict for d in comparison.differences)
     verdicts = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
-    lines.append(f"{comparison.stage}: {verdicts or 'nothing to compare'} (paired by query, ")
-    lines[-1] += f"{comparison.resampled} resampled; "
-    lines[-1] += "not corrected for the number of metrics)"
+    resampled = {"pictures": "images", "classes": "classes"}[comparison.resampled]
+    lines.append(
+        f"{comparison.stage}: {verdicts or 'nothing to compare'} (paired by query, {resampled} "
+        "resampled; not corrected for the number of metrics)"
+    )
     if comparison.left_out:
-        lines.append(
-            f"no means over the same pictures and queries, not compared: {', '.join(comparison.left_out)}"
-        )
+        names = ", ".join(comparison.left_out)
+        lines.append(f"not compared, because not means over the same images and queries: {names}")
     if comparison.only_in_one:
-        named = ", ".join(f"{name} (in {which})" for name, which in comparison.only_in_one.items())
-        lines.append(f"in one of the results alone, not compared: {named}")
+        names = ", ".join(f"{name} (in {which})" for name, which in comparison.only_in_one.items())
+        lines.append(f"not compared, because in one of the results only: {names}")
     return "\n".join(lines + comparison.notes)
 
 
 def _refuse_different(left: Result, right: Result, a: Path | str, b: Path | str) -> None:
     if left.stage != right.stage:
         raise DataError(f"{a} holds a {left.stage} result and {b} a {right.stage} result")
-    if left.data.get("hash") != right.data.get("hash"):
+    hashes = [result.data.get("hash") for result in (left, right)]
+    if hashes[0] != hashes[1]:
+        raise DataError(f"{a} and {b} were evaluated on different data ({hashes[0]}, {hashes[1]})")
+    without_networks = any(
+        result.model.get("hash") is None and "precision" not in result.protocol
+        for result in (left, right)
+    )
+    differing = []
+    for key in {**left.protocol, **right.protocol}:
+        if key == "precision" and without_networks:
+            continue  # a baseline without networks has no precision
+        values = left.protocol.get(key), right.protocol.get(key)
+        if values[0] != values[1]:
+            differing.append(f"{key}: {values[0]} against {values[1]}")
+    if differing:
         raise DataError(
-            f"{a} and {b} were evaluated on different data ({left.data.get('hash')}, {right.data.get('hash')})"
-        )
-    keys = [
-        key
-        for key in {**left.protocol, **right.protocol}
-        if left.protocol.get(key) != right.protocol.get(key)
-    ]
-    if any(r.model.get("hash") is None and "precision" not in r.protocol for r in (left, right)):
-        keys = [key for key in keys if key != "precision"]  # a baseline without networks has none
-    if keys:
-        said = "; ".join(
-            f"{key}: {left.protocol.get(key)} against {right.protocol.get(key)}" for key in keys
-        )
-        raise DataError(
-            f"{a} and {b} followed different protocols ({said}): evaluate one of them again"
+            f"{a} and {b} followed different protocols ({'; '.join(differing)}): "
+            "evaluate one of them again"
         )
 
 
@@ -175,23 +177,22 @@ def _identity(record: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(record.get(name)) for name in _IDENTITY)
 
 
-def _by_picture(
+def _by_image(
     stage: str, records: list[dict[str, Any]], folder: Path | str
 ) -> dict[str, dict[str, tuple[float, int]]]:
-    """Compute value and number of queries of each metric on the records of each picture (class), as stages resample."""
-    pictures: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Compute value and number of queries of each metric for each image (or class) separately."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if stage not in _CLASSES:
-            pictures[str(record.get("picture", record.get("image", record.get("query"))))].append(
-                record
-            )
+            image = record.get("picture", record.get("image", record.get("query")))
+            groups[str(image)].append(record)
         elif "label" in record:
-            pictures[str(record["label"])].append(record)
-    found: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
-    for picture, lines in pictures.items():
+            groups[str(record["label"])].append(record)
+    parts: dict[str, dict[str, tuple[float, int]]] = defaultdict(dict)
+    for group, lines in groups.items():
         for metric in metrics_of(stage, lines, folder):
-            found[metric.name][picture] = (metric.value, metric.n)
-    return found
+            parts[metric.name][group] = (metric.value, metric.n)
+    return parts
 
 
 def _difference(

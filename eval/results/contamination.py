@@ -94,7 +94,7 @@ def flags(sentence: str) -> list[str]:
 
 
 def _follow(folder: Path, test: Manifest, findings: _Findings, seen: set[Path]) -> None:
-    """Judge the data of the run that a folder lies in, and of the runs which that run started from."""
+    """Judge the data of the run that a folder lies in, and of the runs that it started from."""
     run = _run_of(folder)
     if run is None:
         findings.unknown.append(f"{folder} does not say what it was trained on")
@@ -177,8 +177,8 @@ def _shared(train: Manifest, test: Manifest) -> list[str]:
             f"{equal:,} of {len(test_hashes):,} test images are in {train.root}, byte for byte"
         )
     collection, test_collection = _collection(train), _collection(test)
-    # An importer leaves out the images of Karpathy's val and test split; other test sets of the same
-    # collection, such as VQA v2, hold more of its images than these.
+    # An importer leaves out the images of Karpathy's val and test split; other test sets of the
+    # same collection, such as VQA v2, hold more of its images than these.
     excluded: set[str] = set()
     if test.source.get("kind", test_collection) == test_collection:
         excluded = set(train.source.get("excluded", ()))
@@ -187,10 +187,11 @@ def _shared(train: Manifest, test: Manifest) -> list[str]:
             f"{train.root} is from {collection}, which holds images of {test_collection}; it does "
             "not say that those of this test set were left out"
         )
-    elif not equal and collection and collection == test_collection:
-        # Importers keep files as they are, so that different hashes prove different images.
-        if not (_states_origin(train) and _states_origin(test)):
-            sentences.append(f"{train.root} and the test set both seem to be from {collection}")
+    # Importers keep files as they are: if both sets are theirs, different hashes prove that the
+    # images differ, and nothing needs to be said.
+    proven = _states_origin(train) and _states_origin(test)
+    if not equal and collection and collection == test_collection and not proven:
+        sentences.append(f"{train.root} and the test set both seem to be from {collection}")
     return sentences
 
 
@@ -208,7 +209,7 @@ def _media_hashes(manifest: Manifest) -> NDArray[np.uint64]:
 
 
 def _collection(manifest: Manifest) -> str | None:
-    """Name the collection that images come from: as the importer recorded, or as the name suggests."""
+    """Name the collection of the images, as the importer recorded it or the name suggests it."""
     recorded = manifest.source.get("pictures")
     if recorded is not None:
         return None if recorded in _NO_ORIGIN else str(recorded)

@@ -1,4 +1,4 @@
-"""95 % intervals that resample what was sampled: images with all their captions, not single captions.
+"""95 % intervals that resample what was sampled: images with all captions, not single captions.
 
 In: values of queries and the cluster (image) that each belongs to. Out: an interval, or a whole
 `Metric`. Values between the extremes get a percentile bootstrap over clusters. Proportions of right
@@ -83,14 +83,14 @@ def proportion_interval(right: ArrayLike, clusters: Sequence[Any]) -> tuple[floa
     hits = np.asarray(right, dtype=np.float64)
     group = _numbered(clusters)
     sums, counts = np.bincount(group, weights=hits), np.bincount(group)
-    share, total, many = float(hits.mean()), len(hits), len(counts)
-    if many < 2:
+    share, total, number = float(hits.mean()), len(hits), len(counts)
+    if number < 2:
         return 0.0, 1.0  # one cluster says nothing about others
-    variance = many / (many - 1) * float(((sums - share * counts) ** 2).sum()) / total**2
-    effective = many if variance == 0 else share * (1 - share) / variance
+    variance = number / (number - 1) * float(((sums - share * counts) ** 2).sum()) / total**2
+    effective = number if variance == 0 else share * (1 - share) / variance
     effective = min(effective, total)
     z = float(norm.ppf(0.975))
-    effective *= (z / float(student.ppf(0.975, many - 1))) ** 2
+    effective *= (z / float(student.ppf(0.975, number - 1))) ** 2
     centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     spread = share * (1 - share) / effective + z**2 / (4 * effective**2)
     half = z * float(np.sqrt(spread)) / (1 + z**2 / effective)
@@ -99,11 +99,11 @@ def proportion_interval(right: ArrayLike, clusters: Sequence[Any]) -> tuple[floa
 
 
 def mean_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values`` (queries,), resampling whole clusters.
+    """Percentile bootstrap interval of a mean, resampling whole clusters.
 
-    ``clusters`` names for every value the unit it belongs to (its image). With one cluster there is
-    nothing to resample and the interval is the mean itself. The seed is fixed: the same values give
-    the same interval.
+    ``values`` (queries,) each belong to the unit that ``clusters`` names (an image). With one
+    cluster there is nothing to resample and the interval is the mean itself. The seed is fixed: the
+    same values give the same interval.
     """
     flat = np.asarray(values, dtype=np.float64)
     group = _numbered(clusters)
@@ -111,7 +111,7 @@ def mean_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, fl
 
 
 def ratio_interval(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
-    """Percentile bootstrap interval of total ``sums`` over total ``counts``, both (clusters,), resampling clusters."""
+    """Percentile bootstrap interval of total ``sums`` over total ``counts``, both (clusters,)."""
 
     def mean(s: NDArray[Any], c: NDArray[Any], axis: int) -> NDArray[Any]:
         return s.sum(axis=axis) / c.sum(axis=axis)
@@ -120,7 +120,7 @@ def ratio_interval(sums: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
 
 
 def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median of ``values`` (queries,), resampling whole clusters."""
+    """Percentile bootstrap interval of the median of ``values`` (queries,) over clusters."""
     flat = np.asarray(values, dtype=np.float64)
     group = _numbered(clusters)
     order = np.argsort(group, kind="stable")
@@ -137,20 +137,27 @@ def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, 
 
 
 def mean_of_means_interval(
-    values: ArrayLike, groups: Sequence[Any], clusters: Sequence[Any]
+    values: ArrayLike,
+    groups: Sequence[Any],
+    clusters: Sequence[Any],
+    *,
+    scale: float | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over groups of the mean of each group's ``values`` (queries,).
+    """Percentile bootstrap interval of the mean over groups of each group's mean.
 
     Whole clusters are resampled, which may hold queries of several groups; a group that was not
-    drawn is left out.
+    drawn is left out. ``scale`` is the value of a right answer, where ``values`` (queries,) are
+    answers: if all are wrong or all are right, the interval is Wilson's over clusters.
     """
+    flat = np.asarray(values, dtype=np.float64)
+    if scale is not None and (flat == flat[0]).all() and flat[0] in (0.0, scale):
+        low, high = proportion_interval(flat == scale, clusters)
+        return scale * low, scale * high
     group, cluster = _numbered(groups), _numbered(clusters)
     shape = (cluster.max() + 1, group.max() + 1)
     place = np.ravel_multi_index((cluster, group), shape)
     size = shape[0] * shape[1]
-    sums = np.bincount(place, weights=np.asarray(values, dtype=np.float64), minlength=size).reshape(
-        shape
-    )
+    sums = np.bincount(place, weights=flat, minlength=size).reshape(shape)
     counts = np.bincount(place, minlength=size).reshape(shape)
 
     def mean_of_means(rows: NDArray[Any], axis: int) -> NDArray[Any]:
@@ -158,9 +165,9 @@ def mean_of_means_interval(
         # How often each cluster was drawn, so that no table of all draws with all groups is made.
         times = np.apply_along_axis(np.bincount, -1, drawn, minlength=shape[0])
         total, number = times @ sums, times @ counts
-        there = number > 0
-        means = np.divide(total, number, out=np.zeros_like(total), where=there)
-        return means.sum(axis=-1) / there.sum(axis=-1)
+        drawn_at_all = number > 0
+        means = np.divide(total, number, out=np.zeros_like(total), where=drawn_at_all)
+        return means.sum(axis=-1) / drawn_at_all.sum(axis=-1)
 
     return _interval((np.arange(shape[0]),), mean_of_means)
 
@@ -182,7 +189,7 @@ def t_interval(values: ArrayLike, *, scale: float | None = None) -> tuple[float,
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike) -> tuple[float, tuple[float, float] | None]:
-    """Mean of a - b over the same episodes (episodes,), and the Student t interval of the differences."""
+    """Mean of a - b over the same episodes (episodes,), and its Student t interval."""
     differences = np.subtract(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
     return float(differences.mean()), t_interval(differences)
 
@@ -195,7 +202,7 @@ def _interval(data: tuple[NDArray[Any], ...], statistic: Any) -> tuple[float, fl
     if len(data[0]) < 2:
         only = float(statistic(*data, axis=-1))
         return only, only
-    found = bootstrap(
+    interval = bootstrap(
         data,
         statistic,
         paired=True,
@@ -205,4 +212,4 @@ def _interval(data: tuple[NDArray[Any], ...], statistic: Any) -> tuple[float, fl
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)

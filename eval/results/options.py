@@ -110,7 +110,7 @@ class OptionDescription:
 
 
 def describe(options: type[StageOptions]) -> list[OptionDescription]:
-    """List the options of a stage: those taken by position first, then its own, then shared ones."""
+    """List the options of a stage: those by position first, then its own, then shared ones."""
     hints = typing.get_type_hints(options)
     shared = {f.name for f in dataclasses.fields(ModelOptions)}
     fields = {f.name: f for f in dataclasses.fields(options)}

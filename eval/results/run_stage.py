@@ -77,7 +77,7 @@ def evaluator(options: type[StageOptions]) -> Callable[..., Result]:
 
 
 def run(options: StageOptions) -> Result:
-    """Measure with the options of a stage, write `result.json` and `samples.jsonl`, return the result.
+    """Measure with the options of a stage, write its result and return it.
 
     Under `accelerate launch` every process measures its share; the main one writes.
 

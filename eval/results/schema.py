@@ -1,4 +1,8 @@
-"""The result of every stage in one format: `result.json` with its metrics, `samples.jsonl` with one line per query."""
+"""The format that every stage writes: `result.json` with metrics, `samples.jsonl` with records.
+
+A record is one line per query, enough to compute every metric again; `result.json` holds their
+checksum. Both files are written whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "numpy", "scipy", "pillow")
 
 
 class Metric(BaseModel):
-    """One number with what it takes to read it: unit, 95 % interval, number of queries, and what guessing reaches."""
+    """One number and what a reader needs beside it: unit, interval, queries, and chance."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -46,7 +50,7 @@ class Metric(BaseModel):
 
 
 class Records(BaseModel):
-    """Number of lines of `samples.jsonl` and their checksum, which does not depend on their order."""
+    """Number of lines of `samples.jsonl`, and a checksum that does not depend on their order."""
 
     count: int
     checksum: str
@@ -129,7 +133,7 @@ def records_of_file(folder: Path | str) -> Records:
 
 
 class _Checksum:
-    """Sum of the SHA-256 of lines: any changed, added or removed line changes it, their order does not.
+    """Sum of the SHA-256 of all lines: it notices changed, added and removed lines, in any order.
 
     It guards against accidents and edits of single lines, not against someone who can also edit
     `result.json`.
@@ -172,7 +176,13 @@ def read_result(folder: Path | str) -> Result:
 
 
 def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
-    """Yield the lines of `samples.jsonl`; raises DataError for a missing file, and for a broken line by its number."""
+    """Yield the records of `samples.jsonl`.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, or a line is not JSON; the message gives its number.
+    """
     path = Path(folder) / SAMPLES_NAME
     if not path.is_file():
         raise DataError(f"{folder} holds no {SAMPLES_NAME}")
@@ -185,16 +195,15 @@ def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
 
 
 def data_flags(manifest: Manifest) -> list[str]:
-    """Flag samples of the official data set that an import left out (`left_out/N`): results are of the rest alone."""
+    """Flag a result that lacks samples of the official data set, which an import left out."""
     missing = len(manifest.source.get("left_out", ()))
     return [f"left_out/{missing}"] if missing else []
 
 
 def environment(world: int = 1, device: str = "cpu") -> dict[str, Any]:
     """Describe what a result depends on besides model and data: date, code, versions, machine."""
-    from pretrain.run.folder import (
-        code_revision,
-    )  # imports torch, which reading a result does not need
+    # Imports torch, which reading a result does not need.
+    from pretrain.run.folder import code_revision
 
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {

@@ -1,4 +1,4 @@
-"""Whether a result says what its records say: every metric is computed again from `samples.jsonl`."""
+"""Check a result against its records: every metric is computed again from `samples.jsonl`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def verify(folder: Path | str) -> list[str]:
     result = read_result(folder)
     if result.records is None:
         raise DataError(
-            f"{folder} was written by a version that kept no checksum of its records: evaluate again"
+            f"{folder} was written by a version that kept no checksum of records: evaluate again"
         )
     wrong = []
     if records_of_file(folder) != result.records:
@@ -43,7 +43,7 @@ def verify(folder: Path | str) -> list[str]:
 
 
 def _agree(stored: Metric | None, computed: Metric | None) -> bool:
-    """Whether two metrics are equal, up to rounding that depends on the order of the records."""
+    """Whether two metrics are equal, up to rounding of sums over records in another order."""
     if stored is None or computed is None:
         return False
     left, right = _flat(stored.model_dump()), _flat(computed.model_dump())
@@ -52,7 +52,7 @@ def _agree(stored: Metric | None, computed: Metric | None) -> bool:
     for path, value in left.items():
         other = right[path]
         if isinstance(value, float) and isinstance(other, float):
-            if not math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-9):
+            if not math.isclose(value, other, rel_tol=1e-12, abs_tol=1e-12):
                 return False
         elif value != other:
             return False
@@ -76,8 +76,8 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def metrics_of(stage: str, records: list[dict[str, Any]], folder: Path | str) -> list[Metric]:
     """Compute the metrics of a stage from records of the result in ``folder``."""
     if stage not in stage_names():
-        known = ", ".join(stage_names())
-        raise DataError(f"{folder} holds a result of {stage!r}; this version knows {known}")
+        stages = ", ".join(stage_names())
+        raise DataError(f"{folder} holds a result of {stage!r}; this version knows {stages}")
     metrics: Callable[[Iterable[dict[str, Any]]], list[Metric]] = stage_module(stage).metrics
     try:
         return metrics(records)

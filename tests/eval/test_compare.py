@@ -1,4 +1,4 @@
-"""Two results are compared query by query and only where that means something; a result is what its records say."""
+"""Results are compared query by query where it makes sense, and must follow from their records."""
 
 import json
 import shutil
@@ -13,7 +13,8 @@ from eval.results.compare import compare
 from eval.results.intervals import mean_interval
 from eval.results.schema import Result, read_records, read_result, write_result
 from eval.results.verify import verify
-from eval.stages import baseline, preference, retrieval, sugarcrepe
+from eval.stages import baseline, preference, retrieval
+from eval.stages.sugarcrepe.stage import metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
@@ -24,7 +25,7 @@ from .conftest import save_model
 def results(
     knowing_model: Path, tokenizer: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The same stages with a model that knows the gallery and one that was disturbed, and a baseline."""
+    """Results of a model that knows the gallery, of one with noise on its heads, of a baseline."""
     out = tmp_path_factory.mktemp("results")
     model = GLSCLModel.from_pretrained(knowing_model)
     torch.manual_seed(0)
@@ -48,25 +49,26 @@ def edited(folder: Path, out: Path, change) -> Path:
     return out
 
 
+def hits_at_1(folder: Path) -> tuple[list[float], list[str]]:
+    """Percentage of hits and image of each text-to-image query."""
+    hits, images = [], []
+    for record in read_records(folder):
+        if record["direction"] == "text_to_image":
+            hits.append(100.0 * (record["contrastive"]["above"] == 0))
+            images.append(record["image"])
+    return hits, images
+
+
 def test_differences_are_those_of_paired_hits(results: dict[str, Path]) -> None:
-    found = {d.name: d for d in compare(results["a"], results["b"]).differences}
-    hits = [
-        [
-            100.0 * (line["contrastive"]["above"] == 0)
-            for line in read_records(results[name])
-            if line["direction"] == "text_to_image"
-        ]
-        for name in "ab"
-    ]
-    pictures = [
-        line["image"] for line in read_records(results["a"]) if line["direction"] == "text_to_image"
-    ]
-    paired = np.subtract(hits[1], hits[0])
-    one = found["text_to_image/R@1"]
-    assert one.difference == pytest.approx(paired.mean()) and one.difference < 0
-    assert one.ci95 == pytest.approx(mean_interval(paired, pictures))
-    assert one.difference == pytest.approx(one.b - one.a)
-    assert (one.n, one.pictures) == (100, 20)
+    differences = {d.name: d for d in compare(results["a"], results["b"]).differences}
+    first, images = hits_at_1(results["a"])
+    second, _ = hits_at_1(results["b"])
+    paired = np.subtract(second, first)
+    recall = differences["text_to_image/R@1"]
+    assert recall.difference == pytest.approx(paired.mean()) and recall.difference < 0
+    assert recall.ci95 == pytest.approx(mean_interval(paired, images))
+    assert recall.difference == pytest.approx(recall.b - recall.a)
+    assert (recall.n, recall.pictures) == (100, 20)
 
 
 def test_verdicts_follow_the_intervals(results: dict[str, Path]) -> None:
@@ -90,41 +92,42 @@ def test_verdicts_follow_the_intervals(results: dict[str, Path]) -> None:
     assert (rank.difference > 0, rank.verdict) == (True, "A is better")
 
 
-def test_pictures_are_resampled_with_all_their_samples(tmp_path: Path) -> None:
-    """SugarCrepe has a sample for each caption of a picture."""
-    random = np.random.default_rng(0)
-    pictures = [str(number // 6) for number in range(60)]
-    both = {}
-    for name in "ab":
-        lines = [
+def sugarcrepe_result(folder: Path, images: list[str], random: np.random.Generator) -> np.ndarray:
+    """Write a SugarCrepe result with random answers; returns which are right, in percent."""
+    records = []
+    for number, image in enumerate(images):
+        records.append(
             {
                 "query": str(number),
-                "image": f"{picture}-{number % 3}",
-                "picture": picture,
+                "image": f"{image}-{number % 3}",
+                "picture": image,
                 "kind": "swap_obj",
+                "contrastive": [float(random.random() < 0.7), 0.5],
+                "matching": [1.0, 0.5],
             }
-            | {"contrastive": [float(random.random() < 0.7), 0.5], "matching": [1.0, 0.5]}
-            for number, picture in enumerate(pictures)
-        ]
-        both[name] = np.array([100.0 * (line["contrastive"][0] > 0.5) for line in lines])
-        parts = {
-            "protocol": {},
-            "data": {"hash": "one"},
-            "model": {"hash": name},
-            "environment": {},
-        }
-        write_result(
-            tmp_path / name,
-            Result(stage="sugarcrepe", metrics=sugarcrepe.metrics(lines), **parts),
-            lines,
         )
-    one = next(
-        d
-        for d in compare(tmp_path / "a", tmp_path / "b").differences
-        if d.name == "contrastive/accuracy/swap_obj"
+    result = Result(
+        stage="sugarcrepe",
+        protocol={},
+        data={"hash": "one"},
+        model={"hash": folder.name},
+        environment={},
+        metrics=metrics(records),
     )
-    assert (one.n, one.pictures) == (60, 10)
-    assert one.ci95 == pytest.approx(mean_interval(both["b"] - both["a"], pictures))
+    write_result(folder, result, records)
+    return np.array([100.0 * (record["contrastive"][0] > 0.5) for record in records])
+
+
+def test_images_are_resampled_with_all_their_samples(tmp_path: Path) -> None:
+    """SugarCrepe has a sample for each caption of an image."""
+    random = np.random.default_rng(0)
+    images = [str(number // 6) for number in range(60)]
+    first = sugarcrepe_result(tmp_path / "a", images, random)
+    second = sugarcrepe_result(tmp_path / "b", images, random)
+    differences = {d.name: d for d in compare(tmp_path / "a", tmp_path / "b").differences}
+    accuracy = differences["contrastive/accuracy/swap_obj"]
+    assert (accuracy.n, accuracy.pictures) == (60, 10)
+    assert accuracy.ci95 == pytest.approx(mean_interval(second - first, images))
 
 
 def test_metrics_of_one_result_alone_are_named_with_the_one_that_has_them(
@@ -137,25 +140,29 @@ def test_metrics_of_one_result_alone_are_named_with_the_one_that_has_them(
 
     first = edited(results["a"], tmp_path / "first", without("text_to_image/R@5"))
     second = edited(results["b"], tmp_path / "second", without("image_to_text/MdR"))
-    found = compare(first, second)
-    assert found.left_out == ["text_to_image/MdR"]
-    assert found.only_in_one == {"image_to_text/MdR": "A", "text_to_image/R@5": "B"}
+    comparison = compare(first, second)
+    assert comparison.left_out == ["text_to_image/MdR"]
+    assert comparison.only_in_one == {"image_to_text/MdR": "A", "text_to_image/R@5": "B"}
     assert main(["compare", str(first), str(second)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "no means over the same pictures and queries, not compared: text_to_image/MdR" in lines
-    said = "in one of the results alone, not compared: image_to_text/MdR (in A), text_to_image/R@5 (in B)"
-    assert said in lines
+    median = "not compared, because not means over the same images and queries: text_to_image/MdR"
+    assert median in lines
+    alone = "image_to_text/MdR (in A), text_to_image/R@5 (in B)"
+    assert f"not compared, because in one of the results only: {alone}" in lines
     assert main(["compare", str(first), str(second), "--json"]) == 0
     stored = json.loads(capsys.readouterr().out)
-    assert (stored["left_out"], stored["only_in_one"]) == (found.left_out, found.only_in_one)
+    assert (stored["left_out"], stored["only_in_one"]) == (
+        comparison.left_out,
+        comparison.only_in_one,
+    )
 
 
 @pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])
 def test_a_result_equals_itself_whatever_the_stage(results: dict[str, Path], stage: str) -> None:
-    found = compare(results[stage], results[stage])
-    assert found.differences
-    assert {d.verdict for d in found.differences} == {"equal"}
-    assert ("both have the same weights" in found.notes) == (stage != "baseline")
+    comparison = compare(results[stage], results[stage])
+    assert comparison.differences
+    assert {d.verdict for d in comparison.differences} == {"equal"}
+    assert ("both have the same weights" in comparison.notes) == (stage != "baseline")
 
 
 def test_what_cannot_be_compared_is_refused_with_the_reason(
@@ -189,8 +196,8 @@ def test_the_compare_command_prints_a_table_or_json(
     text = capsys.readouterr().out
     assert "verdict" in text and "text_to_image/R@1" in text and "A is better in" in text
     assert main(["compare", str(results["a"]), str(results["b"]), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["differences"][0]["name"] == "text_to_image/R@1"
+    comparison = json.loads(capsys.readouterr().out)
+    assert comparison["differences"][0]["name"] == "text_to_image/R@1"
 
 
 @pytest.mark.parametrize("stage", ["a", "preference-a", "baseline"])
@@ -212,18 +219,51 @@ def test_the_verify_command_names_what_differs(
     names = [metric.name for metric in read_result(results["a"]).metrics]
     assert main(["eval", "verify", str(results["a"]), str(other)]) == 3
     error = capsys.readouterr().err
-    assert "3 metrics do not follow from samples.jsonl" in error
+    assert "3 entries of result.json do not follow from samples.jsonl" in error
     assert all(names[i] in error for i in (0, 3, -1))
     assert main(["eval", "verify", str(results["a"]), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"wrong": {str(results["a"]): []}}
-    shutil.copytree(results["a"], tmp_path / "records")
-    lines = (tmp_path / "records" / "samples.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "records" / "samples.jsonl").write_text("".join(lines[1:]))
-    assert main(["eval", "verify", str(tmp_path / "records"), "--json"]) == 3
-    assert (
-        "text_to_image/R@1"
-        in json.loads(capsys.readouterr().out)["wrong"][str(tmp_path / "records")]
-    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("removed", lambda lines: lines[1:]),
+        (
+            "renamed query",
+            lambda lines: [lines[0].replace('"query": "', '"query": "x'), *lines[1:]],
+        ),
+        (
+            "other caption",
+            lambda lines: [lines[0].replace('"text": "', '"text": "no '), *lines[1:]],
+        ),
+    ],
+)
+def test_verify_notices_records_that_were_changed(
+    results: dict[str, Path], tmp_path: Path, name: str, change
+) -> None:
+    """No metric reads the names of queries or the captions, so only the checksum can tell."""
+    shutil.copytree(results["a"], tmp_path / name)
+    file = tmp_path / name / "samples.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert change(lines) != lines
+    file.write_text("".join(change(lines)))
+    assert "records" in verify(tmp_path / name)
+
+
+def test_verify_accepts_records_in_another_order(results: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(results["preference-a"], tmp_path / "shuffled")
+    file = tmp_path / "shuffled" / "samples.jsonl"
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    assert verify(tmp_path / "shuffled") == []
+
+
+def test_a_result_without_a_checksum_of_records_is_refused(
+    results: dict[str, Path], tmp_path: Path
+) -> None:
+    old = edited(results["a"], tmp_path / "old", lambda stored: stored.pop("records"))
+    with pytest.raises(DataError, match="kept no checksum of records: evaluate again"):
+        verify(old)
 
 
 def test_records_of_another_stage_and_unknown_stages_are_refused(

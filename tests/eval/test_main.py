@@ -1,11 +1,16 @@
-"""`python -m eval`: the configuration is checked before anything is loaded, and the result is the last line."""
+"""`python -m eval` checks its configuration before it loads anything and prints the result last."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import DataError
 from eval.__main__ import main
+from eval.registry import stage_names, stage_options
+from eval.results.compare import compare
+from eval.results.options import describe
+from eval.stages.retrieval import evaluate
 
 
 def test_a_stage_runs_from_a_configuration(
@@ -20,9 +25,9 @@ def test_a_stage_runs_from_a_configuration(
     assert (tmp_path / "out" / "samples.jsonl").is_file()
 
 
-@pytest.mark.parametrize("stage", ["few-shot", "multi-label", "metric-learning"])
+@pytest.mark.parametrize("stage", stage_names())
 @pytest.mark.parametrize("out", ["taken", "taken/below"])
-def test_a_file_where_results_should_be_is_met_before_the_work(
+def test_every_stage_meets_a_file_in_the_way_before_it_does_any_work(
     stage: str,
     out: str,
     tmp_path: Path,
@@ -31,24 +36,45 @@ def test_a_file_where_results_should_be_is_met_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("mine")
-    Path("c.yaml").write_text(f"model: m\ndata: d\nbase: b\nout: {out}")
+    required = [o.name for o in describe(stage_options(stage)) if o.required]
+    Path("c.yaml").write_text(json.dumps(dict.fromkeys(required, "missing") | {"out": out}))
     assert main([stage, "c.yaml"]) == 2
-    assert (
-        f"out is {out}, and {tmp_path / 'taken'} is a file: choose a folder"
-        in capsys.readouterr().err
-    )
+    message = f"--out is {out}, but {tmp_path / 'taken'} is a file: choose a folder"
+    assert message in capsys.readouterr().err
 
 
-def test_an_error_of_the_system_is_one_line(
+def test_a_result_is_replaced_only_when_asked(
     knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "taken").write_text("mine")
     config = tmp_path / "c.yaml"
     config.write_text(
-        f"model: {knowing_model}\ndata: {gallery}\nout: {tmp_path / 'taken'}\nlimit: 2\n"
+        f"model: {knowing_model}\ndata: {gallery}\nout: {tmp_path / 'out'}\nlimit: 3\nrerank_k: 0\n"
     )
-    assert main(["retrieval", str(config)]) == 3
-    assert capsys.readouterr().err == f"eval: error: {tmp_path / 'taken'}: File exists\n"
+    assert main(["retrieval", str(config)]) == 0
+    assert main(["retrieval", str(config)]) == 2
+    assert "already holds a result: choose another --out, or give --overwrite" in (
+        capsys.readouterr().err
+    )
+    assert main(["retrieval", str(config), "--overwrite", "true"]) == 0
+
+
+def test_part_of_a_data_set_never_passes_for_all_of_it(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    whole = evaluate(knowing_model, gallery, tmp_path / "whole", rerank_k=0)
+    part = evaluate(knowing_model, gallery, tmp_path / "part", rerank_k=0, limit=5)
+    assert part.data["hash"] == f"{whole.data['hash']}/first-5"
+    assert part.protocol["limit"] == 5 and "limit/5" in part.flags
+    with pytest.raises(DataError, match="different data"):
+        compare(tmp_path / "whole", tmp_path / "part")
+    everything = evaluate(knowing_model, gallery, tmp_path / "all", rerank_k=0, limit=1000)
+    assert everything.data["hash"] == whole.data["hash"] and "limit/1000" not in everything.flags
+
+
+def test_few_images_are_flagged(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
+    few = evaluate(knowing_model, gallery, tmp_path / "few", rerank_k=0, limit=5)
+    assert [flag for flag in few.flags if flag.startswith("few_clusters/")]
+    assert few.metric("text_to_image/R@1").clusters == 5
 
 
 @pytest.mark.parametrize(
