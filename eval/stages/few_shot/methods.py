@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -29,10 +29,10 @@ from .baselines import (
 from .cpea import CPEAHead
 from .gliml import GLIMLHead
 from .inference import World, choose
+from .options import Interplay, Mode
 from .splits import Split
-from .training import LAMBDAS, Finetuning, Mode, TrainSettings, encode_again, train_head
+from .training import LAMBDAS, Finetuning, TrainSettings, encode_again, train_head
 
-Interplay = Literal["gated", "additive"]
 METHODS = (
     "zero_shot",
     "nearest_neighbour",

@@ -159,21 +159,25 @@ def shared_pictures(splits: Mapping[str, Split]) -> list[str]:
     ]
 
 
-def described(splits: Mapping[str, Split], known: str) -> dict[str, Any]:
-    """Say what a result must of the data; ``split`` hashes which classes are in which of them."""
+def described(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Describe the data sets for a result; ``split`` hashes which classes are in which of them."""
     classes = {name: split.classes for name, split in splits.items()}
     digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest()
-    data, *others = (
-        {
-            "path": str(split.manifest.root),
-            "name": split.manifest.name,
-            "hash": f"sha256:{split.manifest.digest}",
+    parts: dict[str, Any] = {}
+    for name, split in splits.items():
+        part = {
             "images": len(split.rows),
             "copies": len(split.rows) - len(set(split.world.tokens.media)),
             "without_one_label": split.without_one_label,
             "classes": split.classes,
         }
-        for split in splits.values()
-    )
-    named = dict(zip([name for name in splits if name != "data"], others, strict=True))
-    return {**data, **named, "split": f"sha256:{digest}", "overlap": known}
+        if name == "data":  # the runner says where it lies
+            parts |= part
+        else:
+            parts[name] = {
+                "path": str(split.manifest.root),
+                "name": split.manifest.name,
+                "hash": f"sha256:{split.manifest.digest}",
+                **part,
+            }
+    return {**parts, "split": f"sha256:{digest}"}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from eval.stages.few_shot.episodes import Episode, EpisodeSampler
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead, choice
 from .inference import World, accuracy
+from .options import Mode
 
-Mode = Literal["frozen", "finetune", "none"]
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0)
 EPOCHS_PER_HALVING = 5
 

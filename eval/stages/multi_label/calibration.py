@@ -14,8 +14,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.randomness import generator_at
 
 from .joint_space import Labelled, Logistic
-from .label_sets import Filter
 from .methods import Methods, Prepared
+from .options import Filter
 from .sampler import Draw, MultiLabelEpisodeSampler
 
 EPISODES = 5

@@ -15,7 +15,8 @@ from eval.encoding.encoders import Encoder
 from eval.encoding.labelled_images import ImageTokens, label_features
 
 from .joint_space import Labelled
-from .label_sets import Filter, choose, read_label_lists, refuse_overlap
+from .label_sets import choose, read_label_lists, refuse_overlap
+from .options import Filter
 
 
 def labelled_sets(
@@ -75,25 +76,28 @@ def labelled_sets(
 
 
 def described(
-    paths: Mapping[str, Path | str],
     manifests: Mapping[str, Manifest],
     tokens: Mapping[str, ImageTokens],
     sets: Mapping[str, Labelled],
-    known: str,
 ) -> dict[str, Any]:
-    """Describe the data sets for a result: what is measured, and under their roles those learned from and chosen on."""
-
-    def of(role: str) -> dict[str, Any]:
-        return {
-            "path": str(paths[role]),
-            "name": manifests[role].name,
-            "hash": f"sha256:{manifests[role].digest}",
-            "images": len(sets[role].keys),
-            "left_out_by_labels": len(tokens[role]) - len(sets[role].keys),
+    """Describe the data sets for a result: the measured one, and under their roles the others."""
+    parts: dict[str, Any] = {}
+    for role, labelled in sets.items():
+        counts = labelled.truth.sum(axis=0)
+        part = {
+            "images": len(labelled.keys),
+            "left_out_by_labels": len(tokens[role]) - len(labelled.keys),
             "classes": {
-                name: int(n)
-                for name, n in zip(sets[role].names, sets[role].truth.sum(axis=0), strict=True)
+                name: int(count) for name, count in zip(labelled.names, counts, strict=True)
             },
         }
-
-    return of("data") | {"overlap": known} | {role: of(role) for role in sets if role != "data"}
+        if role == "data":  # the runner says where it lies
+            parts |= part
+        else:
+            parts[role] = {
+                "path": str(manifests[role].root),
+                "name": manifests[role].name,
+                "hash": f"sha256:{manifests[role].digest}",
+                **part,
+            }
+    return parts

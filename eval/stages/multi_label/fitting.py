@@ -14,7 +14,8 @@ from eval.encoding.encoders import Encoder
 
 from .cross_interaction import CrossInteraction
 from .joint_space import JointSpace, Labelled, Projection, fit_joint
-from .model import MLFSIC, QueryPool, Selection
+from .model import MLFSIC, Selection
+from .options import QueryPool
 from .training import TrainSettings, fit_base
 
 JOINT_EPOCHS = 30
@@ -25,7 +26,7 @@ def fitted_classifier(
     base: Labelled | None,
     val: Labelled | None,
     *,
-    init: str,
+    init: Init,
     query_pool: QueryPool,
     patches: int,
     cross: bool,

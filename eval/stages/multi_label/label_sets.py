@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError, UsageError
 from data_pipeline.importing.label_lists import label_lists, shipped_lists
 
-Filter = Literal["strict", "any"]
+from .options import Filter
+
 SPLITS = {"base": ("train", "base"), "val": ("val",), "data": ("test", "novel")}
 
 

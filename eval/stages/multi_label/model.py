@@ -8,7 +8,6 @@ cross-interaction nothing here is trained.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from data_pipeline.errors import UsageError
 from .cross_interaction import CrossInteraction
 from .joint_space import JointSpace
 from .loss_change import Mode, Rule, Scope, loss_change, select_local
+from .options import QueryPool
 
-QueryPool = Literal["mean", "max", "label_attention"]
 _AT_ONCE = 64  # queries compared patch by patch
 
 

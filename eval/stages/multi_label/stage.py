@@ -10,224 +10,165 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import load_encoder
-from eval.encoding.features import processes
 from eval.encoding.labelled_images import ImageTokens, encode_tokens
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
-from eval.results.schema import Result, check_out, data_flags, environment, write_result
+from eval.results.run_stage import Measured
 
 from .calibration import EPISODES, calibrated
 from .data_sets import described, labelled_sets
 from .fitting import fitted_classifier
 from .joint_space import Logistic
-from .label_sets import Filter
 from .methods import ABOUT, NEEDS, SELECTIONS, Methods, Prepared, TipAdapter
-from .model import QueryPool
+from .options import Options
 from .records import metrics, record_of
 from .sampler import MultiLabelEpisodeSampler
-from .summary import not_above, silent
+from .summary import not_above, silent, table
+
+__all__ = ["measure", "metrics", "table"]
 
 _TUNING_DRAWS = 5
-_ROUNDING = (
-    0.02  # by which logits of equal vectors may differ: a distance is a root of what is rounded
-)
+# Logits of equal vectors may differ by so much: a distance is the root of what was rounded.
+_ROUNDING = 0.02
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    base: Path | str | None = None,
-    val: Path | str | None = None,
-    labels: Path | str | None = None,
-    shot: Sequence[int] = (1, 5),
-    draws: int = 20,
-    filter: Filter = "strict",
-    methods: Sequence[str] | None = None,
-    init: str = "vl_joint",
-    patches: int = 9,
-    query_pool: QueryPool = "mean",
-    epochs: int = 8,
-    pool_grid: int = 7,
-    seed: int = 0,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-    train: Path | str | None = None,
-) -> Result:
-    """Recognise the labels of a data set from few pictures; write `result.json` and `samples.jsonl`.
-
-    Parameters
-    ----------
-    model
-        Whatever `load_encoder` loads, with a space that pictures share with texts.
-    data, base, val
-        Data sets: what is measured; what scales, biases and the cross-interaction learn from; what
-        its epochs and Tip-Adapter's settings are chosen on. No label may be in two of them.
-    out, limit, batch_size, precision, cache, train
-        As of retrieval; ``limit`` holds for each data set.
-    labels
-        A list that restricts and orders labels (see `read_label_lists`); by default those that the
-        data set was imported for, or all it has.
-    shot, draws, seed
-        Support pictures of each label (every number is an evaluation of its own), draws of them,
-        and what they depend on.
-    filter
-        `strict` leaves out pictures with a label besides; `any` keeps them and ignores it.
-    methods
-        Names (`ABOUT`); by default all that can run, and the others are flagged.
-    init
-        `vl_joint`: the contrastive head maps patches, scale and bias are fitted to base labels;
-        `learned`: linear maps of patches and texts are trained on base labels.
-    patches
-        How many a label chooses of a support picture.
-    query_pool
-        How a query's patches are compared (see `MLFSIC.predict`).
-    epochs
-        Of training the cross-interaction; the one that is best on validation labels is kept.
-    pool_grid
-        Side of the grid that patches are averaged to.
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Recognise the labels of images, each method on the same draws of support images.
 
     Raises
     ------
     UsageError
-        For an unknown option, for a method without the data sets that it needs, for a model without
-        a joint space.
+        If a method lacks the data sets that it needs, or the model has no joint space.
     DataError
-        For data without labels or with a single one, a label with too few pictures, a label in two
-        data sets, a draw that leaves nothing to find, base pictures that all have all labels.
+        If data have no labels or a single one, a label has too few images or is in two data sets,
+        a draw leaves nothing to find, or all base images have all labels.
     NumericsError
-        For tokens that are not finite.
+        If tokens are not finite.
     """
-    names, left_out = _usable(methods, {"base": base is not None, "val": val is not None})
-    if init not in ("vl_joint", "learned"):
-        raise UsageError(f"init is {init!r}, must be vl_joint or learned")
-    if init == "learned" and base is None:
-        raise UsageError("init learned trains on base labels: name their data set with --base")
-    if patches < 1 or draws < 2 or epochs < 0 or seed < 0:
-        raise UsageError("patches must be 1 or more, draws 2 or more, epochs and seed 0 or more")
-    if not shot:
-        raise UsageError("shot must name at least one number of support pictures")
-    check_out(out)
-    encoder = load_encoder(model, precision, cache)
+    names, left_out = _usable(
+        options.methods, {"base": options.base is not None, "val": options.val is not None}
+    )
+    encoder = load_encoder(options.model, options.precision, options.cache)
     if not encoder.joint:
         raise UsageError(
-            f"{model} has no space that pictures share with texts, which every label is compared in"
+            f"{options.model} has no space that images share with texts, in which labels are compared"
         )
-    paths = {
-        role: path
-        for role, path in (("data", data), ("base", base), ("val", val))
-        if path is not None
-    }
-    manifests = {role: Manifest.load(path) for role, path in paths.items()}
-    known = overlap(manifests["data"], model, train)
+    manifests = {"data": manifest}
+    if options.base is not None:
+        manifests["base"] = Manifest.load(options.base)
+    if options.val is not None:
+        manifests["val"] = Manifest.load(options.val)
     started = time.perf_counter()
-    tokens = {
-        role: encode_tokens(
-            encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size
+    tokens = {}
+    for role, each in manifests.items():
+        tokens[role] = encode_tokens(
+            encoder,
+            each,
+            pool_grid=options.pool_grid,
+            limit=options.limit,
+            batch_size=options.batch_size,
         )
-        for role, manifest in manifests.items()
-    }
-    sets = labelled_sets(encoder, tokens, manifests, labels, filter)
+    sets = labelled_sets(encoder, tokens, manifests, options.labels, options.filter)
     timing = {"encoding_s": time.perf_counter() - started}
-    own, learn, judge = sets["data"], sets.get("base"), sets.get("val")
-    samplers = {
-        k: MultiLabelEpisodeSampler(
-            own.truth, own.names, shot=k, draws=draws, seed=seed, media=own.media, name="--data"
+    novel, learn, judge = sets["data"], sets.get("base"), sets.get("val")
+    samplers = {}
+    for shot in dict.fromkeys(options.shot):
+        samplers[shot] = MultiLabelEpisodeSampler(
+            novel.truth,
+            novel.names,
+            shot=shot,
+            draws=options.draws,
+            seed=options.seed,
+            media=novel.media,
+            name="--data",
         )
-        for k in dict.fromkeys(shot)
-    }
     started = time.perf_counter()
-    classifier, said = fitted_classifier(
+    classifier, fitted = fitted_classifier(
         encoder,
         learn,
         judge,
-        init=init,
-        query_pool=query_pool,
-        patches=patches,
+        init=options.init,
+        query_pool=options.query_pool,
+        patches=options.patches,
         cross="cross" in names,
-        epochs=epochs,
-        seed=seed,
+        epochs=options.epochs,
+        seed=options.seed,
     )
     adapters = {}
     if "tip_adapter_ml" in names:
         assert judge is not None
-        adapters = {
-            k: TipAdapter.tuned(judge, shot=k, draws=_TUNING_DRAWS, seed=seed) for k in samplers
-        }
-        said["tip_adapter_ml"] = {
-            f"{k}shot": {"alpha": a.alpha, "beta": a.beta} for k, a in adapters.items()
-        }
-    every = Methods(classifier, adapters, k=patches, seed=seed)
+        fitted["tip_adapter_ml"] = {}
+        for shot in samplers:
+            adapter = TipAdapter.tuned(judge, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
+            adapters[shot] = adapter
+            fitted["tip_adapter_ml"][f"{shot}shot"] = {
+                "alpha": adapter.alpha,
+                "beta": adapter.beta,
+            }
+    methods = Methods(classifier, adapters, k=options.patches, seed=options.seed)
     logistic: dict[int, dict[str, Logistic]] = {}
     if learn is not None:
-        many = len(own.names)
-        logistic = {
-            k: calibrated(every, names, learn, labels=many, shot=k, keep=filter, seed=seed)
-            for k in samplers
-        }
-    timing["fitting_s"] = time.perf_counter() - started
-    records, prepared = [], Prepared.of(classifier, own)
-    for k, sampler in samplers.items():
-        started = time.perf_counter()
-        for number in range(draws):
-            records.append(
-                _record(
-                    every, names, prepared, sampler, number, logistic.get(k), tokens["data"].grid
-                )
+        for shot in samplers:
+            logistic[shot] = calibrated(
+                methods,
+                names,
+                learn,
+                labels=len(novel.names),
+                shot=shot,
+                keep=options.filter,
+                seed=options.seed,
             )
-        timing[f"draws_per_s/{k}shot"] = draws / (time.perf_counter() - started)
+    timing["fitting_s"] = time.perf_counter() - started
+    records, prepared = [], Prepared.of(classifier, novel)
+    grid = tokens["data"].grid
+    for shot, sampler in samplers.items():
+        started = time.perf_counter()
+        for number in range(options.draws):
+            records.append(
+                _record(methods, names, prepared, sampler, number, logistic.get(shot), grid)
+            )
+        timing[f"draws_per_s/{shot}shot"] = options.draws / (time.perf_counter() - started)
+    computed = metrics(records)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    measured = metrics(records)
-    flags += (
-        _flags(tokens, logistic, learn is not None, said)
-        + silent(records)
-        + not_above(measured, list(samplers))
-    )
-    state = processes()
-    result = Result(
-        stage="multi-label",
+    flags += _flags(tokens, logistic, learn is not None, fitted)
+    flags += silent(records) + not_above(computed, list(samplers))
+    threshold = calibration = chosen_by = None
+    if learn is not None:
+        threshold = "0.5, after a scale and a bias fitted to base labels"
+        calibration = f"{EPISODES} episodes of as many base labels"
+    if judge is not None:
+        chosen_by = "mAP on draws of validation labels"
+    return Measured(
+        records=records,
         protocol={
             "name": "multi-label few-shot recognition",
             "methods": {name: ABOUT[name] for name in names},
             "shot": list(samplers),
-            "draws": draws,
-            "seed": seed,
-            "filter": filter,
+            "draws": options.draws,
+            "seed": options.seed,
+            "filter": options.filter,
             "queries": "all pictures of the labels that are neither support nor a copy of it",
-            "init": init,
-            "patches": {"grid": list(tokens["data"].grid), "chosen": patches},
-            "query_pool": query_pool,
-            "threshold": "0.5, after a scale and a bias fitted to base labels"
-            if learn is not None
-            else None,
-            "calibration": f"{EPISODES} episodes of as many base labels"
-            if learn is not None
-            else None,
-            "chosen_by": "mAP on draws of validation labels" if judge is not None else None,
+            "init": options.init,
+            "patches": {"grid": list(grid), "chosen": options.patches},
+            "query_pool": options.query_pool,
+            "threshold": threshold,
+            "calibration": calibration,
+            "chosen_by": chosen_by,
             "undefined": "labels without a picture to find in a draw are left out of it",
-            "precision": precision,
-            "intervals": "Student t over draws; pictures: infinitesimal jackknife over pictures, supports as drawn",
+            "precision": options.precision,
+            "intervals": "Student t over draws; pictures: infinitesimal jackknife over pictures, "
+            "supports as drawn",
         },
-        data=described(paths, manifests, tokens, sets, known),
-        model={**encoder.description, "fitted": said},
-        environment=environment(state.num_processes, str(encoder.device)),
-        metrics=measured,
-        flags=overlap_flags(known) + data_flags(manifests["data"]) + flags,
+        model={**encoder.description, "fitted": fitted},
+        data=described(manifests, tokens, sets),
+        flags=flags,
         timing=timing,
+        device=str(encoder.device),
+        metrics=computed,
     )
-    if state.is_main_process:
-        write_result(Path(out), result, records)
-    state.wait_for_everyone()
-    return result
 
 
 def _usable(
