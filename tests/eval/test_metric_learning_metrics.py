@@ -314,7 +314,7 @@ def test_memory_is_bounded_by_the_chunk() -> None:
     # All cosines of 6,000 items would be 288 MB beside embeddings of 3 MB.
     code = """
 import numpy as np
-from eval.neighbours import neighbours
+from eval.metrics.neighbours import neighbours
 def status(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) / 1024
 embeddings = np.random.default_rng(0).standard_normal((6000, 64)).astype(np.float32)

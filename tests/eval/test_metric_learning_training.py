@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from data_pipeline.errors import DataError, UsageError
 from eval.encoding.labelled_images import ImageTokens
 from eval.metrics.neighbours import neighbours
-from eval.stages.metric_learning import metrics
 from eval.stages.metric_learning.comparison import Comparison
 from eval.stages.metric_learning.heads.adversary import ClassAdversary, GradientReversal
 from eval.stages.metric_learning.heads.gdfl import Embedded, GDFLEmbedder
-from eval.stages.metric_learning.losses import LOSSES, metric_loss
+from eval.stages.metric_learning.losses import metric_loss
 from eval.stages.metric_learning.methods import Trained
+from eval.stages.metric_learning.options import LOSSES
 from eval.stages.metric_learning.probes import MOST_CLASSES, leakage_probe
+from eval.stages.metric_learning.scores import metrics
 from eval.stages.metric_learning.selection import Selection, choose
 from eval.stages.metric_learning.stage import WEIGHTS
 from eval.stages.metric_learning.training import (

@@ -19,9 +19,10 @@ from eval.encoding.labelled_images import ImageTokens
 
 from .local_reranking import LocalFeatures, by_inliers
 from .methods import Trained, frozen_descriptors, seeded
+from .options import Protocol
 from .probes import PROBES, leakage_probe
 from .protocols.pictures import Pictures
-from .protocols.records import Protocol, Reorder, records
+from .protocols.records import Reorder, records
 from .selection import Selection
 from .training import attention, embed, train_dml
 

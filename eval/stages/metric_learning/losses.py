@@ -14,7 +14,7 @@ from torch import nn
 
 from data_pipeline.errors import UsageError
 
-LOSSES = ("triplet", "multi_similarity", "proxy_anchor", "supcon", "margin", "arcface")
+from .options import LOSSES
 
 
 def metric_loss(name: str, classes: int, size: int) -> nn.Module:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,8 @@ from .heads.dolg import DOLGHead
 from .heads.gdfl import Attention, GDFLEmbedder
 from .heads.parts import PartHead, part_descriptor
 from .heads.vitgal import ViTGaLHead
+from .options import Head
 
-Head = Literal["gdfl", "dolg", "vitgal", "parts"]
-HEADS: tuple[Head, ...] = get_args(Head)
 FROZEN = ("frozen_cls", "frozen_mean_patch", "frozen_proj", "frozen_parts")
 
 

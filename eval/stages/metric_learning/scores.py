@@ -16,7 +16,7 @@ import numpy as np
 from eval.results.intervals import mean_interval, t_interval
 from eval.results.schema import Metric
 
-from .methods import HEADS
+from .options import HEADS
 from .protocols.records import metrics_of
 
 HEADLINES = ("recall@1", "rank@1", "medium/map")

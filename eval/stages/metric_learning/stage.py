@@ -1,39 +1,34 @@
-"""Zero-shot metric learning: learn a descriptor on some classes, and retrieve pictures of others with it.
+"""Zero-shot metric learning: train a descriptor on some classes, then retrieve images of other classes.
 
-In: a model, a data set of labelled pictures to learn from and one, without a class in common, to be
-measured on. Out: retrieval metrics of the trained head beside frozen descriptors and the head
-without its parts, over several seeds, and what fresh probes read of the training classes. The tower
-stays frozen; weights and steps are chosen on held-out training classes (A Metric Learning Reality
-Check, Musgrave et al., 2020).
+In: a model, a data set of labelled images to train on, and a data set that shares no class with it
+to evaluate on. Out: retrieval metrics of the trained head, of frozen descriptors and of the head's
+ablations over several seeds, and how well fresh probes read the training classes from the features.
+The tower stays frozen; the adversary's weight and the number of steps are chosen on held-out
+training classes (A Metric Learning Reality Check, Musgrave et al., 2020).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.encoders import equally_spaced, load_encoder
-from eval.encoding.features import processes
-from eval.encoding.labelled_images import encode_tokens
-from eval.results.contamination import flags as overlap_flags
-from eval.results.contamination import overlap
-from eval.results.schema import Result, check_out, data_flags, environment, write_result
+from eval.encoding.encoders import Encoder, equally_spaced, load_encoder
+from eval.encoding.labelled_images import ImageTokens, encode_tokens
+from eval.results.run_stage import Measured
 
-from . import summary
 from .comparison import Comparison
-from .heads.adversary import Kind
 from .heads.parts import refuse_parts
 from .local_reranking import unmoved
-from .methods import Head, seeded, trained_methods
-from .options import check_options
+from .methods import Trained, seeded, trained_methods
+from .options import Options
 from .probes import MOST_CLASSES
-from .protocols.records import Protocol, rules
+from .protocols.records import rules
 from .scores import metrics
-from .selection import choose
+from .selection import Selection, choose
 from .splits import (
     counts,
     labels_in,
@@ -44,208 +39,198 @@ from .splits import (
     refuse_unmeasurable,
     shared_pictures,
 )
+from .summary import flags, summary, table
 from .training import Settings
+
+__all__ = ["WEIGHTS", "measure", "metrics", "table"]
 
 WEIGHTS = (0.01, 0.3, 10.0)
 """Weights of the adversary that class folds choose from."""
 
 
-def evaluate(
-    model: Path | str,
-    data: Path | str,
-    out: Path | str,
-    *,
-    base: Path | str,
-    query: Path | str | None = None,
-    protocol: Protocol = "classes",
-    head: Head = "gdfl",
-    loss: str = "multi_similarity",
-    adversary: Kind = "grl",
-    lam: float | None = None,
-    layers: Sequence[int] | None = None,
-    pool_grid: int = 7,
-    embed_dim: int = 512,
-    per_layer_dim: int = 128,
-    steps: int = 200,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    parts: int = 0,
-    rerank_k: int = 0,
-    folds: int = 4,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    clusterings: int = 5,
-    limit: int | None = None,
-    batch_size: int = 64,
-    precision: str = "fp32",
-    cache: Path | str | None = None,
-    train: Path | str | None = None,
-) -> Result:
-    """Learn on ``base``, retrieve in ``data``; write `result.json` and `samples.jsonl`.
-
-    Parameters
-    ----------
-    model, data, out, limit, batch_size, precision, cache, train
-        As of retrieval; the model may also be an export or a CLIP model of transformers.
-    base
-        Data set to learn from; none of its classes may be in ``data``.
-    query
-        Queries, where they are not the gallery ``data`` itself.
-    protocol
-        `classes`: every picture against all others; `query-gallery`, `re-identification`,
-        `sysu-all`, `sysu-indoor`, `revisited`.
-    head, loss, adversary
-        What is trained: `gdfl`, `dolg`, `vitgal` or `parts`; a loss of `LOSSES`; `grl`, `ridge` or
-        `none`.
-    lam
-        Weight of the adversary; by default the best of `WEIGHTS` on held-out classes.
-    layers, pool_grid
-        Blocks that are read (four, equally spaced), and the side of the grid that patches are
-        averaged to.
-    embed_dim, per_layer_dim
-        Sizes of the descriptor and of each block's feature.
-    steps, seeds
-        Of a training, and how often it is repeated.
-    parts
-        Bands of patch rows of the part descriptors, which are left out without any.
-    rerank_k
-        How many of each query's best are put in order by local features too, as a further method
-        (0: none).
-    folds
-        Parts of the training classes, each held out once to choose the weight and when to stop.
-    ks, clusterings
-        The K of R@K, and runs of k-means for NMI and AMI (0: none).
+def measure(options: Options, manifest: Manifest) -> Measured:
+    """Train on `base`, then rank the images of `data` with every method.
 
     Raises
     ------
-    UsageError, DataError, NumericsError
-        For an unknown option; for classes that are in both data sets, too few classes or pictures
-        of them, missing camera ids; for features that are not finite.
+    UsageError
+        If the tower lacks a block, or has fewer rows of patches than there are parts.
+    DataError
+        If `base` shares a class with `data` or `query`, there are too few classes or images of
+        them, or a protocol lacks its annotations.
+    NumericsError
+        If a feature is not finite.
     """
-    check_options(locals())
-    check_out(out)
-    manifests = {"data": Manifest.load(data), "base": Manifest.load(base)}
-    if query is not None:
-        manifests["query"] = Manifest.load(query)
-    labels = {
-        name: labels_in(each, None if name == "base" else limit) for name, each in manifests.items()
-    }
-    refuse_unlearnable(labels["base"], folds, seeds[0])
-    refuse_unmeasurable(
-        labels, {name: each.root for name, each in manifests.items()}, protocol, limit
-    )
-    known = overlap(manifests["data"], model, train)
-    encoder = load_encoder(model, precision, cache)
-    if parts:
-        refuse_parts(parts, min(pool_grid, *encoder.grid))
+    manifests = {"data": manifest, "base": Manifest.load(options.base)}
+    if options.query is not None:
+        manifests["query"] = Manifest.load(options.query)
+    _refuse_labels(options, manifests)
+    encoder = load_encoder(options.model, options.precision, options.cache)
+    if options.parts:
+        refuse_parts(options.parts, min(options.pool_grid, *encoder.grid))
+    layers = options.layers or equally_spaced(encoder.depth)
+
     started = time.perf_counter()
-    chosen = tuple(layers) if layers else equally_spaced(encoder.depth)
-    tokens = {
-        name: encode_tokens(
-            encoder,
-            manifest,
-            layers=chosen,
-            pool_grid=pool_grid,
-            limit=None if name == "base" else limit,
-            batch_size=batch_size,
-        )
-        for name, manifest in manifests.items()
-    }
+    tokens = _encode(options, encoder, manifests, layers)
     learnt = learnt_from(tokens["base"])
-    measured = {
-        name: measured_on(each, protocol) for name, each in tokens.items() if name != "base"
-    }
+    measured = {}
+    for name in tokens:
+        if name != "base":
+            measured[name] = measured_on(tokens[name], options.protocol)
     encoded = time.perf_counter()
 
-    comparison = Comparison(learnt, measured, protocol, ks, clusterings, rerank_k, encoder.device)
-    lines = list(comparison.of_frozen(parts))
-    if not any("values" in line for line in lines):
-        raise DataError(nothing_right(data, limit))
+    comparison = Comparison(
+        learnt,
+        measured,
+        options.protocol,
+        options.ks,
+        options.clusterings,
+        options.rerank_k,
+        encoder.device,
+    )
+    records = list(comparison.of_frozen(options.parts))
+    # Labels alone could not tell this where cameras or relevance decide: found out before training.
+    if not any("values" in record for record in records):
+        raise DataError(nothing_right(options.data, options.limit))
     methods = trained_methods(
-        head,
-        learnt.layers[chosen[0]].shape[-1],
-        chosen,
-        embed_dim=embed_dim,
-        per_layer_dim=per_layer_dim,
-        parts=parts,
-        adversary=adversary != "none",
+        options.head,
+        learnt.layers[layers[0]].shape[-1],
+        layers,
+        embed_dim=options.embed_dim,
+        per_layer_dim=options.per_layer_dim,
+        parts=options.parts,
+        adversary=options.adversary != "none",
     )
-    selection = choose(
-        lambda seed: seeded(methods[0].build, seed, encoder.device),
-        learnt.layers,
-        learnt.grid,
-        [names[0] for names in learnt.labels],
-        Settings(loss=loss, adversary=adversary, strength=lam or 0.0, steps=steps, seed=seeds[0]),
-        WEIGHTS if lam is None else [lam],
-        folds,
-    )
+    selection = _select(options, encoder, learnt, methods[0])
     selected = time.perf_counter()
 
-    lines += comparison.of_trained(methods, selection, seeds)
-    computed = metrics(lines)
+    records += comparison.of_trained(methods, selection, options.seeds)
+    computed = metrics(records)
     finished = time.perf_counter()
-    state = processes()
+
     used = counts(tokens, {"base": learnt, **measured})
-    result = Result(
-        stage="metric-learning",
-        protocol={
-            "name": "zero-shot metric learning",
-            "protocol": protocol,
-            **rules(protocol),
-            "head": head,
-            "loss": loss,
-            "adversary": adversary,
-            "lam": "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS)
-            if lam is None
-            else lam,
-            "layers": "equally spaced" if layers is None else list(layers),
-            "pool_grid": pool_grid,
-            "embed_dim": embed_dim,
-            "per_layer_dim": per_layer_dim,
-            "steps": steps,
-            "parts": parts,
-            "rerank_k": rerank_k,
-            "tower": "frozen",
-            "selection": {"folds": folds, "by": "MAP@R of the head on held-out training classes"},
-            "ablations": "last_layer_only and no_attention train with the weight and the step chosen for the head",
-            "seeds": list(seeds),
-            "probed_classes": min(MOST_CLASSES, used["base"]["classes"]),
-            "precision": precision,
-            "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over trainings",
-        },
+    heads = {
+        "summary": summary(computed),
+        "layers": list(layers),
+        "training": asdict(selection.chosen),
+        "tried": selection.table,
+    }
+    return Measured(
+        records=records,
+        protocol=_protocol(options, probed_classes=min(MOST_CLASSES, used["base"]["classes"])),
+        model=encoder.description | {"heads": heads},
         data={
-            "path": str(data),
-            "name": manifests["data"].name,
-            "hash": f"sha256:{manifests['data'].digest}",
             "images": used["data"]["pictures"],
             "sets": {
-                name: {"path": str(manifest.root), "hash": f"sha256:{manifest.digest}"} | used[name]
-                for name, manifest in manifests.items()
+                name: _described(options, name, manifests[name]) | used[name] for name in used
             },
-            "overlap": known,
         },
-        model=encoder.description
-        | {
-            "heads": {
-                "summary": summary.summary(computed),
-                "layers": list(chosen),
-                "training": asdict(selection.chosen),
-                "tried": selection.table,
-            }
-        },
-        environment=environment(state.num_processes, str(encoder.device)),
-        metrics=computed,
-        flags=summary.flags(computed)
-        + unmoved(lines, tokens["data"].grid)
-        + shared_pictures(learnt, measured.values())
-        + overlap_flags(known)
-        + data_flags(manifests["data"]),
+        flags=flags(computed)
+        + unmoved(records, tokens["data"].grid)
+        + shared_pictures(learnt, measured.values()),
         timing={
             "encode_s": encoded - started,
             "select_s": selected - encoded,
             "train_and_rank_s": finished - selected,
-            "total_s": finished - started,
         },
+        device=str(encoder.device),
+        metrics=computed,
     )
-    if state.is_main_process:
-        write_result(Path(out), result, lines)
-    state.wait_for_everyone()
-    return result
+
+
+def _refuse_labels(options: Options, manifests: Mapping[str, Manifest]) -> None:
+    """Raise DataError for labels that cannot work; reading them is quick, encoding images is not."""
+    labels = {}
+    for name, manifest in manifests.items():
+        labels[name] = labels_in(manifest, _limit(options, name))
+    refuse_unlearnable(labels["base"], options.folds, options.seeds[0])
+    roots = {name: manifest.root for name, manifest in manifests.items()}
+    refuse_unmeasurable(labels, roots, options.protocol, options.limit)
+
+
+def _limit(options: Options, name: str) -> int | None:
+    """Return how many images of a data set are read: `--limit` is about evaluation, not training."""
+    return None if name == "base" else options.limit
+
+
+def _encode(
+    options: Options,
+    encoder: Encoder,
+    manifests: Mapping[str, Manifest],
+    layers: Sequence[int],
+) -> dict[str, ImageTokens]:
+    tokens = {}
+    for name, manifest in manifests.items():
+        tokens[name] = encode_tokens(
+            encoder,
+            manifest,
+            layers=layers,
+            pool_grid=options.pool_grid,
+            limit=_limit(options, name),
+            batch_size=options.batch_size,
+        )
+    return tokens
+
+
+def _select(options: Options, encoder: Encoder, learnt: ImageTokens, head: Trained) -> Selection:
+    """Choose the adversary's weight and the number of steps on held-out training classes."""
+    settings = Settings(
+        loss=options.loss,
+        adversary=options.adversary,
+        strength=options.lam or 0.0,
+        steps=options.steps,
+        seed=options.seeds[0],
+    )
+    return choose(
+        lambda seed: seeded(head.build, seed, encoder.device),
+        learnt.layers,
+        learnt.grid,
+        [names[0] for names in learnt.labels],
+        settings,
+        WEIGHTS if options.lam is None else [options.lam],
+        options.folds,
+    )
+
+
+def _protocol(options: Options, probed_classes: int) -> dict[str, Any]:
+    lam: float | str
+    if options.lam is None:
+        lam = "chosen of " + ", ".join(f"{weight:g}" for weight in WEIGHTS)
+    else:
+        lam = options.lam
+    return {
+        "name": "zero-shot metric learning",
+        "protocol": options.protocol,
+        **rules(options.protocol),
+        "head": options.head,
+        "loss": options.loss,
+        "adversary": options.adversary,
+        "lam": lam,
+        "layers": "equally spaced" if options.layers is None else list(options.layers),
+        "pool_grid": options.pool_grid,
+        "embed_dim": options.embed_dim,
+        "per_layer_dim": options.per_layer_dim,
+        "steps": options.steps,
+        "parts": options.parts,
+        "rerank_k": options.rerank_k,
+        "tower": "frozen",
+        "selection": {
+            "folds": options.folds,
+            "by": "MAP@R of the head on held-out training classes",
+        },
+        "ablations": "last_layer_only and no_attention train with the weight and the step chosen "
+        "for the head",
+        "seeds": list(options.seeds),
+        "probed_classes": probed_classes,
+        "precision": options.precision,
+        "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over "
+        "trainings",
+    }
+
+
+def _described(options: Options, name: str, manifest: Manifest) -> dict[str, str]:
+    digest, limit = f"sha256:{manifest.digest}", _limit(options, name)
+    # Part of a data set must never pass for all of it.
+    if limit is not None and limit < manifest.samples:
+        digest += f"/first-{limit}"
+    return {"path": str(manifest.root), "hash": digest}

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from eval.results.schema import Metric, Result
 
-from .methods import FROZEN, HEADS
+from .methods import FROZEN
+from .options import HEADS
 from .scores import headline_of
 
 

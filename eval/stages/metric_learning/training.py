@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from data_pipeline.errors import DataError
 from data_pipeline.randomness import generator_at
 
-from .heads.adversary import ClassAdversary, Kind
+from .heads.adversary import ClassAdversary
 from .heads.gdfl import Embedded
 from .losses import metric_loss
+from .options import Adversary, Loss
 
 PICTURES_AT_ONCE = 512
 
@@ -36,8 +37,8 @@ class Settings:
     learning rate falls along a cosine to zero at ``steps``; ``stop`` ends before.
     """
 
-    loss: str = "multi_similarity"
-    adversary: Kind = "grl"
+    loss: Loss = "multi_similarity"
+    adversary: Adversary = "grl"
     strength: float = 0.1
     ramp: float = 0.25
     steps: int = 200

@@ -9,7 +9,7 @@ one step the adversary is fooled and the features keep the class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import UsageError
 
-Kind = Literal["grl", "ridge", "none"]
-KINDS = ("grl", "ridge", "none")
+from ..options import ADVERSARIES, Adversary
 
 
 class GradientReversal(torch.autograd.Function):
@@ -62,7 +61,7 @@ class ClassAdversary(nn.Module):
         self,
         dim: int,
         classes: int,
-        kind: Kind = "grl",
+        kind: Adversary = "grl",
         *,
         hidden: Sequence[int] = (256,),
         steps: int = 5,
@@ -71,8 +70,8 @@ class ClassAdversary(nn.Module):
         penalty: float = 1e-3,
     ) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise UsageError(f"adversary is {kind!r}, must be one of {', '.join(KINDS)}")
+        if kind not in ADVERSARIES:
+            raise UsageError(f"adversary is {kind!r}, must be one of {', '.join(ADVERSARIES)}")
         self.kind, self.classes, self.steps, self.penalty = kind, classes, steps, penalty
         if kind == "grl":
             sizes = [dim, *hidden]

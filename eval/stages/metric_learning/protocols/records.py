@@ -8,7 +8,7 @@ resample classes, not pictures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,10 @@ from eval.metrics.relevant_ranks import Places, guessed_places, places
 from eval.results.intervals import mean_interval
 from eval.results.schema import Metric
 from eval.stages.metric_learning.clustering import kmeans_clusters, mutual_information
+from eval.stages.metric_learning.options import PROTOCOLS, Protocol
 from eval.stages.metric_learning.protocols import reidentification, revisited, visible_infrared
 from eval.stages.metric_learning.protocols.pictures import Pictures, Task
 
-Protocol = Literal[
-    "classes", "query-gallery", "re-identification", "sysu-all", "sysu-indoor", "revisited"
-]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 TOP = 5
 """Neighbours that a record names."""
 Reorder = Callable[[int, NDArray[np.intp]], NDArray[np.intp]]
