@@ -1,8 +1,8 @@
-"""`glscl ...`: a thin command for each thing a person does.
+"""`glscl ...`: a thin command for each task of a user.
 
 In: the command line. Out: an exit code (0 done, 2 usage, 3 data, 4 numbers, 5 incomplete), errors
-as one line on stderr, and with `--json` one line of JSON last on stdout. Imports that take time
-stand inside their command.
+as one line on stderr, and with `--json` one line of JSON, last on stdout. Slow imports are inside
+the command that needs them, because `glscl --help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from launch.evaluation import add_compare, add_eval, add_explain, add_predict, a
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code of its process; `argv` defaults to the process's own arguments."""
+    """Run one command and return the exit code of its process.
+
+    `argv` defaults to the arguments of this process.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words[:1] == ["pretrain"]:
-            # Has a command line of its own, the same as under `accelerate launch -m pretrain`.
+            # Parses its own command line, the same as under `accelerate launch -m pretrain`.
             from pretrain.__main__ import main as pretrain
 
             return pretrain(words[1:])
@@ -38,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = arguments.command(arguments)
         if result is not None:
             print(json.dumps(result[0]) if arguments.json else result[1])
+        # Flushed here, so that a full disk is an error with an exit code, not a message at exit.
         sys.stdout.flush()
         return 0
     except (UserError, OSError) as error:
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail("interrupted", 130, "glscl")
 
 
-# The commands, in the order of `glscl --help`. ----------------------------------------------------
+# What the commands do, in the order of `glscl --help`. --------------------------------------------
 
 
 def _scenes(arguments: argparse.Namespace) -> CommandResult:
@@ -63,10 +67,8 @@ def _scenes(arguments: argparse.Namespace) -> CommandResult:
         workers=arguments.workers,
     )
     samples = {split: manifest.samples for split, manifest in manifests.items()}
-    line = f"{arguments.out}: " + ", ".join(
-        f"{count:,} {split}" for split, count in samples.items()
-    )
-    return {"out": str(arguments.out), "samples": samples}, line
+    summary = ", ".join(f"{count:,} {split}" for split, count in samples.items())
+    return {"out": str(arguments.out), "samples": samples}, f"{arguments.out}: {summary}"
 
 
 def _index(arguments: argparse.Namespace) -> CommandResult:
@@ -85,67 +87,62 @@ def _index(arguments: argparse.Namespace) -> CommandResult:
 def _verify(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.shards.verify import verify
 
-    problems = verify(arguments.dir, decode=arguments.decode, workers=arguments.workers)
+    folder = arguments.dir
+    problems = verify(folder, decode=arguments.decode, workers=arguments.workers)
+    result = {"dir": str(folder), "problems": problems}
     if problems:
-        print(
-            json.dumps({"dir": str(arguments.dir), "problems": problems})
-            if arguments.json
-            else "\n".join(problems)
-        )
-        raise DataError(
-            f"{arguments.dir}: {len(problems)} problem(s) found; the first: {problems[0]}"
-        )
-    return {
-        "dir": str(arguments.dir),
-        "problems": [],
-    }, f"{arguments.dir}: everything is as the manifest says"
+        # The list is the result, so it goes to stdout; the error after it sets the exit code.
+        print(json.dumps(result) if arguments.json else "\n".join(problems))
+        raise DataError(f"{folder}: {len(problems)} problem(s) found; the first: {problems[0]}")
+    return result, f"{folder}: everything is as the manifest says"
 
 
 def _order(arguments: argparse.Namespace) -> None:
     from data_pipeline.positions import planned_keys
 
-    names = ("dirs", "weights", "seed", "global_batch", "world")
-    wanted = {
-        name: value for name in names if (value := getattr(arguments, name)) not in (None, [])
-    }
+    given = {}
+    for name in ("dirs", "weights", "seed", "global_batch", "world"):
+        value = getattr(arguments, name)
+        if value not in (None, []):
+            given[name] = value
+    # A run reads images, videos or both; each kind has its own order.
     kinds: list[dict[str, Any]] = [{}]
     if arguments.config is not None:
         kinds = _orders_of(arguments.config)
-        if "dirs" in wanted:
+        if "dirs" in given:
             kinds = kinds[:1]
-            del kinds[0]["weights"]  # they are shares of other data sets
-        elif len(kinds) > 1 and "global_batch" in wanted:
+            # The configuration's weights belong to the configuration's data sets.
+            del kinds[0]["weights"]
+        elif len(kinds) > 1 and "global_batch" in given:
             raise UsageError(
-                "--global-batch is one number, and this run takes pictures and clips: change its batch"
+                "--global-batch is one number, but this run takes images and videos: "
+                "change its batch in the configuration"
             )
-    kinds = [configured | wanted for configured in kinds]
-    for name, spelled in {
-        "dirs": "DIR",
-        "seed": "--seed",
-        "global_batch": "--global-batch",
-    }.items():
+    kinds = [configured | given for configured in kinds]
+    for name, option in (("dirs", "DIR"), ("seed", "--seed"), ("global_batch", "--global-batch")):
         if name not in kinds[0]:
-            raise UsageError(f"{spelled} is missing: give it, or --config CONFIG")
+            raise UsageError(f"{option} is missing: give it, or --config CONFIG")
     where = {"rank": arguments.rank, "start_step": arguments.start_step, "steps": arguments.steps}
-    for steps in zip(*(planned_keys(**kind, **where) for kind in kinds), strict=True):
-        print(
-            json.dumps(
-                {"step": steps[0]["step"], "keys": [key for step in steps for key in step["keys"]]}
-            )
-        )
+    orders = [planned_keys(**kind, **where) for kind in kinds]
+    for step_of_each_kind in zip(*orders, strict=True):
+        keys = []
+        for step in step_of_each_kind:
+            keys += step["keys"]
+        print(json.dumps({"step": step_of_each_kind[0]["step"], "keys": keys}))
 
 
 def _orders_of(path: Path) -> list[dict[str, Any]]:
-    """List what the order of each kind of a run depends on, pictures before clips."""
+    """Return what determines the order of each kind of a run's samples, images before videos."""
     from eval.finetuning.config import load_finetune_config
     from pretrain.config import TrainingConfig
     from pretrain.config_file import load_config, read_values
 
-    config: TrainingConfig = (
-        load_finetune_config(path) if "task" in read_values(path) else load_config(path)
-    )
-    return [
-        {
+    # Only fine-tuning has a task.
+    load = load_finetune_config if "task" in read_values(path) else load_config
+    config: TrainingConfig = load(path)
+    orders = []
+    for mixture in config.mixtures.values():
+        order = {
             "dirs": mixture.dirs,
             "weights": mixture.weights,
             "seed": config.seed,
@@ -153,18 +150,16 @@ def _orders_of(path: Path) -> list[dict[str, Any]]:
             "lanes": mixture.lanes,
             "world": config.world or 1,
         }
-        for mixture in config.mixtures.values()
-    ]
+        orders.append(order)
+    return orders
 
 
 def _tokenizer(arguments: argparse.Namespace) -> CommandResult:
     from data_pipeline.text import train_tokenizer
 
     vocabulary = train_tokenizer([arguments.dir], arguments.out, arguments.vocab_size).vocab_size
-    return {
-        "out": str(arguments.out),
-        "vocab_size": vocabulary,
-    }, f"{arguments.out}: {vocabulary:,} entries"
+    result = {"out": str(arguments.out), "vocab_size": vocabulary}
+    return result, f"{arguments.out}: {vocabulary:,} entries"
 
 
 def _plan(arguments: argparse.Namespace) -> CommandResult:
@@ -195,35 +190,42 @@ def _convert(arguments: argparse.Namespace) -> CommandResult:
 
     model = convert(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
     full = arguments.out / "full"
+    parameters, size = model.num_parameters(), model.config.image_size
     result = {
         "out": str(arguments.out),
         "full": str(full),
         "tokenizer": arguments.tokenizer is not None,
+        "parameters": parameters,
+        "image_size": size,
     }
-    result |= {"parameters": model.num_parameters(), "image_size": model.config.image_size}
-    return result, f"{full}: {result['parameters']:,} parameters, {model.config.image_size} pixels"
+    return result, f"{full}: {parameters:,} parameters, {size} pixels"
 
 
-# What they take. ----------------------------------------------------------------------------------
+# Their arguments. ---------------------------------------------------------------------------------
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command with its options; `command` of what it parses is the function that runs it."""
+    """Return the parser of all commands.
+
+    In the parsed arguments, `command` is the function that runs the command.
+    """
     top = Parser(
         prog="glscl",
-        description="Vision-language pre-training: from WebDataset shards to a trained, evaluated, exported model.",
-        epilog="exit codes: 0 done, 2 wrong usage or configuration, 3 bad or missing data, 4 non-finite or degenerate "
-        "numbers, 5 incomplete (run it again), 75 stopped on a signal after saving",
+        description="Vision-language pre-training: from WebDataset shards to a trained, evaluated, "
+        "exported model.",
+        epilog="exit codes: 0 done, 2 wrong usage or configuration, 3 bad or missing data, "
+        "4 non-finite or degenerate numbers, 5 incomplete (run it again), "
+        "75 stopped on a signal after saving",
         allow_abbrev=False,
     )
     groups = top.add_subparsers(metavar="COMMAND", required=True)
-    _add_data(group(groups, "data", "make, check and look at data sets"))
+    _add_data(group(groups, "data", "create, check and inspect data sets"))
     groups.add_parser(
-        "pretrain", help="train in this one process (several: accelerate launch -m pretrain CONFIG)"
+        "pretrain", help="train in one process (several: accelerate launch -m pretrain CONFIG)"
     )
     groups.add_parser(
         "finetune",
-        help="fine-tune in this one process (several: accelerate launch -m eval.finetune)",
+        help="fine-tune in one process (several: accelerate launch -m eval.finetune CONFIG)",
     )
     _add_plan(groups)
     stages = group(groups, "eval", "evaluate a model on a data set")
@@ -242,7 +244,8 @@ def _add_data(commands: Any) -> None:
         commands,
         "scenes",
         _scenes,
-        "write the embedded data set: generated scenes with exact captions, questions and masks, as shards per split",
+        "write the embedded data set as shards per split: generated scenes with exact captions, "
+        "questions and masks",
         "glscl data scenes runs/demo/data --train 2000 --val 100 --test 500 --novel 100",
     )
     scenes.add_argument(
@@ -264,28 +267,29 @@ def _add_data(commands: Any) -> None:
         metavar="PX",
         type=natural,
         default=96,
-        help="side of a picture (default %(default)s)",
+        help="width and height of an image (default %(default)s)",
     )
     scenes.add_argument(
-        "--video", action="store_true", help="clips of the same scenes in motion (mp4)"
+        "--video", action="store_true", help="write videos (mp4) of the same scenes in motion"
     )
     scenes.add_argument(
         "--labelled",
         action="store_true",
-        help="write OUT/labelled/base, val and novel too: labelled by fill, colour and shape, with no class in common",
+        help="also write OUT/labelled/base, val and novel: scenes labelled by fill, color and "
+        "shape; the three have no class in common",
     )
     scenes.add_argument(
         "--seed",
         metavar="S",
         type=natural,
         default=0,
-        help="another seed, other scenes (default 0)",
+        help="seed of the scenes (default 0)",
     )
     add_workers(scenes)
 
     _add_import(
         group(
-            commands, "import", "a real data set, of its official files, as shards and dataset.json"
+            commands, "import", "turn the official files of a data set into shards and dataset.json"
         )
     )
 
@@ -293,14 +297,14 @@ def _add_data(commands: Any) -> None:
         commands,
         "index",
         _index,
-        "write dataset.json for shards that someone else wrote (img2dataset, webdataset); no image is decoded",
+        "write dataset.json for existing shards (of img2dataset, webdataset); decodes no image",
         "glscl data index /data/cc3m --workers 8",
     )
     index.add_argument("dir", metavar="DIR", type=Path, help="folder that holds the .tar shards")
     index.add_argument(
         "--name",
         metavar="NAME",
-        help="first part of its samples' keys (default: what it was, else the folder's name)",
+        help="first part of the samples' keys (default: the name it had, else the folder's name)",
     )
     add_workers(index)
 
@@ -312,15 +316,15 @@ def _add_data(commands: Any) -> None:
         "glscl data verify /data/cc3m --decode",
     )
     verify.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
-    verify.add_argument("--decode", action="store_true", help="decode every sample too")
+    verify.add_argument("--decode", action="store_true", help="also decode every sample")
     add_workers(verify)
 
     order = add_command(
         commands,
         "order",
         _order,
-        "print the sample keys that a rank will read, one JSON line a step; nothing is decoded",
-        "glscl data order data/train --seed 0 --global-batch 64 --world 2 --rank 1 --start-step 100 --steps 3\n"
+        "print the sample keys that a rank will read, one JSON line per step; decodes nothing",
+        "glscl data order data/train --seed 0 --global-batch 64 --world 2 --rank 1 --steps 3\n"
         "  glscl data order --config runs/demo/config.yaml --steps 1",
     )
     order.add_argument("dirs", metavar="DIR", nargs="*", help="folders of data sets")
@@ -328,38 +332,46 @@ def _add_data(commands: Any) -> None:
         "--config",
         metavar="CONFIG",
         type=Path,
-        help="take what is not given here from a run's configuration",
+        help="configuration of a run, for everything that is not given here",
     )
     order.add_argument(
         "--weights",
         metavar="W",
         nargs="+",
         type=float,
-        help="share of each DIR (default: its samples)",
+        help="weight of each DIR (default: its number of samples)",
     )
     order.add_argument("--seed", metavar="S", type=natural, help="the run's seed")
     order.add_argument(
-        "--global-batch", metavar="B", type=natural, help="samples of a step over all ranks"
+        "--global-batch", metavar="B", type=natural, help="samples per step over all ranks"
     )
     order.add_argument("--world", metavar="W", type=natural, help="number of ranks (default 1)")
     order.add_argument(
-        "--rank", metavar="R", type=natural, default=0, help="which of them (default %(default)s)"
+        "--rank",
+        metavar="R",
+        type=natural,
+        default=0,
+        help="the rank whose keys are printed (default %(default)s)",
     )
     order.add_argument(
         "--workers",
         metavar="K",
         type=natural,
-        help="loader processes of the run; they change no key",
+        help="loader processes of the run; does not change the keys",
     )
     order.add_argument(
         "--start-step",
         metavar="N",
         type=natural,
         default=0,
-        help="first step (default %(default)s)",
+        help="first step to print (default %(default)s)",
     )
     order.add_argument(
-        "--steps", metavar="M", type=natural, default=1, help="how many steps (default %(default)s)"
+        "--steps",
+        metavar="M",
+        type=natural,
+        default=1,
+        help="number of steps to print (default %(default)s)",
     )
 
     tokenizer = add_command(
@@ -372,7 +384,7 @@ def _add_data(commands: Any) -> None:
     tokenizer.add_argument("dir", metavar="DIR", type=Path, help="folder of a data set")
     tokenizer.add_argument("--out", metavar="TOK", type=Path, required=True, help="folder to write")
     tokenizer.add_argument(
-        "--vocab-size", metavar="N", type=natural, required=True, help="most entries"
+        "--vocab-size", metavar="N", type=natural, required=True, help="maximum number of entries"
     )
 
 
@@ -389,7 +401,8 @@ def _add_plan(commands: Any) -> None:
         commands,
         "plan",
         _plan,
-        "what a run will cost, without training: parameters, operations by view and pass, memory, what is read",
+        "estimate the cost of a run without training: parameters, operations by view and pass, "
+        "memory, what is read",
         "glscl plan launch/recipes/pretrain_base.yaml --world 64",
     )
     plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")
@@ -405,17 +418,21 @@ def _add_plan(commands: Any) -> None:
         "--engine",
         choices=engines,
         default="ddp",
-        help="what divides the memory (default %(default)s)",
+        help="engine, which divides the memory over ranks (default %(default)s)",
     )
     plan.add_argument(
         "--peak",
         metavar="TFLOPS",
         type=float,
         default=989.0,
-        help="of a device (default: H100, bf16)",
+        help="peak of one device in TFLOP/s (default %(default)s: H100, bf16)",
     )
     plan.add_argument(
-        "--mfu", metavar="PERCENT", type=float, default=40.0, help="of the peak that is reached"
+        "--mfu",
+        metavar="PERCENT",
+        type=float,
+        default=40.0,
+        help="share of the peak that the run reaches (default %(default)s)",
     )
 
 
@@ -439,14 +456,15 @@ def _add_convert(commands: Any) -> None:
         commands,
         "convert",
         _convert,
-        "turn a pre-training checkpoint of the GLSCL authors into a model folder; nothing stored in it is executed",
+        "turn a pre-training checkpoint of the GLSCL authors into a model folder; "
+        "runs nothing that is stored in it",
         "glscl convert glscl-100k.ckpt converted --tokenizer roberta-base",
     )
     convert.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="what torch.save or PyTorch-Lightning wrote, or safetensors",
+        help="file of torch.save, PyTorch Lightning or safetensors",
     )
     convert.add_argument(
         "out", metavar="OUT", type=Path, help="new or empty folder; the model goes into OUT/full"
@@ -455,7 +473,7 @@ def _add_convert(commands: Any) -> None:
         "--tokenizer",
         metavar="FOLDER",
         type=Path,
-        help="its tokenizer, to be kept beside it (evaluation needs one)",
+        help="tokenizer to store with the model (evaluation needs one)",
     )
 
 

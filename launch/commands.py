@@ -1,4 +1,8 @@
-"""What every command of `glscl` is made of: a parser whose errors are one line, its example, and `--json`."""
+"""The parts that all commands of `glscl` share.
+
+In: a command's name, function, description and example. Out: its parser, with `--json` and errors
+of one line. `launch/cli.py` and the other modules of this room build their commands from these.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from data_pipeline.cores import usable_cores
 from data_pipeline.errors import UsageError
 
 CommandResult = tuple[dict[str, Any], str]
-"""What `--json` prints, and the line for a person."""
+"""The object that `--json` prints, and the text that is printed without it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def group(groups: Any, name: str, about: str) -> Any:
-    """Add commands under one name; returns where they are added."""
+    """Add a name with commands below it, such as `glscl data`; return where to add them."""
     parser = groups.add_parser(name, help=about, description=about, allow_abbrev=False)
     return parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -34,7 +38,7 @@ def add_command(
     about: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Add a command that calls `run` with what was parsed."""
+    """Add a command that calls `run` with the parsed arguments; return its parser."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=about,
@@ -43,6 +47,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # Not called `run`, because `glscl export RUN` has an argument of that name.
     parser.set_defaults(command=run)
     parser.add_argument(
         "--json", action="store_true", help="print the result as one line of JSON, last on stdout"
@@ -52,12 +57,13 @@ def add_command(
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add `--workers`."""
-    about = "processes (default: one a core, here %(default)s)"
+    about = "number of processes (default: one per core, here %(default)s)"
     parser.add_argument("--workers", metavar="K", type=natural, default=usable_cores(), help=about)
 
 
 def natural(text: str) -> int:
     """Read a whole number of 0 or more."""
+    # isdigit alone also accepts digits that int() refuses, such as a superscript two.
     value = int(text) if text.isascii() and text.isdigit() else -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
