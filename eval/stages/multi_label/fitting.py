@@ -15,7 +15,7 @@ from eval.encoding.encoders import Encoder
 from .cross_interaction import CrossInteraction
 from .joint_space import JointSpace, Labelled, Projection, fit_joint
 from .model import MLFSIC, Selection
-from .options import QueryPool
+from .options import Init, QueryPool
 from .training import TrainSettings, fit_base
 
 JOINT_EPOCHS = 30
