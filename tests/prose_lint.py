@@ -36,6 +36,9 @@ PHRASES = {
     r"\bchoose of\b": 'say "choose one of"',
     r"\bof a training\b(?! (?:batch|file|image|run|set|step)s?\b)": 'say "of a training run"',
     r"\b(?:has|have) not(?=[.,;:)])": 'say "does not have"',
+    r"\bstands? (?:in(?! for| the way)|at|beside|apart|there)\b": 'say "is", or "is stored"',
+    r"\bso many\b(?! \w+ that)": "name the number",
+    r"\bknows? no\b": 'say "does not know"',
     r"\bpictures?\b": 'say "image"',
 }
 # Tests only. A code such as "R18." points into a document that the reader does not have.

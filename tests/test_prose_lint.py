@@ -22,6 +22,8 @@ def findings(folder: Path, name: str, text: str) -> list[tuple[int, str]]:
         ("A name is said to be unique.", "said to be"),
         ("Ten Pictures.", "Pictures"),
         ("A block that the tower has not.", "has not"),
+        ("The label stands in the record.", "stands in"),
+        ("Groups of so many images.", "so many"),
     ],
 )
 def test_phrases_are_reported_in_prose_of_every_kind(tmp_path, sentence, words):
@@ -41,6 +43,7 @@ def test_phrases_are_reported_in_prose_of_every_kind(tmp_path, sentence, words):
         "There is no split.",
         "It is no longer open, and is no more than a name.",
         "One of which is empty.",
+        "It stands in for another, and there are so many images that it fails.",
         "Pass `picture` or ``--pictures``.",
     ],
 )
