@@ -3,6 +3,7 @@
 #   make test ARGS="-k order"     the test suite without its slow part, which .ci/run adds; ARGS go to pytest
 #   make lint                     ruff, mypy, and a lint of prose (tests/prose_lint.py)
 #   make bench                    the measurements in benchmarks/
+#   make docs                     write docs/stages.md from the options of the stages
 #   make PYTHON=/path/to/python3  another interpreter
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -22,7 +23,7 @@ ifeq ($(HOME),)
 unexport HOME
 endif
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench docs
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed-report
@@ -39,6 +40,9 @@ lint: .venv/installed-test
 
 bench: .venv/installed-report
 	@for file in $$(grep -l __main__ benchmarks/*.py); do name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+docs: .venv/installed-test
+	$(BIN)/python -m launch.stage_docs
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
