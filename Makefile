@@ -1,6 +1,7 @@
 # Everything runs from .venv in this folder; the only things needed beforehand are make and Python 3.11 or newer.
 #   make demo                     the whole chain on the embedded data; writes runs/demo/report.html
 #   make test ARGS="-k order"     the test suite without its slow part, which .ci/run adds; ARGS go to pytest
+#                                 (ARGS="-n 0" runs it in one process instead of one per core)
 #   make lint                     ruff, mypy, and a lint of prose (tests/prose_lint.py)
 #   make bench                    the measurements in benchmarks/
 #   make docs                     write docs/stages.md from the options of the stages
@@ -30,7 +31,7 @@ demo: .venv/installed-report
 	$(BIN)/python -m launch.demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow and not compiler" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -rs --durations=15 -m "not slow and not compiler" $(ARGS)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What the repository promises: imports go one way, the model travels alone, dependencies are declared."""
+"""What the repository promises: imports go one way, dependencies are declared."""
 
 import ast
 import importlib.metadata
@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = (
-    "data_pipeline",
-    "pretrain",
-    "eval",
-    "launch",
-)  # each imports only itself and what stands to its left
+# Each room imports only itself and the rooms to its left.
+ROOMS = ("data_pipeline", "pretrain", "eval", "launch")
 
 
 def _sources(folder: str) -> list[Path]:
@@ -87,8 +83,12 @@ class Guard:
             raise ModuleNotFoundError("something imports torchvision")
 
 sys.meta_path.insert(0, Guard())
-look = importlib.util.find_spec  # asking whether it is there is not importing it
-importlib.util.find_spec = lambda name, package=None: None if name.startswith("torchvision") else look(name, package)
+look = importlib.util.find_spec
+
+def find_spec(name, package=None):  # asking whether it is there is not importing it
+    return None if name.startswith("torchvision") else look(name, package)
+
+importlib.util.find_spec = find_spec
 
 for room in sys.argv[1:]:
     package = importlib.import_module(room)

@@ -1,11 +1,11 @@
-"""Run by test_nce_ranks under torchrun: losses of this rank's part of given rows, averaged as training averages.
+"""Losses of this rank's rows, averaged over ranks as training averages; for test_nce_ranks.
 
 Writes the mean over ranks of each loss and of each gradient, those of features put back in the
 order of all rows. That is what a data-parallel wrapper makes of parameters in front of them.
 """
 
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -101,11 +101,10 @@ def averaged(rows: dict[str, Tensor], counts: list[int], rank: int) -> dict[str,
     return found
 
 
-if __name__ == "__main__":
-    source, out = sys.argv[1:]
+def save_averages(source: Path, out: Path) -> None:
+    """Compute every case of the file `source` on this rank; rank 0 writes the list of results."""
     dist.init_process_group("gloo")
     given = torch.load(source, weights_only=True)
     result = [averaged(given["rows"], counts, dist.get_rank()) for counts in given["counts"]]
     if dist.get_rank() == 0:
         torch.save(result, out)
-    dist.destroy_process_group()

@@ -1,7 +1,5 @@
-"""Run by test_rank_gradients under torchrun: gradients of global batches, computed by however many ranks there are."""
+"""Gradients of global batches on any number of ranks; for test_rank_gradients."""
 
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -97,11 +95,10 @@ def gradients(
     return gradient | {"loss": accelerator.reduce(total.reshape(1), "mean")}
 
 
-if __name__ == "__main__":
-    cases, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    joined = start("fp32", (), ".", None)
-    for number, (settings, wanted) in enumerate(cases):
-        result = gradients(settings, wanted, joined)
-        if joined.accelerator.is_main_process:
+def save_gradients(cases: list[tuple[dict, list[int]]], folder: Path) -> None:
+    """Compute every case on this rank; rank 0 writes NUMBER.safetensors."""
+    engine = start("fp32", (), ".", None)
+    for number, (settings, limits) in enumerate(cases):
+        result = gradients(settings, limits, engine)
+        if engine.accelerator.is_main_process:
             save_file(result, folder / f"{number}.safetensors")
-    joined.accelerator.end_training()

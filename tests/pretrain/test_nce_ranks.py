@@ -1,16 +1,11 @@
-"""Losses that look across ranks, on two real processes: the value and the gradients of one process."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Losses that look across ranks, on two processes: the value and the gradients of one process."""
 
 import pytest
 import torch
 
-from tests.pretrain.loss_ranks import averaged
+from tests.pretrain.loss_ranks import averaged, save_averages
+from tests.ranks import run_ranks
 
-SCRIPT = Path(__file__).with_name("loss_ranks.py")
 COUNTS = [[5, 5], [8, 2], [10, 0], [0, 10]]
 
 
@@ -36,27 +31,7 @@ def two_ranks(rows, tmp_path_factory) -> dict[tuple[int, ...], dict[str, torch.T
     """What two processes give for each division of the rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({"rows": rows, "counts": COUNTS}, folder / "in.pt")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-    ]
-    inherited = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_"))
-    }
-    finished = subprocess.run(
-        [*torchrun, str(SCRIPT), str(folder / "in.pt"), str(folder / "out.pt")],
-        env=inherited | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    run_ranks(2, save_averages, folder / "in.pt", folder / "out.pt")
     results = torch.load(folder / "out.pt", weights_only=True)
     return {tuple(counts): result for counts, result in zip(COUNTS, results, strict=True)}
 

@@ -1,4 +1,7 @@
-"""Several real processes over gloo: the same gradients, the same samples, the same weights after any interruption."""
+"""Several processes over gloo: the same samples, and the same weights after any interruption.
+
+Tests that are not slow fork their ranks; the slow ones start them with accelerate, as users do.
+"""
 
 import os
 import signal
@@ -12,8 +15,10 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UsageError
+from pretrain.__main__ import main
 from pretrain.parallel.selfcheck import check_devices, check_samples, start
 from tests.pretrain.runs import assert_same_run, rows, status, weights
+from tests.ranks import Started, run_ranks
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -105,15 +110,12 @@ def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, 
     settings["optimizer"] |= {"lr": 1e-5, "max_grad_norm": None}
     settings["validation"] = {"path": str(scenes / "val"), "every": 3, "batch_size": 4}
     settings["data"]["workers"] = 1
-    finished = {}
-    for world, command in ((1, one()), (2, several(2))):
+    for world, said in ((1, "1 process on cpu"), (2, "2 processes on cpu")):
         folder = tmp_path / str(world)
         folder.mkdir()
-        finished[world] = run(
-            command, settings | {"run": str(folder / "run"), "world": world}, folder
-        )
-        assert finished[world].returncode == 0, finished[world].stderr[-3000:]
-    assert "2 processes on cpu" in finished[2].stderr and "1 process on cpu" in finished[1].stderr
+        of_world = settings | {"run": str(folder / "run"), "world": world}
+        first, *_ = run_ranks(world, main, [write(of_world, folder / "config.yaml")])
+        assert said in first.stderr
     alone, together = rows(tmp_path / "1" / "run"), rows(tmp_path / "2" / "run")
     assert [row["keys"] for row in alone] == [row["keys"] for row in together]
     for one_row, two_row in zip(alone, together, strict=True):
@@ -202,25 +204,19 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def test_a_second_job_in_the_same_run_folder_is_refused_by_name(settings, tmp_path):
+def test_a_second_job_in_the_same_run_folder_is_refused_by_name(settings, tmp_path, capsys):
     settings |= {"steps": 2000}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pretrain", write(settings, tmp_path / "a.yaml")],
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-    )
+    first = Started(main, [write(settings, tmp_path / "a.yaml")])
     try:
         deadline = time.monotonic() + 60
         while not (Path(settings["run"]) / "metrics.jsonl").is_file():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert first.process.is_alive() and time.monotonic() < deadline
             time.sleep(0.05)
-        second = run([sys.executable], settings, tmp_path)
-        assert second.returncode == 2
-        assert f"is in use by process {process.pid}" in second.stderr
+        assert main([write(settings, tmp_path / "config.yaml")]) == 2
+        assert f"is in use by process {first.process.pid}" in capsys.readouterr().err
     finally:
-        process.terminate()
-        assert process.wait(timeout=60) == 75
+        first.process.terminate()
+        assert first.wait(timeout=60).exit_code == 75
 
 
 LONELY = {
@@ -279,13 +275,7 @@ def test_ranks_that_do_not_see_each_other_refuse_to_train(monkeypatch):
 
 
 def test_a_process_that_cannot_reach_the_others_says_so(settings, tmp_path):
-    finished = subprocess.run(
-        [sys.executable, "-m", "pretrain", write(settings, tmp_path / "c.yaml")],
-        cwd=tmp_path,
-        env=environment() | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 2
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    finished = Started(main, [write(settings, tmp_path / "c.yaml")], environment=alone).wait()
+    assert finished.exit_code == 2
     assert "cannot join the other processes" in finished.stderr

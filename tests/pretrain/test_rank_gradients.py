@@ -1,9 +1,5 @@
-"""Two real processes over gloo give the gradient of one, whatever is switched on; all cases run in one launch."""
+"""Two processes over gloo give the gradient of one, whatever is switched on."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.parallel.selfcheck import start
-from tests.pretrain.rank_gradients import gradients
+from tests.pretrain.rank_gradients import gradients, save_gradients
 from tests.pretrain.runs import tiny_settings
+from tests.ranks import run_ranks
 
-ROOT = Path(__file__).parents[2]
 SILENT = dict.fromkeys(
     ("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0
 )
@@ -78,24 +74,7 @@ def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
 @pytest.fixture(scope="module")
 def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "cases.json").write_text(json.dumps(list(cases.values())))
-    script = Path(__file__).with_name("rank_gradients.py")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--standalone",
-    ]
-    finished = subprocess.run(
-        [*torchrun, str(script), str(folder / "cases.json"), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    run_ranks(2, save_gradients, list(cases.values()), folder)
     return {name: load_file(folder / f"{number}.safetensors") for number, name in enumerate(cases)}
 
 
