@@ -1,1 +1,1 @@
-"""Commands, the demo, recipes and cluster files: the room that people call, and that no other room imports."""
+"""Commands, the demo, recipes and accelerate files: the last room, which no other room imports."""
