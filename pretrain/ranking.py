@@ -118,7 +118,7 @@ def ranks(
         tied,
         tied_positives,
         candidates=block.shape[1],
-        degenerate=tells_nothing_apart(block),
+        degenerate=is_degenerate(block),
     )
 
 
@@ -142,7 +142,7 @@ def ranks_of_features(
         queries, candidates, block=block, query_ids=query_ids, candidate_ids=candidate_ids
     ):
         parts.append(_count(scores, rows[start : start + len(scores)]))
-        degenerate = degenerate and tells_nothing_apart(scores)
+        degenerate = degenerate and is_degenerate(scores)
     above, tied, tied_positives = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Ranks(above, tied, tied_positives, candidates=shape[1], degenerate=degenerate)
 
@@ -213,7 +213,7 @@ def two_stage_ranks(
         tied,
         tied_positives,
         candidates=first.shape[1],
-        degenerate=tells_nothing_apart(second),
+        degenerate=is_degenerate(second),
     )
 
 
@@ -367,7 +367,7 @@ def _refuse_non_finite(
     )
 
 
-def tells_nothing_apart(scores: NDArray[Any]) -> bool:
+def is_degenerate(scores: NDArray[Any]) -> bool:
     """Whether no query's scores (queries, candidates) differ by more than rounding; never with a single candidate."""
     low, high = scores.min(axis=1), scores.max(axis=1)
     return scores.shape[1] > 1 and bool(

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from data_pipeline.errors import DataError, UsageError
 from eval.encoding.features import (
     PRECISIONS,
-    TEXTS_AT_ONCE,
+    TEXTS_PER_BLOCK,
     LoadedModel,
     encode_texts,
     environment_of_features,
@@ -238,8 +238,8 @@ class CLIPEncoder:
         self._refuse_without_joint_space()
         longest = self._model.config.text_config.max_position_embeddings
         features = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            chunk = list(texts[start : start + TEXTS_AT_ONCE])
+        for start in range(0, len(texts), TEXTS_PER_BLOCK):
+            chunk = list(texts[start : start + TEXTS_PER_BLOCK])
             # Always as long as may be: a text's features then do not depend on those beside it.
             ids = self._tokenizer(
                 chunk,

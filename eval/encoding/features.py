@@ -36,9 +36,9 @@ from pretrain.ranking import unit_features
 from pretrain.run.checkpoint import load_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PICTURES_AT_ONCE = 64  # of a block
+IMAGES_PER_BLOCK = 64  # of a block
 UNREADABLE = ("undecodable", "too-large")  # what is wrong with a picture, not with the data set
-TEXTS_AT_ONCE = 256
+TEXTS_PER_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class LoadedModel:
         """Return the context in which the networks run; heads and similarities stay outside it, in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def kept(self, tokens: Tensor) -> Tensor:
+    def offload(self, tokens: Tensor) -> Tensor:
         """Move tokens to where they wait for fusion, in the precision that fusion computes in."""
         return tokens.to("cpu", PRECISIONS[self.precision])
 
@@ -197,7 +197,7 @@ def encode_images(
         )
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     ranges = [
-        (start, min(start + PICTURES_AT_ONCE, total)) for start in range(0, total, PICTURES_AT_ONCE)
+        (start, min(start + IMAGES_PER_BLOCK, total)) for start in range(0, total, IMAGES_PER_BLOCK)
     ]
     data = {"data": manifest.digest, "name": manifest.name, "frames": frames}
 
@@ -251,7 +251,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, longest)]
     lengths = torch.tensor([len(row) for row in ids])
     order = torch.argsort(lengths, stable=True)
-    chunks = list(order.split(TEXTS_AT_ONCE))
+    chunks = list(order.split(TEXTS_PER_BLOCK))
     wanted = [
         {"longest": longest, "texts": [distinct[row] for row in rows.tolist()]} for rows in chunks
     ]
@@ -275,7 +275,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     )
 
 
-def share(rows: Any, at_once: int) -> Iterator[Any]:
+def chunks_of_process(rows: Any, at_once: int) -> Iterator[Any]:
     """Yield the chunks of ``rows`` that are this process's to compute."""
     state = processes()
     for number, start in enumerate(range(0, len(rows), at_once)):
@@ -338,7 +338,7 @@ def _image_block(
         with loaded.autocast():
             encoded = model.encode_image(pixels)
         features.append(model.contrastive_image(encoded.float(), frames).cpu())
-        tokens.append(loaded.kept(encoded))
+        tokens.append(loaded.offload(encoded))
         items += [
             {
                 "key": sample.key,
@@ -368,7 +368,7 @@ def _text_block(loaded: LoadedModel, ids: Sequence[Tensor], batch_size: int) -> 
         with loaded.autocast():
             encoded = model.encode_text(padded.to(loaded.device), mask.to(loaded.device))
         features.append(model.contrastive_text(encoded.float()).cpu())
-        tokens += list(loaded.kept(encoded))
+        tokens += list(loaded.offload(encoded))
     return Block(
         {
             "features": torch.cat(features),

@@ -26,7 +26,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.encoders import Encoder
-from eval.encoding.features import PICTURES_AT_ONCE, processes
+from eval.encoding.features import IMAGES_PER_BLOCK, processes
 from eval.stages.zero_shot.stage import TEMPLATES
 from pretrain.ranking import unit_features
 
@@ -106,7 +106,7 @@ def encode_tokens(
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
     chosen, side = sorted(set(layers)), min(pool_grid, *encoder.grid)
     ranges = [
-        (start, min(start + PICTURES_AT_ONCE, total)) for start in range(0, total, PICTURES_AT_ONCE)
+        (start, min(start + IMAGES_PER_BLOCK, total)) for start in range(0, total, IMAGES_PER_BLOCK)
     ]
 
     def compute(number: int) -> Block:
@@ -134,7 +134,7 @@ def encode_tokens(
     _refuse_non_finite(arrays, items)
     return ImageTokens(
         keys=[item["key"] for item in items],
-        labels=[labels_of(item["key"], item["annotations"]) for item in items],
+        labels=[sample_labels(item["key"], item["annotations"]) for item in items],
         annotations=[item["annotations"] for item in items],
         media=[item["media"] for item in items],
         cls=arrays["cls"],
@@ -145,7 +145,7 @@ def encode_tokens(
     )
 
 
-def labels_of(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
+def sample_labels(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of a sample's classes, each once, () where it has none.
 
     Raises DataError for labels that are not a list of names.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.errors import NumericsError
-from eval.encoding.features import Images, LoadedModel, Texts, share
+from eval.encoding.features import Images, LoadedModel, Texts, chunks_of_process
 from pretrain.model.modeling import Side
 
 TOKENS_AT_ONCE = 8192  # of one fusion pass: enough to fill the cores, small enough for their caches
@@ -48,7 +48,7 @@ def match_margins(
         text_sides, image_sides = _text_sides(loaded, texts), _image_sides(loaded, images)
     found: list[tuple[Any, Any]] = []
     at_once = max(1, TOKENS_AT_ONCE // (texts.tokens.shape[1] + images.tokens.shape[1]))
-    for rows in share(torch.argsort(lengths, stable=True), at_once):
+    for rows in chunks_of_process(torch.argsort(lengths, stable=True), at_once):
         chosen, longest = text_rows[rows], int(lengths[rows].max())
         text_side = Side(text_sides.tokens[chosen, :longest], text_sides.attended[chosen, :longest])
         with loaded.autocast():

@@ -25,7 +25,7 @@ KINDS = ("pixel", "box")
 Array = NDArray[np.float64]
 
 
-def shapes_of(key: str, region: Region, media: bytes) -> dict[str, list[Mask]]:
+def region_masks(key: str, region: Region, media: bytes) -> dict[str, list[Mask]]:
     """Draw the masks (height, width) of what a region is in an encoded picture, of each kind.
 
     Raises DataError, which names the sample, for masks of another size than the picture's.
@@ -61,12 +61,12 @@ def is_background(mask: Mask) -> bool:
     return bool((np.ptp(rows) + 1) * (np.ptp(columns) + 1) > BACKGROUND * mask.size)
 
 
-def foreground(masks: Sequence[Mask]) -> list[Mask]:
+def without_background(masks: Sequence[Mask]) -> list[Mask]:
     """Leave out what is background."""
     return [mask for mask in masks if not is_background(mask)]
 
 
-def pooled(mask: Mask, grid: tuple[int, ...]) -> Array:
+def pool_mask(mask: Mask, grid: tuple[int, ...]) -> Array:
     """Share of each of the (rows, columns) cells that a mask (height, width) covers, in 0..1."""
     rows, columns = (
         _overlaps(cells, pixels) for cells, pixels in zip(grid, mask.shape, strict=True)
@@ -74,7 +74,7 @@ def pooled(mask: Mask, grid: tuple[int, ...]) -> Array:
     return np.clip(rows @ mask @ columns.T, 0.0, 1.0)
 
 
-def measures(heat: Array, region: Array) -> dict[str, float]:
+def grounding_scores(heat: Array, region: Array) -> dict[str, float]:
     """Compare a map of values of 0 or more with a region's shares, both (rows, columns); all results are in 0..1.
 
     `mass`: share of the map inside. `pointing`: 1 where the highest cell touches the region, else
@@ -95,19 +95,19 @@ def measures(heat: Array, region: Array) -> dict[str, float]:
     }
 
 
-def packed(heat: Array) -> dict[str, Any]:
+def pack_map(heat: Array) -> dict[str, Any]:
     """Pack a map for a record, as 255ths of its maximum: enough for a picture of it."""
     scaled: NDArray[np.uint8] = np.rint(255 * heat / max(float(heat.max()), 1e-30)).astype(np.uint8)
     return {"grid": list(heat.shape), "values": base64.b64encode(scaled.tobytes()).decode()}
 
 
-def map_of_record(record: Mapping[str, Any]) -> Array:
+def unpack_map(record: Mapping[str, Any]) -> Array:
     """Unpack the map (rows, columns) of a record that has one, from 0 to 1."""
     values = np.frombuffer(base64.b64decode(record["map"]["values"]), dtype=np.uint8)
     return values.reshape(record["map"]["grid"]) / 255
 
 
-def region_of_record(record: Mapping[str, Any], sample: Sample) -> Mask:
+def measured_region(record: Mapping[str, Any], sample: Sample) -> Mask:
     """Return the pixels (height, width) that a record was measured against: of masks if there are any, else of boxes.
 
     `sample` is the picture's.
@@ -117,9 +117,11 @@ def region_of_record(record: Mapping[str, Any], sample: Sample) -> Mask:
     masks = [
         mask
         for n in record["regions"]
-        for mask in shapes_of(sample.key, regions[n], sample.media)[kind]
+        for mask in region_masks(sample.key, regions[n], sample.media)[kind]
     ]
-    found: Mask = np.logical_or.reduce(foreground(masks) if record["level"] == "global" else masks)
+    found: Mask = np.logical_or.reduce(
+        without_background(masks) if record["level"] == "global" else masks
+    )
     return found
 
 

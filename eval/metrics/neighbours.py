@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, NumericsError
-from eval.metrics.relevant_ranks import places
+from eval.metrics.relevant_ranks import rank_relevant
 
 KS = (1, 2, 4, 8)
 CHUNK = 256
@@ -42,7 +42,7 @@ class Neighbours:
     average_precision: NDArray[np.float64]
 
     @property
-    def lone(self) -> int:
+    def without_positives(self) -> int:
         """Number of queries without a right item."""
         return int((self.positives == 0).sum())
 
@@ -90,7 +90,7 @@ def neighbours(
     """
     own = gallery is None
     items = embeddings if gallery is None else gallery
-    right = SameLabel(labels, labels if gallery_labels is None else gallery_labels)
+    right = LabelMatches(labels, labels if gallery_labels is None else gallery_labels)
     if len(labels) != len(embeddings) or right.gallery != len(items):
         raise DataError(
             f"{len(embeddings)} and {len(items)} embeddings, but {len(labels)} and {right.gallery} labels"
@@ -100,7 +100,7 @@ def neighbours(
         rows = range(start, start + len(scores))
         if own:
             scores[np.arange(len(rows)), rows] = -np.inf
-        found = places(scores, (right[row] for row in rows))
+        found = rank_relevant(scores, (right[row] for row in rows))
         parts.append(
             [found.positives, found.candidates, *(found.hits(k) for k in ks)]
             + [found.r_precision(), found.average_precision_at_r(), found.average_precision()]
@@ -112,7 +112,7 @@ def neighbours(
     return Neighbours(positives, candidates, recall, *values[len(ks) :])
 
 
-class SameLabel:
+class LabelMatches:
     """For each query the gallery positions that carry its label, found when asked for: all at once may not fit."""
 
     def __init__(self, labels: Sequence[Any], gallery_labels: Sequence[Any]) -> None:
@@ -150,7 +150,7 @@ def similarities(
         yield start, rows[start : start + chunk] @ columns.T
 
 
-def best(row: NDArray[np.float64], k: int) -> NDArray[np.intp]:
+def top_k(row: NDArray[np.float64], k: int) -> NDArray[np.intp]:
     """Return the positions of the ``k`` highest of ``row``, best first, equal ones by position; none that is -inf."""
     k = min(k, len(row))
     chosen = (

@@ -25,7 +25,7 @@ COUNTED = (
 
 
 @dataclass(frozen=True)
-class Places:
+class RelevantRanks:
     """Groups of equal score that hold right items, from the best group of the first query to the worst of the last.
 
     ``above`` items of the ``query`` score higher than the group, which has ``tied`` items,
@@ -84,7 +84,7 @@ class Places:
         left = self._of_positives(self.right * np.where(self.tied == 1, single, shared))
         return (left + self.average_precision()) / 2
 
-    def precision_of_found(self, k: int) -> NDArray[np.float64]:
+    def precision_up_to_last_relevant(self, k: int) -> NDArray[np.float64]:
         """Precision among the first ``k``, or among those up to the last right item where that comes sooner.
 
         The mP@k of Revisited Oxford and Paris, whose evaluator takes min(k, place of the last right
@@ -148,13 +148,13 @@ class Places:
         return np.where(positives > 0, self._sum(values) / np.maximum(positives, 1), np.nan)
 
 
-def guessed_places(positives: ArrayLike, candidates: ArrayLike) -> Places:
+def ranks_of_constant_score(positives: ArrayLike, candidates: ArrayLike) -> RelevantRanks:
     """Return the places under one score for everything: what guessing reaches with as many right items (queries,)."""
     right, every = np.asarray(positives, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
-    return Places(np.arange(len(right)), np.zeros_like(right), every, right, every)
+    return RelevantRanks(np.arange(len(right)), np.zeros_like(right), every, right, every)
 
 
-def places(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> Places:
+def rank_relevant(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> RelevantRanks:
     """Find the places of each query's right items.
 
     Parameters
@@ -188,14 +188,14 @@ def places(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> Places:
         np.concatenate([np.empty(0, np.int64), *(one[part] for one in found)]).astype(np.int64)
         for part in (1, 2, 3)
     )
-    return Places(
+    return RelevantRanks(
         query, above, tied, equal_right, np.count_nonzero(scores > -np.inf, axis=1).astype(np.int64)
     )
 
 
-def places_in_lists(
+def ranks_in_lists(
     lists: NDArray[np.integer], right: Iterable[NDArray[Any]], removed: Iterable[NDArray[Any]]
-) -> Places:
+) -> RelevantRanks:
     """Find the places of right items in rank lists (queries, gallery) of gallery positions, best first.
 
     ``removed`` items (junk) are taken out before anything is counted.
@@ -213,4 +213,4 @@ def places_in_lists(
     np.put_along_axis(scores, lists, -np.arange(lists.shape[1], dtype=np.float64)[None], axis=1)
     for row, out in zip(scores, removed, strict=True):
         row[out] = -np.inf
-    return places(scores, right)
+    return rank_relevant(scores, right)

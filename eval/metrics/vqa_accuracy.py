@@ -57,14 +57,14 @@ _CONTRACTIONS = {"somebody'd": "somebodyd"} | {
 
 
 @dataclass(frozen=True)
-class Truth:
+class ReferenceAnswers:
     """The answers that people gave to one question, as they are compared; ``read`` brings a prediction to that form."""
 
     answers: tuple[str, ...]
-    read: Callable[[str], str]
+    prepare: Callable[[str], str]
 
     @classmethod
-    def of(cls, answers: Sequence[str], version: Version = "2021") -> Truth:
+    def of(cls, answers: Sequence[str], version: Version = "2021") -> ReferenceAnswers:
         """Prepare ``answers`` as ``version`` does.
 
         `2021` normalises answers and prediction, unless all answers are equal: then neither. `2017`
@@ -107,11 +107,11 @@ class Truth:
 def accuracy(prediction: Any, answers: Sequence[str], version: Version = "2021") -> float:
     """Official accuracy, 0..1, of one prediction against the answers to its question (ten in VQA; fewer are possible).
 
-    A prediction that is no text agrees with nobody. See `Truth.of` for the versions and what is
+    A prediction that is no text agrees with nobody. See `ReferenceAnswers.of` for the versions and what is
     raised.
     """
-    truth = Truth.of(answers, version)
-    return truth.score(truth.read(prediction)) if isinstance(prediction, str) else 0.0
+    truth = ReferenceAnswers.of(answers, version)
+    return truth.score(truth.prepare(prediction)) if isinstance(prediction, str) else 0.0
 
 
 @lru_cache(maxsize=2**18)

@@ -23,7 +23,7 @@ from data_pipeline.quarantine import FEWEST
 from data_pipeline.sample import BadSample, Question, parse_annotations, parse_questions
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.metrics.vqa_accuracy import Truth, Version, normalize, one_line
+from eval.metrics.vqa_accuracy import ReferenceAnswers, Version, normalize, one_line
 
 FORMAT = "glscl-answers/1"
 BAD_SHARE = 0.01  # of the samples of training data, as while training
@@ -149,8 +149,8 @@ class LabelScores:
         self, answers: Sequence[str], version: Version = "2021"
     ) -> tuple[float, float]:
         """Official accuracy of the best label and of one that is drawn at random; 0 where no label is an answer."""
-        truth = Truth.of(answers, version)
-        known = self._known[truth.read]
+        truth = ReferenceAnswers.of(answers, version)
+        known = self._known[truth.prepare]
         scores = {answer: truth.score(answer) for answer in set(truth.answers) if answer in known}
         drawn = sum(score * known[answer] for answer, score in sorted(scores.items()))
         return max(scores.values(), default=0.0), drawn / self._count

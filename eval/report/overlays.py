@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from data_pipeline.decode import Pixels, decode, open_image
 from data_pipeline.regions import Mask
 from data_pipeline.sample import Sample
-from eval.metrics.grounding import Array, map_of_record, region_of_record
+from eval.metrics.grounding import Array, measured_region, unpack_map
 
 from .gallery import Thumbnails, distinct, spread
 
@@ -91,7 +91,7 @@ def _example(line: dict[str, Any], sample: Sample) -> Example:
     scale = SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
-    drawn = _framed(overlay(pixels, map_of_record(line)), region_of_record(line, sample))
+    drawn = _framed(overlay(pixels, unpack_map(line)), measured_region(line, sample))
     scores = _scores(line)
     return Example(
         picture=data_uri(drawn),

@@ -20,7 +20,7 @@ from data_pipeline.regions import encode_mask
 from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
 from eval.encoding.attention_maps import phrase_tokens
-from eval.metrics.grounding import box_mask, is_background, measures, pooled
+from eval.metrics.grounding import box_mask, grounding_scores, is_background, pool_mask
 from eval.results.schema import read_records, read_result
 from eval.stages.align import evaluate
 from eval.stages.align.stage import metrics
@@ -112,7 +112,7 @@ def test_a_pooled_mask_keeps_every_pixel(data: st.DataObject) -> None:
         data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     )
     mask = mask.reshape(height, width)
-    cells = pooled(mask, grid)
+    cells = pool_mask(mask, grid)
     assert cells.shape == grid and cells.min() >= 0 and cells.max() <= 1
     assert cells.mean() == pytest.approx(mask.mean())
     fine = np.kron(mask, np.ones(grid)).reshape(grid[0], height, grid[1], width).mean(axis=(1, 3))
@@ -125,9 +125,9 @@ def test_a_pooled_mask_keeps_every_pixel(data: st.DataObject) -> None:
 def test_scores_are_shares_and_uniform_attention_scores_the_area(data: st.DataObject) -> None:
     values = st.lists(st.floats(0, 1), min_size=12, max_size=12)
     heat, cells = (np.array(data.draw(values)).reshape(3, 4) for _ in range(2))
-    found = measures(heat, cells)
+    found = grounding_scores(heat, cells)
     assert all(-1e-12 <= value <= 1 + 1e-12 for value in found.values())
-    uniform = measures(np.full((3, 4), 0.3), cells)
+    uniform = grounding_scores(np.full((3, 4), 0.3), cells)
     assert uniform["mass"] == pytest.approx(uniform["area"]) == pytest.approx(uniform["IoU"])
     assert uniform["pointing"] == uniform["touched"]
 
@@ -135,18 +135,18 @@ def test_scores_are_shares_and_uniform_attention_scores_the_area(data: st.DataOb
 def test_all_mass_inside_or_outside_scores_exactly_one_and_zero() -> None:
     inside = np.zeros((3, 3))
     inside[0, 2] = 0.37
-    cells = pooled(box_mask(CELL, (60, 60)), (3, 3))
-    assert measures(inside, cells) == {
+    cells = pool_mask(box_mask(CELL, (60, 60)), (3, 3))
+    assert grounding_scores(inside, cells) == {
         "mass": 1,
         "pointing": 1,
         "IoU": 1,
         "area": 1 / 9,
         "touched": 1 / 9,
     }
-    assert measures(inside.T, cells) | {"area": 0, "touched": 0} == dict.fromkeys(
+    assert grounding_scores(inside.T, cells) | {"area": 0, "touched": 0} == dict.fromkeys(
         ("mass", "pointing", "IoU", "area", "touched"), 0
     )
-    assert measures(np.zeros((3, 3)), cells)["mass"] == 0  # and not NaN
+    assert grounding_scores(np.zeros((3, 3)), cells)["mass"] == 0  # and not NaN
 
 
 def test_a_box_is_cut_at_the_border_and_has_no_pixels_without_area() -> None:
@@ -384,7 +384,7 @@ def test_data_that_cannot_be_used_are_refused(
 
 def test_a_region_that_ends_where_a_cell_ends_touches_no_other() -> None:
     for width in (96, 222, 334, 480, 640):
-        assert (pooled(box_mask((0, 0, width / 2, 1), (1, width)), (1, 18)) > 0).sum() == 9
+        assert (pool_mask(box_mask((0, 0, width / 2, 1), (1, width)), (1, 18)) > 0).sum() == 9
 
 
 def test_the_benchmarks_own_files_are_imported_and_scored(blind: Path, tmp_path: Path) -> None:

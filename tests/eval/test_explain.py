@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline.scenes.generate import generate
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.metrics.grounding import map_of_record
+from eval.metrics.grounding import unpack_map
 from eval.report.explain import explain
 from eval.report.overlays import overlay
 from eval.results.schema import read_records
@@ -80,7 +80,7 @@ def test_the_map_is_the_one_that_alignment_is_measured_by(
     found = explain(
         tmp_path / "p.jpg", line["caption"], knowing_model, tmp_path / "p.png", word=line["phrase"]
     )
-    np.testing.assert_allclose(found.heat / found.heat.max(), map_of_record(line), atol=0.51 / 255)
+    np.testing.assert_allclose(found.heat / found.heat.max(), unpack_map(line), atol=0.51 / 255)
 
 
 def test_a_large_picture_and_a_caption_like_a_formula_are_drawn(

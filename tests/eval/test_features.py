@@ -30,8 +30,8 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "PICTURES_AT_ONCE", 3)
-    monkeypatch.setattr(features, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(features, "IMAGES_PER_BLOCK", 3)
+    monkeypatch.setattr(features, "TEXTS_PER_BLOCK", 2)
 
 
 class Encoding:

@@ -50,7 +50,7 @@ STATISTICS = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]  # of the CLIP model's pixels
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "PICTURES_AT_ONCE", 8)
+    monkeypatch.setattr(tokens, "IMAGES_PER_BLOCK", 8)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_tokens_do_not_depend_on_how_pictures_are_divided(
 ) -> None:
     encoder, data = load_encoder(knowing_model), Manifest.load(gallery)
     wide = encode_tokens(encoder, data, layers=(1,), batch_size=4)
-    monkeypatch.setattr(tokens, "PICTURES_AT_ONCE", 12)
+    monkeypatch.setattr(tokens, "IMAGES_PER_BLOCK", 12)
     assert same(
         encode_tokens(encoder, data, layers=(1,), batch_size=4), wide
     )  # the same batches: the same bits
@@ -325,7 +325,7 @@ from eval.encoders import load_encoder
 from eval.features import processes
 
 model, data, out = sys.argv[1:]
-tokens.PICTURES_AT_ONCE = 8
+tokens.IMAGES_PER_BLOCK = 8
 found = tokens.encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
 assert processes().num_processes == 2
 with open(f"{out}/{processes().process_index}", "wb") as file:

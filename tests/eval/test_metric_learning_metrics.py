@@ -18,8 +18,8 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import normalized_mutual_info_score
 
 from data_pipeline.errors import DataError, NumericsError, UsageError
-from eval.metrics.neighbours import best, neighbours, similarities
-from eval.metrics.relevant_ranks import places, places_in_lists
+from eval.metrics.neighbours import neighbours, similarities, top_k
+from eval.metrics.relevant_ranks import rank_relevant, ranks_in_lists
 from eval.stages.metric_learning.clustering import kmeans_clusters, mutual_information
 from eval.stages.metric_learning.protocols.pictures import Pictures
 from eval.stages.metric_learning.protocols.records import metrics_of, records
@@ -61,7 +61,7 @@ def test_hand_values_of_seven_items_on_a_line() -> None:
         np.stack([np.cos(angle), np.sin(angle)], axis=1), [0, 0, 1, 0, 1, 1, 2], ks=(1, 2, 4)
     )
     means = found.means()
-    assert found.lone == 1
+    assert found.without_positives == 1
     assert means["recall@1"] == pytest.approx(4 / 6) and means["recall@2"] == pytest.approx(5 / 6)
     assert means["recall@4"] == 1
     assert means["r_precision"] == pytest.approx(0.416667, abs=1e-6)
@@ -119,10 +119,14 @@ def test_lone_queries_are_counted_and_left_out_of_means() -> None:
     with_lone = neighbours(
         embeddings, labels, np.concatenate([embeddings, -embeddings[:1]]), [*labels, 99]
     )
-    assert some.lone == 0 and with_lone.lone == 0
+    assert some.without_positives == 0 and with_lone.without_positives == 0
     labels[7] = 77
     alone = neighbours(embeddings, labels)
-    assert alone.lone == 1 and np.isnan(alone.average_precision[7]) and alone.positives[7] == 0
+    assert (
+        alone.without_positives == 1
+        and np.isnan(alone.average_precision[7])
+        and alone.positives[7] == 0
+    )
     assert alone.means()["map"] == pytest.approx(np.delete(alone.average_precision, 7).mean())
 
 
@@ -148,7 +152,7 @@ def test_every_metric_is_its_mean_over_the_orders_of_ties(data: st.DataObject) -
     size = data.draw(st.integers(1, 6))
     scores = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5]), min_size=size, max_size=size))
     right = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
-    found = places(np.array([scores]), [np.array(sorted(right))])
+    found = rank_relevant(np.array([scores]), [np.array(sorted(right))])
     expected = brute_force(scores, right, (1, 2, 4))
     got = {f"recall@{k}": found.hits(k) for k in (1, 2, 4)}
     got |= {"r_precision": found.r_precision(), "map@r": found.average_precision_at_r()}
@@ -163,7 +167,7 @@ def test_sorting_and_counting_find_the_same_places() -> None:
     right = [
         np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)
     ]  # many scores: sorted
-    found = places(scores, right)
+    found = rank_relevant(scores, right)
     for query in range(4):
         rows = np.flatnonzero(found.query == query)
         values = np.unique(scores[query, right[query]])[::-1]
@@ -215,14 +219,14 @@ def test_labels_and_gallery_must_fit() -> None:
 
 def test_best_are_in_order_with_ties_by_position_and_nothing_removed() -> None:
     row = np.array([0.5, 0.9, -np.inf, 0.5, 0.1])
-    assert best(row, 3).tolist() == [1, 0, 3]
-    assert best(row, 9).tolist() == [1, 0, 3, 4]
-    assert best(row, 0).tolist() == []
+    assert top_k(row, 3).tolist() == [1, 0, 3]
+    assert top_k(row, 9).tolist() == [1, 0, 3, 4]
+    assert top_k(row, 0).tolist() == []
 
 
 def test_a_rank_list_names_every_item_once() -> None:
     with pytest.raises(DataError, match="exactly once"):
-        places_in_lists(np.array([[0, 1, 1]]), [np.array([0])], [np.array([], dtype=int)])
+        ranks_in_lists(np.array([[0, 1, 1]]), [np.array([0])], [np.array([], dtype=int)])
 
 
 def test_clusters_that_are_the_classes_have_information_one() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from eval.metrics.relevant_ranks import places
+from eval.metrics.relevant_ranks import rank_relevant
 from eval.stages.metric_learning.protocols.pictures import Pictures
 from eval.stages.metric_learning.protocols.records import metrics_of, records, task_of
 from eval.stages.metric_learning.protocols.reidentification import judge, values, views
@@ -68,7 +68,7 @@ def test_a_hand_made_ranking() -> None:
     assert right.tolist() == [2, 5] and out.tolist() == [0, 3]
     scores = np.array([[6.0, 5, 4, 3, 2, 1]])
     scores[:, out] = -np.inf
-    found = {name: column[0] for name, column in values(places(scores, [right])).items()}
+    found = {name: column[0] for name, column in values(rank_relevant(scores, [right])).items()}
     assert found == {
         "rank@1": 0,
         "rank@5": 1,
@@ -101,7 +101,7 @@ def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
         )
         row = scores[None].copy()
         row[:, out] = -np.inf
-        found = places(row, [right])
+        found = rank_relevant(row, [right])
         if expected[0] is None:
             left_out += 1
             assert found.positives[0] == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.metrics.neighbours import best, similarities
+from eval.metrics.neighbours import similarities, top_k
 from eval.stages.metric_learning.local_reranking import LocalFeatures, by_inliers, inliers
 from eval.stages.metric_learning.protocols.pictures import Pictures
 from eval.stages.metric_learning.protocols.records import metrics_of, records
@@ -63,7 +63,7 @@ def test_nothing_below_the_depth_moves_and_the_same_pictures_stay_above_it() -> 
     query, gallery, asked, shown = world(0)
     reorder = by_inliers(query, gallery)
     for row, scores in enumerate(next(similarities(asked, shown))[1]):
-        order = best(scores, 40)
+        order = top_k(scores, 40)
         first = reorder(row, order[:9])
         assert sorted(first.tolist()) == sorted(order[:9].tolist())
         counted = inliers(query, row, gallery, order[:9])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from eval.metrics.relevant_ranks import places
+from eval.metrics.relevant_ranks import rank_relevant
 from eval.stages.metric_learning.protocols.pictures import Pictures
 from eval.stages.metric_learning.protocols.records import metrics_of, records
 from eval.stages.metric_learning.protocols.revisited import (
@@ -87,7 +87,7 @@ def test_agrees_with_the_official_steps_on_1000_random_cases(ties: bool) -> None
         rows = np.repeat(scores[None], len(SETUPS), axis=0)
         for row, (_, out) in zip(rows, judged, strict=True):
             row[out] = -np.inf
-        found = places(rows, [right for right, _ in judged])
+        found = rank_relevant(rows, [right for right, _ in judged])
         got = values(found)
         every_order = orders(scores.tolist()) if ties else [np.argsort(-scores).tolist()]
         for number, (right, out) in enumerate(judged):

@@ -29,18 +29,17 @@ from eval.encoding.features import (
     encode_images,
     encode_texts,
     load,
-    share,
 )
 from eval.encoding.matching_scores import TOKENS_AT_ONCE
 from eval.metrics.grounding import (
     BACKGROUND,
     KINDS,
     Array,
-    foreground,
-    measures,
-    packed,
-    pooled,
-    shapes_of,
+    grounding_scores,
+    pack_map,
+    pool_mask,
+    region_masks,
+    without_background,
 )
 from eval.results.intervals import mean_interval
 from eval.results.run_stage import Measured
@@ -200,7 +199,7 @@ def _maps(
     )
     lengths = texts.mask.sum(dim=1)[text_rows]
     at_once = max(1, TOKENS_AT_ONCE // (texts.tokens.shape[1] + images.tokens.shape[1]))
-    for rows in share(torch.argsort(lengths, stable=True), at_once):
+    for rows in chunks_of_process(torch.argsort(lengths, stable=True), at_once):
         chosen, longest = text_rows[rows], int(lengths[rows].max())
         tokens, mask = texts.tokens[chosen, :longest], texts.mask[chosen, :longest]
         maps = (
@@ -217,9 +216,9 @@ def _records(
         raise NumericsError(
             f"attention is not finite for the picture {key} and its caption {caption.text!r}"
         )
-    shapes = [shapes_of(key, region, media) for _, region in caption.regions]
+    shapes = [region_masks(key, region, media) for _, region in caption.regions]
     named = {kind: [mask for own in shapes for mask in own[kind]] for kind in KINDS}
-    kept = {kind: foreground(masks) for kind, masks in named.items()}
+    kept = {kind: without_background(masks) for kind, masks in named.items()}
     common = {"image": key, "caption": caption.text}
     background = sum(len(named[kind]) - len(kept[kind]) for kind in KINDS)
     lines = [
@@ -254,9 +253,9 @@ def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> dict[st
     found |= {"zero_map": 0, "map": None} | dict.fromkeys(KINDS)
     if heat is None:
         return found
-    found |= {"zero_map": int(not heat.any()), "map": packed(heat)}
+    found |= {"zero_map": int(not heat.any()), "map": pack_map(heat)}
     for kind, masks in shapes.items():
         region = np.logical_or.reduce(masks) if masks else np.zeros((1, 1), dtype=bool)
         if region.any():
-            found[kind] = measures(heat, pooled(region, heat.shape))
+            found[kind] = grounding_scores(heat, pool_mask(region, heat.shape))
     return found

@@ -18,7 +18,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.sample import parse_annotations
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.encoding.labelled_images import ImageTokens, labels_of
+from eval.encoding.labelled_images import ImageTokens, sample_labels
 
 from .training import ClassBatches, class_folds
 
@@ -33,7 +33,9 @@ def labels_in(manifest: Manifest, limit: int | None) -> list[tuple[str, ...]]:
     with closing(Store([manifest])) as store:
         for row in range(total):
             key = store.key(0, row)
-            found.append(labels_of(key, parse_annotations(key, store.members(0, row, {"json"}))))
+            found.append(
+                sample_labels(key, parse_annotations(key, store.members(0, row, {"json"})))
+            )
     return found
 
 

@@ -30,7 +30,7 @@ from eval.encoding.matching_scores import match_margins
 from eval.results.intervals import mean_interval, median_interval
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
-from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, tells_nothing_apart
+from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, is_degenerate
 
 from .options import Options, RankingOptions
 from .queries import (
@@ -207,7 +207,7 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
 def _is_constant_one_way(margins: Sequence[Sequence[NDArray[np.float32]]]) -> bool:
     """Whether the matching head ignores the candidates in one of the directions."""
     for side in margins:
-        if all(tells_nothing_apart(part) for part in side):
+        if all(is_degenerate(part) for part in side):
             return True
     return False
 

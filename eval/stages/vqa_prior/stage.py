@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data_pipeline.errors import DataError
 from data_pipeline.sample import Question
 from data_pipeline.shards.manifest import Manifest
-from eval.metrics.vqa_accuracy import Truth, accuracy
+from eval.metrics.vqa_accuracy import ReferenceAnswers, accuracy
 from eval.questions.inference import check_ids
 from eval.questions.vocabulary import read_questions
 from eval.results.run_stage import Measured
@@ -98,7 +98,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
 
 def _worth(question: Question) -> dict[str, float]:
     """Score each answer to a training question as the official accuracy would."""
-    truth = Truth.of(question.answers, "always")
+    truth = ReferenceAnswers.of(question.answers, "always")
     return {answer: truth.score(answer) for answer in dict.fromkeys(truth.answers)}
 
 

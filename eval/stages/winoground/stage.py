@@ -177,6 +177,9 @@ def _block(loaded: LoadedModel, manifest: Manifest, start: int, stop: int) -> Bl
         for picture in (sample.media, sample.second)
     ]
     return Block(
-        {"features": model.contrastive_image(tokens.float()).cpu(), "tokens": loaded.kept(tokens)},
+        {
+            "features": model.contrastive_image(tokens.float()).cpu(),
+            "tokens": loaded.offload(tokens),
+        },
         items,
     )

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
-from eval.metrics.neighbours import CHUNK, KS, SameLabel, best, similarities
-from eval.metrics.relevant_ranks import Places, guessed_places, places
+from eval.metrics.neighbours import CHUNK, KS, LabelMatches, similarities, top_k
+from eval.metrics.relevant_ranks import RelevantRanks, rank_relevant, ranks_of_constant_score
 from eval.results.intervals import mean_interval
 from eval.results.schema import Metric
 from eval.stages.metric_learning.clustering import kmeans_clusters, mutual_information
@@ -81,7 +81,7 @@ def records(
             if own:
                 scores[row] = -np.inf
             if reorder is not None:
-                first = best(scores, depth)
+                first = top_k(scores, depth)
                 scores[_permuted(reorder(row, first), first)] = 1 + np.arange(
                     len(first), 0, -1
                 )  # above any cosine
@@ -198,7 +198,7 @@ def _by_label(gallery: Pictures, query: Pictures) -> Task:
                 f'sample {key} has {len(names)} "labels"; a gallery picture needs one, or none'
             )
         theirs.append(names[0] if names else (key,))
-    right, nothing = SameLabel(labels, theirs), np.empty(0, np.intp)
+    right, nothing = LabelMatches(labels, theirs), np.empty(0, np.intp)
     return Task(query, gallery, labels, lambda row, _: (right[row], nothing))
 
 
@@ -216,10 +216,12 @@ def _of_block(
         same, removed = task.judge(row, setting)
         line[removed] = -np.inf
         right.append(same)
-    found, ranked = places(scores, right), None
+    found, ranked = rank_relevant(scores, right), None
     if task.identities is not None:
         best_scores, names = visible_infrared.best_of_identities(scores, task.identities)
-        ranked = places(best_scores, [np.flatnonzero(names == task.clusters[row]) for row in rows])
+        ranked = rank_relevant(
+            best_scores, [np.flatnonzero(names == task.clusters[row]) for row in rows]
+        )
     columns = _values(protocol, found, ranked, ks)
     lines = []
     for number, row in enumerate(rows):
@@ -236,7 +238,7 @@ def _of_block(
             record["identities"] = int(ranked.candidates[number])
         if positives:
             record["values"] = {name: float(values[number]) for name, values in columns.items()}
-        first, correct = best(scores[number], TOP), set(right[number].tolist())
+        first, correct = top_k(scores[number], TOP), set(right[number].tolist())
         record["top"] = [
             [task.gallery.keys[at], float(cosines[number, at]), at in correct]
             for at in first.tolist()
@@ -246,7 +248,7 @@ def _of_block(
 
 
 def _values(
-    protocol: str, found: Places, ranked: Places | None, ks: Sequence[int]
+    protocol: str, found: RelevantRanks, ranked: RelevantRanks | None, ks: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
     if protocol == "revisited":
         return revisited.values(found)
@@ -269,12 +271,14 @@ def _means(lines: Sequence[Mapping[str, Any]], prefix: str) -> list[Metric]:
         return [left_out]
     names = list(scored[0]["values"])
     ks = [int(name.split("@")[1]) for name in names if name.startswith("recall@")]
-    guessed = guessed_places(
+    guessed = ranks_of_constant_score(
         [line["positives"] for line in scored], [line["candidates"] for line in scored]
     )
     ranked = None
     if "identities" in scored[0]:
-        ranked = guessed_places(np.ones(len(scored)), [line["identities"] for line in scored])
+        ranked = ranks_of_constant_score(
+            np.ones(len(scored)), [line["identities"] for line in scored]
+        )
     chance = _values(scored[0]["protocol"], guessed, ranked, ks)
     clusters = [line["label"] for line in scored]
     metrics = []

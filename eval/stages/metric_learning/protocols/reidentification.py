@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from eval.metrics.relevant_ranks import Places
+from eval.metrics.relevant_ranks import RelevantRanks
 from eval.stages.metric_learning.protocols.pictures import Judged, Pictures, Task
 
 RANKS = (1, 5, 10, 20)
@@ -77,7 +77,9 @@ def judge(query: Views, row: int, gallery: Views) -> Judged:
     return np.flatnonzero(same & ~own_camera), np.flatnonzero(gallery.junk | own_camera)
 
 
-def values(found: Places, ranked: Places | None = None) -> dict[str, NDArray[np.float64]]:
+def values(
+    found: RelevantRanks, ranked: RelevantRanks | None = None
+) -> dict[str, NDArray[np.float64]]:
     """Return per query, in 0..1: `rank@K` (CMC, of ``ranked`` if that is given) and `map`."""
     cmc = found if ranked is None else ranked
     return {**{f"rank@{k}": cmc.hits(k) for k in RANKS}, "map": found.average_precision()}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from eval.metrics.relevant_ranks import Places, places_in_lists
+from eval.metrics.relevant_ranks import RelevantRanks, ranks_in_lists
 from eval.stages.metric_learning.protocols.pictures import Judged, Pictures, Task
 
 KS = (1, 5, 10)
@@ -89,9 +89,9 @@ def judge(relevant: Relevance, setup: str) -> Judged:
     return right, removed
 
 
-def values(found: Places) -> dict[str, NDArray[np.float64]]:
+def values(found: RelevantRanks) -> dict[str, NDArray[np.float64]]:
     """Return per query, in 0..1 and NaN without positives: `map`, `mp@1`, `mp@5` and `mp@10`."""
-    precision = {f"mp@{k}": found.precision_of_found(k) for k in KS}
+    precision = {f"mp@{k}": found.precision_up_to_last_relevant(k) for k in KS}
     return {"map": found.trapezoid_average_precision(), **precision}
 
 
@@ -103,6 +103,6 @@ def values_of_lists(
     for setup in SETUPS:
         judged = [judge(one, setup) for one in relevant]
         found[setup] = values(
-            places_in_lists(lists, [right for right, _ in judged], [out for _, out in judged])
+            ranks_in_lists(lists, [right for right, _ in judged], [out for _, out in judged])
         )
     return found
