@@ -217,44 +217,6 @@ def two_stage_ranks(
     )
 
 
-def average_precision(scores: Any, positives: Sequence[Any] | NDArray[Any]) -> NDArray[np.float64]:
-    """Average precision per query, in 0..1, over all its positives; ties count with their mean over random orders.
-
-    Parameters and errors as in :func:`ranks`.
-    """
-    block = _as_scores(scores)
-    rows = _positive_lists(positives, block.shape, None)
-    _refuse_non_finite(block, None, None)
-    sizes = np.array([len(row) for row in rows])
-    place = np.zeros((len(rows), sizes.max()), dtype=np.int64)
-    for query, row in enumerate(rows):
-        place[query, : len(row)] = row
-    own = np.take_along_axis(block, place, axis=1).astype(np.float64)
-    own[np.arange(own.shape[1]) >= sizes[:, None]] = np.nan  # compares as false with everything
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, block.shape[1] + 1))])
-    total = np.zeros(len(rows))
-    for column in range(own.shape[1]):
-        queries = np.flatnonzero(sizes > column)
-        part = block if len(queries) == len(block) else block[queries]
-        score = own[queries, column, None].astype(block.dtype)
-        above, tied = (part > score).sum(axis=1), (part == score).sum(axis=1)
-        right_above, right_tied = (
-            (own[queries] > score).sum(axis=1),
-            (own[queries] == score).sum(axis=1),
-        )
-        # Mean over the places 1..tied of the group: right ones before, per place.
-        steps = harmonic[above + tied] - harmonic[above]
-        others = (right_tied - 1) / np.maximum(tied - 1, 1)
-        shared = ((right_above + 1) * steps + others * (tied - (above + 1) * steps)) / tied
-        total[queries] += np.where(tied == 1, (right_above + 1) / (above + 1), shared)
-    return total / sizes
-
-
-def chance_average_precision(positives: int, candidates: int) -> float:
-    """Average precision under a constant score."""
-    return float(average_precision(np.zeros((1, candidates)), [np.arange(positives)])[0])
-
-
 def chance_ranks(positives: Sequence[Any] | NDArray[Any], candidates: int) -> Ranks:
     """Ranks under a constant score: what guessing reaches with these positives among ``candidates`` candidates."""
     sizes = np.array(

@@ -27,8 +27,6 @@ from data_pipeline.shards.store import Store
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.encoders import Encoder
 from eval.encoding.features import IMAGES_PER_BLOCK, processes
-from eval.stages.zero_shot.stage import TEMPLATES
-from pretrain.ranking import unit_features
 
 
 @dataclass(frozen=True)
@@ -177,19 +175,6 @@ def read_pixels(manifest: Manifest, rows: Sequence[int], size: int) -> Tensor:
                     f"sample {store.key(0, row)} cannot be evaluated: {error}"
                 ) from error
     return torch.from_numpy(pixels)
-
-
-def label_features(
-    encoder: Encoder, names: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> Tensor:
-    """Return unit features (classes, projection) of the classes' names, the mean over sentences with `{}` for the name.
-
-    Raises UsageError where pictures and texts share no space, NumericsError for a feature that is
-    not finite.
-    """
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    several = encoder.encode_texts(texts).reshape(len(names), len(templates), -1)
-    return torch.from_numpy(unit_features(several.astype(np.float64).mean(axis=1), names))
 
 
 def pool_patches(patch: Tensor, grid: tuple[int, int], side: int) -> Tensor:

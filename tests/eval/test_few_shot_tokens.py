@@ -35,10 +35,10 @@ from eval.encoding.features import encode_images, encode_texts, load
 from eval.encoding.labelled_images import (
     ImageTokens,
     encode_tokens,
-    label_features,
     pool_patches,
     read_pixels,
 )
+from eval.encoding.prompts import label_features
 from pretrain.export import export
 from pretrain.model import GLSCLConfig, GLSCLModel
 

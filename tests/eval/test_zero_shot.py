@@ -11,9 +11,10 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.write import write_shards
 from eval.encoding.features import encode_images, encode_texts, load
+from eval.encoding.prompts import TEMPLATES
 from eval.results.schema import read_records
 from eval.stages.zero_shot import evaluate
-from eval.stages.zero_shot.stage import TEMPLATES, metrics
+from eval.stages.zero_shot.stage import metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 

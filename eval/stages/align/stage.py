@@ -26,6 +26,7 @@ from eval.encoding.attention_maps import CLASS_TOKEN, attention_maps, find_phras
 from eval.encoding.features import (
     Images,
     LoadedModel,
+    chunks_of_process,
     encode_images,
     encode_texts,
     load,

@@ -19,7 +19,8 @@ import torch
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder
-from eval.encoding.labelled_images import ImageTokens, encode_tokens, label_features
+from eval.encoding.labelled_images import ImageTokens, encode_tokens
+from eval.encoding.prompts import label_features
 from eval.stages.few_shot.episodes import EpisodeSampler
 
 from .inference import World

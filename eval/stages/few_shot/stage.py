@@ -18,9 +18,9 @@ import torch
 
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder, load_encoder
+from eval.encoding.prompts import checked_templates
 from eval.results.run_stage import Measured
 from eval.stages.few_shot.episodes import Episode
-from eval.stages.zero_shot.stage import checked_templates
 
 from . import summary
 from .baselines import Method

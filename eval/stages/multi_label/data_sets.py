@@ -12,7 +12,8 @@ from typing import Any
 
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder
-from eval.encoding.labelled_images import ImageTokens, label_features
+from eval.encoding.labelled_images import ImageTokens
+from eval.encoding.prompts import label_features
 
 from .joint_space import Labelled
 from .label_sets import choose, read_label_lists, refuse_overlap

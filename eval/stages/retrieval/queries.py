@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.encoding.features import Images, Texts
-from pretrain.ranking import Ranks, average_precision, ranks, score_blocks, two_stage_ranks
+from eval.metrics.relevant_ranks import rank_relevant
+from pretrain.ranking import Ranks, ranks, score_blocks, two_stage_ranks
 
 TOP = 5  # candidates that each record names
 
@@ -147,7 +148,7 @@ def records_of(
         positives = direction.positives[block]
         first = ranks(scores, positives)
         degenerate = degenerate and first.degenerate
-        precision = average_precision(scores, positives)
+        precision = rank_relevant(scores, positives).average_precision()
         lines = _lines(first, best[block, :TOP], scores, direction.candidate_ids)
         stages: dict[str, list[dict[str, Any]]] = {
             "contrastive": [

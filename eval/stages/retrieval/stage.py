@@ -27,10 +27,11 @@ from eval.encoding.features import (
     load,
 )
 from eval.encoding.matching_scores import match_margins
+from eval.metrics.relevant_ranks import ranks_of_constant_score
 from eval.results.intervals import mean_interval, median_interval
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
-from pretrain.ranking import Ranks, chance_average_precision, chance_ranks, is_degenerate
+from pretrain.ranking import Ranks, chance_ranks, is_degenerate
 
 from .options import Options, RankingOptions
 from .queries import (
@@ -248,7 +249,7 @@ def _guessed_rank(positives: int, candidates: int) -> float:
 
 @lru_cache(maxsize=4096)
 def _guessed_precision(positives: int, candidates: int) -> float:
-    return chance_average_precision(positives, candidates)
+    return float(ranks_of_constant_score([positives], [candidates]).average_precision()[0])
 
 
 @lru_cache(maxsize=65536)

@@ -18,6 +18,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.scenes.truth import is_scene
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import LoadedModel, encode_images, encode_texts, load
+from eval.encoding.prompts import checked_templates, class_sentences
 from eval.results.intervals import mean_interval, mean_of_means_interval
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
@@ -25,14 +26,6 @@ from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
 
 from .options import Options
 
-TEMPLATES = (
-    "{}",
-    "a {}",
-    "a photo of a {}",
-    "a picture of a {}",
-    "an image of a {}",
-    "this shows a {}",
-)
 TOP = 5
 
 
@@ -111,17 +104,6 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     )
 
 
-def checked_templates(given: Sequence[str] | None) -> Sequence[str]:
-    """Return the sentences, `TEMPLATES` by default; raises UsageError for one without a single `{}`."""
-    templates = TEMPLATES if given is None else given
-    for template in templates or [""]:
-        if template.count("{}") != 1:
-            raise UsageError(
-                f"the template {template!r} must hold {{}} once, where the name of a class goes"
-            )
-    return templates
-
-
 def label_of(key: str, annotation: dict[str, Any]) -> str | None:
     """Return a picture's class: its only label, of a scene what its only object is; None where there is no such one.
 
@@ -149,11 +131,7 @@ def class_features(
     loaded: LoadedModel, names: Sequence[str], templates: Sequence[str], *, batch_size: int = 64
 ) -> NDArray[np.float32]:
     """Return unit features (classes, projection) of the classes' names: the mean over the templates."""
-    texts = encode_texts(
-        loaded,
-        [template.replace("{}", name) for name in names for template in templates],
-        batch_size=batch_size,
-    )
+    texts = encode_texts(loaded, class_sentences(names, templates), batch_size=batch_size)
     several = texts.features[texts.row].reshape(len(names), len(templates), -1)
     return unit_features(several.astype(np.float64).mean(axis=1), names)
 
