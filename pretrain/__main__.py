@@ -1,4 +1,4 @@
-"""`accelerate launch -m pretrain CONFIG.yaml [--dotted.key value ...]`."""
+"""Command line of every training run: `accelerate launch -m pretrain CONFIG.yaml [--key value]`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from data_pipeline.errors import IncompleteError, UserError
 from .run.signals import StopFlag
 
 if TYPE_CHECKING:
-    from .job import Job
+    from .protocols import Job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pre-train as a configuration file says; returns the exit code of docs/training.md."""
+    """Pre-train as a configuration file says; returns an exit code of docs/training.md."""
     parser = argparse.ArgumentParser(
         prog="pretrain",
-        description="Pre-train a GLSCL model. Any key of the configuration can be overridden: --optimizer.lr 1e-4",
+        description="Pre-train a GLSCL model. Any key of the configuration can be overridden, "
+        "for example --optimizer.lr 1e-4.",
         epilog="example: accelerate launch -m pretrain launch/recipes/demo.yaml --steps 100",
         allow_abbrev=False,
     )
@@ -39,27 +40,43 @@ def run(
     make: Callable[[str, Sequence[str]], Job],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Train the job that `make` reads from a file and overrides; returns the exit code of docs/training.md.
+    """Train the job that `make` reads from a file and overrides; returns an exit code.
 
-    Everything slow is imported inside `make` and here, once signals are heard.
+    Everything slow is imported inside `make` and here, after the signal handlers are installed.
     """
-    parser.add_argument("config", help="YAML file; see launch/recipes")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser.add_argument("config", help="YAML file; examples in launch/recipes")
     parser.add_argument(
-        "--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model"
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="continue from the last checkpoint (auto, the default), refuse a used folder (never), "
+        "or continue from the checkpoint at PATH",
     )
     parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ"
+        "--init-from",
+        metavar="PATH",
+        help="start a new run from the weights of a run, checkpoint or model",
     )
-    known, overrides = parser.parse_known_args(arguments)
-    if known.init_from:
-        overrides += ["--init_from", known.init_from]
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="configuration key that may differ on resume; repeat for several",
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    if options.init_from:
+        overrides += ["--init_from", options.init_from]
     stop = StopFlag()
     try:
-        job = make(known.config, overrides)
+        job = make(options.config, overrides)
         from .loop import train_job
+        from .parallel.join import leave
 
-        return train_job(job, stop, resume=known.resume, allow_change=tuple(known.allow_change))
+        code = train_job(job, stop, resume=options.resume, allow_change=tuple(options.allow_change))
+        # Only here, where every rank has the same code. After an error, the others may never come.
+        leave()
+        return code
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code

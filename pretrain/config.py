@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, Literal
 
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.errors import UsageError
 from data_pipeline.masking import MaskingConfig
 from data_pipeline.sample import Kind
+
+from .objectives import OBJECTIVES
 
 
 def _check_finite(name: str, value: float) -> None:
@@ -106,40 +108,23 @@ class ModelConfig:
     work."""
 
 
-_LOSSES = (
-    *(
-        "contrastive",
-        "matching",
-        "masked_language",
-        "global_image",
-        "global_text",
-        "local_image",
-        "local_text",
-    ),
-    *("intra_modal", "global_local"),
+# One field per objective, with its default weight: `contrastive: float = 1.0` and so on.
+_Weights: Any = make_dataclass(
+    "_Weights",
+    [(objective.name, float, objective.weight) for objective in OBJECTIVES],
+    frozen=True,
 )
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """Weights of the losses and what they contrast against (glscl paper, section 3.3).
+class ObjectiveConfig(_Weights):
+    """Weights of the objectives, and what they contrast against (glscl paper, section 3.3).
 
-    The defaults make every loss a function of the global batch alone. Where the authors' release
-    does something else, `preset: published` does it too.
+    The keys and defaults of the weights are declared in `objectives/`. The other defaults make
+    every loss a function of the global batch alone. Where the authors' release does something else,
+    `preset: published` does it too.
     """
 
-    contrastive: float = 1.0
-    """Weight of the mean of both directions (the published 0.5 times their sum)."""
-    matching: float = 1.0
-    masked_language: float = 1.0
-    global_image: float = 1.0
-    global_text: float = 1.0
-    local_image: float = 0.2
-    local_text: float = 0.2
-    intra_modal: float = 0.0
-    """Contrast between two views of one modality (TCL, arXiv 2202.10401); 0: not computed."""
-    global_local: float = 0.0
-    """Contrast between a sample's class token and its patches or words (TCL); 0: not computed."""
     completion_temperature: float = 0.03
     directions: Literal["sum", "mean"] = "sum"
     """Whether a completion loss is the sum or the mean of its two directions."""
@@ -187,9 +172,10 @@ class ObjectiveConfig:
         """Raise UsageError for values with which nothing could be contrasted."""
         if self.sampled_negatives < 1:
             raise UsageError("objectives.sampled_negatives must be at least 1")
-        for name in _LOSSES:
-            _check_finite(f"objectives.{name}", getattr(self, name))
-        if not any(getattr(self, name) for name in _LOSSES):
+        weights = {objective.name: objective.weight_in(self) for objective in OBJECTIVES}
+        for name, weight in weights.items():
+            _check_finite(f"objectives.{name}", weight)
+        if not any(weights.values()):
             raise UsageError("objectives: every loss has weight 0, so that nothing would be learnt")
         if not 0 < self.completion_temperature < math.inf:
             raise UsageError("objectives.completion_temperature must be positive")

@@ -1,10 +1,13 @@
-"""How much of a device's arithmetic a run uses: operations counted by torch, against the peak in the data sheet."""
+"""How much of a device's arithmetic a run uses: operations that torch counts, and the device's peak."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-# Dense bfloat16 and float16 operations a second, by a part of the device's name (NVIDIA's data
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+# Dense bfloat16 and float16 operations per second, by a part of the device's name (NVIDIA's data
 # sheets).
 _PEAK = {
     "H200": 989e12,
@@ -19,8 +22,32 @@ _PEAK = {
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """Operations a second that the device can do in half precision; None where that is not known."""
+    """Operations per second of the device in half precision; None if unknown."""
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
     return next((value for part, value in _PEAK.items() if part in name), None)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Make torch's counter, and teach it the CPU's attention, which torch's own table lacks."""
+    aten = torch.ops.aten
+
+    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(
+        gradient: torch.Size,
+        query: torch.Size,
+        key: torch.Size,
+        value: torch.Size,
+        *_: Any,
+        **__: Any,
+    ) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)

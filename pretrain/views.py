@@ -8,8 +8,9 @@ loss reads. Everything random stands in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +66,13 @@ class PretrainFeatures(NamedTuple):
     views: Views | None  # None unless an intra-modal or global-local loss is on
 
 
-def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) -> PretrainFeatures:
-    """Encode, fuse and apply every head for one micro-batch of pictures or clips."""
+def pretrain_features(
+    model: GLSCLModel, batch: Batch, config: ObjectiveConfig, with_views: bool
+) -> PretrainFeatures:
+    """Encode, fuse and apply every head for one micro-batch of images or videos.
+
+    `with_views` also computes `PretrainFeatures.views`, which only some objectives read.
+    """
     patches = model.embed_patches(batch.pixels)
     size, count = len(batch.pixels), patches.values.shape[-2]
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
@@ -121,7 +127,7 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
     full_text, full_image = (a_text, b_image) if crossed else stacked[4]
 
     tokens, width = batch.masked_tokens, mask.shape[1]
-    return PretrainFeatures(
+    features = PretrainFeatures(
         identity=batch.identity,
         contrastive_text=contrastive_text,
         contrastive_image=contrastive_image + _unused(model, batch),
@@ -140,40 +146,33 @@ def pretrain_features(model: GLSCLModel, batch: Batch, config: ObjectiveConfig) 
         token_identity=part_identity(batch.identity[tokens // width, 1], tokens % width),
         negative_patches=_chosen_in_every_frame(batch, size, frames),
         negative_tokens=batch.negative_tokens,
-        views=_views(model, image_tokens[first], dropped_tokens, text_tokens, mask, frames)
-        if config.intra_modal or config.global_local
-        else None,
+        views=None,
     )
+    if with_views:
+        views = _views(model, image_tokens[first], dropped_tokens, text_tokens, mask, frames)
+        features = features._replace(views=views)
+    return features
 
 
-def contrasted(features: PretrainFeatures) -> list[Tensor]:
-    """List what the losses over all rows of a step send gradients to."""
-    f = features
-    found = [f.contrastive_text, f.contrastive_image, f.temperature]
-    found += [
-        side.recovered for side in (f.global_image, f.global_text, f.local_image, f.local_text)
-    ]
-    return found if f.views is None else [*found, f.views.dropped_image, f.views.masked_text]
+def contrasted(features: PretrainFeatures, names: Iterable[str]) -> dict[str, Tensor]:
+    """Look up features by dotted name, such as `global_image.recovered`."""
+    return {name: attrgetter(name)(features) for name in names}
 
 
-def with_contrasted(features: PretrainFeatures, values: Sequence[Tensor]) -> PretrainFeatures:
-    """Put other tensors in the places that `contrasted` lists."""
-    text, image, temperature, *recovered = values[:7]
-    names = ("global_image", "global_text", "local_image", "local_text")
-    sides = {
-        name: getattr(features, name)._replace(recovered=value)
-        for name, value in zip(names, recovered, strict=True)
-    }
-    views = features.views
-    if views is not None:
-        views = views._replace(dropped_image=values[7], masked_text=values[8])
-    return features._replace(
-        contrastive_text=text,
-        contrastive_image=image,
-        temperature=temperature,
-        views=views,
-        **sides,
-    )
+def with_contrasted(features: PretrainFeatures, values: Mapping[str, Tensor]) -> PretrainFeatures:
+    """Replace features by dotted name; raises ValueError for a name that they do not have."""
+    for name, value in values.items():
+        try:
+            features = _replaced(features, name.split("."), value)
+        except AttributeError:
+            raise ValueError(f"the features have no {name!r}, so it cannot be replaced") from None
+    return features
+
+
+def _replaced(record: Any, path: list[str], value: Tensor) -> Any:
+    first, *rest = path
+    old = getattr(record, first)
+    return record._replace(**{first: _replaced(old, rest, value) if rest else value})
 
 
 def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:

@@ -1,13 +1,13 @@
-"""Questions and statements as a task: fused pairs go through the classifier, with one picture (VQA) or two (NLVR2).
+"""Classification as a task: answer a question about one image (VQA), judge a statement on two (NLVR2).
 
-Losses are METER's: for answers binary cross-entropy with soft targets, summed over the labels; for
-statements cross-entropy. Either is a mean over samples, so that no micro-batch or rank needs
-another.
+The fused states of a text and its images go through the classifier. Losses are METER's: for answers,
+binary cross-entropy with soft targets, summed over the labels; for statements, cross-entropy. Both
+are means over samples, so that no micro-batch or rank needs another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,23 +30,31 @@ from pretrain.validation import encode, model_config
 
 
 class ClassificationFeatures(NamedTuple):
-    """What the loss reads."""
+    """Input of the loss."""
 
     logits: Tensor  # (batch, labels)
     targets: Tensor  # (batch, labels), soft
-    temperature: Tensor  # (1,), which nothing here learns
+    temperature: Tensor  # (1,), not learned here; the loop logs it
 
 
 def classify(model: GLSCLModel, pixels: Tensor, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Logits (texts, labels) of texts with their picture, or with both pictures where `classifier_images` is 2.
+    """Compute logits (texts, labels) of texts with their images.
 
-    `pixels` are as many as the texts, (texts, [2,] height, width, 3) bytes; ids and mask are
-    (texts, tokens).
+    Parameters
+    ----------
+    model : GLSCLModel
+        A model with a classifier; its `classifier_images` says how many images a text has.
+    pixels : Tensor
+        Bytes (texts, height, width, 3), or (texts, 2, height, width, 3) for two images.
+    text_ids, text_mask : Tensor
+        (texts, tokens).
     """
-    pictures = pixels.unbind(1) if model.config.classifier_images == 2 else (pixels,)
+    images_of_texts = pixels.unbind(1) if model.config.classifier_images == 2 else (pixels,)
     text = model.text_side(model.encode_text(text_ids, text_mask), text_mask)
-    encoded = model.encode_image(torch.cat(pictures)).chunk(len(pictures))
+    # One call of the tower for both images, and one of the fusion encoder for both pairs.
+    encoded = model.encode_image(torch.cat(images_of_texts)).chunk(len(images_of_texts))
     images = [model.image_side(tokens, second=number > 0) for number, tokens in enumerate(encoded)]
+    # Only the states of the first tokens are pooled, so that the last layer computes only these.
     first = torch.zeros(len(text_ids), 1, dtype=torch.long, device=text_ids.device)
     states = model.fuse_pairs(
         Side.cat([text] * len(images)),
@@ -58,7 +66,7 @@ def classify(model: GLSCLModel, pixels: Tensor, text_ids: Tensor, text_mask: Ten
 
 
 class ClassificationTask:
-    """Answers to questions about a picture, or the truth of statements about two."""
+    """Answers to questions about an image, or the truth of statements about two images."""
 
     loss_names = ("classification",)
     contrasts = False
@@ -69,7 +77,7 @@ class ClassificationTask:
         *("masked_language_head.", "visual_mask_token", "matching_head."),
         *("contrastive_text_head.", "contrastive_image_head.", "temperature", "temporal_embedding"),
     )
-    """Parameters that the loss does not reach, by the start of their names."""
+    """Prefixes of the names of parameters that the loss does not reach."""
 
     def __init__(
         self,
@@ -78,19 +86,15 @@ class ClassificationTask:
         labels: Sequence[str],
         images: int,
     ):
-        self.validation, self.tokenizer, self.labels, self.images = (
-            validation,
-            tokenizer,
-            labels,
-            images,
-        )
+        self.validation, self.tokenizer = validation, tokenizer
+        self.labels, self.images = labels, images
 
     def counts(self, batches: list[Batch]) -> list[None]:
-        """Nothing: every rank holds as many rows."""
+        """Return no counts: every rank has the same number of rows."""
         return [None] * len(batches)
 
     def features(self, model: GLSCLModel, batch: Batch) -> ClassificationFeatures:
-        """Classify every text with its pictures."""
+        """Classify every text with its images."""
         assert batch.targets is not None
         logits = classify(model, batch.pixels, batch.text_ids, batch.text_mask)
         return ClassificationFeatures(logits, batch.targets, model.temperature.detach().clone())
@@ -98,54 +102,55 @@ class ClassificationTask:
     def similarity_losses(
         self, features: ClassificationFeatures, counts: None = None
     ) -> dict[str, Tensor]:
-        """None: samples are not compared."""
+        """Return no losses: samples are not compared."""
         return {}
 
     def pair_losses(
         self, features: ClassificationFeatures, counts: None = None
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy, summed over labels, of answers; cross-entropy of statements; mean over samples."""
+        """Compute the mean loss over samples; see the top of this file."""
         with torch.autocast(features.logits.device.type, enabled=False):
             logits, targets = at_least_float32(features.logits), features.targets
             if self.images == 2:
                 return {"classification": F.cross_entropy(logits, targets.to(logits.dtype))}
             loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+            # torch averages over the labels too; METER sums over them.
             return {"classification": loss * targets.shape[1]}
 
-    def weighted(self, parts: dict[str, Tensor]) -> Tensor:
-        """Return the one loss."""
-        return parts["classification"]
+    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the only loss."""
+        return losses["classification"]
 
-    def contrasted(self, features: ClassificationFeatures) -> list[Tensor]:
-        """Nothing."""
-        return []
+    def contrasted(self, features: ClassificationFeatures) -> dict[str, Tensor]:
+        """Name no features: samples are not compared."""
+        return {}
 
     def with_contrasted(
-        self, features: ClassificationFeatures, values: Sequence[Tensor]
+        self, features: ClassificationFeatures, values: Mapping[str, Tensor]
     ) -> ClassificationFeatures:
-        """Change nothing."""
-        return features
+        """Replace named features."""
+        return features._replace(**values)
 
     def join(
         self, parts: Sequence[ClassificationFeatures], counts: Sequence[Any]
     ) -> tuple[Any, None]:
-        """Nothing is read of several micro-batches."""
+        """Return any micro-batch: no loss reads several of them."""
         return parts[0], None
 
     def predict(
         self, model: GLSCLModel, pixels: Tensor, text_ids: Tensor, text_mask: Tensor
     ) -> Tensor:
-        """Most likely label (texts,) of each text, -1 where the logits are not finite."""
+        """Return the most likely label (texts,), -1 where the logits are not finite."""
         logits = classify(model, pixels, text_ids, text_mask)
         return logits.argmax(1).where(logits.isfinite().all(1), -1)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Accuracy on the validation split in percent: the official one (2021) of answers, plain that of statements.
+        """Measure accuracy on the validation split in percent.
 
-        Each sample is read by one rank; a rank that has no more questions waits in idle forwards
-        for the others. Raises DataError where no question has an answer, NumericsError on all ranks
-        where logits of any are not finite.
+        Answers are scored by the official VQA accuracy (2021), statements by plain accuracy. Each
+        sample is read by one rank. Raises DataError if no question has an answer, and NumericsError
+        on all ranks if any logits are not finite.
         """
         config = self.validation
         assert config is not None
@@ -153,37 +158,41 @@ class ClassificationTask:
         shape = (2, size, size, 3) if self.images == 2 else (size, size, 3)
         scores: list[float] = []
         broken = 0
-        mine = self._asked(config, size)
+        chunks = self._question_chunks(config, size)
         while True:
-            found = next(mine, None)
-            if not any(gather_counts([int(found is not None)])[0]):
+            chunk = next(chunks, None)
+            if not any(gather_counts([int(chunk is not None)])[0]):
                 break
-            pixels, questions = found or (torch.zeros(1, *shape, dtype=torch.uint8), [])
-            ids, mask = encode(
-                self.tokenizer, [q.question for q in questions] or ["?"], longest, device
-            )
+            # A sharded engine waits in every forward pass for all ranks: a rank without questions
+            # runs one on a black image.
+            pixels, questions = chunk or (torch.zeros(1, *shape, dtype=torch.uint8), [])
+            texts = [q.question for q in questions] or ["?"]
+            ids, mask = encode(self.tokenizer, texts, longest, device)
             predicted = model("predict", pixels.to(device), ids, mask)[: len(questions)].tolist()
             broken += predicted.count(-1)
-            scores += [
-                self._score(self.labels[p], q) for p, q in zip(predicted, questions, strict=True)
-            ]
+            for label, question in zip(predicted, questions, strict=True):
+                scores.append(self._score(self.labels[label], question))
         own = torch.tensor([[sum(scores), len(scores), broken]], dtype=torch.float64, device=device)
-        correct, asked, broken = gather_rows(own).sum(0).tolist()
-        if not asked:
+        correct, answered, broken = gather_rows(own).sum(0).tolist()
+        if not answered:
             raise DataError(
-                f"{config.path} holds no question with an answer: nothing can be validated on it"
+                f"{config.path} holds no question with an answer: it cannot be used for validation"
             )
         if broken:
             raise NumericsError(
-                f"the classifier's scores are not finite for {broken:.0f} of {asked:.0f} questions of {config.path}: "
-                "go back to an earlier checkpoint, with a smaller learning rate"
+                f"the classifier's scores are not finite for {broken:.0f} of {answered:.0f} "
+                f"questions of {config.path}: go back to an earlier checkpoint, with a smaller "
+                "learning rate"
             )
-        return {"accuracy": 100 * correct / asked}
+        return {"accuracy": 100 * correct / answered}
 
-    def _asked(
+    def _question_chunks(
         self, config: ValidationConfig, size: int
     ) -> Iterator[tuple[Tensor, list[Question]]]:
-        """Yield the questions of this rank that have answers, at most `batch_size` at once, each with its pictures."""
+        """Yield this rank's questions that have answers, with the images of each.
+
+        A chunk holds at most `batch_size` questions: one image may have many.
+        """
         for batch in evaluation_batches(
             Manifest.load(config.path),
             size=size,
@@ -194,15 +203,15 @@ class ClassificationTask:
             pairs=self.images == 2,
             texts="questions",
         ):
-            asked = [
-                (row, q)
-                for row, sample in enumerate(batch.samples)
-                for q in sample.questions
-                if q.answers
-            ]
-            for start in range(0, len(asked), config.batch_size):
-                rows, questions = zip(*asked[start : start + config.batch_size], strict=True)
-                yield batch.pixels[list(rows)], list(questions)
+            rows: list[int] = []
+            questions: list[Question] = []
+            for row, sample in enumerate(batch.samples):
+                answered = [question for question in sample.questions if question.answers]
+                rows += [row] * len(answered)
+                questions += answered
+            for start in range(0, len(questions), config.batch_size):
+                chunk = slice(start, start + config.batch_size)
+                yield batch.pixels[rows[chunk]], questions[chunk]
 
     def _score(self, label: str, question: Question) -> float:
         if self.images == 2:

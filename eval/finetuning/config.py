@@ -1,4 +1,4 @@
-"""Everything a fine-tuning depends on: what every run has, the task, and the model that it starts from."""
+"""Everything a fine-tuning run depends on: the keys of every run, and the task to train."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from data_pipeline.sample import Kind
 from pretrain.config import Mixture, TrainingConfig
 from pretrain.config_file import parse_config, read_values
 
-RANKED = 16  # captions that a picture is ranked against in retrieval, its own among them
+# Captions that retrieval ranks for an image, its own among them; as published.
+RANKED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(TrainingConfig):
-    """One fine-tuning run; `init_from` is required, `batch.image` counts pairs where the task is on pairs."""
+    """One fine-tuning run.
+
+    `init_from` is required. `batch.image` counts image pairs where the task has two images.
+    """
 
     task: Literal["vqa", "nlvr2", "retrieval"]
     answers: str | None = None
-    """A vocabulary for vqa, as `answers.json` of another run; None: the frequent answers of the
-    training data."""
+    """File with the answer vocabulary for vqa, such as `answers.json` of another run; None: the
+    frequent answers of the training data."""
     image_size: int | None = None
-    """Side of the pictures or frames; None: that of the model. Position embeddings are
+    """Side of the images or frames in pixels; None: the model's. Position embeddings are
     interpolated."""
     checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
-    """Towers whose activations are computed again in the backward pass: less memory, a third more
+    """Towers that compute their activations again in the backward pass: less memory, a third more
     work."""
 
     @property
     def free_on_resume(self) -> tuple[str, ...]:
-        """Keys that may differ between the starts of one run: not the validation, which decides what is best."""
+        """Keys that may differ when a run resumes.
+
+        Unlike in pre-training, not the validation data, which decide which checkpoint is best.
+        """
         return (
             *(key for key in super().free_on_resume if key != "validation"),
             "validation.batch_size",
@@ -40,19 +47,21 @@ class FinetuneConfig(TrainingConfig):
 
     @property
     def mixtures(self) -> dict[Kind, Mixture]:
-        """What is read: of pairs where the task is on pairs, for retrieval in groups of 16 unless another is given."""
-        found = super().mixtures
+        """What the run reads of each kind.
+
+        NLVR2 reads image pairs; retrieval reads groups of 16 unless the configuration sets another
+        size.
+        """
+        mixtures = super().mixtures
         if self.task == "nlvr2":
-            return {"pair": found["image"]}
+            return {"pair": mixtures["image"]}
         if self.task == "retrieval":
-            return {
-                kind: replace(mixture, group=mixture.group or RANKED)
-                for kind, mixture in found.items()
-            }
-        return found
+            for kind, mixture in mixtures.items():
+                mixtures[kind] = replace(mixture, group=mixture.group or RANKED)
+        return mixtures
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a run that cannot take a step, or that would be validated on what it is trained on."""
+        """Raise UsageError for a run that cannot take a step, or validates on its training data."""
         super().__post_init__()
         if not self.init_from:
             raise UsageError(
@@ -61,19 +70,21 @@ class FinetuneConfig(TrainingConfig):
         if self.answers is not None and self.task != "vqa":
             raise UsageError(f"answers are for vqa, the task is {self.task}")
         if self.batch.video and (self.batch.image or self.task != "retrieval"):
-            raise UsageError("batch.video is for retrieval alone, and without pictures beside it")
+            raise UsageError("batch.video needs the task retrieval and batch.image 0")
         if self.image_size is not None and self.image_size < 1:
             raise UsageError(f"image_size must be at least 1, not {self.image_size}")
         if self.validation:
+            # Resolved, to see through links and `..`; copies are found by their digest in `job.py`.
             validated = Path(self.validation.path).resolve()
             for mixture in self.mixtures.values():
                 if validated in [Path(folder).resolve() for folder in mixture.dirs]:
                     raise UsageError(
-                        f"validation.path {self.validation.path} is training data: name another split"
+                        f"validation.path {self.validation.path} is training data: "
+                        "name another split"
                     )
 
 
 def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read a YAML file and apply `--dotted.key value` pairs; raises UsageError as `load_config` does."""
-    found: FinetuneConfig = parse_config(FinetuneConfig, read_values(path, overrides), str(path))
-    return found
+    """Read a YAML file and apply `--dotted.key value` pairs; raises UsageError like `load_config`."""
+    config: FinetuneConfig = parse_config(FinetuneConfig, read_values(path, overrides), str(path))
+    return config

@@ -1,4 +1,4 @@
-"""A fine-tuning run for the loop: the pre-trained model with another head, the task, and what is read."""
+"""Fine-tuning as a job: a pre-trained model with a new head, its task, and what it reads."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from eval.questions.vocabulary import Vocabulary, read_questions
 from pretrain.build import adapt_model
 from pretrain.job import check_validation
 from pretrain.model import GLSCLModel
-from pretrain.task import Task
+from pretrain.protocols import Task
 
-ANSWERS = "answers.json"  # the vocabulary, in the run folder
-STATEMENTS = ("False", "True")
-TRIED = 1000  # questions of each data set, of which a given vocabulary must know an answer
+ANSWERS = "answers.json"  # the answer vocabulary in the run folder
+STATEMENTS = ("False", "True")  # labels of NLVR2
+# A given vocabulary must know an answer to one of the first so many questions of a data set.
+TRIED = 1000
 
 
 class Finetuning:
-    """A run of one task; `vocabulary` holds the answers of vqa once the model is built."""
+    """A run of one task; `build` sets `vocabulary`, the answers of vqa."""
 
     def __init__(self, config: FinetuneConfig):
         self.config = config
         self.vocabulary: Vocabulary | None = None
 
     def build(self, tokenizer: Tokenizer, checkpoint: Path | None) -> GLSCLModel:
-        """Take the model of `init_from`, or of the checkpoint, with the classifier that the task needs."""
+        """Load the model of `init_from` or the checkpoint, and give it the task's classifier."""
         config = self.config
         if config.task == "vqa":
             self.vocabulary = self._answers(checkpoint is not None)
@@ -46,30 +47,29 @@ class Finetuning:
             images=2 if config.task == "nlvr2" else 1,
         )
         model.checkpoint_activations(config.checkpoint_activations)
-        unused: tuple[str, ...] = (
-            RetrievalTask.unused if config.task == "retrieval" else ClassificationTask.unused
-        )
+        is_retrieval = config.task == "retrieval"
+        unused: tuple[str, ...] = (RetrievalTask if is_retrieval else ClassificationTask).unused
         if not config.frames:
             unused += ("temporal_embedding",)
+        # DDP would wait for gradients of parameters that no loss reaches.
         for name, parameter in model.named_parameters():
             if name.startswith(unused):
                 parameter.requires_grad_(False)
         return model
 
     def task(self, tokenizer: Tokenizer, model: GLSCLModel) -> Task:
-        """Make the task; refuses a validation split that holds the training data, does not fit, or is unusable."""
+        """Make the task; raises UsageError or DataError for an unsuitable validation split."""
         config = self.config
         if config.validation:
             self._check_validation(Path(config.validation.path), model)
         if config.task == "retrieval":
             size = config.data.video.image_size if config.frames and config.data.video else None
             return RetrievalTask(config.validation, tokenizer, size)
-        return ClassificationTask(
-            config.validation, tokenizer, self._labels, 2 if config.task == "nlvr2" else 1
-        )
+        images = 2 if config.task == "nlvr2" else 1
+        return ClassificationTask(config.validation, tokenizer, self._labels, images)
 
     def reading(self) -> dict[str, Any]:
-        """Questions as texts, pairs as pictures, where the task is about them."""
+        """Read questions or statements instead of captions, and image pairs for nlvr2."""
         if self.config.task == "retrieval":
             return {}
         if self.vocabulary is not None:
@@ -79,7 +79,7 @@ class Finetuning:
         return {"questions": QuestionConfig(statements, len(STATEMENTS), "share"), "pairs": True}
 
     def record(self, folder: Path) -> None:
-        """Write the vocabulary, which is the run's from now on."""
+        """Save the answer vocabulary; every resume of the run reads it from there."""
         if self.vocabulary is not None:
             self.vocabulary.save(folder / ANSWERS)
 
@@ -90,7 +90,7 @@ class Finetuning:
         return self.vocabulary.labels if self.vocabulary is not None else ()
 
     def _answers(self, resumed: bool) -> Vocabulary:
-        """Vocabulary of the run where it has one, the given one, or that of the training data."""
+        """Load the run's vocabulary if it is resumed, or the given one, or build one."""
         config = self.config
         if resumed:
             return Vocabulary.load(Path(config.run) / ANSWERS)
@@ -98,14 +98,16 @@ class Finetuning:
         if config.answers is None:
             return Vocabulary.build(folders)
         given = Vocabulary.load(config.answers)
-        known = dict(given.label_table())
+        labels = dict(given.label_table())
         for folder in folders:
-            tried = islice(read_questions(Manifest.load(folder), strict=False), TRIED)
-            if any(answer in known for _, question in tried for answer in question.answers):
-                return given
+            questions = read_questions(Manifest.load(folder), strict=False)
+            for _, question in islice(questions, TRIED):
+                if any(answer in labels for answer in question.answers):
+                    return given
         raise DataError(
-            f"{config.answers} has none of the answers to the first {TRIED:,} questions of {', '.join(folders)}: give "
-            "the vocabulary of like data, or leave answers out to make one of these"
+            f"{config.answers} has none of the answers to the first {TRIED:,} questions of "
+            f"{', '.join(folders)}: give a vocabulary made of similar data, or leave out `answers` "
+            "to build one of the training data"
         )
 
     def _check_validation(self, path: Path, model: GLSCLModel) -> None:
@@ -113,27 +115,31 @@ class Finetuning:
         assert config.validation is not None
         if config.task != "retrieval" and config.validation.frames is not None:
             raise UsageError(
-                f"validation.frames is for retrieval on clips, the task is {config.task}"
+                f"validation.frames is for retrieval on videos, the task is {config.task}"
             )
         validated = Manifest.load(path)
         for mixture in config.mixtures.values():
             for folder in mixture.dirs:
+                # By digest, to recognise a copy of the training data under another path.
                 if Manifest.load(folder).digest == validated.digest:
                     raise DataError(
-                        f"validation.path {path} holds the training data of {folder}: name another split"
+                        f"validation.path {path} holds the training data of {folder}: "
+                        "name another split"
                     )
         if config.task == "nlvr2":
             validated.check_kind("pair")
         else:
             check_validation(config.validation, model)
-        if kept := validated.source.get("kept_unreadable"):
+        kept = validated.source.get("kept_unreadable")
+        if kept:
             raise DataError(
-                f"validation.path {path} holds {len(kept):,} unreadable samples (the first is {kept[0]['key']}), which "
-                "cannot be validated on: import it with --unreadable leave-out"
+                f"validation.path {path} holds {len(kept):,} unreadable samples "
+                f"(the first is {kept[0]['key']}), which cannot be scored: "
+                "import it with --unreadable leave-out"
             )
         if config.task != "retrieval":
             questions = read_questions(validated, config.validation.limit)
             if not any(question.answers for _, question in questions):
                 raise DataError(
-                    f"{path} holds no question with an answer: nothing can be validated on it"
+                    f"{path} holds no question with an answer: it cannot be used for validation"
                 )

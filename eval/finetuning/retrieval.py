@@ -1,13 +1,13 @@
-"""Retrieval as a task: every picture is matched with all captions of its group, and contrasted with the whole batch.
+"""Retrieval as a task: rank the captions of a group for each image, and contrast the whole batch.
 
-The ranking loss is a softmax, over the captions of a group, of logit(match) - logit(no match),
-which is the score that evaluation ranks by. The authors train a head of their own, initialised from
-the row of the matching head that says match; with it, evaluation would need that head too.
+The ranking loss is a softmax over the captions of a group, whose score is logit(match) -
+logit(no match), which evaluation ranks by. The authors train another head, initialised from the
+matching head's row for a match; evaluation would then need that head too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,17 +22,19 @@ from pretrain.validation import ContrastiveRetrieval
 
 
 class RetrievalFeatures(NamedTuple):
-    """What the losses read: one row per picture or clip, with its caption."""
+    """Input of the losses: one row per image or video, with its caption."""
 
     identity: Tensor  # (batch, 2), see Batch
     contrastive_text: Tensor  # (batch, projection)
     contrastive_image: Tensor  # (batch, projection)
     temperature: Tensor  # (1,)
-    margins: Tensor  # (batch, group), of the picture with each caption of its group; -inf for other right captions
+    # (batch, group): logit(match) - logit(no match) of the image with each caption of its group;
+    # -inf for the other captions that are right.
+    margins: Tensor
 
 
 class RetrievalTask(ContrastiveRetrieval):
-    """16-way ranking (the group's size) and contrast, on pictures or clips."""
+    """Ranking within groups (of 16, unless configured) and contrast, on images or videos."""
 
     loss_names = ("ranking", "contrastive")
     contrasts = True
@@ -40,38 +42,35 @@ class RetrievalTask(ContrastiveRetrieval):
     temperature_bounds = (0.01, 0.5)
     best = "mean_recall"
     unused = ("masked_language_head.", "visual_mask_token")
-    """Parameters that no loss of this task reaches, by the start of their names."""
+    """Prefixes of the names of parameters that the losses do not reach."""
 
     def counts(self, batches: list[Batch]) -> list[None]:
-        """Nothing: every rank holds as many rows."""
+        """Return no counts: every rank has the same number of rows."""
         return [None] * len(batches)
 
     def features(self, model: GLSCLModel, batch: Batch) -> RetrievalFeatures:
-        """Encode each side once, and fuse every picture with all captions of its group."""
+        """Encode each side once, and fuse every image with all captions of its group."""
         mask, (size, group) = batch.text_mask, batch.itm_noise.shape
         frames = batch.pixels.shape[1] if batch.kind == "video" else 1
-        text_tokens, image_tokens = (
-            model.encode_text(batch.text_ids, mask),
-            model.encode_image(batch.pixels),
-        )
+        text_tokens = model.encode_text(batch.text_ids, mask)
+        image_tokens = model.encode_image(batch.pixels)
         text, image = model.text_side(text_tokens, mask), model.image_side(image_tokens)
         rows = torch.arange(size, device=mask.device)
+        # Row i holds the rows of the samples in the group of sample i.
         members = (rows - rows % group)[:, None] + torch.arange(group, device=mask.device)
-        of_text = members.flatten()
+        text_rows, image_rows = members.flatten(), rows.repeat_interleave(group)
+        # Only the class states are pooled, so that the last layer computes only these.
         classes = torch.arange(frames, device=mask.device).expand(size * group, -1)
         [states] = model.fuse_pairs(
-            text[of_text],
-            mask[of_text],
-            image[rows.repeat_interleave(group)],
-            [(classes[:, :1], classes)],
+            text[text_rows], mask[text_rows], image[image_rows], [(classes[:, :1], classes)]
         )
         logits = at_least_float32(model.match(model.pool(*states)))
-        also_right = (batch.identity[members] == batch.identity[:, None]).any(2) & (
-            members != rows[:, None]
-        )
-        margins = (
-            (logits[:, 1] - logits[:, 0]).view(size, group).masked_fill(also_right, -torch.inf)
-        )
+        # Captions of the same image, and equal captions, are right answers too: neither negatives
+        # nor the target.
+        agrees = (batch.identity[members] == batch.identity[:, None]).any(2)
+        also_right = agrees & (members != rows[:, None])
+        margins = (logits[:, 1] - logits[:, 0]).view(size, group)
+        margins = margins.masked_fill(also_right, -torch.inf)
         return RetrievalFeatures(
             identity=batch.identity,
             contrastive_text=model.contrastive_text(text_tokens),
@@ -83,47 +82,48 @@ class RetrievalTask(ContrastiveRetrieval):
     def similarity_losses(
         self, features: RetrievalFeatures, counts: None = None
     ) -> dict[str, Tensor]:
-        """Contrast over the global batch, both directions."""
-        f = features
+        """Contrast texts and images over the global batch, in both directions."""
         loss = contrastive_loss(
-            f.contrastive_text, f.contrastive_image, f.temperature, ids=f.identity
+            features.contrastive_text,
+            features.contrastive_image,
+            features.temperature,
+            ids=features.identity,
         )
         return {"contrastive": loss}
 
     def pair_losses(self, features: RetrievalFeatures, counts: None = None) -> dict[str, Tensor]:
-        """Cross-entropy of the own caption among those of the group."""
+        """Compute the cross-entropy of an image's own caption among those of its group."""
         size, group = features.margins.shape
+        # Position of a sample in its group, where its own caption stands.
         own = torch.arange(size, device=features.margins.device) % group
         with torch.autocast(features.margins.device.type, enabled=False):
             return {"ranking": F.cross_entropy(features.margins, own)}
 
-    def weighted(self, parts: dict[str, Tensor]) -> Tensor:
-        """Sum of the losses."""
-        return torch.stack([value.reshape(()) for value in parts.values()]).sum()
+    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
+        """Sum the losses, which have equal weights."""
+        return torch.stack([value.reshape(()) for value in losses.values()]).sum()
 
-    def contrasted(self, features: RetrievalFeatures) -> list[Tensor]:
-        """Contrastive features and the temperature."""
-        return [features.contrastive_text, features.contrastive_image, features.temperature]
+    def contrasted(self, features: RetrievalFeatures) -> dict[str, Tensor]:
+        """Name the features that the contrastive loss sends gradients to."""
+        names = ("contrastive_text", "contrastive_image", "temperature")
+        return {name: getattr(features, name) for name in names}
 
     def with_contrasted(
-        self, features: RetrievalFeatures, values: Sequence[Tensor]
+        self, features: RetrievalFeatures, values: Mapping[str, Tensor]
     ) -> RetrievalFeatures:
-        """Put other tensors in their places."""
-        text, image, temperature = values
-        return features._replace(
-            contrastive_text=text, contrastive_image=image, temperature=temperature
-        )
+        """Replace named features; raises ValueError for an unknown name."""
+        return features._replace(**values)
 
     def join(
         self, parts: Sequence[RetrievalFeatures], counts: Sequence[Any]
     ) -> tuple[RetrievalFeatures, None]:
-        """Join the rows that are contrasted."""
-        names = ("identity", "contrastive_text", "contrastive_image")
-        return parts[0]._replace(
-            **{n: torch.cat([getattr(part, n) for part in parts]) for n in names}
-        ), None
+        """Join the rows that the contrastive loss compares."""
+        joined = {}
+        for name in ("identity", "contrastive_text", "contrastive_image"):
+            joined[name] = torch.cat([getattr(part, name) for part in parts])
+        return parts[0]._replace(**joined), None
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Recalls of the contrastive score on the validation split, in percent, and their mean."""
+        """Measure recalls of the contrastive score on the validation split, in percent."""
         recalls = super().validate(model, device)
         return recalls | {"mean_recall": sum(recalls.values()) / len(recalls)}

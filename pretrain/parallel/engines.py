@@ -1,6 +1,8 @@
-"""One process, DDP, FSDP2 and DeepSpeed ZeRO behind one interface; accelerate's configuration file chooses.
+"""The interface of all engines; each has a file of its own, and the launcher's file chooses one.
 
-Every private name of a library that training relies on stands in this file, and
+An engine wraps the model and its optimiser for one process or many. `__init__.py` lists the engines,
+`join.py` starts the one that accelerate's configuration file names. Private names of libraries that
+training relies on are used only in the files of the engines and in `join.py`;
 `tests/pretrain/test_engines.py` fails clearly where one of them is gone.
 """
 
@@ -8,42 +10,78 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, PartialState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from data_pipeline.errors import IncompleteError, UsageError
 from pretrain.model import GLSCLModel
+
+from . import ENGINES
 
 
 class Engine:
-    """One process or DistributedDataParallel; the other engines change what differs.
+    """How ranks share the work of a step; subclasses override what differs between engines.
 
-    `prepare` comes first. A step is: for every micro-batch forward and `backward` inside
-    `micro_step`, then `gradient_norm`, which clips, then `update`. All of it runs on all ranks.
+    Call `prepare` first. A step runs forward and `backward` for every micro-batch inside
+    `micro_step`, then `gradient_norm`, which clips, then `update`. Every call runs on all ranks.
     """
 
-    name = "ddp"
+    name: str
+    distributed_types: ClassVar[tuple[str, ...]]
+    """What accelerate calls a start under this engine."""
     portable = True
-    """Whether weights and optimiser state are saved tensor by tensor, so that ranks and engine may
-    change."""
-    warms_up = True
-    """Whether the first backward of a process sums in another order than all later ones (DDP builds
-    its buckets)."""
+    """Whether weights and optimiser state are saved as whole tensors, so that another engine or
+    number of ranks can resume from them."""
+    warms_up = False
+    """Whether the first backward pass of a process sums gradients in another order than later
+    ones."""
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, precision: str):
+        self.accelerator, self.precision = accelerator, precision
         self.averaged: dict[str, Tensor] = {}
-        """Moving average of each trained weight, divided as the weights are; empty until `average`
+        """Moving average of each trained weight, sharded as the weights are; empty until `average`
         is called."""
+
+    # Before the process joins the others. ------------------------------------------------------
+
+    @classmethod
+    def is_requested(cls) -> bool:
+        """Return whether accelerate's launcher asks for this engine through the environment."""
+        return False
+
+    @classmethod
+    def before_start(cls, precision: str) -> list[Any]:
+        """Prepare the environment and return accelerate's handlers; UsageError if it cannot start."""
+        if not torch.cuda.is_available():
+            # Without this, a plain multi-process configuration starts processes that each believe
+            # they are alone.
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        return [
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ]
+
+    @classmethod
+    def mixed_precision(cls, precision: str) -> str:
+        """Precision that accelerate applies; "no" where the engine applies it itself."""
+        return "no" if precision == "fp32" else precision
+
+    @classmethod
+    def parameter_bytes(cls, name: str, averaged: bool) -> tuple[int, int]:
+        """Bytes that a float32 parameter takes on every rank, and bytes that the ranks divide.
+
+        Counts weight, gradient and the two moments of AdamW, and the moving average if `averaged`.
+        """
+        raise NotImplementedError
+
+    # Training. ---------------------------------------------------------------------------------
+
+    def check_averaging(self) -> None:
+        """Raise UsageError if the engine cannot keep a moving average of the weights."""
 
     def prepare(
         self,
@@ -53,23 +91,23 @@ class Engine:
         micro_batch: int,
         max_grad_norm: float | None,
     ) -> None:
-        """Wrap `module`, whose weights are those of `model` inside it; then `wrapped` and `optimizer` are there."""
-        self.accelerator.free_memory()  # of an earlier run in this process
+        """Wrap `module`, which holds `model`, and set `wrapped` and `optimizer`."""
+        self.accelerator.free_memory()  # frees an earlier run of this process
         self.model, self.max_grad_norm, self.averaged = model, max_grad_norm, {}
         self._configure(micro_batch)
         self.wrapped, self.optimizer = self.accelerator.prepare(module, optimizer)
         self._complete(module)
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
-        """Context of one micro-batch; only the last one of a step exchanges gradients."""
+        """Enter one micro-batch; only the last one of a step exchanges gradients."""
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Backward pass of a micro-batch's share of the loss."""
+        """Run the backward pass of a micro-batch's share of the loss."""
         self.accelerator.backward(loss)
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the step's gradient, (1,), the same on every rank; the gradient is clipped afterwards."""
+        """Clip the step's gradient and return its norm before that, (1,), equal on all ranks."""
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.max_grad_norm or math.inf
         )
@@ -77,14 +115,13 @@ class Engine:
 
     @property
     def scaler(self) -> dict[str, Any] | None:
-        """State of fp16's scaler, which is part of a checkpoint; None in other precisions."""
+        """State of the fp16 loss scaler, for checkpoints; None in other precisions."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
 
     def update(self, finite: bool) -> bool:
-        """Update the weights, unless the gradient is not finite; returns whether the update was skipped."""
-        if (
-            finite or self.accelerator.scaler is not None
-        ):  # a scaler skips by itself, and lowers its scale
+        """Update the weights unless the gradient is not finite; return whether it was skipped."""
+        # A scaler skips the update itself, and lowers its scale then.
+        if finite or self.accelerator.scaler is not None:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return not finite or bool(self.optimizer.step_was_skipped)
@@ -96,341 +133,90 @@ class Engine:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Move the average of the weights by 1 - `decay` towards them; it starts at the first weights it sees."""
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                if name in self.averaged:
-                    self.averaged[name].lerp_(parameter, 1 - decay)
-                else:
-                    self.averaged[name] = parameter.detach().clone()
+        """Move the average of the weights by 1 - `decay` towards them; the first call copies them."""
+        for name, parameter in self._trained().items():
+            if name in self.averaged:
+                self.averaged[name].lerp_(parameter, 1 - decay)
+            else:
+                self.averaged[name] = parameter.detach().clone()
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Whole averages by name, on rank 0."""
-        found = {name: self._whole(value).cpu() for name, value in self.averaged.items()}
-        return found if self.accelerator.is_main_process else {}
+        """Return whole averages by name on rank 0, and nothing on other ranks."""
+        # All ranks gather, even though only rank 0 keeps the result.
+        whole = {name: self._whole(value).cpu() for name, value in self.averaged.items()}
+        return whole if self.accelerator.is_main_process else {}
 
     def load_average(self, weights: dict[str, Tensor]) -> None:
-        """Put back what `averaged_weights` gave."""
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.averaged = {
-            name: self._like(weights[name], parameter) for name, parameter in trained.items()
-        }
+        """Restore what `averaged_weights` returned."""
+        self.averaged = {}
+        for name, parameter in self._trained().items():
+            self.averaged[name] = self._like(weights[name], parameter)
 
     def weights(self) -> dict[str, Tensor]:
-        """Whole weights by name, as `GLSCLModel.state_dict` names them; on ranks other than 0 perhaps none."""
+        """Return whole weights under their names in `state_dict`; rank 0 alone is sure to get them."""
         return self.model.state_dict()
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
-        """Optimiser state as whole tensors, on rank 0; an engine that is not portable writes files into `folder`."""
-        found = {}
+        """Return the optimiser state as whole tensors on rank 0.
+
+        An engine that is not portable writes files into `folder` instead, on every rank.
+        """
+        state = {}
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.optimizer.state.get(parameter, {}).items():
                 whole = self._whole(value).detach()
                 if self.accelerator.is_main_process:
-                    found[f"{name}/{key}"] = whole.cpu().contiguous()
-        return found
+                    state[f"{name}/{key}"] = whole.cpu().contiguous()
+        return state
 
     def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:
-        """Put back, bit for bit, what `weights` and `save_optimizer` gave."""
+        """Restore, bit for bit, what `weights` and `save_optimizer` saved."""
         with torch.no_grad():
-            for name, own in self.model.state_dict().items():
-                own.copy_(self._like(weights[name], own))
+            for name, current in self.model.state_dict().items():
+                current.copy_(self._like(weights[name], current))
         inner = self.optimizer.optimizer
-        for name, parameter in self.model.named_parameters():
-            prefix = f"{name}/"
-            state = {
-                key.removeprefix(prefix): value
-                for key, value in optimizer.items()
-                if key.startswith(prefix)
-            }
-            if state:
-                # AdamW keeps its step count on the CPU unless fused.
-                inner.state[parameter] = {
-                    key: value
-                    if key == "step" and not inner.defaults.get("fused")
-                    else self._like(value, parameter)
-                    for key, value in state.items()
-                }
+        parameters = dict(self.model.named_parameters())
+        states: dict[str, dict[str, Tensor]] = {}
+        for path, value in optimizer.items():
+            name, _, key = path.rpartition("/")
+            # AdamW keeps its step count on the CPU unless fused.
+            stays = key == "step" and not inner.defaults.get("fused")
+            restored = value if stays else self._like(value, parameters[name])
+            states.setdefault(name, {})[key] = restored
+        for name, state in states.items():
+            inner.state[parameters[name]] = state
 
     def _configure(self, micro_batch: int) -> None:
-        """Complete what accelerate's file leaves to the run, before the model is wrapped."""
+        """Set what accelerate's file leaves to the run, before the model is wrapped."""
 
     def _complete(self, module: nn.Module) -> None:
-        """Do what can only be done with the wrapped model."""
+        """Finish what needs the wrapped model."""
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _whole(self, value: Tensor) -> Tensor:
+        """Gather a tensor that may be sharded."""
         return value
 
     def _like(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """Move a whole tensor to where `parameter` lies, sharded like it."""
         return value.to(parameter.device)
 
 
-class FSDP2(Engine):
-    """`torch.distributed.fsdp.fully_shard` on every layer of the towers and the fusion encoder."""
-
-    name = "fsdp2"
-    warms_up = False
-
-    def _configure(self, micro_batch: int) -> None:
-        """Shard the layers one by one, then what is left as one group."""
-        plugin = self.accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise UsageError(
-                "FSDP 1 is not supported: say fsdp_version: 2, as launch/accelerate/fsdp2.yaml does"
-            )
-        layers = {
-            type(part).__name__
-            for part in self.model.modules()
-            if isinstance(part, GradientCheckpointingLayer)
-        }
-        plugin.transformer_cls_names_to_wrap = sorted(layers)
-        # Weights stay float32 and gradients are exchanged in it, as under the other engines;
-        # autocast does the rest.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy()
-
-    def _complete(self, module: nn.Module) -> None:
-        """Run the forward pass in the run's precision, which accelerate leaves to the policy above."""
-        forward = self.wrapped.forward
-
-        def in_precision(*inputs: Any) -> Any:
-            with self.accelerator.autocast():
-                return forward(*inputs)
-
-        self.wrapped.forward = in_precision
-
-    def weights(self) -> dict[str, Tensor]:
-        """Gather one tensor after the other; only rank 0 keeps them."""
-        found = {}
-        for name, value in self.model.state_dict().items():
-            whole = self._whole(value).detach()
-            if self.accelerator.is_main_process:
-                found[name] = whole.cpu()
-        return found
-
-    def _whole(self, value: Tensor) -> Tensor:
-        from torch.distributed.tensor import DTensor
-
-        return value.full_tensor() if isinstance(value, DTensor) else value
-
-    def _like(self, value: Tensor, parameter: Tensor) -> Tensor:
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        if isinstance(parameter, DTensor) and value.shape == parameter.shape:
-            return distribute_tensor(
-                value.to(parameter.device), parameter.device_mesh, parameter.placements
-            )
-        return super()._like(value, parameter)
+def engine_class(name: str) -> type[Engine]:
+    """Load the class of an engine by a name of `ENGINES`."""
+    module, class_name = ENGINES[name].rsplit(".", 1)
+    loaded: type[Engine] = getattr(import_module(module), class_name)
+    return loaded
 
 
-class ZeRO(Engine):
-    """DeepSpeed's ZeRO; the optimiser steps inside the last backward pass, and skips what is not finite."""
-
-    portable = False
-    warms_up = False
-
-    def __init__(self, accelerator: Accelerator, precision: str):
-        super().__init__(accelerator)
-        self.stage = accelerator.state.deepspeed_plugin.zero_stage
-        self.name, self.precision = f"zero{self.stage}", precision
-
-    def _configure(self, micro_batch: int) -> None:
-        """Fill in what belongs to the run and not to accelerate's file: batch, clipping, precision."""
-        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
-        config |= {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "train_batch_size": micro_batch * self.accelerator.num_processes,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": self.max_grad_norm or 0.0,
-            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own would be compiled at start, for minutes
-        }
-        if self.precision == "bf16":
-            # Weights stay float32 and gradients are exchanged in it, as under the other engines.
-            config["torch_autocast"] = {
-                "enabled": True,
-                "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],
-            }
-
-    def _complete(self, module: nn.Module) -> None:
-        """Tell ZeRO-3, which gathers a module's parameters for that module's forward, what the task's own reads."""
-        if self.stage < 3:
-            return
-        from deepspeed import zero
-
-        model, embeddings = self.model, self.model.vision.embeddings
-        read = [
-            *model.parameters(recurse=False),
-            *model.token_type.parameters(),
-            *embeddings.parameters(recurse=False),
-            *embeddings.position_embedding.parameters(),
-        ]
-        if model.config.tie_masked_language_head:
-            read += model.text.get_input_embeddings().parameters()
-        for parameter in read:
-            zero.register_external_parameter(module, parameter)
-
-    @contextmanager
-    def micro_step(self, last: bool) -> Iterator[None]:
-        """DeepSpeed exchanges gradients and steps where accelerate says that they are synchronised."""
-        self.accelerator.gradient_state._set_sync_gradients(last)
-        try:
-            yield
-        finally:
-            self.accelerator.gradient_state._set_sync_gradients(True)
-
-    def gradient_norm(self) -> Tensor:
-        """Norm that DeepSpeed computed in the update, which has been made."""
-        norm = self.wrapped.get_global_grad_norm()
-        if self.optimizer.step_was_skipped or norm is None:
-            norm = math.inf
-        return (
-            torch.as_tensor(norm, dtype=torch.float32, device=self.accelerator.device)
-            .detach()
-            .reshape(1)
-        )
-
-    def update(self, finite: bool) -> bool:
-        """Say what has happened."""
-        return bool(self.optimizer.step_was_skipped)
-
-    @torch.no_grad()
-    def clamp(self, parameter: nn.Parameter, bounds: tuple[float, float]) -> None:
-        """Change the float32 copy that the optimiser owns, and what the forward pass reads."""
-        import deepspeed.utils as access
-
-        if (
-            self.stage == 3
-        ):  # part by part: DeepSpeed cannot set a whole one that the ranks do not divide evenly
-            own = access.safe_get_local_fp32_param(parameter)
-            access.safe_set_local_fp32_param(parameter, own.clamp(*bounds))
-        else:
-            access.safe_set_full_fp32_param(
-                parameter, access.safe_get_full_fp32_param(parameter).clamp(*bounds)
-            )
-        with self._gathered(parameter, 0):
-            if self.stage < 3 or self.accelerator.is_main_process:
-                parameter.clamp_(*bounds)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Gather one tensor after the other where they are sharded."""
-        if self.stage < 3:
-            return self.model.state_dict()
-        found = {}
-        trained = dict(self.model.named_parameters())
-        for name, value in self.model.state_dict().items():
-            with self._gathered(trained[name]) if name in trained else nullcontext():
-                if self.accelerator.is_main_process:
-                    found[name] = trained.get(name, value).detach().cpu().clone()
-        return found
-
-    def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
-        """Write DeepSpeed's own files, one per rank; IncompleteError for a full disk."""
-        failures: list[Exception] = []
-        writer = self.wrapped.checkpoint_engine
-        write = writer.save
-
-        def save(*arguments: Any, **options: Any) -> None:
-            # DeepSpeed ends in a barrier, where the other ranks would wait for one that has failed.
-            try:
-                write(*arguments, **options)
-            except (RuntimeError, OSError) as error:
-                failures.append(error)
-
-        writer.save = save
-        self.wrapped._copy_recovery_script = lambda _: (
-            None
-        )  # the checkpoint holds the whole weights already
-        try:
-            self.wrapped.save_checkpoint(str(folder), tag=self.name, save_latest=False)
-        finally:
-            writer.save = write
-        for error in failures:  # torch.save calls a full disk a RuntimeError, in several wordings
-            raise IncompleteError(
-                f"cannot write {folder}: {error}: make room and run the same command again"
-            )
-        return {}
-
-    def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], folder: Path) -> None:
-        """Read DeepSpeed's own files."""
-        if self.wrapped.load_checkpoint(str(folder), tag=self.name)[0] is None:
-            raise UsageError(f"{folder} cannot be read by DeepSpeed: see what it said above")
-
-    def _gathered(
-        self, parameter: nn.Parameter, modifier: int | None = None
-    ) -> AbstractContextManager[Any]:
-        from deepspeed import zero
-
-        return zero.GatheredParameters([parameter], modifier_rank=modifier, enabled=self.stage == 3)
+def is_portable(name: str) -> bool:
+    """Return whether any engine can resume a checkpoint that the engine `name` wrote."""
+    # A stage of DeepSpeed outside the table can train, and resume only as itself.
+    return name in ENGINES and engine_class(name).portable
 
 
-def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
-    """Join the other ranks with the engine that the launcher's configuration names; on a CPU over gloo.
-
-    Raises UsageError for a precision that the machine or the engine does not have, and where
-    another engine would train than the one that the file names.
-    """
-    cuda = torch.cuda.is_available()
-    sharded, zero = (
-        _asked_for(name) for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    )
-    handlers: list[Any] = [
-        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    ]
-    if precision == "fp16" and not cuda:
-        raise UsageError("precision fp16 needs a GPU: choose bf16 or fp32")
-    if (
-        precision == "fp16" and zero
-    ):  # DeepSpeed would clip the gradient before it takes the scale out of it
-        raise UsageError(
-            "precision fp16 does not work under DeepSpeed with float32 weights: choose bf16, DDP or FSDP2"
-        )
-    if zero and not cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        from deepspeed import ops
-
-        # Its own way between the ranks of a machine would be compiled at the first start, for
-        # minutes, and a start killed meanwhile would leave a lock that all later ones wait for
-        # without end. Gloo does the same.
-        ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        handlers = [
-            InitProcessGroupKwargs(backend="gloo")
-        ]  # without it every rank believes to be alone
-    elif not cuda:
-        # Without this, a plain multi-process configuration gives two processes that each believe to
-        # be alone.
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-        if sharded and not PartialState._shared_state and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            PartialState(cpu=True)
-            # accelerate turns several ranks into FSDP only where it takes them for GPUs.
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    accelerator = Accelerator(
-        mixed_precision="no" if zero or precision == "fp32" else precision,
-        log_with=list(trackers) or None,
-        project_dir=folder,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=1
-        ),  # or an environment variable decides
-        kwargs_handlers=handlers,
-    )
-    found = accelerator.distributed_type
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if several and (
-        (sharded and found != DistributedType.FSDP) or (zero and found != DistributedType.DEEPSPEED)
-    ):
-        raise UsageError(
-            f"the configuration of accelerate names another engine, but {found.value} would train"
-        )
-    if found == DistributedType.DEEPSPEED:
-        from transformers.integrations import unset_hf_deepspeed_config
-
-        # Under ZeRO-3 transformers would build towers already sharded, which their initialisation
-        # does not expect.
-        unset_hf_deepspeed_config()
-        return ZeRO(accelerator, precision)
-    if found == DistributedType.FSDP:
-        return FSDP2(accelerator)
-    return Engine(accelerator)
-
-
-def _asked_for(variable: str) -> bool:
+def flag(variable: str) -> bool:
+    """Read a switch that `accelerate launch` exports to its processes."""
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")

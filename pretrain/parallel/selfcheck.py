@@ -1,4 +1,4 @@
-"""Start the processes and refuse to train when they are not what was asked for.
+"""Join the other ranks, and refuse to train if they are not what the user asked for.
 
 Several obvious launch commands silently start one process, or several that do not see each other;
 see docs/training.md.
@@ -14,18 +14,16 @@ import torch
 from data_pipeline.errors import UsageError
 from data_pipeline.order import hash_key
 
-from .engines import Engine, join
+from .engines import Engine
 from .gather import gather_counts
-
-WORKING = "accelerate launch --config_file launch/accelerate/ddp.yaml --num_processes {world} -m pretrain CONFIG"
-_ENGINES = ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED")
+from .join import COMMAND, join
 
 
 def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | None) -> Engine:
-    """Join the other ranks; on a machine without CUDA, on the CPU over gloo.
+    """Join the other ranks and return the engine that they train with.
 
-    Raises UsageError when the launcher started more processes than see each other, or when `world`
-    says another number.
+    Raises UsageError if fewer processes see each other than were launched, if two share a GPU, or
+    if their number is not `world`.
     """
     try:
         engine = join(precision, trackers, folder)
@@ -34,35 +32,32 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             f"cannot join the other processes: {' '.join(str(error).split())}"
         ) from None
     accelerator = engine.accelerator
-    if accelerator.distributed_type.value not in _ENGINES:
-        raise UsageError(
-            f"{accelerator.distributed_type.value} is not supported: use {WORKING.format(world='N')}"
-        )
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(
-            f"{launched} processes were launched but this one sees {accelerator.num_processes}: they would train "
-            f"separately. Launch with: {WORKING.format(world=launched)}"
+            f"{launched} processes were launched but this one sees {accelerator.num_processes}: "
+            f"they would train separately. Launch with: {COMMAND.format(world=launched)}"
         )
     if accelerator.num_processes > 1:
-        seen = accelerator.gather(
-            torch.tensor([accelerator.process_index], device=accelerator.device)
-        ).tolist()
+        index = torch.tensor([accelerator.process_index], device=accelerator.device)
+        seen = accelerator.gather(index).tolist()
         if sorted(seen) != list(range(accelerator.num_processes)):
-            raise UsageError(f"of {accelerator.num_processes} ranks these answered: {seen}")
+            raise UsageError(f"only these of {accelerator.num_processes} ranks answered: {seen}")
     if accelerator.device.type == "cuda":
+        # Not the device's index: CUDA_VISIBLE_DEVICES may differ between the ranks.
         device = str(torch.cuda.get_device_properties(accelerator.device).uuid)
+        # Shifted, because a tensor of int64 has no room for an unsigned hash.
         check_devices(gather_counts([hash_key(device) >> 1])[0])
     if world is not None and world != accelerator.num_processes:
         raise UsageError(
             f"the configuration says world: {world}, but {accelerator.num_processes} train. "
-            f"Launch with: {WORKING.format(world=world)}"
+            f"Launch with: {COMMAND.format(world=world)}"
         )
     return engine
 
 
 def check_devices(devices: Sequence[int]) -> None:
-    """Raise UsageError where two ranks have the same GPU; `devices` are hashes of what identifies it."""
+    """Raise UsageError if two ranks have the same GPU; `devices` hashes the GPU of each rank."""
     for rank, device in enumerate(devices):
         first = devices.index(device)
         if first < rank:
@@ -70,10 +65,9 @@ def check_devices(devices: Sequence[int]) -> None:
 
 
 def check_samples(hashes: Sequence[int]) -> None:
-    """Raise UsageError where two ranks have read the same samples; `hashes` are of what each has read."""
+    """Raise UsageError if two ranks read the same samples; `hashes` has one value per rank."""
     for rank, value in enumerate(hashes):
         first = hashes.index(value)
         if first < rank:
-            raise UsageError(
-                f"ranks {first} and {rank} read the same samples: {WORKING.format(world=len(hashes))}"
-            )
+            command = COMMAND.format(world=len(hashes))
+            raise UsageError(f"ranks {first} and {rank} read the same samples: {command}")

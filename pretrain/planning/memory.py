@@ -1,7 +1,7 @@
-"""Memory of a training step, counted and not measured: what is alive at once while a step runs, on fake tensors too.
+"""Memory of a training step, counted on tensors that may be fake: the most bytes alive at once.
 
-Left out: what the process takes before its first step, what an allocator keeps of freed blocks
-(glibc's up to a quarter), and scratch inside a kernel.
+Not counted: what the process takes before its first step, blocks that an allocator keeps after they
+are freed (glibc keeps up to a quarter more), and scratch memory inside a kernel.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 from data_pipeline.collate import Batch
 from pretrain.model import GLSCLModel
 from pretrain.task import PretrainTask
-from pretrain.views import PretrainFeatures, contrasted
+from pretrain.views import PretrainFeatures
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of every storage made in this context: `live` now, `peak` at most."""
+    """Counts the bytes of every storage created in this context: `live` now, `peak` at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class LiveMemory(TorchDispatchMode):
         self._seen: dict[int, int] = {}
 
     def ignore(self, tensors: Iterable[Tensor]) -> None:
-        """Leave out what lies in these tensors' storages."""
+        """Stop counting the storages of these tensors."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self.live -= self._seen.get(storage._cdata, 0)
@@ -42,16 +42,19 @@ class LiveMemory(TorchDispatchMode):
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._seen:
-                    self._seen[storage._cdata] = storage.nbytes()
-                    self.live += storage.nbytes()
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._free, storage._cdata)
-        return made
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            # A view shares the storage of its base, which is counted once.
+            if storage._cdata in self._seen:
+                continue
+            self._seen[storage._cdata] = storage.nbytes()
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, storage._cdata)
+        return result
 
     def _free(self, storage: int) -> None:
         self.live -= self._seen.pop(storage)
@@ -65,55 +68,54 @@ def step_memory(
     exact: bool = False,
     world: int = 1,
 ) -> int:
-    """Bytes that a step of micro-batches like `batch` takes on each of `world` ranks, beside weights and optimiser.
+    """Bytes that a step takes on each of `world` ranks, beside weights, gradients and optimiser.
 
-    Gradients of the weights are left out too. One micro-batch is run, forward and backward.
+    Runs forward and backward of one micro-batch, `batch`, and adds up what a step of
+    `micro_batches` like it holds at once.
     """
-    grown: list[Any] = []
+    hooks: list[Any] = []
     with LiveMemory() as memory:
         memory.ignore(model.parameters())
         for parameter in model.parameters():
             if parameter.requires_grad:
-                grown.append(
+                # Gradients of the weights are counted elsewhere, as part of the parameters.
+                hooks.append(
                     parameter.register_post_accumulate_grad_hook(lambda p: memory.ignore([p.grad]))
                 )
         features = task.features(model, batch)
-        kept, recovered, columns = (
-            _cached(features),
-            _bytes(contrasted(features)),
-            _columns(task, features),
-        )
+        cached = _cached_bytes(features)
+        contrasted = _bytes(task.contrasted(features).values())
+        columns = _bytes(_columns(task, features))
         losses = task.losses(features)
+        # The backward pass frees each feature when it is done with it, unless a name holds it.
         del features
         losses.total.backward()
-    for handle in grown:
-        handle.remove()
-    batches = micro_batches * _bytes(
-        value for value in vars(batch).values() if isinstance(value, Tensor)
-    )
+    for hook in hooks:
+        hook.remove()
+    tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    batches = micro_batches * _bytes(tensors)
     peak = memory.peak
     if exact:
-        # Before the second forward passes: all features, joined once more, and the gradients of
-        # what is contrasted.
-        over_all = micro_batches * (2 * kept + recovered + (world - 1) * columns)
-        peak = max(over_all, memory.peak + micro_batches * recovered)
+        # Before the second forward passes: all features, all of them once more after joining, and
+        # the gradients of what is contrasted.
+        over_all = micro_batches * (2 * cached + contrasted + (world - 1) * columns)
+        peak = max(over_all, memory.peak + micro_batches * contrasted)
     else:
         peak += (world - 1) * columns
     return batches + peak
 
 
-def _cached(features: PretrainFeatures) -> int:
+def _cached_bytes(features: PretrainFeatures) -> int:
+    # `PretrainTask.with_contrasted` drops the logits.
     return _bytes(tree_leaves(features)) - features.masked_language_logits.nbytes
 
 
-def _columns(task: PretrainTask, features: PretrainFeatures) -> int:
-    """Bytes of one rank's rows that every other rank holds until the backward pass."""
-    config, f = task.config, features
-    found = [f.contrastive_image, f.contrastive_image]  # and their gradient
-    for name in ("global_image", "global_text", "local_image", "local_text"):
-        if getattr(config, f"{name}_negatives") == "global":
-            found.append(getattr(f, name).target)
-    return _bytes(found)
+def _columns(task: PretrainTask, features: PretrainFeatures) -> list[Tensor]:
+    """Rows of one rank that every other rank holds until the backward pass."""
+    columns = []
+    for objective in task.computed:
+        columns += objective.columns(features, task.config)
+    return columns
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from data_pipeline.collate import PAD_TO, Batch
 from data_pipeline.errors import DataError, UsageError
@@ -32,15 +31,14 @@ from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.model.fusion import Need
 from pretrain.model.modeling import Side
 from pretrain.model.vision import Patches
+from pretrain.parallel import DEFAULT_ENGINE
+from pretrain.parallel.engines import engine_class
 from pretrain.task import PretrainTask
+from pretrain.utilization import flop_counter
 from pretrain.views import similarity
 
 from .memory import step_memory
 
-# Bytes that a float32 parameter takes of every rank, and those that the ranks divide: weight,
-# gradient, AdamW's two moments, and under DeepSpeed a second copy of the weight that the optimiser
-# updates.
-ENGINES = {"ddp": (16, 0), "fsdp2": (0, 16), "zero1": (8, 12), "zero2": (4, 16), "zero3": (0, 20)}
 SIMULATED = 100  # steps
 SAMPLED = 1024  # samples whose captions say how long texts are
 
@@ -116,7 +114,7 @@ class Plan:
         return "\n".join([*lines, "", "reads:", *(f"  {line}" for line in self.read)])
 
 
-def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
+def plan(config: RunConfig, world: int = 1, engine: str = DEFAULT_ENGINE) -> Plan:
     """Plan a run on `world` ranks of an engine (a key of `ENGINES`).
 
     With exact accumulation over several micro-batches, a step's operations hold the second forward
@@ -142,9 +140,8 @@ def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
         kinds[kind] = _cost(config, sizes, kind, division, length, tokens, samples)
     with FakeTensorMode():
         parameters = sum(p.numel() for p in GLSCLModel(sizes).parameters() if p.requires_grad)
-    whole, divided = ENGINES[engine]
-    if config.optimizer.ema:
-        whole, divided = (whole, divided + 4) if engine == "fsdp2" else (whole + 4, divided)
+    averaged = config.optimizer.ema is not None
+    whole, divided = engine_class(engine).parameter_bytes(engine, averaged)
     return Plan(
         world,
         engine,
@@ -154,30 +151,6 @@ def plan(config: RunConfig, world: int = 1, engine: str = "ddp") -> Plan:
         kinds,
         read,
     )
-
-
-def flop_counter() -> FlopCounterMode:
-    """Make a counter of torch that also knows the attention of the CPU, which torch's own table leaves out."""
-    aten = torch.ops.aten
-
-    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    def backward(
-        gradient: torch.Size,
-        query: torch.Size,
-        key: torch.Size,
-        value: torch.Size,
-        *_: Any,
-        **__: Any,
-    ) -> int:
-        return int(sdpa_backward_flop_count(gradient, query, key, value))
-
-    attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping=attention)
 
 
 def _captions(mixture: Mixture, kind: Kind) -> tuple[list[str], int | None, list[str]]:

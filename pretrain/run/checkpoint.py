@@ -170,12 +170,14 @@ def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Pos
     Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of
     ranks would have to read.
     """
+    from pretrain.parallel.engines import is_portable
+
     saved = json.loads((folder / "trainer.json").read_text())
     if saved.get("best"):
         saved["best"] = Best(**saved["best"])
     position = Position(**saved)
     here = engine.name, engine.accelerator.num_processes
-    portable = not position.engine.startswith("zero")
+    portable = is_portable(position.engine)
     if portable != engine.portable or (not portable and (position.engine, position.world) != here):
         raise UsageError(
             f"{folder} was written by {position.engine} on {position.world} ranks and cannot be resumed by {here[0]} "
