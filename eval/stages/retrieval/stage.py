@@ -1,9 +1,9 @@
-"""Zero-shot retrieval in both directions: contrastive scores, then the matching head on the best candidates.
+"""Zero-shot retrieval in both directions: contrastive scores, then the matching head on the best.
 
-In: a model, and a data set whose pictures (or clips) have one or more captions. Out: R@k, mAP,
-median and mean rank with intervals. Protocol: Karpathy's (every caption is a query; a picture's
-best caption counts), and ALBEF's two stages, where what was not scored a second time stays below
-what was, in its first order.
+In: a model, and a data set whose images (or videos) have one or more captions. Out: R@k, mAP,
+median and mean rank with intervals. Protocol: Karpathy's (every caption is a query; an image counts
+by its best caption), and ALBEF's two stages: candidates that are not scored again stay below those
+that are, in their first order.
 """
 
 from __future__ import annotations
@@ -28,21 +28,16 @@ from eval.encoding.features import (
 )
 from eval.encoding.matching_scores import match_margins
 from eval.metrics.relevant_ranks import ranks_of_constant_score
-from eval.results.intervals import mean_interval, median_interval
+from eval.results.intervals import mean_metric, median_interval
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 from pretrain.ranking import Ranks, chance_ranks, is_degenerate
 
 from .options import Options, RankingOptions
-from .queries import (
-    TOP,
-    Captions,
-    Direction,
-    directions,
-    missed,
-    records_of,
-    shortlist,
-)
+from .queries import Captions, Direction, directions
+from .ranking_records import TOP, missed, records_of
+from .records import RerankedStanding, RetrievalRecord, Standing
+from .shortlists import Reranking, shortlist
 
 RECALL_AT = (1, 5, 10)
 SCORES = {
@@ -63,7 +58,13 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     """
     loaded = load(options.model, options.precision, options.cache)
     started = time.perf_counter()
-    images = encode_images(loaded, manifest, batch_size=options.batch_size, limit=options.limit)
+    images = encode_images(
+        loaded,
+        manifest,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        skip_unreadable=True,
+    )
     return rank_both_ways("image", options, loaded, images, started, folds=options.folds)
 
 
@@ -91,46 +92,39 @@ def rank_both_ways(
     """
     if folds > len(images.keys):
         raise UsageError(f"folds is {folds}, more than the {len(images.keys)} images")
-    rerank_k, score = options.rerank_k, options.score
+    rerank_k = options.rerank_k
     captions = Captions.of(images)
     texts = encode_texts(loaded, captions.texts, batch_size=options.batch_size)
     encoded = time.perf_counter()
     both = directions(media, images, texts, captions, folds)
-    lists = [[shortlist(part, max(rerank_k, TOP)) for part in side] for side in both]
+    best = []
+    for side in both:
+        best.append([shortlist(part, max(rerank_k, TOP)) for part in side])
     flags = []
     if images.unreadable:
         flags.append("unreadable_images")
-    margins = _margins(loaded, images, texts, both, lists, rerank_k) if rerank_k else None
-    if margins is not None and _is_constant_one_way(margins):
-        flags.append("constant_match_scores")
-    weight = 1 / loaded.model.temperature.item() if score == "itm+sim" else 0.0
-    records: list[dict[str, Any]] = []
-    lost = missed(media, images, rerank_k)
+    reranked = None
+    if rerank_k:
+        weight = 1 / loaded.model.temperature.item() if options.score == "itm+sim" else 0.0
+        reranked = _rerank(loaded, images, texts, both, best, rerank_k, weight)
+        if _is_constant_one_way(reranked):
+            flags.append("constant_match_scores")
+
+    records: list[RetrievalRecord] = []
+    missed_both_ways = missed(media, images, (both[0][0], both[1][0]), rerank_k)
     for number, side in enumerate(both):
         degenerate = True
         for fold, part in enumerate(side):
-            best = lists[number][fold]
-            second = None
-            if margins is not None:
-                second = (best[:, :rerank_k], margins[number][fold], weight)
-            ranked, part_degenerate = records_of(part, best, second)
-            records += ranked
-            degenerate = degenerate and part_degenerate
-        records += lost[number]
+            second = None if reranked is None else reranked[number][fold]
+            fold_records, fold_degenerate = records_of(part, best[number][fold], second)
+            records += fold_records
+            degenerate = degenerate and fold_degenerate
+        records += missed_both_ways[number]
         if degenerate:
             flags.append(f"degenerate_scores/{side[0].name}")
-    rerank = {"k": rerank_k, "score": score, "formula": SCORES[score]} if rerank_k else None
     return Measured(
         records=records,
-        protocol={
-            "name": "contrastive score" + (", then the matching head" if rerank_k else ""),
-            "ties": "expected value",
-            "score_dtype": "float32",
-            "precision": loaded.precision,
-            "rerank": rerank,
-            "folds": folds,
-            "intervals": "percentile bootstrap over pictures",
-        },
+        protocol=_protocol(options, loaded, folds),
         model=loaded.description,
         data={
             f"{media}s": len(images.keys),
@@ -145,101 +139,208 @@ def rank_both_ways(
     )
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`.
-
-    `DIRECTION/R@k`, `MdR`, `MeanR`, `mAP` and `tie_rate` are those of the contrastive score,
-    `DIRECTION/R@<rerank_k>` the bound that it sets on re-ranking, `DIRECTION/reranked/R@k` both
-    stages, `DIRECTION/reranked_gain/R@1` the paired difference, `DIRECTION/reranked/cut_in_a_tie`
-    the share of shortlists that end among equal scores.
-    """
-    by_direction: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        by_direction.setdefault(record["direction"], []).append(record)
-    found: list[Metric] = []
-    for name, lines in by_direction.items():
-        clusters = [line["image"] for line in lines]
-        first = _ranks(lines, "contrastive")
-        sizes = [(line["positives"], line["candidates"]) for line in lines]
-        rerank_k = max((line["reranked"]["k"] for line in lines if "reranked" in line), default=0)
-        for k in sorted({*RECALL_AT, *([rerank_k] if rerank_k else [])}):
-            found.append(_recall(f"{name}/R@{k}", first, sizes, k, clusters))
-        for label, middle, interval in (
-            ("MdR", np.median, median_interval),
-            ("MeanR", np.mean, mean_interval),
-        ):
-            found.append(
-                Metric(
-                    name=f"{name}/{label}",
-                    value=float(middle(first.expected)),
-                    unit="rank",
-                    ci95=interval(first.expected, clusters),
-                    n=len(lines),
-                    chance=float(middle([_guessed_rank(*size) for size in sizes])),
-                    bounds=(float(middle(first.pessimistic)), float(middle(first.optimistic))),
-                )
-            )
-        precision = np.array([line["contrastive"]["average_precision"] for line in lines])
-        found.append(
-            _mean(
-                f"{name}/mAP",
-                precision,
-                clusters,
-                float(np.mean([_guessed_precision(*size) for size in sizes])),
-            )
-        )
-        found.append(_mean(f"{name}/tie_rate", first.tied > first.tied_positives, clusters))
-        if rerank_k:
-            # Only R@k: a mean rank would mix what the head ordered with what it never saw.
-            both = _ranks(lines, "reranked")
-            found += [
-                _recall(f"{name}/reranked/R@{k}", both, sizes, k, clusters) for k in RECALL_AT
-            ]
-            gain = _mean(f"{name}/reranked_gain/R@1", both.hits(1) - first.hits(1), clusters, 0.0)
-            found.append(gain.model_copy(update={"unit": "percentage points"}))
-            found.append(
-                _mean(f"{name}/reranked/tie_rate", both.tied > both.tied_positives, clusters)
-            )
-            cut = [line["reranked"]["cut_in_a_tie"] for line in lines]
-            found.append(_mean(f"{name}/reranked/cut_in_a_tie", cut, clusters))
-    return found
+def _protocol(options: RankingOptions, loaded: LoadedModel, folds: int) -> dict[str, Any]:
+    name, rerank = "contrastive score", None
+    if options.rerank_k:
+        name += ", then the matching head"
+        formula = SCORES[options.score]
+        rerank = {"k": options.rerank_k, "score": options.score, "formula": formula}
+    return {
+        "name": name,
+        "ties": "expected value",
+        "score_dtype": "float32",
+        "precision": loaded.precision,
+        "rerank": rerank,
+        "folds": folds,
+        "unreadable": "listed, missed as queries, no candidates",
+        "intervals": "Wilson score for proportions, else percentile bootstrap; over images",
+    }
 
 
-def _is_constant_one_way(margins: Sequence[Sequence[NDArray[np.float32]]]) -> bool:
-    """Whether the matching head ignores the candidates in one of the directions."""
-    for side in margins:
-        if all(is_degenerate(part) for part in side):
-            return True
-    return False
-
-
-def _margins(
+def _rerank(
     loaded: LoadedModel,
     images: Images,
     texts: Texts,
     both: tuple[list[Direction], list[Direction]],
-    lists: Sequence[Sequence[NDArray[np.int64]]],
+    best: Sequence[Sequence[NDArray[np.int64]]],
     k: int,
-) -> list[list[NDArray[np.float32]]]:
-    """Score all shortlists at once: a pair that stands in both directions is scored once."""
-    pairs = []
-    for swap, (side, several) in enumerate(zip(both, lists, strict=True)):
-        for part, best in zip(side, several, strict=True):
-            chosen = part.candidates[best[:, :k]]
-            asked = np.broadcast_to(part.queries[:, None], chosen.shape)
-            pairs.append((chosen, asked) if not swap else (asked, chosen))  # (image, text)
-    image, text = (np.concatenate([pair[which].ravel() for pair in pairs]) for which in (0, 1))
-    scores = match_margins(loaded, images, texts, image, text)
-    ends = np.cumsum([pair[0].size for pair in pairs])[:-1]
-    parts = [
-        part.reshape(pair[0].shape)
-        for part, pair in zip(np.split(scores, ends), pairs, strict=True)
-    ]
-    return [parts[: len(both[0])], parts[len(both[0]) :]]
+    weight: float,
+) -> list[list[Reranking]]:
+    """Score the ``k`` best candidates of all queries with the matching head.
+
+    All directions and folds are scored in one call, which scores a pair that occurs in both
+    directions once.
+    """
+    image_rows, text_rows = [], []
+    for number, side in enumerate(both):
+        for part, listed in zip(side, best[number], strict=True):
+            candidates = part.candidates[listed[:, :k]]
+            queries = np.broadcast_to(part.queries[:, None], candidates.shape)
+            from_text = number == 0
+            image_rows.append(candidates if from_text else queries)
+            text_rows.append(queries if from_text else candidates)
+    margins = match_margins(
+        loaded,
+        images,
+        texts,
+        np.concatenate([rows.ravel() for rows in image_rows]),
+        np.concatenate([rows.ravel() for rows in text_rows]),
+    )
+    # Take the margins apart again, in the order in which the pairs were joined.
+    reranked: list[list[Reranking]] = []
+    start = 0
+    for number, side in enumerate(both):
+        reranked.append([])
+        for fold in range(len(side)):
+            listed = best[number][fold][:, :k]
+            part_margins = margins[start : start + listed.size].reshape(listed.shape)
+            reranked[number].append(Reranking(listed, part_margins, weight))
+            start += listed.size
+    return reranked
 
 
-# What equal scores reach with so many positives among so many candidates; a test set has few such
-# sizes.
+def _is_constant_one_way(reranked: Sequence[Sequence[Reranking]]) -> bool:
+    """Whether the matching head ignores the candidates in one of the directions."""
+    for side in reranked:
+        constant = [is_degenerate(part.margins) for part in side]
+        if all(constant):
+            return True
+    return False
+
+
+def metrics(records: Iterable[RetrievalRecord]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`.
+
+    `DIRECTION/R@k`, `MdR`, `MeanR`, `mAP` and `tie_rate` describe the contrastive ranking;
+    `DIRECTION/R@<rerank_k>` is the upper bound of what re-ranking can reach. `DIRECTION/reranked/
+    R@k` describe both stages, `DIRECTION/reranked_gain/R@1` is the paired difference, and
+    `DIRECTION/reranked/cut_in_a_tie` the share of shortlists that end among equal scores.
+    """
+    by_direction: dict[str, list[RetrievalRecord]] = {}
+    for record in records:
+        by_direction.setdefault(record["direction"], []).append(record)
+    computed: list[Metric] = []
+    for name, lines in by_direction.items():
+        computed += _contrastive_metrics(name, lines)
+        if any("reranked" in line for line in lines):
+            computed += _reranked_metrics(name, lines)
+    return computed
+
+
+def _contrastive_metrics(name: str, lines: Sequence[RetrievalRecord]) -> list[Metric]:
+    standings = [line["contrastive"] for line in lines]
+    images = [line["image"] for line in lines]
+    sizes = [(line["positives"], line["candidates"]) for line in lines]
+    ranked = _ranks(lines, standings)
+    cutoffs = set(RECALL_AT)
+    shortlist_lengths = [line["reranked"]["k"] for line in lines if "reranked" in line]
+    if shortlist_lengths:
+        cutoffs.add(max(shortlist_lengths))
+    computed = []
+    for k in sorted(cutoffs):
+        bounds = (ranked.pessimistic, ranked.optimistic)
+        computed.append(_recall(f"{name}/R@{k}", ranked, bounds, sizes, k, images))
+
+    guessed_ranks = [_guessed_rank(*size) for size in sizes]
+    computed.append(
+        Metric(
+            name=f"{name}/MdR",
+            value=float(np.median(ranked.expected)),
+            unit="rank",
+            ci95=median_interval(ranked.expected, images),
+            n=len(lines),
+            clusters=len(set(images)),
+            chance=float(np.median(guessed_ranks)),
+            bounds=(float(np.median(ranked.pessimistic)), float(np.median(ranked.optimistic))),
+        )
+    )
+    mean_rank = mean_metric(
+        f"{name}/MeanR",
+        ranked.expected,
+        images,
+        unit="rank",
+        chance=float(np.mean(guessed_ranks)),
+    )
+    bounds_of_mean = (float(ranked.pessimistic.mean()), float(ranked.optimistic.mean()))
+    computed.append(mean_rank.model_copy(update={"bounds": bounds_of_mean}))
+
+    precision = [100 * standing["average_precision"] for standing in standings]
+    guessed_precision = [_guessed_precision(*size) for size in sizes]
+    chance = 100 * float(np.mean(guessed_precision))
+    computed.append(mean_metric(f"{name}/mAP", precision, images, chance=chance))
+    is_tied = ranked.tied > ranked.tied_positives
+    computed.append(mean_metric(f"{name}/tie_rate", 100 * is_tied, images))
+    return computed
+
+
+def _reranked_metrics(name: str, lines: Sequence[RetrievalRecord]) -> list[Metric]:
+    """Compute the metrics of both stages: only R@k, not ranks.
+
+    A mean rank would mix candidates that the matching head ordered with those it never saw.
+    """
+    standings = [line["reranked"] for line in lines]
+    images = [line["image"] for line in lines]
+    sizes = [(line["positives"], line["candidates"]) for line in lines]
+    first = _ranks(lines, [line["contrastive"] for line in lines])
+    ranked = _ranks(lines, standings)
+    bounds = _bounds_with_ties_at_the_cut(ranked, standings)
+    computed = []
+    for k in RECALL_AT:
+        computed.append(_recall(f"{name}/reranked/R@{k}", ranked, bounds, sizes, k, images))
+    gain = 100 * (ranked.hits(1) - first.hits(1))
+    computed.append(
+        mean_metric(f"{name}/reranked_gain/R@1", gain, images, unit="percentage points", chance=0.0)
+    )
+    is_tied = ranked.tied > ranked.tied_positives
+    computed.append(mean_metric(f"{name}/reranked/tie_rate", 100 * is_tied, images))
+    cut = [100 * standing["cut_in_a_tie"] for standing in standings]
+    computed.append(mean_metric(f"{name}/reranked/cut_in_a_tie", cut, images))
+    return computed
+
+
+def _ranks(lines: Sequence[RetrievalRecord], standings: Sequence[Standing]) -> Ranks:
+    return Ranks(
+        np.array([standing["above"] for standing in standings], dtype=np.int64),
+        np.array([standing["tied"] for standing in standings], dtype=np.int64),
+        np.array([standing["tied_positives"] for standing in standings], dtype=np.int64),
+        candidates=max(line["candidates"] for line in lines),
+    )
+
+
+def _bounds_with_ties_at_the_cut(
+    ranked: Ranks, standings: Sequence[RerankedStanding]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the highest and lowest ranks, also over what a shortlist could have held instead."""
+    worst, best = ranked.pessimistic.copy(), ranked.optimistic.copy()
+    for number, standing in enumerate(standings):
+        if "worst_rank" in standing:
+            worst[number] = standing["worst_rank"]
+            best[number] = standing["best_rank"]
+    return worst, best
+
+
+def _recall(
+    name: str,
+    ranked: Ranks,
+    worst_and_best: tuple[NDArray[np.int64], NDArray[np.int64]],
+    sizes: Sequence[tuple[int, int]],
+    k: int,
+    images: Sequence[str],
+) -> Metric:
+    # A query that cannot be read is missed even where k exceeds the number of candidates.
+    is_readable = ranked.tied > 0
+    worst, best = worst_and_best
+    bounds = (
+        100 * float(((worst <= k) & is_readable).mean()),
+        100 * float(((best <= k) & is_readable).mean()),
+    )
+    chance = 100 * float(np.mean([_guessed_hit(*size, k) for size in sizes]))
+    recall = mean_metric(name, 100 * ranked.hits(k), images, chance=chance)
+    return recall.model_copy(update={"bounds": bounds})
+
+
+# What a constant score reaches with so many positives among so many candidates. A test set has few
+# different sizes, so the caches hit nearly always.
 
 
 @lru_cache(maxsize=4096)
@@ -255,35 +356,3 @@ def _guessed_precision(positives: int, candidates: int) -> float:
 @lru_cache(maxsize=65536)
 def _guessed_hit(positives: int, candidates: int, k: int) -> float:
     return chance_ranks([range(positives)], candidates).recall(k)
-
-
-def _ranks(lines: Sequence[dict[str, Any]], stage: str) -> Ranks:
-    above, tied, tied_positives = (
-        np.array([line[stage][name] for line in lines], dtype=np.int64)
-        for name in ("above", "tied", "tied_positives")
-    )
-    return Ranks(above, tied, tied_positives, candidates=max(line["candidates"] for line in lines))
-
-
-def _mean(name: str, values: Any, clusters: Sequence[str], chance: float | None = None) -> Metric:
-    percent = 100 * np.asarray(values, dtype=np.float64)
-    return Metric(
-        name=name,
-        value=float(percent.mean()),
-        unit="percent",
-        ci95=mean_interval(percent, clusters),
-        n=len(percent),
-        chance=None if chance is None else 100 * chance,
-    )
-
-
-def _recall(
-    name: str, ranked: Ranks, sizes: Sequence[tuple[int, int]], k: int, clusters: Sequence[str]
-) -> Metric:
-    ranked_at_all = ranked.tied > 0  # not what could not be read
-    bounds = tuple(
-        100 * float(((rank <= k) & ranked_at_all).mean())
-        for rank in (ranked.pessimistic, ranked.optimistic)
-    )
-    chance = float(np.mean([_guessed_hit(*size, k) for size in sizes]))
-    return _mean(name, ranked.hits(k), clusters, chance).model_copy(update={"bounds": bounds})

@@ -15,8 +15,8 @@ class Options(RankingOptions):
     stage = "video-retrieval"
     about = "video-text retrieval on evenly spaced frames of each video"
     example = (
-        "glscl eval video-retrieval --model runs/video --data data/clips --out runs/video/retrieval "
-        "--frames 4"
+        "glscl eval video-retrieval --model runs/video --data data/clips "
+        "--out runs/video/retrieval --frames 4"
     )
 
     frames: int = option(4, help="frames sampled from each video", metavar="N", at_least=1)

@@ -1,8 +1,9 @@
-"""Video-text retrieval: evenly spaced frames of each video, which may have any number of captions.
+"""Video-text retrieval on evenly spaced frames of each video.
 
-The first and the last frame of a video are among them; of one frame it is the middle one, and a
-video with fewer frames repeats some. A video that cannot be read is listed and its queries count as
-missed. MSR-VTT 1k-A has one caption per video, other data sets have many; the result says how many.
+In: a model of videos, and a data set whose videos have one or more captions. Out: the metrics of
+image-text retrieval. The first and the last frame of a video are among the sampled ones; if only
+one is sampled, it is the middle one, and a video with fewer frames repeats some. A video that
+cannot be read is listed and its queries count as missed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     Raises
     ------
     UsageError
-        If the model does not take videos of so many frames.
+        If the model cannot encode that many frames.
     NumericsError
         If a score is not finite.
     """
@@ -42,7 +43,6 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     measured = rank_both_ways("video", options, loaded, videos, started)
     measured.protocol |= {
         "frames": options.frames,
-        "sampling": "evenly spaced, first and last among them; short clips repeat frames",
-        "unreadable": "listed, missed as queries, no candidates",
+        "sampling": "evenly spaced, first and last among them; short videos repeat frames",
     }
     return measured
