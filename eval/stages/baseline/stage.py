@@ -1,8 +1,9 @@
-"""What retrieval reaches without learning to see, and what it can reach at most.
+"""What retrieval reaches without a model, and the best that any model could reach.
 
-Baseline: take the training caption with the closest bag of words, and rank the gallery by
-colour-histogram distance to its picture. Ceiling, for generated scenes: a caption that fits several
-pictures of the gallery shares its hit.
+In: a training and a test data set. Out: recall of a baseline, which takes the training caption with
+the closest bag of words and ranks the test images by the distance of their colour histograms to its
+image. Ceiling, for generated scenes: a caption that fits several images of the gallery shares its
+hit among them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +22,17 @@ from data_pipeline.errors import DataError
 from data_pipeline.scenes.truth import fitting, is_scene
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.results.intervals import mean_interval
+from eval.results.intervals import mean_metric
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 from pretrain.ranking import Ranks, chance_ranks, ranks
 
 from .options import Options
+from .records import BaselineRecord
 
 RECALL_AT = (1, 5, 10)
 BINS = 8  # of each colour channel
+TEXTS_AT_ONCE = 64  # a block of products with all training captions fits into memory
 
 
 def measure(options: Options, manifest: Manifest) -> Measured:
@@ -42,8 +44,8 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         If the training data set is missing or broken, or either data set holds videos.
     """
     train = Manifest.load(options.train)
-    for each in (train, manifest):
-        each.check_kind("image")
+    for data_set in (train, manifest):
+        data_set.check_kind("image")
     train_captions, train_owners = _captions(train, None)
     captions, owners = _captions(manifest, options.limit)
     with closing(Store([manifest])) as store:
@@ -52,14 +54,14 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     nearest = nearest_texts(captions, train_captions)
     # Several captions may share a nearest text, whose image is then decoded once.
     chosen, place = np.unique(train_owners[nearest], return_inverse=True)
+    query_histograms = []
     with closing(Store([train])) as store:
-        query_histograms = np.stack(
-            [colour_histogram(store.read(0, int(number)).media) for number in chosen]
-        )
-    gallery_histograms = np.stack([colour_histogram(sample.media) for sample in samples])
-    distances = cdist(query_histograms, gallery_histograms, "cityblock")
+        for number in chosen:
+            query_histograms.append(colour_histogram(store.read(0, int(number)).media))
+    gallery_histograms = [colour_histogram(sample.media) for sample in samples]
+    distances = cdist(np.stack(query_histograms), np.stack(gallery_histograms), "cityblock")
     ranked = ranks(-distances[place], owners)
-    records: list[dict[str, Any]] = []
+    records: list[BaselineRecord] = []
     for number, (text, owner) in enumerate(zip(captions, owners, strict=True)):
         records.append(
             {
@@ -86,7 +88,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         protocol={
             "name": "closest bag of words, then colour histogram",
             "ties": "expected value",
-            "intervals": "percentile bootstrap over pictures",
+            "intervals": "Wilson score for proportions, else percentile bootstrap; over images",
         },
         model={"name": "none", "hash": None},
         data={
@@ -98,71 +100,44 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     )
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`: `text_to_image/R@k`, and the ceiling of R@1."""
-    lines = list(records)
-    clusters = [line["image"] for line in lines]
-    above, tied, positives = (
-        np.array([line["baseline"][name] for line in lines])
-        for name in ("above", "tied", "tied_positives")
-    )
-    ranked = Ranks(above, tied, positives, candidates=lines[0]["candidates"])
-    chance = chance_ranks([[0]] * len(lines), lines[0]["candidates"])
-    found = [_recall(ranked, chance, k, clusters) for k in RECALL_AT]
-    if all("fits" in line for line in lines):
-        best = Metric(
-            name="ceiling/text_to_image/R@1",
-            value=100 * sum(1 / line["fits"] for line in lines) / len(lines),
-            unit="percent",
-            n=len(lines),
-            chance=100 * chance.recall(1),
-        )
-        found.append(best)
-    return found
-
-
-def nearest_texts(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
-    """Position in ``known`` of the text with the highest cosine of word counts; the first of equals."""
-    vocabulary: dict[str, int] = {}
-    left, right = _word_counts(texts, vocabulary), _word_counts(known, vocabulary)
-    left.resize((len(texts), len(vocabulary)))
-    columns = right.T.tocsr()
-    blocks = [
-        (left[start : start + 64] @ columns).toarray().argmax(axis=1)
-        for start in range(0, len(texts), 64)
-    ]
-    return np.concatenate(blocks)
-
-
-def colour_histogram(image: bytes) -> NDArray[np.float32]:
-    """Share of an encoded picture's pixels in each of 8 x 8 x 8 RGB bins, (512,)."""
-    pixels = decode(open_image(image)) // (256 // BINS)
-    codes = (pixels[..., 0].astype(np.int64) * BINS + pixels[..., 1]) * BINS + pixels[..., 2]
-    return (np.bincount(codes.ravel(), minlength=BINS**3) / codes.size).astype(np.float32)
-
-
 def _captions(manifest: Manifest, limit: int | None) -> tuple[list[str], NDArray[np.int64]]:
-    """All captions, and for each the number of its picture."""
+    """Return all captions, and the number of the image that each belongs to (captions,)."""
+    total = manifest.samples if limit is None else min(limit, manifest.samples)
     captions: list[str] = []
     owners: list[int] = []
     with closing(Store([manifest])) as store:
-        for number in range(manifest.samples if limit is None else min(limit, manifest.samples)):
-            several = store.captions(0, number)
-            captions += several
-            owners += [number] * len(several)
+        for number in range(total):
+            captions_of_image = store.captions(0, number)
+            captions += captions_of_image
+            owners += [number] * len(captions_of_image)
     if not captions:
         raise DataError(f"{manifest.root} holds no sample")
     return captions, np.array(owners)
 
 
+def nearest_texts(texts: Sequence[str], known_texts: Sequence[str]) -> NDArray[np.int64]:
+    """Return the position of the known text with the highest cosine of word counts (texts,).
+
+    Of equal ones it is the first.
+    """
+    vocabulary: dict[str, int] = {}
+    left, right = _word_counts(texts, vocabulary), _word_counts(known_texts, vocabulary)
+    # Known texts have added words to the vocabulary, so rows made before are too short.
+    left.resize((len(texts), len(vocabulary)))
+    columns = right.T.tocsr()
+    blocks = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        cosines = (left[start : start + TEXTS_AT_ONCE] @ columns).toarray()
+        blocks.append(cosines.argmax(axis=1))
+    return np.concatenate(blocks)
+
+
 def _word_counts(texts: Sequence[str], vocabulary: dict[str, int]) -> csr_array:
-    """Rows of word counts of length one (texts, words); unknown words are added to ``vocabulary``."""
+    """Return word counts (texts, words) in rows of length one; new words join ``vocabulary``."""
     indices, ends = [], [0]
     for text in texts:
-        indices += [
-            vocabulary.setdefault(word, len(vocabulary))
-            for word in re.findall(r"\w+", text.lower())
-        ]
+        for word in re.findall(r"\w+", text.lower()):
+            indices.append(vocabulary.setdefault(word, len(vocabulary)))
         ends.append(len(indices))
     counts = csr_array(
         (np.ones(len(indices), dtype=np.float32), indices, ends),
@@ -173,13 +148,42 @@ def _word_counts(texts: Sequence[str], vocabulary: dict[str, int]) -> csr_array:
     return counts.multiply(1 / np.maximum(length, 1e-12)[:, None]).tocsr()
 
 
-def _recall(ranked: Ranks, chance: Ranks, k: int, clusters: Sequence[str]) -> Metric:
-    hits = 100 * ranked.hits(k)
-    return Metric(
-        name=f"text_to_image/R@{k}",
-        value=float(hits.mean()),
-        unit="percent",
-        ci95=mean_interval(hits, clusters),
-        n=len(hits),
-        chance=100 * chance.recall(k),
+def colour_histogram(image: bytes) -> NDArray[np.float32]:
+    """Return the share of an encoded image's pixels in each of 8 x 8 x 8 RGB bins, (512,)."""
+    pixels = decode(open_image(image)) // (256 // BINS)
+    codes = (pixels[..., 0].astype(np.int64) * BINS + pixels[..., 1]) * BINS + pixels[..., 2]
+    return (np.bincount(codes.ravel(), minlength=BINS**3) / codes.size).astype(np.float32)
+
+
+def metrics(records: Iterable[BaselineRecord]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`.
+
+    They are `text_to_image/R@k`, and the ceiling of R@1 where the data are generated scenes.
+    """
+    lines = list(records)
+    images = [line["image"] for line in lines]
+    standings = [line["baseline"] for line in lines]
+    candidates = lines[0]["candidates"]
+    ranked = Ranks(
+        np.array([standing["above"] for standing in standings]),
+        np.array([standing["tied"] for standing in standings]),
+        np.array([standing["tied_positives"] for standing in standings]),
+        candidates=candidates,
     )
+    guessed = chance_ranks([[0]] * len(lines), candidates)
+    computed = []
+    for k in RECALL_AT:
+        hits, chance = 100 * ranked.hits(k), 100 * guessed.recall(k)
+        computed.append(mean_metric(f"text_to_image/R@{k}", hits, images, chance=chance))
+    if all("fits" in line for line in lines):
+        shares = sum(1 / line["fits"] for line in lines)
+        computed.append(
+            Metric(
+                name="ceiling/text_to_image/R@1",
+                value=100 * shares / len(lines),
+                unit="percent",
+                n=len(lines),
+                chance=100 * guessed.recall(1),
+            )
+        )
+    return computed

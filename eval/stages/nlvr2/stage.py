@@ -1,15 +1,14 @@
-"""Whether a statement is true of two pictures: accuracy, and consistency over all pairs that a sentence is about.
+"""Whether statements about two images are true: accuracy, and consistency over each sentence.
 
-In: a model with a classifier over "False" and "True" for two pictures, and a data set of pairs with
+In: a model with a classifier over "False" and "True" for two images, and a data set of pairs with
 statements. Out: both numbers with intervals, by file. Protocol: lil-lab/nlvr,
-nlvr2/eval/metrics.py; a picture that cannot be read makes its statements wrong. All metrics are
+nlvr2/eval/metrics.py; an image that cannot be read makes its statements wrong. All metrics are
 computed from the records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,17 +17,16 @@ from data_pipeline.sample import Question
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import load
 from eval.questions.inference import Answer, answer_questions
-from eval.results.intervals import mean_interval
+from eval.results.intervals import mean_metric
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 
 from .options import Options
+from .records import Nlvr2Record
 
 LABELS = ("False", "True")
-FILES = {
-    "test1": "test-P",
-    "test2": "test-U",
-}  # what identifiers say, and what the files are called in papers
+# Identifiers say test1 and test2; papers call these files test-P and test-U.
+FILES = {"test1": "test-P", "test2": "test-U"}
 
 
 def measure(options: Options, manifest: Manifest) -> Measured:
@@ -64,7 +62,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
             "name": "NLVR2, accuracy and consistency",
             "ties": "the label with the lowest number",
             "precision": options.precision,
-            "intervals": "percentile bootstrap over sets of pairs",
+            "intervals": "Wilson score for proportions, over sets of pairs",
         },
         model=loaded.description,
         data={
@@ -77,12 +75,53 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     )
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`; none where the labels are kept secret.
+def _record(answer: Answer, labels: Sequence[str], data_name: str) -> Nlvr2Record:
+    question = answer.question
+    file, image_set, group = _identify(question, answer.key, data_name)
+    return {
+        "query": question.id,
+        "statement": question.question,
+        "pair": answer.key,
+        "image": image_set,
+        "file": file,
+        "group": group,
+        "label": _label(question),
+        "prediction": None if answer.label is None else labels[answer.label],
+        "score": answer.score,
+    }
 
-    `accuracy` over statements, `consistency` over sentences (all statements with the same sentence
-    right), `majority/accuracy` of the answer that is more often right on these data, whatever the
-    picture; where statements are of several files also `FILE/accuracy` and so on.
+
+def _identify(question: Question, key: str, data_name: str) -> tuple[str, str, str]:
+    """Return the file, the set of pairs that share images, and the sentence of a statement.
+
+    They are parts of its identifier FILE-SET-PAIR-SENTENCE. Statements with other ids belong to the
+    data set's only file, to the set of their pair, and to their `group`.
+    """
+    fields = str(question.id).split("-")
+    if len(fields) != 4:
+        return data_name, key, question.group or str(question.id)
+    file, number, _, sentence = fields
+    image_set = f"{file}-{number}"
+    return FILES.get(file, file), image_set, question.group or f"{image_set}-{sentence}"
+
+
+def _label(question: Question) -> str | None:
+    if not question.answers:
+        return None
+    if len(set(question.answers)) > 1 or question.answers[0] not in LABELS:
+        raise DataError(
+            f'statement {question.id!r} must have the answer "True" or "False", not '
+            f"{question.answers}"
+        )
+    return question.answers[0]
+
+
+def metrics(records: Iterable[Nlvr2Record]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`; none if the labels are kept secret.
+
+    `accuracy` is over statements, `consistency` over sentences (right if all statements with the
+    same sentence are), and `majority/accuracy` is that of the more frequent answer, which looks at
+    no image. If statements come from several files, there are also `FILE/accuracy` and so on.
 
     Raises
     ------
@@ -102,83 +141,35 @@ def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
         raise DataError(
             f"{len(secret)} of {len(lines)} statements have no label, first {secret[0]!r}"
         )
-    found = _metrics("", lines)
+    computed = _metrics("", lines)
     files = sorted({line["file"] for line in lines})
-    for file in files if len(files) > 1 else []:
-        found += _metrics(f"{file}/", [line for line in lines if line["file"] == file])
-    return found
+    if len(files) > 1:
+        for file in files:
+            computed += _metrics(f"{file}/", [line for line in lines if line["file"] == file])
+    return computed
 
 
-def _metrics(prefix: str, lines: Sequence[dict[str, Any]]) -> list[Metric]:
-    sets = [line["image"] for line in lines]
+def _metrics(prefix: str, lines: Sequence[Nlvr2Record]) -> list[Metric]:
+    image_sets = [line["image"] for line in lines]
     right = np.array([100.0 * (line["prediction"] == line["label"]) for line in lines])
-    groups: dict[tuple[str, str], list[int]] = {}
-    for number, line in enumerate(lines):
-        groups.setdefault((line["file"], line["group"]), []).append(number)
-    all_right = [right[numbers].min() for numbers in groups.values()]
-    guessed = 100 * float(np.mean([0.5 ** len(numbers) for numbers in groups.values()]))
-    true = np.array([100.0 * (line["label"] == "True") for line in lines])
-    majority = true if true.mean() >= 50 else 100 - true
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for row, line in enumerate(lines):
+        rows_of.setdefault((line["file"], line["group"]), []).append(row)
+    all_right, sets_of_sentences, guessed = [], [], []
+    for rows in rows_of.values():
+        all_right.append(right[rows].min())
+        sets_of_sentences.append(image_sets[rows[0]])
+        # Guessing is right on each of n statements with probability 1/2.
+        guessed.append(0.5 ** len(rows))
+    is_true = np.array([100.0 * (line["label"] == "True") for line in lines])
+    majority = is_true if is_true.mean() >= 50 else 100 - is_true
     return [
-        _metric(f"{prefix}accuracy", right, sets, 50.0),
-        _metric(
+        mean_metric(f"{prefix}accuracy", right, image_sets, chance=50.0),
+        mean_metric(
             f"{prefix}consistency",
             all_right,
-            [sets[numbers[0]] for numbers in groups.values()],
-            guessed,
+            sets_of_sentences,
+            chance=100 * float(np.mean(guessed)),
         ),
-        _metric(f"{prefix}majority/accuracy", majority, sets, None),
+        mean_metric(f"{prefix}majority/accuracy", majority, image_sets),
     ]
-
-
-def _metric(name: str, values: Any, sets: Sequence[str], chance: float | None) -> Metric:
-    return Metric(
-        name=name,
-        value=float(np.mean(values)),
-        unit="percent",
-        ci95=mean_interval(values, sets),
-        n=len(values),
-        chance=chance,
-    )
-
-
-def _record(answer: Answer, labels: Sequence[str], name: str) -> dict[str, Any]:
-    question = answer.question
-    file, pictures, group = _places(question, answer.key, name)
-    record: dict[str, Any] = {
-        "query": question.id,
-        "statement": question.question,
-        "pair": answer.key,
-    }
-    record |= {"image": pictures, "file": file, "group": group, "label": _label(question)}
-    return record | {
-        "prediction": None if answer.label is None else labels[answer.label],
-        "score": answer.score,
-    }
-
-
-def _places(question: Question, key: str, name: str) -> tuple[str, str, str]:
-    """File, set of pairs that share pictures, and sentence of a statement, from its identifier FILE-SET-PAIR-SENTENCE.
-
-    Statements with other ids belong to the data set's one file, to the set of their pair, and to
-    their `group`.
-    """
-    fields = str(question.id).split("-")
-    if len(fields) != 4:
-        return name, key, question.group or str(question.id)
-    file, number, _, sentence = fields
-    return (
-        FILES.get(file, file),
-        f"{file}-{number}",
-        question.group or f"{file}-{number}-{sentence}",
-    )
-
-
-def _label(question: Question) -> str | None:
-    if not question.answers:
-        return None
-    if len(set(question.answers)) > 1 or question.answers[0] not in LABELS:
-        raise DataError(
-            f'statement {question.id!r} must have the answer "True" or "False", not {question.answers}'
-        )
-    return question.answers[0]

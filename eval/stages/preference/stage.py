@@ -1,8 +1,8 @@
-"""Whether the model prefers a true caption to one with two attributes exchanged or a relation reversed.
+"""Whether the model prefers a true caption to one with swapped attributes or a reversed relation.
 
-In: a model and a scenes split, whose graphs say which changed captions are false. Out: the share of
-pairs in which the true caption scores higher, by the contrastive score and by the matching head;
-ties count half, guessing reaches 50 %.
+In: a model and a split of generated scenes, whose graphs say which changed captions are false. Out:
+the share of pairs in which the true caption scores higher, by the contrastive score and by the
+matching head; a tie counts as half, and guessing reaches 50 %.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -20,23 +20,25 @@ from data_pipeline.scenes.truth import is_scene, swapped
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import Images, encode_images, encode_texts, load
 from eval.encoding.matching_scores import match_margins
-from eval.results.intervals import mean_interval
+from eval.results.intervals import mean_metric
 from eval.results.options import ModelOptions
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 
 from .options import Options
+from .records import ChoiceRecord
 
-SCORES = ("contrastive", "matching")
+Score = Literal["contrastive", "matching"]
+SCORES: tuple[Score, ...] = ("contrastive", "matching")
 KINDS = ("attributes", "relation")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A picture with a caption that is true of it and one that is not; ``kind`` says how the false one was made.
+    """A true and a false caption of an image; ``kind`` says how the false one was made.
 
-    ``query`` names it in the records (default: its number), ``picture`` what is resampled (default:
-    the sample).
+    ``query`` names the choice in the records (default: its number), ``picture`` the unit that
+    intervals resample (default: the sample).
     """
 
     image: int
@@ -79,13 +81,13 @@ def compare_captions(
     Parameters
     ----------
     options, manifest
-        Of the stage.
+        As a stage's `measure` takes them.
     protocol
         Name of the protocol in the result.
     needed
-        Says in an error which data have choices.
+        What an error says the data must be.
     choices_of
-        Finds the choices in the encoded images.
+        Returns the choices among the captions of encoded images.
     """
     loaded = load(options.model, options.precision, options.cache)
     images = encode_images(loaded, manifest, batch_size=options.batch_size, limit=options.limit)
@@ -101,24 +103,25 @@ def compare_captions(
     # Summed in float64, so that equal captions tie whatever block they were encoded in.
     cosines = np.einsum("ij,ij->i", image_features, text_features, dtype=np.float64)
     margins = match_margins(loaded, images, texts, image, np.arange(len(captions)))
-    scores = {
-        "contrastive": cosines.astype(np.float32).reshape(2, -1),
-        "matching": margins.reshape(2, -1),
-    }
+    # (true and false, choices)
+    contrastive = cosines.astype(np.float32).reshape(2, -1)
+    matching = margins.reshape(2, -1)
     records = []
     for number, choice in enumerate(choices):
-        record: dict[str, Any] = {
+        record: ChoiceRecord = {
             "query": number if choice.query is None else choice.query,
             "image": images.keys[choice.image],
+            "kind": choice.kind,
+            "true": choice.true,
+            "false": choice.false,
+            "contrastive": contrastive[:, number].tolist(),
+            "matching": matching[:, number].tolist(),
         }
         if choice.picture is not None:
             record["picture"] = choice.picture
-        record |= {"kind": choice.kind, "true": choice.true, "false": choice.false}
-        for name, both in scores.items():
-            record[name] = [float(both[0, number]), float(both[1, number])]
         records.append(record)
     flags = []
-    for name, both in scores.items():
+    for name, both in (("contrastive", contrastive), ("matching", matching)):
         if np.ptp(both) <= 1e-6 * np.abs(both).max():
             flags.append(f"constant_scores/{name}")
     return Measured(
@@ -128,7 +131,7 @@ def compare_captions(
             "ties": "half",
             "score_dtype": "float32",
             "precision": options.precision,
-            "intervals": "percentile bootstrap over pictures",
+            "intervals": "Wilson score for proportions, else percentile bootstrap; over images",
         },
         model=loaded.description,
         data={"images": len(images.keys), "pairs": len(choices)},
@@ -138,50 +141,53 @@ def compare_captions(
 
 
 def choices_of(images: Images) -> list[Choice]:
-    """Pair every caption with its false counterpart, where it has one."""
-    found = []
-    for number, annotation in enumerate(images.annotations):
+    """Pair every caption with its false counterpart, if it has one."""
+    choices = []
+    for row, annotation in enumerate(images.annotations):
         if not is_scene(annotation):
             continue
-        for which, true in enumerate(annotation["captions"]):
-            false = swapped(annotation, which)
+        for number, true in enumerate(annotation["captions"]):
+            false = swapped(annotation, number)
             if false is not None:
-                found.append(Choice(number, true, false, _kind(true, false)))
-    return found
-
-
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`: `SCORE/accuracy`, and `SCORE/accuracy/KIND`."""
-    lines = list(records)
-    found = []
-    for score in SCORES:
-        found.append(accuracy(f"{score}/accuracy", score, lines))
-        for kind in KINDS:
-            chosen = [line for line in lines if line["kind"] == kind]
-            if chosen:
-                found.append(accuracy(f"{score}/accuracy/{kind}", score, chosen))
-    return found
-
-
-def accuracy(name: str, score: str, lines: Sequence[dict[str, Any]]) -> Metric:
-    """Share of the lines whose true caption scores higher, with ties as half and the two extremes as its bounds."""
-    true, false = np.array([line[score] for line in lines]).T
-    right = 100 * ((true > false) + 0.5 * (true == false))
-    return Metric(
-        name=name,
-        value=float(right.mean()),
-        unit="percent",
-        ci95=mean_interval(right, [line.get("picture", line["image"]) for line in lines]),
-        n=len(lines),
-        chance=50.0,
-        bounds=(100 * float((true > false).mean()), 100 * float((true >= false).mean())),
-    )
+                choices.append(Choice(row, true, false, _kind(true, false)))
+    return choices
 
 
 def _kind(true: str, false: str) -> str:
-    """Exchanged attributes only move words (but for a and an); a reversed relation changes one."""
-    counts = [
-        Counter(w for w in re.findall(r"\w+", text) if w not in ("a", "an"))
-        for text in (true, false)
-    ]
-    return "attributes" if counts[0] == counts[1] else "relation"
+    """Say how a false caption was made: a reversed relation changes a word.
+
+    Swapped attributes only move words, but for the articles in front of them.
+    """
+    return "attributes" if _word_counts(true) == _word_counts(false) else "relation"
+
+
+def _word_counts(caption: str) -> Counter[str]:
+    return Counter(word for word in re.findall(r"\w+", caption) if word not in ("a", "an"))
+
+
+def metrics(records: Iterable[ChoiceRecord]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`.
+
+    `SCORE/accuracy` is over all lines, `SCORE/accuracy/KIND` over those of a kind.
+    """
+    lines = list(records)
+    computed = []
+    for score in SCORES:
+        computed.append(accuracy(f"{score}/accuracy", score, lines))
+        for kind in KINDS:
+            of_kind = [line for line in lines if line["kind"] == kind]
+            if of_kind:
+                computed.append(accuracy(f"{score}/accuracy/{kind}", score, of_kind))
+    return computed
+
+
+def accuracy(name: str, score: Score, lines: Sequence[ChoiceRecord]) -> Metric:
+    """Return the share of lines whose true caption scores higher.
+
+    A tie counts as half; the bounds are the shares if all ties were wrong, and right.
+    """
+    true, false = np.array([line[score] for line in lines]).T
+    right = 100 * ((true > false) + 0.5 * (true == false))
+    images = [line.get("picture", line["image"]) for line in lines]
+    bounds = (100 * float((true > false).mean()), 100 * float((true >= false).mean()))
+    return mean_metric(name, right, images, chance=50.0).model_copy(update={"bounds": bounds})

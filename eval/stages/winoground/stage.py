@@ -1,17 +1,16 @@
-"""Winoground: two pictures and two captions of the same words, of which each belongs to one.
+"""Winoground: two images and two captions of the same words; each caption belongs to one image.
 
 In: a model and a data set of pairs (`glscl data import winoground`). Out: text, image and group
-score of the paper (arXiv 2204.03162), by the contrastive score and by the matching head: text asks
-whether each picture prefers its own caption, image whether each caption prefers its own picture,
-group for both. A tie is wrong. Guessing reaches 25, 25 and
-16.67 %.
+score of the paper (arXiv 2204.03162), by the contrastive score and by the matching head. Text: each
+image scores its own caption higher. Image: each caption scores its own image higher. Group: both. A
+tie is wrong. Guessing reaches 25, 25 and 16.67 %.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,15 +22,17 @@ from data_pipeline.shards.manifest import Manifest
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.features import Images, LoadedModel, encode_texts, load, processes
 from eval.encoding.matching_scores import match_margins
-from eval.results.intervals import mean_interval
+from eval.results.intervals import mean_metric
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 from pretrain.ranking import unit_features
 
 from .options import Options
+from .records import WinogroundRecord
 
-SCORES = ("contrastive", "matching")
+SCORES: tuple[Literal["contrastive"], Literal["matching"]] = ("contrastive", "matching")
 PAIRS_AT_ONCE = 16
+# Of the 24 orders of four scores 6 give the text score, 6 the image score and 4 both.
 CHANCE = {"text": 25.0, "image": 25.0, "group": 100 / 6}
 
 
@@ -47,7 +48,9 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     """
     loaded = load(options.model, options.precision, options.cache)
     images = _encode_pairs(loaded, manifest, options.limit)
-    captions = [caption for pair in images.captions[::2] for caption in pair]
+    captions: list[str] = []
+    for both_captions in images.captions[::2]:
+        captions += both_captions
     texts = encode_texts(loaded, captions, batch_size=options.batch_size)
     # Each example scores caption 0 with images 0 and 1, then caption 1, as the records hold them.
     examples = len(captions) // 2
@@ -57,21 +60,21 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     image_features = images.features[images.row[image]]
     text_features = texts.features[texts.row[text]]
     cosines = np.einsum("ij,ij->i", image_features, text_features)
-    margins = match_margins(loaded, images, texts, image, text)
-    scores = {"contrastive": cosines.reshape(-1, 2, 2), "matching": margins.reshape(-1, 2, 2)}
+    contrastive = cosines.reshape(-1, 2, 2)
+    matching = match_margins(loaded, images, texts, image, text).reshape(-1, 2, 2)
     records = []
     for number, key in enumerate(images.keys[::2]):
-        record: dict[str, Any] = {
+        record: WinogroundRecord = {
             "query": key,
             "image": key,
             "captions": list(images.captions[2 * number]),
             "tag": images.annotations[2 * number].get("collapsed_tag", ""),
+            "contrastive": contrastive[number].tolist(),
+            "matching": matching[number].tolist(),
         }
-        for name, table in scores.items():
-            record[name] = table[number].tolist()
         records.append(record)
     flags = []
-    for name, table in scores.items():
+    for name, table in (("contrastive", contrastive), ("matching", matching)):
         if np.ptp(table) <= 1e-6 * np.abs(table).max():
             flags.append(f"constant_scores/{name}")
     return Measured(
@@ -79,10 +82,10 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         protocol={
             "name": "Winoground",
             "ties": "wrong",
-            "scores": "SCORE[caption][picture]",
+            "scores": "SCORE[caption][image]",
             "score_dtype": "float32",
             "precision": options.precision,
-            "intervals": "percentile bootstrap over examples",
+            "intervals": "Wilson score for proportions, over examples",
         },
         model=loaded.description,
         data={"images": len(images.keys), "pairs": len(records)},
@@ -91,68 +94,39 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     )
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`: `SCORE/text`, `SCORE/image` and `SCORE/group`."""
-    lines = list(records)
-    found = []
-    for score in SCORES:
-        table = np.array([line[score] for line in lines])
-        strict, lenient = _right(table, np.greater), _right(table, np.greater_equal)
-        for name, chance in CHANCE.items():
-            right = 100.0 * strict[name]
-            found.append(
-                Metric(
-                    name=f"{score}/{name}",
-                    value=float(right.mean()),
-                    unit="percent",
-                    ci95=mean_interval(right, [line["image"] for line in lines]),
-                    n=len(lines),
-                    chance=chance,
-                    bounds=(float(right.mean()), 100 * float(lenient[name].mean())),
-                )
-            )
-    return found
-
-
-def _right(table: NDArray[Any], beats: Any) -> dict[str, NDArray[np.bool_]]:
-    """Which examples (examples, caption, picture) are right in each of the three senses."""
-    own = table[:, [0, 1], [0, 1]]
-    other_caption, other_picture = table[:, [1, 0], [0, 1]], table[:, [0, 1], [1, 0]]
-    text, image = (beats(own, other).all(axis=1) for other in (other_caption, other_picture))
-    return {"text": text, "image": image, "group": text & image}
-
-
 @torch.inference_mode()
 def _encode_pairs(loaded: LoadedModel, manifest: Manifest, limit: int | None) -> Images:
-    """Encode the pictures of pairs, first and second by turns."""
+    """Encode the images of pairs, the first and the second of each in turn."""
     manifest.check_kind("pair")
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    ranges = [
-        (start, min(start + PAIRS_AT_ONCE, total)) for start in range(0, total, PAIRS_AT_ONCE)
-    ]
-    wanted = [
-        {"pairs": manifest.digest, "name": manifest.name, "start": start, "stop": stop}
-        for start, stop in ranges
-    ]
+    ranges, requests = [], []
+    for start in range(0, total, PAIRS_AT_ONCE):
+        stop = min(start + PAIRS_AT_ONCE, total)
+        ranges.append((start, stop))
+        requests.append(
+            {"pairs": manifest.digest, "name": manifest.name, "start": start, "stop": stop}
+        )
     blocks = encoded_blocks(
         processes(),
         loaded.cache,
         loaded.identity(),
-        wanted,
+        requests,
         lambda number: _block(loaded, manifest, *ranges[number]),
     )
     if not blocks:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
-    items = [item for block in blocks for item in block.items]
+    items: list[dict[str, Any]] = []
+    for block in blocks:
+        items += block.items
     keys = [item["key"] for item in items]
-    first: dict[str, int] = {}
+    # Equal files share the row of the first, so that they tie exactly.
+    first_row: dict[str, int] = {}
+    rows = [first_row.setdefault(item["media"], number) for number, item in enumerate(items)]
     return Images(
         keys=keys,
         captions=[tuple(item["annotations"]["captions"]) for item in items],
         annotations=[item["annotations"] for item in items],
-        row=np.array(
-            [first.setdefault(item["media"], number) for number, item in enumerate(items)]
-        ),
+        row=np.array(rows),
         features=unit_features(torch.cat([block.arrays["features"] for block in blocks]), keys),
         tokens=torch.cat([block.arrays["tokens"] for block in blocks]),
     )
@@ -163,23 +137,47 @@ def _block(loaded: LoadedModel, manifest: Manifest, start: int, stop: int) -> Bl
     [batch] = evaluation_batches(
         manifest, size=size, batch_size=stop - start, start=start, limit=stop, pairs=True
     )
+    items = []
     for sample in batch.samples:
         if len(sample.captions) != 2:
             raise DataError(
-                f"sample {sample.key} has {len(sample.captions)} captions, Winoground's have two"
+                f"sample {sample.key} has {len(sample.captions)} captions; Winoground needs two"
             )
+        annotations = sample.annotations | {"captions": list(sample.captions)}
+        for content in (sample.media, sample.second):
+            digest = hashlib.sha256(content or b"").hexdigest()
+            items.append({"key": sample.key, "annotations": annotations, "media": digest})
     with loaded.autocast():
         tokens = model.encode_image(model.normalize(batch.pixels.flatten(0, 1).to(loaded.device)))
-    items = [
-        {"key": sample.key, "annotations": sample.annotations | {"captions": list(sample.captions)}}
-        | {"media": hashlib.sha256(picture or b"").hexdigest()}
-        for sample in batch.samples
-        for picture in (sample.media, sample.second)
-    ]
-    return Block(
-        {
-            "features": model.contrastive_image(tokens.float()).cpu(),
-            "tokens": loaded.offload(tokens),
-        },
-        items,
-    )
+    features = model.contrastive_image(tokens.float()).cpu()
+    return Block({"features": features, "tokens": loaded.offload(tokens)}, items)
+
+
+def metrics(records: Iterable[WinogroundRecord]) -> list[Metric]:
+    """Compute every metric from the lines of `samples.jsonl`.
+
+    They are `SCORE/text`, `SCORE/image` and `SCORE/group`; the upper bound is the share if all ties
+    were right.
+    """
+    lines = list(records)
+    examples = [line["image"] for line in lines]
+    computed = []
+    for score in SCORES:
+        table = np.array([line[score] for line in lines])
+        strict, lenient = _right(table, np.greater), _right(table, np.greater_equal)
+        for name, chance in CHANCE.items():
+            metric = mean_metric(f"{score}/{name}", 100.0 * strict[name], examples, chance=chance)
+            bounds = (metric.value, 100 * float(lenient[name].mean()))
+            computed.append(metric.model_copy(update={"bounds": bounds}))
+    return computed
+
+
+def _right(table: NDArray[Any], beats: Callable[..., Any]) -> dict[str, NDArray[np.bool_]]:
+    """Return which examples are right by each score, from scores (examples, caption, image)."""
+    true_pairs = np.stack([table[:, 0, 0], table[:, 1, 1]], axis=1)
+    # Against the same image with the other caption, and the same caption with the other image.
+    other_caption = np.stack([table[:, 1, 0], table[:, 0, 1]], axis=1)
+    other_image = np.stack([table[:, 0, 1], table[:, 1, 0]], axis=1)
+    text = beats(true_pairs, other_caption).all(axis=1)
+    image = beats(true_pairs, other_image).all(axis=1)
+    return {"text": text, "image": image, "group": text & image}

@@ -12,7 +12,10 @@ class Options(ModelOptions):
     """What `glscl eval zero-shot` takes."""
 
     stage = "zero-shot"
-    about = "zero-shot classification: the class whose name, put into sentences, is closest to the image"
+    about = (
+        "zero-shot classification: the class whose name, put into sentences, is closest to the "
+        "image"
+    )
     example = "glscl eval zero-shot --model runs/demo --data data/test --out runs/demo/zero-shot"
 
     templates: tuple[str, ...] | None = option(

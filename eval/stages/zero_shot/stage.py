@@ -1,9 +1,9 @@
-"""Zero-shot classification: which class's name, put into sentences, is closest to the picture.
+"""Zero-shot classification: which class's name, put into sentences, is closest to the image.
 
 In: a model, and a data set whose samples have one of several `labels`, the names of classes. The
-feature of a class is the mean of those of its sentences, each of length one (CLIP's prompt
-ensemble); the contrastive score decides. Scenes with a single object are labelled by its colour and
-shape. Out: top-1 and top-5 accuracy, over all and by class.
+feature of a class is the mean of the features of its sentences, each of length one (CLIP's prompt
+ensemble); the contrastive score decides. Generated scenes with a single object are labelled by its
+colour and shape. Out: top-1 and top-5 accuracy, over all images and by class.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from data_pipeline.scenes.truth import is_scene
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import LoadedModel, encode_images, encode_texts, load
 from eval.encoding.prompts import checked_templates, class_sentences
-from eval.results.intervals import mean_interval, mean_of_means_interval
+from eval.results.intervals import mean_metric, mean_of_means_interval
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
 from pretrain.ranking import Ranks, ranks, score_blocks, unit_features
 
 from .options import Options
+from .records import ZeroShotRecord
 
 TOP = 5
 
@@ -46,57 +47,39 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     images = encode_images(
         loaded, manifest, batch_size=options.batch_size, limit=options.limit, captioned=False
     )
-    labels = []
-    for key, annotation in zip(images.keys, images.annotations, strict=True):
-        labels.append(label_of(key, annotation))
-    rows = [row for row, label in enumerate(labels) if label is not None]
+    rows: list[int] = []
+    labels: list[str] = []
+    for row, (key, annotation) in enumerate(zip(images.keys, images.annotations, strict=True)):
+        label = label_of(key, annotation)
+        if label is not None:
+            rows.append(row)
+            labels.append(label)
     if not rows:
         raise DataError(
             f'{options.data} has no sample with exactly one of "labels", which classification needs'
         )
-    names = _names([label for label in labels if label is not None], options.classes)
-    number = {name: column for column, name in enumerate(names)}
-    positives = np.array([number[label] for label in labels if label is not None])
+    names = _names(labels, options.classes)
     features = class_features(loaded, names, templates, batch_size=options.batch_size)
-    records: list[dict[str, Any]] = []
-    degenerate = True
     keys = [images.keys[row] for row in rows]
-    blocks = score_blocks(
-        images.features[images.row[rows]], features, query_ids=keys, candidate_ids=names
+    records, degenerate = _classify(
+        images.features[images.row[rows]], keys, labels, features, names
     )
-    for start, scores in blocks:
-        ranked = ranks(scores, positives[start : start + len(scores)])
-        degenerate = degenerate and ranked.degenerate
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-        for row, above in enumerate(ranked.above):
-            key = keys[start + row]
-            records.append(
-                {
-                    "query": key,
-                    "image": key,
-                    "label": names[positives[start + row]],
-                    "candidates": len(names),
-                    "above": int(above),
-                    "tied": int(ranked.tied[row]),
-                    "top": [[names[column], float(scores[row, column])] for column in best[row]],
-                }
-            )
     return Measured(
         records=records,
         protocol={
             "name": "zero-shot classification",
             "templates": list(templates),
             "ensemble": "mean of the sentences' features, each of length one",
-            "classes": "those that label a picture" if options.classes is None else "given",
+            "classes": "those that label an image" if options.classes is None else "given",
             "ties": "expected value",
             "score_dtype": "float32",
             "precision": options.precision,
-            "intervals": "percentile bootstrap over pictures",
+            "intervals": "Wilson score for proportions, else percentile bootstrap; over images",
         },
         model=loaded.description,
         data={
             "images": len(rows),
-            "without_one_label": len(labels) - len(rows),
+            "without_one_label": len(images.keys) - len(rows),
             "classes": names,
         },
         flags=["degenerate_scores"] if degenerate else [],
@@ -104,93 +87,119 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     )
 
 
-def label_of(key: str, annotation: dict[str, Any]) -> str | None:
-    """Return a picture's class: its only label, of a scene what its only object is; None where there is no such one.
+def _classify(
+    image_features: NDArray[np.float32],
+    keys: Sequence[str],
+    labels: Sequence[str],
+    features: NDArray[np.float32],
+    names: Sequence[str],
+) -> tuple[list[ZeroShotRecord], bool]:
+    """Rank all classes for every image; return records and whether all classes score the same."""
+    column = {name: number for number, name in enumerate(names)}
+    positives = np.array([column[label] for label in labels])
+    records: list[ZeroShotRecord] = []
+    degenerate = True
+    blocks = score_blocks(image_features, features, query_ids=keys, candidate_ids=names)
+    for start, scores in blocks:
+        ranked = ranks(scores, positives[start : start + len(scores)])
+        degenerate = degenerate and ranked.degenerate
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+        for row in range(len(scores)):
+            query = start + row
+            records.append(
+                {
+                    "query": keys[query],
+                    "image": keys[query],
+                    "label": labels[query],
+                    "candidates": len(names),
+                    "above": int(ranked.above[row]),
+                    "tied": int(ranked.tied[row]),
+                    "top": [(names[number], float(scores[row, number])) for number in best[row]],
+                }
+            )
+    return records, degenerate
 
-    Raises DataError for labels that are not a list of names.
+
+def label_of(key: str, annotation: dict[str, Any]) -> str | None:
+    """Return the class of an image: its only label, or None if it does not have exactly one.
+
+    The label of a generated scene is the colour and shape of its only object. Raises DataError for
+    labels that are not a list of names.
     """
-    if is_scene(
-        annotation
-    ):  # its labels are shapes alone, which its captions hardly ever name without a colour
-        return _only(
-            [f"{item['colour']} {item['shape']}" for item in annotation["scene"]["objects"]]
-        )
+    if is_scene(annotation):
+        # The labels of a scene are shapes alone, which its captions hardly ever name without a
+        # colour.
+        objects = annotation["scene"]["objects"]
+        return _only([f"{item['colour']} {item['shape']}" for item in objects])
     labels = annotation.get("labels", [])
-    if not isinstance(labels, list) or not all(
-        isinstance(label, str) and label.strip() for label in labels
-    ):
+    if not isinstance(labels, list) or not all(_is_name(label) for label in labels):
         raise DataError(f'sample {key}: "labels" must be a list of names, not {labels!r}')
     return _only(labels)
+
+
+def _is_name(label: Any) -> bool:
+    return isinstance(label, str) and bool(label.strip())
 
 
 def _only(labels: Sequence[str]) -> str | None:
     return labels[0] if len(labels) == 1 else None
 
 
+def _names(labels: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """Return the names of all classes, and check that given ones hold every label."""
+    if given is None:
+        return sorted(set(labels))
+    if len(set(given)) != len(given):
+        raise UsageError("classes names a class twice")
+    unknown = sorted(set(labels) - set(given))
+    if unknown:
+        raise UsageError(
+            f"classes does not name {unknown[0]!r}, which labels an image "
+            f"({len(unknown)} such labels)"
+        )
+    return list(given)
+
+
 def class_features(
     loaded: LoadedModel, names: Sequence[str], templates: Sequence[str], *, batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """Return unit features (classes, projection) of the classes' names: the mean over the templates."""
+    """Return unit features (classes, projection) of the classes' names: means over templates."""
     texts = encode_texts(loaded, class_sentences(names, templates), batch_size=batch_size)
-    several = texts.features[texts.row].reshape(len(names), len(templates), -1)
-    return unit_features(several.astype(np.float64).mean(axis=1), names)
+    by_class = texts.features[texts.row].reshape(len(names), len(templates), -1)
+    return unit_features(by_class.astype(np.float64).mean(axis=1), names)
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
+def metrics(records: Iterable[ZeroShotRecord]) -> list[Metric]:
     """Compute every metric from the lines of `samples.jsonl`.
 
-    `top1` and, with more classes than that, `top5`; `mean_per_class`, in which every class counts
-    alike; `class/NAME`.
+    They are `top1` and, if there are more than five classes, `top5`; `mean_per_class`, in which
+    every class has the same weight; and `class/NAME`.
     """
     lines = list(records)
-    above, tied = (
-        np.array([line[name] for line in lines], dtype=np.int64) for name in ("above", "tied")
-    )
+    above = np.array([line["above"] for line in lines], dtype=np.int64)
+    tied = np.array([line["tied"] for line in lines], dtype=np.int64)
+    # Each image has one right class.
     ranked = Ranks(above, tied, np.ones_like(tied), candidates=lines[0]["candidates"])
-    labels, group = np.unique([line["label"] for line in lines], return_inverse=True)
     keys = [line["image"] for line in lines]
     right, chance = 100 * ranked.hits(1), 100 / ranked.candidates
-    found = [_accuracy("top1", right, keys, chance)]
+    computed = [mean_metric("top1", right, keys, chance=chance)]
     if ranked.candidates > TOP:
-        found.append(_accuracy(f"top{TOP}", 100 * ranked.hits(TOP), keys, TOP * chance))
-    alike = float((np.bincount(group, right) / np.bincount(group)).mean())
-    interval = mean_of_means_interval(right, group.tolist(), keys)
-    found.append(
+        in_top = 100 * ranked.hits(TOP)
+        computed.append(mean_metric(f"top{TOP}", in_top, keys, chance=TOP * chance))
+    labels, group = np.unique([line["label"] for line in lines], return_inverse=True)
+    computed.append(
         Metric(
             name="mean_per_class",
-            value=alike,
+            value=float((np.bincount(group, right) / np.bincount(group)).mean()),
             unit="percent",
-            ci95=interval,
-            n=len(group),
+            ci95=mean_of_means_interval(right, group.tolist(), keys),
+            n=len(labels),
+            clusters=len(set(keys)),
             chance=chance,
         )
     )
     for number, label in enumerate(labels):
         rows = np.flatnonzero(group == number)
-        found.append(_accuracy(f"class/{label}", right[rows], [keys[row] for row in rows], chance))
-    return found
-
-
-def _names(labels: Sequence[str], given: Sequence[str] | None) -> list[str]:
-    if given is None:
-        return sorted(set(labels))
-    if len(set(given)) != len(given):
-        raise UsageError("classes names one class twice")
-    unknown = sorted(set(labels) - set(given))
-    if unknown:
-        raise UsageError(
-            f"classes does not name {unknown[0]!r}, which labels a picture ({len(unknown)} such labels)"
-        )
-    return list(given)
-
-
-def _accuracy(name: str, values: NDArray[np.float64], keys: Sequence[str], chance: float) -> Metric:
-    interval = mean_interval(values, keys)
-    return Metric(
-        name=name,
-        value=float(values.mean()),
-        unit="percent",
-        ci95=interval,
-        n=len(values),
-        chance=chance,
-    )
+        images = [keys[row] for row in rows]
+        computed.append(mean_metric(f"class/{label}", right[rows], images, chance=chance))
+    return computed
