@@ -14,6 +14,7 @@ from data_pipeline.scenes.generate import generate
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
+from eval.results.schema import Result
 from pretrain.model import GLSCLConfig, GLSCLModel, GLSCLProcessor
 
 PICTURES = 20
@@ -112,3 +113,9 @@ def jpeg() -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (48, 48), (255, 0, 0)).save(content, "JPEG")
     return content.getvalue()
+
+
+def warnings(result: Result) -> list[str]:
+    """Return the flags but those that every small test set and plain model folder has."""
+    common = ("overlap: unknown", "few_clusters/", "limit/")
+    return [flag for flag in result.flags if not flag.startswith(common)]

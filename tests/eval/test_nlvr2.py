@@ -1,4 +1,4 @@
-"""Statements about pairs through the whole stage: accuracy, consistency of sentences, and pictures in their order."""
+"""Statements about pairs: accuracy, consistency of sentences, and the order of the images."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from eval.stages.nlvr2 import evaluate
 from eval.stages.nlvr2.stage import metrics
 from pretrain.model import GLSCLModel
 
-from .conftest import save_model
+from .conftest import save_model, warnings
 from .questions import answering_model, picture, write_statements
 
 LABELS = ["False", "True"]
@@ -43,12 +43,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(right: dict[str, bool]) -> list[dict]:
-    """Records of STATEMENTS, all right but those named."""
-    found = []
+    """Return records of STATEMENTS, all right but those named."""
+    result = []
     for name, label in (statement for own in STATEMENTS for statement in own):
         file, number, pair, sentence = name.split("-")
         other = "False" if label == "True" else "True"
-        found.append(
+        result.append(
             {
                 "query": name,
                 "pair": f"{number}-{pair}",
@@ -58,7 +58,7 @@ def lines(right: dict[str, bool]) -> list[dict]:
             }
             | {"label": label, "prediction": label if right.get(name, True) else other}
         )
-    return found
+    return result
 
 
 def values(records: list[dict]) -> dict[str, float]:
@@ -66,11 +66,10 @@ def values(records: list[dict]) -> dict[str, float]:
 
 
 def test_one_wrong_pair_of_four_makes_the_sentence_inconsistent() -> None:
-    """N2."""
     assert values(lines({})) == {"accuracy": 100, "consistency": 100, "majority/accuracy": 70}
-    found = values(lines({"dev-850-2-0": False}))
-    assert found["accuracy"] == pytest.approx(90)
-    assert found["consistency"] == pytest.approx(200 / 3)
+    result = values(lines({"dev-850-2-0": False}))
+    assert result["accuracy"] == pytest.approx(90)
+    assert result["consistency"] == pytest.approx(200 / 3)
     assert values(lines({"dev-850-2-0": False, "dev-850-3-0": False}))[
         "consistency"
     ] == pytest.approx(200 / 3)
@@ -81,20 +80,19 @@ def test_one_wrong_pair_of_four_makes_the_sentence_inconsistent() -> None:
 def test_always_true_gets_the_share_of_true_statements(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    """N1."""
     loaded = GLSCLModel.from_pretrained(model)
     with torch.no_grad():
         loaded.classifier[3].bias.copy_(torch.tensor([-1000.0, 1000.0]))
-    found = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
+    result = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
     assert (
-        found.metric("accuracy").value
-        == found.metric("majority/accuracy").value
+        result.metric("accuracy").value
+        == result.metric("majority/accuracy").value
         == pytest.approx(70)
     )
-    assert found.metric("consistency").value == pytest.approx(
+    assert result.metric("consistency").value == pytest.approx(
         100 / 3
     )  # of the sentence that is true of both pairs
-    assert found.flags[1:] == ["constant_prediction"]
+    assert warnings(result) == ["constant_prediction"]
 
 
 def test_results_of_other_precision_are_not_compared(
@@ -110,17 +108,17 @@ def test_results_of_other_precision_are_not_compared(
 
 
 def test_every_metric_follows_from_the_records(model: Path, data: Path, tmp_path: Path) -> None:
-    found = evaluate(model, data, tmp_path)
+    result = evaluate(model, data, tmp_path)
     written = list(read_records(tmp_path))
-    assert metrics(written) == found.metrics == read_result(tmp_path).metrics
+    assert metrics(written) == result.metrics == read_result(tmp_path).metrics
     assert [line["query"] for line in written] == sorted(
         name for own in STATEMENTS for name, _ in own
     )
     assert {line["group"] for line in written} == {"dev-850-0", "dev-850-1", "dev-3-0"}
-    assert found.metric("accuracy").value == pytest.approx(
+    assert result.metric("accuracy").value == pytest.approx(
         100 * np.mean([line["prediction"] == line["label"] for line in written])
     )
-    assert found.metric("accuracy").chance == 50
+    assert result.metric("accuracy").chance == 50
 
 
 def test_a_missing_prediction_is_an_error() -> None:
@@ -135,16 +133,16 @@ def test_files_are_reported_apart() -> None:
         line | {"file": "test-P"}
         for line in lines({name: False for own in STATEMENTS for name, _ in own})
     ]
-    found = values(records)
-    assert (found["accuracy"], found["dev/accuracy"], found["test-P/accuracy"]) == (50, 100, 0)
-    assert (found["consistency"], found["dev/consistency"], found["test-P/consistency"]) == (
+    result = values(records)
+    assert (result["accuracy"], result["dev/accuracy"], result["test-P/accuracy"]) == (50, 100, 0)
+    assert (result["consistency"], result["dev/consistency"], result["test-P/consistency"]) == (
         50,
         100,
         0,
     )
 
 
-def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(
+def test_an_unreadable_image_makes_its_statements_wrong_and_is_listed(
     model: Path, tmp_path: Path
 ) -> None:
     data = write_statements(
@@ -153,18 +151,18 @@ def test_an_unreadable_picture_makes_its_statements_wrong_and_is_listed(
     loaded = GLSCLModel.from_pretrained(model)
     with torch.no_grad():
         loaded.classifier[3].bias.copy_(torch.tensor([1000.0, -1000.0]))
-    found = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
-    assert found.metric("accuracy").value == 50
-    assert found.metric("consistency").value == 0
-    assert list(found.data["unreadable"]) == ["test/shard-000000.tar/001"]
-    assert found.flags[1:] == ["unreadable_images"]
+    result = evaluate(save_model(loaded, model, tmp_path / "m"), data, tmp_path / "o")
+    assert result.metric("accuracy").value == 50
+    assert result.metric("consistency").value == 0
+    assert list(result.data["unreadable"]) == ["test/shard-000000.tar/001"]
+    assert warnings(result) == ["unreadable_images"]
     assert {line["file"] for line in read_records(tmp_path / "o")} == {"test-P"}
 
 
-def test_the_pictures_are_judged_in_their_order(model: Path, data: Path) -> None:
-    """N3: what the plain model says of left and right, and another number the other way round."""
+def test_the_order_of_the_images_counts(model: Path, data: Path) -> None:
+    """Answers are those of the plain model for left and right, which change if both are swapped."""
     loaded = load(model)
-    found = {
+    result = {
         answer.question.id: answer
         for answer in answer_questions(loaded, Manifest.load(data), limit=1)
     }
@@ -185,7 +183,7 @@ def test_the_pictures_are_judged_in_their_order(model: Path, data: Path) -> None
         return network.classify(torch.cat(pooled, dim=-1))[0]
 
     with torch.inference_mode():
-        for name, answer in found.items():
+        for name, answer in result.items():
             logits, swapped = judge(name, (0, 1000)), judge(name, (1000, 0))
             assert answer.label == int(logits.argmax())
             assert answer.score == pytest.approx(float(logits.max()), abs=1e-4)
@@ -211,10 +209,10 @@ def test_hidden_labels_give_predictions_and_no_metrics_and_odd_ones_are_refused(
 
 def test_models_without_such_a_classifier_are_refused(data: Path, tmp_path: Path) -> None:
     for name, labels, images in (("vqa", ["yes", "no"], 2), ("one", LABELS, 1), ("plain", [], 1)):
-        with pytest.raises(UsageError, match="has no classifier of statements about two pictures"):
+        with pytest.raises(UsageError, match="has no classifier of statements about two images"):
             evaluate(answering_model(tmp_path / name, labels, images), data, tmp_path / "o")
 
 
-def test_pictures_that_are_no_pairs_are_refused(model: Path, gallery: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_pairs_are_refused(model: Path, gallery: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no pairs"):
         evaluate(model, gallery, tmp_path)

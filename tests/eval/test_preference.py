@@ -1,4 +1,4 @@
-"""True against changed captions: the data are what they claim, and a model that cannot tell them apart gets half."""
+"""True against changed captions: what changes in them, and models that cannot decide."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,19 +19,19 @@ from .conftest import save_model
 def test_every_metric_follows_from_the_records(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(knowing_model, gallery, tmp_path)
+    result = evaluate(knowing_model, gallery, tmp_path)
     lines = list(read_records(tmp_path))
-    assert metrics(lines) == found.metrics
-    assert found.data["pairs"] == len(lines) == found.metric("contrastive/accuracy").n > 20
+    assert metrics(lines) == result.metrics
+    assert result.data["pairs"] == len(lines) == result.metric("contrastive/accuracy").n > 20
     by_kind = [
-        found.metric(f"matching/accuracy/{kind}") for kind in {line["kind"] for line in lines}
+        result.metric(f"matching/accuracy/{kind}") for kind in {line["kind"] for line in lines}
     ]
     total = sum(metric.value * metric.n for metric in by_kind) / len(lines)
-    assert found.metric("matching/accuracy").value == pytest.approx(total)
-    assert all(metric.chance == 50 for metric in found.metrics)
+    assert result.metric("matching/accuracy").value == pytest.approx(total)
+    assert all(metric.chance == 50 for metric in result.metrics)
 
 
-def test_exchanged_attributes_keep_the_words_and_reversed_relations_change_one(
+def test_swapped_attributes_keep_the_words_and_reversed_relations_change_one(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
     evaluate(knowing_model, gallery, tmp_path)
@@ -50,14 +50,14 @@ def test_a_model_without_a_preference_gets_half_and_is_flagged(
     with torch.no_grad():
         model.matching_head.weight.zero_()
         model.contrastive_text_head[3].weight.zero_()
-    found = evaluate(save_model(model, tokenizer, tmp_path / "m"), gallery, tmp_path / "o")
+    result = evaluate(save_model(model, tokenizer, tmp_path / "m"), gallery, tmp_path / "o")
     assert (
-        found.metric("matching/accuracy").value
-        == found.metric("contrastive/accuracy").value
+        result.metric("matching/accuracy").value
+        == result.metric("contrastive/accuracy").value
         == 50.0
     )
-    assert found.metric("matching/accuracy").bounds == (0.0, 100.0)
-    assert "constant_scores/matching" in found.flags
+    assert result.metric("matching/accuracy").bounds == (0.0, 100.0)
+    assert "constant_scores/matching" in result.flags
 
 
 def test_data_without_scene_graphs_are_refused(

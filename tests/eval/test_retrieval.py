@@ -1,4 +1,4 @@
-"""The retrieval stage: a model that knows the gallery, broken models, and ways to divide the work."""
+"""The retrieval stage: models that know the gallery or nothing, ties, broken files, processes."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ from launch.cli import main
 from pretrain.model import GLSCLModel
 from pretrain.ranking import ranks, two_stage_ranks
 
-from .conftest import PICTURES, save_model
+from .conftest import PICTURES, save_model, warnings
 
 CAPTIONS = 5 * PICTURES
 
@@ -57,13 +57,6 @@ def rewritten(gallery: Path, out: Path, change) -> Path:
     return out
 
 
-def flags(result: Result) -> list[str]:
-    """Return the flags without those that every small gallery and plain model folder has."""
-    assert result.data["overlap"].startswith("unknown: ")
-    common = ("overlap: unknown", "few_clusters", "limit/")
-    return [flag for flag in result.flags if not flag.startswith(common)]
-
-
 def expected_ranks(folder: Path, stage: str) -> list[float]:
     standings = [record[stage] for record in read_records(folder)]
     return [s["above"] + (s["tied"] + 1) / (s["tied_positives"] + 1) for s in standings]
@@ -77,7 +70,7 @@ def test_a_model_that_knows_the_gallery_finds_its_images(result: tuple[Result, P
     assert recall.chance == pytest.approx(100 / PICTURES)
     assert result[0].metric("image_to_text/R@1").n == PICTURES
     assert result[0].metric("text_to_image/reranked/R@1").value > 80
-    assert flags(result[0]) == []
+    assert warnings(result[0]) == []
 
 
 def test_permuted_images_bring_it_back_to_chance(
@@ -90,9 +83,9 @@ def test_permuted_images_bring_it_back_to_chance(
         return [own | {"jpg": members[place[i]]["jpg"]} for i, own in enumerate(members)]
 
     permuted = rewritten(gallery, tmp_path / "permuted", permute)
-    found = evaluate(knowing_model, permuted, tmp_path / "out")
+    evaluated = evaluate(knowing_model, permuted, tmp_path / "out")
     for name in ("text_to_image/R@1", "image_to_text/R@1", "text_to_image/reranked/R@1"):
-        metric = found.metric(name)
+        metric = evaluated.metric(name)
         assert metric.value <= 3 * metric.chance
         assert metric.ci95[0] <= metric.chance
         assert metric.ci95[1] < result[0].metric(name).ci95[0]
@@ -149,21 +142,21 @@ def test_a_collapsed_encoder_reaches_chance_and_is_flagged(
         model.contrastive_image_head[3].weight.zero_()
         model.contrastive_text_head[3].weight.zero_()
 
-    found = evaluate(
+    result = evaluate(
         changed(knowing_model, tokenizer, tmp_path / "m", collapse),
         gallery,
         tmp_path / "o",
         rerank_k=0,
     )
-    assert set(flags(found)) == {
+    assert set(warnings(result)) == {
         "degenerate_scores/text_to_image",
         "degenerate_scores/image_to_text",
     }
-    for metric in found.metrics:
+    for metric in result.metrics:
         assert metric.value == pytest.approx(
             100.0 if metric.name.endswith("tie_rate") else metric.chance
         )
-    assert found.metric("text_to_image/R@1").bounds == (0.0, 100.0)
+    assert result.metric("text_to_image/R@1").bounds == (0.0, 100.0)
 
 
 def test_a_constant_matching_head_is_flagged_and_counts_as_guessing_in_the_shortlist(
@@ -172,12 +165,12 @@ def test_a_constant_matching_head_is_flagged_and_counts_as_guessing_in_the_short
     model = changed(
         knowing_model, tokenizer, tmp_path / "m", lambda m: m.matching_head.weight.zero_()
     )
-    found = evaluate(model, gallery, tmp_path / "o", rerank_k=4, score="itm")
-    assert flags(found) == ["constant_match_scores"]
-    first, both = found.metric("text_to_image/R@4"), found.metric("text_to_image/reranked/R@1")
+    result = evaluate(model, gallery, tmp_path / "o", rerank_k=4, score="itm")
+    assert warnings(result) == ["constant_match_scores"]
+    first, both = result.metric("text_to_image/R@4"), result.metric("text_to_image/reranked/R@1")
     assert both.value == pytest.approx(first.value / 4)
-    assert found.metric("text_to_image/reranked/tie_rate").value == pytest.approx(first.value)
-    assert found.metric("text_to_image/tie_rate").value == 0.0
+    assert result.metric("text_to_image/reranked/tie_rate").value == pytest.approx(first.value)
+    assert result.metric("text_to_image/tie_rate").value == 0.0
 
 
 def test_a_shortlist_of_everything_ranks_by_the_head_alone(
@@ -225,8 +218,8 @@ def test_copies_of_images_and_captions_tie_and_are_counted(
     doubled = rewritten(
         gallery, tmp_path / "doubled", lambda members: [members[i // 2] for i in range(PICTURES)]
     )
-    found = evaluate(knowing_model, doubled, tmp_path / "o", rerank_k=PICTURES)
-    assert (found.data["duplicate_images"], found.data["duplicate_texts"]) == (
+    result = evaluate(knowing_model, doubled, tmp_path / "o", rerank_k=PICTURES)
+    assert (result.data["duplicate_images"], result.data["duplicate_texts"]) == (
         PICTURES // 2,
         CAPTIONS // 2,
     )
@@ -298,7 +291,7 @@ def test_an_image_that_cannot_be_read_is_listed_and_its_queries_are_missed(
     result = evaluate(knowing_model, data, tmp_path / "out", rerank_k=2)
     ((key, problem),) = result.data["unreadable"].items()
     assert key.endswith("/002") and "cannot be evaluated" in problem
-    assert flags(result) == ["unreadable_images"]
+    assert warnings(result) == ["unreadable_images"]
     assert "missed" in result.protocol["unreadable"]
     assert result.data["images"] == PICTURES - 1
     lines = list(read_records(tmp_path / "out"))
@@ -326,11 +319,11 @@ def test_an_unreadable_image_counts_once_when_folds_are_ranked_separately(
 
 
 def test_a_single_image_is_retrieved(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
-    found = evaluate(knowing_model, gallery, tmp_path, limit=1)
-    assert found.metric("text_to_image/reranked/R@10").value == 100.0
+    result = evaluate(knowing_model, gallery, tmp_path, limit=1)
+    assert result.metric("text_to_image/reranked/R@10").value == 100.0
     # A single image says nothing about others.
-    assert found.metric("text_to_image/R@1").ci95 == (0.0, 100.0)
-    assert flags(found) == []
+    assert result.metric("text_to_image/R@1").ci95 == (0.0, 100.0)
+    assert warnings(result) == []
 
 
 def test_a_single_pair_does_not_flag_a_constant_head(
@@ -339,7 +332,7 @@ def test_a_single_pair_does_not_flag_a_constant_head(
     write_shards(
         tmp_path / "pair", [("a", {"jpg": jpeg, "txt": b"a red square"})], source={"name": "pair"}
     )
-    assert flags(evaluate(knowing_model, tmp_path / "pair", tmp_path / "o")) == []
+    assert warnings(evaluate(knowing_model, tmp_path / "pair", tmp_path / "o")) == []
 
 
 def test_a_head_that_looks_at_one_side_only_is_flagged(
@@ -350,10 +343,10 @@ def test_a_head_that_looks_at_one_side_only_is_flagged(
     def ignore_pictures(model: GLSCLModel) -> None:
         model.image_projection.weight.zero_()
 
-    found = evaluate(
+    result = evaluate(
         changed(knowing_model, tokenizer, tmp_path / "m", ignore_pictures), gallery, tmp_path / "o"
     )
-    assert "constant_match_scores" in found.flags
+    assert "constant_match_scores" in result.flags
 
 
 def test_wrong_options_and_missing_data_are_refused(
@@ -409,11 +402,11 @@ def test_images_may_have_any_number_of_captions(
             rewritten_members.append({"jpg": sample["jpg"], "json": annotations})
         return rewritten_members
 
-    found = evaluate(knowing_model, rewritten(gallery, tmp_path / "d", unequal), tmp_path / "o")
-    assert found.metric("image_to_text/R@1").n == PICTURES
-    assert found.metric("text_to_image/R@1").n == found.data["texts"] == 7 * 1 + 7 * 3 + 6 * 7
+    result = evaluate(knowing_model, rewritten(gallery, tmp_path / "d", unequal), tmp_path / "o")
+    assert result.metric("image_to_text/R@1").n == PICTURES
+    assert result.metric("text_to_image/R@1").n == result.data["texts"] == 7 * 1 + 7 * 3 + 6 * 7
     assert {line["positives"] for line in read_records(tmp_path / "o")} == {1, 3, 7}
-    assert 0 < found.metric("image_to_text/mAP").value <= 100
+    assert 0 < result.metric("image_to_text/mAP").value <= 100
     alone = rewritten(
         gallery, tmp_path / "e", lambda members: [{"jpg": m["jpg"], "json": b"{}"} for m in members]
     )
@@ -461,7 +454,8 @@ def test_the_command_reports_chance_for_a_collapsed_model_and_refuses_nan(
 
 def launched(world: int, config: Path, out: Path) -> Result:
     """Evaluate on several processes; returns what they wrote."""
-    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1 --mixed_precision no"
+    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1"
+    launch += " --mixed_precision no"
     command = [
         sys.executable,
         "-m",
@@ -500,9 +494,9 @@ def test_any_number_of_processes_reaches_the_same_result_and_shares_what_is_kept
     }
     config.write_text(json.dumps(values))
     for world in (3, 2):
-        found = launched(world, config, tmp_path / str(world))
-        assert found.environment["world"] == world
-        assert found.metrics == alone.metrics
+        result = launched(world, config, tmp_path / str(world))
+        assert result.environment["world"] == world
+        assert result.metrics == alone.metrics
         lines = (tmp_path / str(world) / "samples.jsonl").read_bytes()
         assert lines == (tmp_path / "1" / "samples.jsonl").read_bytes()
         files = sorted(cache.rglob("*.safetensors"))
@@ -552,8 +546,8 @@ def test_a_killed_evaluation_ends_with_the_result_of_an_undisturbed_one(
     parts, whole = (
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("parts", "whole")
     )
-    for found in (parts, whole):
-        del found["timing"], found["environment"]["date"]
+    for result in (parts, whole):
+        del result["timing"], result["environment"]["date"]
     assert parts == whole
     assert (tmp_path / "parts" / "samples.jsonl").read_bytes() == (
         tmp_path / "whole" / "samples.jsonl"

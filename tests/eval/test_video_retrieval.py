@@ -1,4 +1,4 @@
-"""Retrieval of clips: every frame is seen, any number of captions is joined by clip, what is broken is listed."""
+"""Video retrieval: frames, any number of captions, and videos that cannot be read."""
 
 import json
 from pathlib import Path
@@ -23,13 +23,13 @@ from pretrain.model import GLSCLModel
 
 from .conftest import save_model
 
-CLIPS = 6
+VIDEOS = 6
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("clips")
-    generate(out, train=0, val=0, test=CLIPS, novel=0, size=48, seed=5, workers=1, video=True)
+    generate(out, train=0, val=0, test=VIDEOS, novel=0, size=48, seed=5, workers=1, video=True)
     return out / "test"
 
 
@@ -37,11 +37,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def video_model(
     knowing_model: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The model that knows pictures, with a temporal table."""
-    pictures = GLSCLModel.from_pretrained(knowing_model)
-    pictures.config.max_frames = 4
-    model = GLSCLModel(pictures.config).eval()
-    model.load_state_dict(pictures.state_dict(), strict=False)
+    """The model that knows images, with a temporal table."""
+    image_model = GLSCLModel.from_pretrained(knowing_model)
+    image_model.config.max_frames = 4
+    model = GLSCLModel(image_model.config).eval()
+    model.load_state_dict(image_model.state_dict(), strict=False)
     with torch.no_grad():
         model.temporal_embedding.copy_(torch.randn(4, model.config.vision_config.hidden_size) / 7)
     return save_model(model, tokenizer, tmp_path_factory.mktemp("video"))
@@ -49,33 +49,33 @@ def video_model(
 
 def rewritten(clips: Path, out: Path, change) -> Path:
     store = Store([Manifest.load(clips)])
-    members = [store.members(0, i, MEMBERS["video"]) for i in range(CLIPS)]
+    members = [store.members(0, i, MEMBERS["video"]) for i in range(VIDEOS)]
     write_shards(
         out, [(f"{i:03d}", m) for i, m in enumerate(change(members))], source={"name": "clips"}
     )
     return out
 
 
-def test_clips_are_ranked_in_both_directions(
+def test_videos_are_ranked_in_both_directions(
     video_model: Path, clips: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(video_model, clips, tmp_path, rerank_k=3)
-    assert found.stage == "video-retrieval"
-    assert (found.data["videos"], found.protocol["frames"]) == (CLIPS, 4)
-    assert found.metric("text_to_video/R@1").chance == pytest.approx(100 / CLIPS)
-    assert found.metric("video_to_text/reranked/R@5").n == CLIPS
-    assert metrics(read_records(tmp_path)) == found.metrics
+    result = evaluate(video_model, clips, tmp_path, rerank_k=3)
+    assert result.stage == "video-retrieval"
+    assert (result.data["videos"], result.protocol["frames"]) == (VIDEOS, 4)
+    assert result.metric("text_to_video/R@1").chance == pytest.approx(100 / VIDEOS)
+    assert result.metric("video_to_text/reranked/R@5").n == VIDEOS
+    assert metrics(read_records(tmp_path)) == result.metrics
     one = evaluate(video_model, clips, tmp_path / "one", frames=1)
-    assert one.metric("text_to_video/mAP").value != found.metric("text_to_video/mAP").value
+    assert one.metric("text_to_video/mAP").value != result.metric("text_to_video/mAP").value
 
 
-def test_pairs_of_clips_score_as_the_plain_model_scores_them(
+def test_pairs_of_videos_score_as_the_plain_model_scores_them(
     video_model: Path, clips: Path
 ) -> None:
     loaded = load(video_model)
     images = encode_images(loaded, Manifest.load(clips), frames=3)
     texts = encode_texts(loaded, [several[0] for several in images.captions])
-    image, text = np.divmod(np.arange(CLIPS * CLIPS), CLIPS)
+    image, text = np.divmod(np.arange(VIDEOS * VIDEOS), VIDEOS)
     margins = match_margins(loaded, images, texts, image, text)
     rows = texts.row[text]
     with torch.inference_mode():
@@ -86,11 +86,9 @@ def test_pairs_of_clips_score_as_the_plain_model_scores_them(
     np.testing.assert_allclose(margins, (logits[:, 1] - logits[:, 0]).numpy(), atol=2e-5)
 
 
-def test_what_cannot_be_read_is_listed_and_counts_as_missed(
+def test_an_unreadable_video_is_listed_and_counts_as_missed(
     video_model: Path, clips: Path, tmp_path: Path
 ) -> None:
-    """W1."""
-
     def break_one(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
         return [
             own | ({"mp4": own["mp4"][:100]} if i == 2 else {}) for i, own in enumerate(members)
@@ -98,42 +96,40 @@ def test_what_cannot_be_read_is_listed_and_counts_as_missed(
 
     broken = rewritten(clips, tmp_path / "broken", break_one)
     for name in ("first", "from the cache"):
-        found = evaluate(video_model, broken, tmp_path / name, rerank_k=2, cache=tmp_path / "cache")
-        ((key, problem),) = found.data["unreadable"].items()
-        assert "unreadable_images" in found.flags
+        result = evaluate(
+            video_model, broken, tmp_path / name, rerank_k=2, cache=tmp_path / "cache"
+        )
+        ((key, problem),) = result.data["unreadable"].items()
+        assert "unreadable_images" in result.flags
         assert key.endswith("/002") and "cannot be evaluated" in problem
         lines = [line for line in read_records(tmp_path / name) if line["image"] == key]
         assert len(lines) == 1 + len({line["query"] for line in lines} - {key})
-        assert found.metric("video_to_text/R@1").n == CLIPS
-        assert found.data["videos"] == CLIPS - 1
+        assert result.metric("video_to_text/R@1").n == VIDEOS
+        assert result.data["videos"] == VIDEOS - 1
         assert metrics(lines)[0].value == 0.0
         for line in read_records(tmp_path / name):
             assert all(
                 candidate.partition("#")[0] != key for candidate, _ in line["contrastive"]["top"]
             )
-        assert metrics(read_records(tmp_path / name)) == found.metrics
-        for metric in found.metrics:
+        assert metrics(read_records(tmp_path / name)) == result.metrics
+        for metric in result.metrics:
             if metric.name == "video_to_text/R@10":
                 assert metric.bounds is not None and metric.bounds[1] == pytest.approx(
-                    100 * (CLIPS - 1) / CLIPS
+                    100 * (VIDEOS - 1) / VIDEOS
                 )
     damaged = rewritten(clips, tmp_path / "damaged", lambda members: members)
     shard = next(damaged.glob("*.tar"))
     content = bytearray(shard.read_bytes())
     content[content.find(b"mdat") + 100] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(
-        DataError
-    ):  # the shard is to blame, not the clip: it is no miss, and can be mended
+    # The shard is to blame, not the video: that is not a miss, and can be mended.
+    with pytest.raises(DataError):
         evaluate(video_model, damaged, tmp_path / "no", cache=tmp_path / "cache")
     with pytest.raises(DataError, match="cannot be evaluated"):
         encode_images(load(video_model, cache=tmp_path / "cache"), Manifest.load(broken), frames=4)
 
 
-def test_a_clip_of_one_frame_shows_it_in_the_place_of_every_frame(
-    video_model: Path, clips: Path, tmp_path: Path
-) -> None:
-    """W1."""
+def test_a_video_of_one_frame_repeats_it(video_model: Path, clips: Path, tmp_path: Path) -> None:
     still = np.full((1, 48, 48, 3), (200, 30, 90), dtype=np.uint8)
 
     def short(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
@@ -149,18 +145,18 @@ def test_a_clip_of_one_frame_shows_it_in_the_place_of_every_frame(
     assert images.tokens.shape[1] == 4 + 4 * 9
 
 
-def test_any_number_of_captions_joined_by_their_clip(
+def test_captions_belong_to_the_video_of_their_sample(
     video_model: Path, clips: Path, tmp_path: Path
 ) -> None:
-    """W2: captions belong to the clip in whose sample they stand, however samples are ordered."""
+    """The order of samples does not matter, nor how many captions each has."""
 
     def several(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
         texts = [json.loads(own["json"])["captions"][: 1 + i % 3] for i, own in enumerate(members)]
-        found = [
+        result = [
             {"mp4": m["mp4"], "json": json.dumps({"captions": t}).encode()}
             for m, t in zip(members, texts, strict=True)
         ]
-        return found
+        return result
 
     straight = evaluate(video_model, rewritten(clips, tmp_path / "s", several), tmp_path / "so")
     turned = rewritten(clips, tmp_path / "t", lambda members: several(members)[::-1])
@@ -171,7 +167,7 @@ def test_any_number_of_captions_joined_by_their_clip(
         assert left.value == pytest.approx(right.value, abs=1e-9)
 
 
-def test_a_model_of_pictures_and_data_of_pictures_are_refused(
+def test_a_model_of_images_and_data_of_images_are_refused(
     knowing_model: Path, video_model: Path, clips: Path, gallery: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="at most 0 frames"):

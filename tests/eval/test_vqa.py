@@ -1,4 +1,4 @@
-"""Question answering through the whole stage: official numbers from the records, odd models and odd data."""
+"""Question answering: official numbers from the records, odd models and odd data."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from eval.stages.vqa.stage import metrics, write_submission
 from launch.cli import main
 from pretrain.model import GLSCLModel
 
-from .conftest import save_model
+from .conftest import save_model, warnings
 from .questions import answering_model, picture, question, write_questions
 
 LABELS = ["yes", "no", "2", "cat"]
 TEXTS = ["is there a cat?", "how many?", "what is it, and where does it stand?", "is it?"]
 KINDS = [("is there", "yes/no"), ("how many", "number"), ("what", "other"), ("is it", "yes/no")]
-PICTURES = 23
+IMAGES = 23
 
 
 def answers(number: int) -> list[str]:
@@ -45,7 +45,7 @@ def answers(number: int) -> list[str]:
 
 
 def questions(number: int) -> list[dict]:
-    """One to three questions about a picture."""
+    """Return one to three questions about an image."""
     return [
         question(
             10 * number + i,
@@ -60,7 +60,7 @@ def questions(number: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_questions(
-        tmp_path_factory.mktemp("vqa") / "val", [questions(i) for i in range(PICTURES)]
+        tmp_path_factory.mktemp("vqa") / "val", [questions(i) for i in range(IMAGES)]
     )
 
 
@@ -84,16 +84,9 @@ def changed(model: Path, out: Path, change) -> Path:
     return save_model(loaded, model, out)
 
 
-def warnings(found: Result) -> list[str]:
-    """Flags but that nobody knows what the random model was trained on."""
-    unknown, *others = found.flags
-    assert unknown.startswith("overlap: unknown")
-    return others
-
-
 def test_answers_are_those_of_the_plain_model(model: Path, data: Path) -> None:
     loaded = load(model)
-    found = answer_questions(loaded, Manifest.load(data), limit=6)
+    result = answer_questions(loaded, Manifest.load(data), limit=6)
     expected = []
     for number in range(6):
         for asked in questions(number):
@@ -105,17 +98,17 @@ def test_answers_are_those_of_the_plain_model(model: Path, data: Path) -> None:
             expected.append(
                 (asked["id"], int(logits.argmax()), pytest.approx(float(logits.max()), abs=1e-4))
             )
-    assert [(answer.question.id, answer.label, answer.score) for answer in found] == sorted(
+    assert [(answer.question.id, answer.label, answer.score) for answer in result] == sorted(
         expected
     )
-    assert len({answer.label for answer in found}) > 1
+    assert len({answer.label for answer in result}) > 1
 
 
 def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> None:
     written, out = result
     lines = list(read_records(out))
     assert metrics(lines) == written.metrics == read_result(out).metrics
-    asked = [own for number in range(PICTURES) for own in questions(number)]
+    asked = [own for number in range(IMAGES) for own in questions(number)]
     assert [line["query"] for line in lines] == [own["id"] for own in asked]
     mean = np.mean(
         [
@@ -123,13 +116,17 @@ def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> N
             for line, own in zip(lines, asked, strict=True)
         ]
     )
-    found = written.metric("accuracy")
-    assert (found.value, found.n, found.unit) == (pytest.approx(100 * mean), len(asked), "percent")
-    assert found.ci95 is not None and found.ci95[0] <= found.value <= found.ci95[1]
+    evaluated = written.metric("accuracy")
+    assert (evaluated.value, evaluated.n, evaluated.unit) == (
+        pytest.approx(100 * mean),
+        len(asked),
+        "percent",
+    )
+    assert evaluated.ci95 is not None and evaluated.ci95[0] <= evaluated.value <= evaluated.ci95[1]
     tried = np.mean(
         [[accuracy(label, own["answers"]) for label in LABELS] for own in asked], axis=0
     )
-    assert found.chance == pytest.approx(100 * tried.mean())
+    assert evaluated.chance == pytest.approx(100 * tried.mean())
     assert warnings(written) == []
 
 
@@ -137,7 +134,6 @@ def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> N
 def test_parts_recombine_to_the_whole_by_their_counts(
     result: tuple[Result, Path], field: str
 ) -> None:
-    """V9."""
     parts = [metric for metric in result[0].metrics if metric.name.startswith(f"accuracy/{field}/")]
     whole = result[0].metric("accuracy")
     assert sum(part.n for part in parts) == whole.n
@@ -149,7 +145,7 @@ def test_parts_recombine_to_the_whole_by_their_counts(
 
 
 def test_a_question_that_no_label_answers_lowers_the_ceiling(result: tuple[Result, Path]) -> None:
-    """V6: "ox" is no label; the question stays in the denominator."""
+    """V6: "ox" is not a label; the question stays in the denominator."""
     lines = list(read_records(result[1]))
     unreachable = [line for line in lines if line["answers"][0] == "ox"]
     assert unreachable and all(line["ceiling"] == line["accuracy"] == 0 for line in unreachable)
@@ -162,17 +158,15 @@ def test_a_question_that_no_label_answers_lowers_the_ceiling(result: tuple[Resul
 def test_constant_logits_answer_with_the_first_label_and_are_flagged(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    """V8."""
-
     def flatten(loaded: GLSCLModel) -> None:
         loaded.classifier[3].weight.zero_()
         loaded.classifier[3].bias.fill_(0.5)
 
-    found = evaluate(changed(model, tmp_path / "m", flatten), data, tmp_path / "o")
-    assert warnings(found) == ["constant_prediction"]
+    result = evaluate(changed(model, tmp_path / "m", flatten), data, tmp_path / "o")
+    assert warnings(result) == ["constant_prediction"]
     lines = list(read_records(tmp_path / "o"))
     assert {line["prediction"] for line in lines} == {"yes"}
-    assert found.metric("accuracy").value == pytest.approx(
+    assert result.metric("accuracy").value == pytest.approx(
         100 * np.mean([accuracy("yes", line["answers"]) for line in lines])
     )
 
@@ -202,7 +196,6 @@ def test_batch_size_changes_no_answer(
 def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    """G2 and G3."""
     cache = tmp_path / "cache"
     evaluate(model, data, tmp_path / "one", batch_size=5, cache=cache)
     blocks = sorted(cache.rglob("*.safetensors"))
@@ -273,7 +266,7 @@ def test_networks_may_run_in_bf16(
 def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -> None:
     entries = json.loads((result[1] / "submission.json").read_text())
     assert [entry["question_id"] for entry in entries] == [
-        q["id"] for i in range(PICTURES) for q in questions(i)
+        q["id"] for i in range(IMAGES) for q in questions(i)
     ]
     assert [entry["answer"] for entry in entries] == [
         line["prediction"] for line in read_records(result[1])
@@ -288,14 +281,13 @@ def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -
         ([1, 2, 3], [1, 2], "1 question ids are answered but not asked, first 3"),
         ([1, 2, 2], [1, 2], "1 question ids are asked or answered more than once, first 2"),
         ([1, 2], [1, 2, 2], "1 question ids are asked or answered more than once, first 2"),
-        (["1"], ["1"], "question id '1' is no whole number"),
-        ([True], [True], "question id True is no whole number"),
+        (["1"], ["1"], "question id '1' is not a whole number"),
+        ([True], [True], "question id True is not a whole number"),
     ],
 )
 def test_a_submission_of_other_questions_is_refused(
     ids: list, asked: list, message: str, tmp_path: Path
 ) -> None:
-    """V7."""
     records = [{"query": number, "prediction": "yes", "image": "a"} for number in ids]
     with pytest.raises(DataError, match=message):
         write_submission(tmp_path / "submission.json", records, asked)
@@ -303,7 +295,6 @@ def test_a_submission_of_other_questions_is_refused(
 
 
 def test_two_questions_with_one_id_are_refused(model: Path, tmp_path: Path) -> None:
-    """V7."""
     write_questions(tmp_path / "d", [questions(0), questions(0)])
     with pytest.raises(DataError, match="1 question ids are asked more than once, first 0"):
         evaluate(model, tmp_path / "d", tmp_path / "o")
@@ -314,17 +305,17 @@ def test_a_test_split_without_answers_has_predictions_and_no_metrics(
 ) -> None:
     secret = [[{"id": i, "question": TEXTS[0]} for i in (2 * n, 2 * n + 1)] for n in range(3)]
     write_questions(tmp_path / "test", secret)
-    found = evaluate(model, tmp_path / "test", tmp_path / "o", submit=True)
-    assert found.metrics == []
-    assert "no_answers" in found.flags
+    result = evaluate(model, tmp_path / "test", tmp_path / "o", submit=True)
+    assert result.metrics == []
+    assert "no_answers" in result.flags
     assert len(json.loads((tmp_path / "o" / "submission.json").read_text())) == 6
     assert not any("accuracy" in line for line in read_records(tmp_path / "o"))
     write_questions(tmp_path / "mixed", [*secret, questions(1)])
     with pytest.raises(DataError, match="6 of 8 questions have no answers, first 0"):
-        evaluate(model, tmp_path / "mixed", tmp_path / "o")
+        evaluate(model, tmp_path / "mixed", tmp_path / "none")
 
 
-def test_an_unreadable_picture_counts_as_wrong_and_is_listed(model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_counts_as_wrong_and_is_listed(model: Path, tmp_path: Path) -> None:
     write_questions(
         tmp_path / "d", [[question(i, TEXTS[0], ["yes"] * 10)] for i in range(4)], broken=[2]
     )
@@ -333,14 +324,12 @@ def test_an_unreadable_picture_counts_as_wrong_and_is_listed(model: Path, tmp_pa
         tmp_path / "m",
         lambda loaded: loaded.classifier[3].bias.copy_(torch.eye(4)[0] * 1000),
     )
-    found = evaluate(only_yes, tmp_path / "d", tmp_path / "o")
-    assert found.metric("accuracy").value == 75
-    assert list(found.data["unreadable"]) == ["d/shard-000000.tar/002"]
-    assert "unreadable_images" in found.flags
-    with pytest.raises(
-        DataError, match="question 2 has no answer: the picture .*002 cannot be read"
-    ):
-        evaluate(only_yes, tmp_path / "d", tmp_path / "o", submit=True)
+    result = evaluate(only_yes, tmp_path / "d", tmp_path / "o")
+    assert result.metric("accuracy").value == 75
+    assert list(result.data["unreadable"]) == ["d/shard-000000.tar/002"]
+    assert "unreadable_images" in result.flags
+    with pytest.raises(DataError, match="question 2 has no answer: the image .*002 cannot be read"):
+        evaluate(only_yes, tmp_path / "d", tmp_path / "none", submit=True)
 
 
 def test_wrong_options_models_and_data_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
@@ -348,9 +337,9 @@ def test_wrong_options_models_and_data_are_refused(model: Path, data: Path, tmp_
         evaluate(model, data, tmp_path, submit=True, limit=3)
     with pytest.raises(UsageError, match="has no classifier: fine-tune it"):
         evaluate(answering_model(tmp_path / "plain", []), data, tmp_path)
-    with pytest.raises(UsageError, match="is for pairs of pictures: evaluate it with nlvr2"):
+    with pytest.raises(UsageError, match="is for pairs of images: evaluate it with nlvr2"):
         evaluate(answering_model(tmp_path / "pairs", ["False", "True"], 2), data, tmp_path)
-    with pytest.raises(DataError, match="holds no sample"):
+    with pytest.raises(UsageError, match="limit is 0"):
         evaluate(model, data, tmp_path, limit=0)
 
 
@@ -358,17 +347,17 @@ def test_blind_answers_are_compared_question_by_question(
     result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path
 ) -> None:
     blind = vqa_prior.evaluate(data, data, tmp_path / "prior")
-    assert blind.flags == [f"overlap: possible: trained on this very data set ({data})"]
-    found = evaluate(model, data, tmp_path / "o", prior=tmp_path / "prior")
-    assert found.metric("prior/accuracy").value == blind.metric("accuracy").value
-    above = found.metric("above_prior/accuracy")
+    assert warnings(blind) == [f"overlap: possible: trained on this very data set ({data})"]
+    evaluated = evaluate(model, data, tmp_path / "o", prior=tmp_path / "prior")
+    assert evaluated.metric("prior/accuracy").value == blind.metric("accuracy").value
+    above = evaluated.metric("above_prior/accuracy")
     assert above.value == pytest.approx(
         result[0].metric("accuracy").value - blind.metric("accuracy").value
     )
-    assert metrics(read_records(tmp_path / "o")) == found.metrics
+    assert metrics(read_records(tmp_path / "o")) == evaluated.metrics
     assert verify(tmp_path / "o") == verify(tmp_path / "prior") == []
     compared = compare(tmp_path / "prior", tmp_path / "o")
-    difference = next(one for one in compared.differences if one.name == "accuracy")
+    difference = next(d for d in compared.differences if d.name == "accuracy")
     assert (difference.difference, difference.ci95) == (
         pytest.approx(above.value),
         pytest.approx(above.ci95),
@@ -376,10 +365,10 @@ def test_blind_answers_are_compared_question_by_question(
     lines = (tmp_path / "prior" / "samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "prior" / "samples.jsonl").write_text("".join(lines[:3]))
     with pytest.raises(DataError, match="the prior does not answer question 20"):
-        evaluate(model, data, tmp_path / "o", prior=tmp_path / "prior")
+        evaluate(model, data, tmp_path / "none", prior=tmp_path / "prior")
     write_questions(tmp_path / "d", [questions(0)])
-    with pytest.raises(DataError, match="is no vqa-prior result on"):
-        evaluate(model, tmp_path / "d", tmp_path / "o", prior=tmp_path / "prior")
+    with pytest.raises(DataError, match="is not a vqa-prior result on"):
+        evaluate(model, tmp_path / "d", tmp_path / "none", prior=tmp_path / "prior")
 
 
 def test_only_blind_answers_are_compared_whatever_the_precision(
@@ -411,13 +400,13 @@ def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path:
 
     train = write_questions(tmp_path / "train", asked(60, 0, "yes"))
     test = write_questions(tmp_path / "test", asked(15, 100, "maybe"))
-    found = vqa_prior.evaluate(train, test, tmp_path / "o")
+    result = vqa_prior.evaluate(train, test, tmp_path / "o")
     lines = list(read_records(tmp_path / "o"))
     assert [line["prediction"] for line in lines] == ["yes", "no", "no"] * 5
     assert {line["by_type"] for line in lines} == {"no"}
-    assert found.metric("accuracy").value == pytest.approx(200 / 3)
-    assert found.metric("by_type/accuracy").value == pytest.approx(200 / 3)
-    assert metrics(lines) == found.metrics
+    assert result.metric("accuracy").value == pytest.approx(200 / 3)
+    assert result.metric("by_type/accuracy").value == pytest.approx(200 / 3)
+    assert metrics(lines) == result.metrics
 
 
 @pytest.mark.slow
@@ -425,14 +414,15 @@ def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path:
 def test_several_processes_give_the_same_records(
     result: tuple[Result, Path], model: Path, data: Path, tmp_path: Path, world: int
 ) -> None:
-    """G1: 23 pictures in blocks of 5."""
+    """23 images in blocks of 5."""
     config = tmp_path / "vqa.yaml"
     config.write_text(
         json.dumps(
             {"model": str(model), "data": str(data), "batch_size": 5, "out": str(tmp_path / "w")}
         )
     )
-    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1 --mixed_precision no"
+    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1"
+    launch += " --mixed_precision no"
     command = [
         sys.executable,
         "-m",

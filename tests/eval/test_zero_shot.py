@@ -1,4 +1,4 @@
-"""Zero-shot classification: the ensemble as defined, exact accuracies, and data with labels alone."""
+"""Zero-shot classification: the ensemble by definition, exact accuracies, data without captions."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from .conftest import save_model
 
 @pytest.fixture(scope="module")
 def labelled(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The gallery with labels instead of captions, three classes and a picture of two."""
+    """The gallery with labels instead of captions, three classes and an image of two."""
     from data_pipeline.shards.store import Store
 
     out = tmp_path_factory.mktemp("labelled") / "data"
@@ -41,7 +41,7 @@ def labelled(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_closest_mean_of_unit_sentence_features_is_the_answer(
     knowing_model: Path, labelled: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(knowing_model, labelled, tmp_path, templates=["a {} here", "{}"])
+    result = evaluate(knowing_model, labelled, tmp_path, templates=["a {} here", "{}"])
     loaded = load(knowing_model)
     images = (
         encode_images(loaded, Manifest.load(labelled), captioned=False).features[:8].astype(float)
@@ -55,35 +55,35 @@ def test_the_closest_mean_of_unit_sentence_features_is_the_answer(
     expected = np.mean(
         [names[column] == line["label"] for column, line in zip(best, lines, strict=True)]
     )
-    assert found.metric("top1").value == pytest.approx(100 * expected)
-    assert found.metric("top1").chance == pytest.approx(100 / 3) and found.metric("top1").n == 8
-    assert found.data["without_one_label"] == 2 and found.data["classes"] == names
-    assert found.protocol["templates"] == ["a {} here", "{}"]
-    assert not any(metric.name == "top5" for metric in found.metrics)  # of three classes
+    assert result.metric("top1").value == pytest.approx(100 * expected)
+    assert result.metric("top1").chance == pytest.approx(100 / 3) and result.metric("top1").n == 8
+    assert result.data["without_one_label"] == 2 and result.data["classes"] == names
+    assert result.protocol["templates"] == ["a {} here", "{}"]
+    assert not any(metric.name == "top5" for metric in result.metrics)  # of three classes
 
 
 def test_every_metric_follows_from_the_records_and_classes_recombine(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    found = evaluate(knowing_model, gallery, tmp_path, classes=None)
-    assert metrics(read_records(tmp_path)) == found.metrics
-    by_class = [metric for metric in found.metrics if metric.name.startswith("class/")]
+    result = evaluate(knowing_model, gallery, tmp_path, classes=None)
+    assert metrics(read_records(tmp_path)) == result.metrics
+    by_class = [metric for metric in result.metrics if metric.name.startswith("class/")]
     total = sum(metric.n for metric in by_class)
-    assert total == found.metric("top1").n
+    assert total == result.metric("top1").n
     assert sum(metric.value * metric.n for metric in by_class) / total == pytest.approx(
-        found.metric("top1").value
+        result.metric("top1").value
     )
     assert np.mean([metric.value for metric in by_class]) == pytest.approx(
-        found.metric("mean_per_class").value
+        result.metric("mean_per_class").value
     )
-    assert found.protocol["templates"] == list(TEMPLATES)
+    assert result.protocol["templates"] == list(TEMPLATES)
 
 
-def test_classes_of_unequal_size_leave_no_doubt_about_a_classifier_that_is_always_right() -> None:
+def test_a_classifier_that_is_always_right_has_no_interval_whatever_the_class_sizes() -> None:
     right = {"above": 0, "tied": 1, "candidates": 2}
     lines = [right | {"image": str(i), "label": "rare" if i < 3 else "common"} for i in range(30)]
-    [alike] = [metric for metric in metrics(lines) if metric.name == "mean_per_class"]
-    assert (alike.value, alike.ci95) == (100.0, (100.0, 100.0))
+    [mean_per_class] = [metric for metric in metrics(lines) if metric.name == "mean_per_class"]
+    assert (mean_per_class.value, mean_per_class.ci95) == (100.0, (100.0, 100.0))
 
 
 def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
@@ -93,16 +93,16 @@ def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(
     with torch.no_grad():
         model.contrastive_text_head[3].weight.zero_()
     classes = ["red star", "blue circle", "cat", "dog", "cow", "hen", "owl"]
-    found = evaluate(
+    result = evaluate(
         save_model(model, tokenizer, tmp_path / "m"), labelled, tmp_path / "o", classes=classes
     )
-    assert "degenerate_scores" in found.flags
+    assert "degenerate_scores" in result.flags
     for name in ("top1", "top5", "mean_per_class"):
-        assert found.metric(name).value == pytest.approx(found.metric(name).chance)
-    assert found.metric("top5").chance == pytest.approx(500 / 7)
+        assert result.metric(name).value == pytest.approx(result.metric(name).chance)
+    assert result.metric("top5").chance == pytest.approx(500 / 7)
 
 
-def test_the_command_says_what_is_wrong(
+def test_the_command_names_the_problem(
     knowing_model: Path,
     labelled: Path,
     gallery: Path,
@@ -116,8 +116,8 @@ def test_the_command_says_what_is_wrong(
     assert "classes does not name 'blue circle'" in capsys.readouterr().err
     assert main(["eval", "zero-shot", *where, "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["images"] == 3
-    with pytest.raises(UsageError, match="names one class twice"):
-        evaluate(knowing_model, labelled, tmp_path / "o", classes=["cat", "cat"])
+    with pytest.raises(UsageError, match="names a class twice"):
+        evaluate(knowing_model, labelled, tmp_path / "twice", classes=["cat", "cat"])
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_captions_are_still_required_where_they_are_the_queries(
     evaluate(knowing_model, labelled, tmp_path / "o", cache=tmp_path / "cache")
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(DataError, match="caption"):
-            retrieve(knowing_model, labelled, tmp_path / "o", cache=cache)
+            retrieve(knowing_model, labelled, tmp_path / "retrieval", cache=cache)
