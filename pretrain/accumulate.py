@@ -99,7 +99,8 @@ def accumulate_exactly(
             features = engine.wrapped("features", batch)
             losses = task.pair_losses(features, counts[number])
             total = task.weighted(losses) * shares[number]
-            engine.backward(total + _pullback(task.contrasted(features), gradients[number]))
+            total = _add_pullback(total, task.contrasted(features), gradients[number])
+            engine.backward(total)
         losses_of_batches[number] |= _detached(losses)
     return losses_of_batches, temperature
 
@@ -160,9 +161,10 @@ def _refuse_lost_gradients(task: Task, features: Any) -> None:
             )
 
 
-def _pullback(features: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensor:
-    """Sum features times their gradients: its backward pass sends the gradients through the model."""
-    total: Any = 0.0
+def _add_pullback(
+    total: Tensor, features: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]
+) -> Tensor:
+    """Add features times their gradients, which a backward pass sends through the model."""
     for name, value in features.items():
         gradient = gradients[name]
         # Features without a gradient stay in the graph with the factor 0, so that no rank lacks a

@@ -1,4 +1,4 @@
-"""Everything a run depends on, as dataclasses; `config_file.py` reads them from YAML and the command line."""
+"""Everything a run depends on, as dataclasses that `config_file.py` reads from YAML and options."""
 
 from __future__ import annotations
 
@@ -22,42 +22,46 @@ def _check_finite(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One data set of the mixture: its folder and its share of the draws."""
+    """One data set of the mixture: its folder and its share of the samples drawn."""
 
     path: str
     weight: float | None = None
-    """Given for all data sets or for none; none: in proportion to their samples."""
+    """Relative share. Set it for all data sets or for none; None: proportional to their sizes."""
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Samples of each kind that one optimiser step takes, over all ranks and micro-batches."""
+    """Samples of each kind per optimiser step, over all ranks and micro-batches."""
 
     image: int = 256
-    """Pictures; 0: none."""
+    """Images; 0: none."""
     video: int = 0
-    """Clips; 0: none."""
+    """Videos; 0: none."""
 
     @property
     def total(self) -> int:
-        """Samples of a step."""
+        """Samples per step."""
         return self.image + self.video
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """The clips of a run: a mixture and an order of their own; tokenizer, masking and augmentation as for pictures."""
+    """The videos of a run, with a mixture and an order of their own.
+
+    Tokenizer, masking and augmentation are those of the images.
+    """
 
     train: tuple[SourceConfig, ...]
     frames: int = 4
-    """Frames of a clip, one from each of as many equal segments."""
+    """Frames per video, one from each of as many equal segments."""
     image_size: int | None = None
-    """Side of the frames; None: that of the pictures. Position embeddings are interpolated."""
+    """Side of the frames in pixels; None: that of the images. Position embeddings are
+    interpolated."""
     lanes: int | None = None
     group: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError for clips without frames or data."""
+        """Raise UsageError for videos without frames or data."""
         if self.frames < 1:
             raise UsageError(f"data.video.frames must be at least 1, not {self.frames}")
         if self.image_size is not None and self.image_size < 1:
@@ -67,44 +71,46 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read and how a sample becomes part of a batch."""
+    """What the run reads, and how a sample becomes part of a batch."""
 
     tokenizer: str
-    """A Hugging Face tokenizer folder (or hub name), or one made by `glscl data tokenizer`."""
+    """Folder or hub name of a Hugging Face tokenizer, or a folder of `glscl data tokenizer`."""
     train: tuple[SourceConfig, ...] = ()
-    """Pictures."""
+    """Data sets of images."""
     video: VideoConfig | None = None
+    """Data sets of videos."""
     max_text_length: int = 50
+    """Longest text in tokens, special tokens included; longer ones are cut."""
     workers: int = 2
+    """Processes per rank that read and decode; 0: the training process does it."""
     lanes: int | None = None
-    """Lanes of the order; None: gcd(global batch, 64). Fixed for the run."""
+    """Lanes of the sample order, fixed for the run; None: gcd(global batch, 64)."""
     group: int | None = None
-    """Samples in a row that lend each other negatives; None: the smallest that divides the batch,
-    usually 2."""
+    """Consecutive samples among which matching chooses its negatives; None: the smallest number
+    above 1 that divides the batch, usually 2."""
     masking: MaskingConfig = MaskingConfig()
     augment: AugmentConfig = AugmentConfig()
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the model, or folders (or hub names) of towers whose weights it starts from."""
+    """Sizes of the model, or folders or hub names of towers whose weights it starts from."""
 
     vision: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training
-    pictures."""
+    """Fields of transformers' CLIPVisionConfig; `image_size` is the side of the training images."""
     text: dict[str, Any] = field(default_factory=dict)
-    """Fields of transformers' RobertaConfig (or `model_type` of another); the vocabulary is the
-    tokenizer's."""
+    """Fields of transformers' RobertaConfig, or of the config that `model_type` names; the
+    vocabulary is the tokenizer's."""
     vision_from: str | None = None
-    """A CLIP or SigLIP folder or hub name; `vision` then overrides fields, e.g. num_hidden_layers:
-    11."""
+    """Folder or hub name of a CLIP or SigLIP model; `vision` then overrides its fields, such as
+    num_hidden_layers: 11."""
     text_from: str | None = None
-    """A folder or hub name of any text encoder of transformers."""
+    """Folder or hub name of any text encoder of transformers."""
     fusion: dict[str, Any] = field(default_factory=dict)
-    """Fields of GLSCLConfig: hidden_size, fusion_layers, fusion_heads, projection_dim, max_frames,
-    ..."""
+    """Fields of GLSCLConfig, such as hidden_size, fusion_layers, fusion_heads, projection_dim and
+    max_frames."""
     checkpoint_activations: tuple[Literal["vision", "text", "fusion"], ...] = ()
-    """Towers whose activations are computed again in the backward pass: less memory, a third more
+    """Towers that compute their activations again in the backward pass: less memory, a third more
     work."""
 
 
@@ -126,95 +132,99 @@ class ObjectiveConfig(_Weights):
     """
 
     completion_temperature: float = 0.03
+    """Divides the cosine of the completion losses."""
     directions: Literal["sum", "mean"] = "sum"
-    """Whether a completion loss is the sum or the mean of its two directions."""
+    """How a completion loss combines its two directions."""
     completion_targets: Literal["crossed", "full"] = "crossed"
-    """crossed: targets come from the pass that masks the other modality; full: from one more pass
-    of the whole pair."""
+    """crossed: targets come from the pass that masks the other modality; full: from one more pass,
+    in which nothing is masked."""
     global_image_negatives: Literal["global", "rank"] = "global"
-    """global: samples of all ranks; rank: of this rank and micro-batch only."""
+    """global: samples of all ranks; rank: samples of this rank and micro-batch only."""
     global_text_negatives: Literal["global", "rank"] = "global"
     local_image_negatives: Literal["global", "rank", "sample"] = "global"
-    """As above, of masked positions; sample: `sampled_negatives` of each sample of all ranks,
-    chosen by its key."""
+    """As above, for masked positions; sample: `sampled_negatives` positions of each sample of all
+    ranks, drawn by the sample's key."""
     local_text_negatives: Literal["global", "rank", "sample"] = "global"
     sampled_negatives: int = 8
-    """Masked positions of each sample that serve as negatives where `sample` is chosen."""
+    """Masked positions of each sample that are negatives under `sample`."""
     duplicates: Literal["ignored", "negatives"] = "ignored"
-    """Whether samples of one image, or with one caption, count as negatives of each other."""
+    """Whether samples with the same image or the same caption are negatives of each other."""
     gradients: Literal["exact", "published"] = "exact"
-    """published: features of losses over all ranks get 1/world of their gradient, as the authors'
-    gather gives them."""
+    """published: losses over all ranks send 1/world of their gradient to the features, as the
+    authors' gather does."""
     matching_negatives: Literal["hard", "random", "dataset"] = "hard"
-    """hard: drawn from the softmax of the contrastive similarity within the group; random: evenly
-    within it; dataset: evenly from the whole data set, which costs another image per negative."""
+    """hard: drawn from the group by the softmax of the contrastive similarity; random: drawn from
+    the group evenly; dataset: drawn from the whole data set evenly, which costs another image per
+    negative."""
     video_normalization: Literal["channels", "frames"] = "channels"
-    """frames: features of clips are normalised over the frames, as published (a mistake), in the
-    global image loss."""
+    """frames: the global image loss normalises features of videos over the frames instead of the
+    channels, a mistake in the published code."""
     temperature_bounds: tuple[float, float] | None = (0.01, 0.5)
-    """Within which the learnt temperature stays."""
+    """Bounds of the learnt temperature; None: unbounded."""
 
     @property
     def depends_on_ranks(self) -> bool:
-        """Whether a loss or its gradient depends on how the global batch is divided over ranks."""
+        """Whether a loss or its gradient depends on how ranks divide the global batch."""
         negatives = (
-            *(self.global_image_negatives, self.global_text_negatives),
-            *(self.local_image_negatives, self.local_text_negatives),
+            self.global_image_negatives,
+            self.global_text_negatives,
+            self.local_image_negatives,
+            self.local_text_negatives,
         )
         return "rank" in negatives or self.gradients == "published"
 
     @property
     def samples_negatives(self) -> bool:
-        """Whether a local loss contrasts against a sample of the masked positions."""
+        """Whether a local loss contrasts with a sample of the masked positions."""
         return "sample" in (self.local_image_negatives, self.local_text_negatives)
 
     def __post_init__(self) -> None:
-        """Raise UsageError for values with which nothing could be contrasted."""
+        """Raise UsageError for values with which no loss could be computed or learned."""
         if self.sampled_negatives < 1:
             raise UsageError("objectives.sampled_negatives must be at least 1")
         weights = {objective.name: objective.weight_in(self) for objective in OBJECTIVES}
         for name, weight in weights.items():
             _check_finite(f"objectives.{name}", weight)
         if not any(weights.values()):
-            raise UsageError("objectives: every loss has weight 0, so that nothing would be learnt")
+            raise UsageError("objectives: every loss has weight 0, so nothing would be learned")
         if not 0 < self.completion_temperature < math.inf:
             raise UsageError("objectives.completion_temperature must be positive")
-        if (
-            self.temperature_bounds
-            and not 0 < self.temperature_bounds[0] <= self.temperature_bounds[1] < math.inf
-        ):
+        bounds = self.temperature_bounds
+        if bounds and not 0 < bounds[0] <= bounds[1] < math.inf:
             raise UsageError(
-                f"objectives.temperature_bounds must rise and be positive, not {self.temperature_bounds}"
+                f"objectives.temperature_bounds must be positive and ascending, not {bounds}"
             )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule: linear warm-up, then linear decay to zero (glscl paper, section 4.1)."""
+    """AdamW, with a linear warm-up and a linear decay to 0 (glscl paper, section 4.1)."""
 
     lr: float = 2e-5
+    """Highest learning rate."""
     fusion_multiplier: float = 5.0
-    """Of the learning rate of projections, fusion layers and poolers."""
+    """Multiplies the learning rate of projections, fusion layers and poolers."""
     head_multiplier: float = 5.0
-    """Of the learning rate of the matching and masked-language heads and of the classifier."""
+    """Multiplies the learning rate of the matching and masked-language heads and the classifier."""
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
     decay: Literal["matrices", "published"] = "matrices"
-    """matrices: vectors and scalars (norms, biases, the temperature) are not decayed; published: of
-    these only biases and the norms of text, fusion and the masked-language head are not."""
+    """matrices: weight decay spares vectors and scalars (norms, biases, the temperature);
+    published: it spares only biases and the norms of text, fusion and masked-language head."""
     warmup: float = 0.1
-    """Share of the steps."""
+    """Fraction of the steps in which the learning rate rises."""
     max_grad_norm: float | None = 1.0
+    """Norm that longer gradients are clipped to; None: no clipping."""
     ema: float | None = None
-    """Decay of a moving average of the weights, saved as `ema/` beside `model/`; None: none is
-    kept."""
+    """Decay of a moving average of the weights, saved as `ema/` beside `model/`; None: keep no
+    average."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for values with which AdamW would not descend."""
+        """Raise UsageError for values that AdamW cannot work with."""
         if not 0 <= self.warmup <= 1:
             raise UsageError(
-                f"optimizer.warmup is a share of the steps, between 0 and 1, not {self.warmup}"
+                f"optimizer.warmup is a fraction of the steps, from 0 to 1, not {self.warmup}"
             )
         for name in ("lr", "fusion_multiplier", "head_multiplier", "weight_decay"):
             _check_finite(f"optimizer.{name}", getattr(self, name))
@@ -226,20 +236,24 @@ class OptimizerConfig:
             raise UsageError(f"optimizer.ema must lie between 0 and 1, not {self.ema}")
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
             raise UsageError(
-                f"optimizer.max_grad_norm must be positive, or null for none, not {self.max_grad_norm}"
+                "optimizer.max_grad_norm must be positive, or null for none, "
+                f"not {self.max_grad_norm}"
             )
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """A validation split, and how often the task is measured on it while training."""
+    """A validation split, and how often a run measures its task on it."""
 
     path: str
     every: int = 1000
+    """Steps between two validations; one more follows the last step."""
     limit: int | None = None
+    """Validate on the first so many samples; None: on all of them."""
     batch_size: int = 64
+    """Samples per rank and forward pass."""
     frames: int | None = None
-    """Frames of each clip, where the split holds clips; None: it holds pictures."""
+    """Frames per video, if the split holds videos; None: it holds images."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values with which nothing would be validated."""
@@ -249,16 +263,18 @@ class ValidationConfig:
             )
         if self.frames is not None and self.frames < 1:
             raise UsageError(
-                "validation.frames must be at least 1, or left out to validate on pictures"
+                "validation.frames must be at least 1, or left out to validate on images"
             )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often a checkpoint is written and how many stay."""
+    """How often a run writes a checkpoint, and how many it keeps."""
 
     every: int = 1000
+    """Steps between two checkpoints."""
     keep: int = 3
+    """Newest checkpoints that stay; the best one stays too."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that would leave nothing to resume from."""
@@ -268,10 +284,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """How often a row goes to metrics.jsonl, and accelerate trackers (tensorboard, trackio, wandb, ...) beside it."""
+    """How often a run logs, and where."""
 
     every: int = 10
+    """Steps between two rows of metrics.jsonl."""
     trackers: tuple[str, ...] = ()
+    """accelerate's trackers that get the rows too, such as tensorboard, trackio or wandb."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for an interval below one step."""
@@ -281,7 +299,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a run takes of one kind of samples: data sets, their shares, and their order."""
+    """What a run reads of one kind of samples: data sets, their shares, and their order."""
 
     dirs: tuple[str, ...]
     weights: tuple[float, ...] | None
@@ -289,22 +307,27 @@ class Mixture:
     lanes: int | None
     group: int | None
     frames: int | None = None
-    """Of a clip; None: pictures."""
+    """Frames per video; None: images."""
     image_size: int | None = None
-    """Side in pixels; None: that of the model's pictures."""
+    """Side in pixels; None: that of the model's images."""
 
 
-# May differ between the runs that share a folder; every other difference always changes what is
-# computed.
+# Keys that may differ when a run resumes, because they do not change what it computes.
 FREE_ON_RESUME = (
-    *("run", "world", "data.workers", "log", "checkpoint", "validation"),
-    *("checkpoint_activations", "model.checkpoint_activations"),
+    "run",
+    "world",
+    "data.workers",
+    "log",
+    "checkpoint",
+    "validation",
+    "checkpoint_activations",
+    "model.checkpoint_activations",
 )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What every training run depends on, whatever it trains."""
+    """What every training run depends on, in pre-training and in fine-tuning."""
 
     run: str
     """The run folder."""
@@ -312,16 +335,16 @@ class TrainingConfig:
     data: DataConfig
     seed: int = 0
     init_from: str | None = None
-    """Run, checkpoint or model folder whose weights a fresh start takes."""
+    """Run, checkpoint or model folder whose weights a new run starts from."""
     world: int | None = None
-    """Processes that must train; anything else is refused at start. None: as many as were
-    launched."""
+    """Number of ranks that must train; any other number is refused. None: as many as the launcher
+    starts."""
     batch: BatchConfig = BatchConfig()
     micro_batches: int = 1
-    """Micro-batches a step on each rank: more of them take less memory."""
+    """Micro-batches per step on each rank; more of them take less memory."""
     accumulation: Literal["exact", "plain"] = "exact"
-    """exact: losses contrast all samples of a step, for a second forward pass of each micro-batch;
-    plain: those of one micro-batch of all ranks."""
+    """exact: losses compare all samples of a step, which costs a second forward pass per
+    micro-batch; plain: losses compare the samples of one micro-batch of all ranks."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     optimizer: OptimizerConfig = OptimizerConfig()
     validation: ValidationConfig | None = None
@@ -330,40 +353,43 @@ class TrainingConfig:
 
     @property
     def free_on_resume(self) -> tuple[str, ...]:
-        """Keys that may differ between the starts of one run."""
+        """Keys that may differ when a run resumes."""
         return FREE_ON_RESUME
 
     @property
     def mixtures(self) -> dict[Kind, Mixture]:
-        """What is read of each kind that the run takes, pictures before clips."""
-        found: dict[Kind, Mixture] = {}
+        """What the run reads of each kind that it takes, images before videos."""
+        mixtures: dict[Kind, Mixture] = {}
+        video = self.data.video
         if self.batch.image:
-            found["image"] = _mixture(self.data, self.batch.image)
-        if self.batch.video and (video := self.data.video):
-            found["video"] = _mixture(
+            mixtures["image"] = _mixture(self.data, self.batch.image)
+        if self.batch.video and video:
+            mixtures["video"] = _mixture(
                 video, self.batch.video, frames=video.frames, image_size=video.image_size
             )
-        return found
+        return mixtures
 
     @property
     def accumulates_exactly(self) -> bool:
-        """Whether a step takes two forward passes of each micro-batch."""
+        """Whether a step may need two forward passes of each micro-batch."""
         return self.accumulation == "exact" and self.micro_batches > 1
 
     @property
     def frames(self) -> int:
-        """Frames that the temporal table must hold; 0: the run takes no clips."""
+        """Frames that the temporal table must hold; 0: the run takes no videos."""
         return self.data.video.frames if self.batch.video and self.data.video else 0
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a run that cannot take a step."""
+        """Raise UsageError for a configuration that cannot take a step."""
         if self.steps < 1 or self.micro_batches < 1:
             raise UsageError("steps and micro_batches must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed must be at least 0 and below 2^63, not {self.seed}")
         if self.world is not None and self.world < 1:
             raise UsageError(f"world must be at least 1, not {self.world}")
-        if 1 in (self.batch.image, self.batch.video) or min(self.batch.image, self.batch.video) < 0:
+        sizes = (self.batch.image, self.batch.video)
+        # A single sample would have no negatives to be contrasted with.
+        if 1 in sizes or min(sizes) < 0:
             raise UsageError(
                 "batch.image and batch.video must be 0 or at least 2: a sample needs negatives"
             )
@@ -381,8 +407,8 @@ class RunConfig(TrainingConfig):
 
     model: ModelConfig = ModelConfig()
     preset: Literal["published"] | None = None
-    """Values for every key that is not given: `published` reproduces the behaviour of the authors'
-    release."""
+    """Other defaults for the keys that are left out; `published` reproduces the authors' release,
+    right or wrong."""
     objectives: ObjectiveConfig = ObjectiveConfig()
 
 
@@ -396,17 +422,18 @@ def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) ->
 def _check_mixture(name: str, sources: Sequence[SourceConfig]) -> None:
     if not sources:
         raise UsageError(f"{name} names no data set")
-    if len({source.weight is None for source in sources}) > 1:
+    unweighted = [source.weight is None for source in sources]
+    if any(unweighted) and not all(unweighted):
         raise UsageError(f"{name}: give every data set a weight, or none")
     for source in sources:
         if sum(other.path == source.path for other in sources) > 1:
             raise UsageError(
-                f"{name}: {source.path} is there twice; give it a larger weight instead"
+                f"{name}: {source.path} is listed twice; give it a larger weight instead"
             )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # What the authors' released code does (github IIGROUP/SCL, 88b174f), right or wrong.
+    # What the authors' released code does (github IIGROUP/SCL, 88b174f), its mistakes included.
     "published": {
         "model": {"vision": {"num_hidden_layers": 11}},
         "data": {"masking": {"replacement": True, "mlm_unit": "token"}, "augment": {"flip": True}},

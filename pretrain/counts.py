@@ -1,4 +1,4 @@
-"""Row counts that ranks exchange before a step, because losses over masked positions differ in rows.
+"""Row counts that ranks exchange before a step, for losses over masked positions.
 
 Every rank masks as many words as its captions have, so a rank cannot know how many rows the others
 bring to a gather, or how many masked tokens the whole step has.

@@ -26,7 +26,7 @@ class Pretraining:
         self.config = config
 
     def build(self, tokenizer: Tokenizer, checkpoint: Path | None) -> GLSCLModel:
-        """Build the configured sizes, with the weights of `init_from` unless there is a checkpoint."""
+        """Build the configured sizes; without a checkpoint, load the weights of `init_from`."""
         config = self.config
         model = build_model(config.model, tokenizer, config.data.max_text_length, config.frames)
         model.checkpoint_activations(config.model.checkpoint_activations)

@@ -238,7 +238,7 @@ class _Training:
         return stopped
 
     def _next_batches(self) -> list[Batch]:
-        """Read this rank's micro-batches of a step, grouped by kind in the same order on all ranks."""
+        """Read this rank's micro-batches of a step; all ranks have the kinds in the same order."""
         device, batches = self.accelerator.device, []
         for loader in self.loaders.values():
             for _ in range(self.config.micro_batches):

@@ -125,7 +125,7 @@ class Stepper:
         return means, temperature.float()
 
     def _gather(self, means: dict[Kind, Tensor], temperature: Tensor, waited: float) -> _Gathered:
-        """Average over the ranks, in one collective and one transfer for all that a step reports."""
+        """Average everything that a step reports over the ranks, in one collective."""
         flags = torch.tensor(
             [float(self.stop.reason is not None), waited], device=temperature.device
         )

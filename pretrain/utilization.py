@@ -1,4 +1,4 @@
-"""How much of a device's arithmetic a run uses: operations that torch counts, and the device's peak."""
+"""How much of a device's arithmetic a run uses: operations counted by torch, and the peak."""
 
 from __future__ import annotations
 

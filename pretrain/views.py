@@ -1,9 +1,10 @@
-"""Which views are encoded once and which pairs are fused: three of each side, five pairs.
+"""Features of one micro-batch: encode three views of each side, fuse five pairs, apply the heads.
 
-Image, dropped image and token-masked image share the patch embedding; views of equal shape go
-through a tower in one call, pairs of equal shape through the fusion encoder; the first
-self-attention of a side is computed once for all its pairs, and the last layer computes only what a
-loss reads. Everything random stands in the batch.
+`pretrain_features` turns a batch into everything that the objectives read. Work is shared: image,
+dropped image and token-masked image share the patch embedding; views of equal shape go through a
+tower in one call, and pairs of equal shape through the fusion encoder; the first self-attention of
+a side is computed once for all its pairs, and the last layer computes only what a loss reads. All
+randomness comes with the batch.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from pretrain.objectives.matching import choose_images
 
 
 class Completion(NamedTuple):
-    """States of one modality: recovered from the other one, and complete; one row per state."""
+    """States of one modality, recovered from the other one and complete; rows match."""
 
     recovered: Tensor
     target: Tensor
 
 
 class Views(NamedTuple):
-    """Contrastive features of masked views, and of the parts of a sample."""
+    """Contrastive features of masked views, and of the patches and words of a sample."""
 
     dropped_image: Tensor  # (batch, projection)
     masked_text: Tensor  # (batch, projection)
@@ -43,7 +44,7 @@ class Views(NamedTuple):
 
 
 class PretrainFeatures(NamedTuple):
-    """What the objectives read: one row per sample, or per masked position of this micro-batch."""
+    """What the objectives read: one row per sample, or one per masked position."""
 
     identity: Tensor  # (batch, 2), see Batch
     contrastive_text: Tensor  # (batch, projection)
@@ -57,13 +58,11 @@ class PretrainFeatures(NamedTuple):
     global_text: Completion  # (batch, width)
     local_image: Completion  # (masked patches of all frames, width)
     local_text: Completion  # (masked tokens, width)
-    patch_identity: (
-        Tensor  # (masked patches of all frames, 1), equal for the same patch of one picture
-    )
-    token_identity: Tensor  # (masked tokens, 1), equal for the same token of one caption
+    patch_identity: Tensor  # (masked patches of all frames, 1), equal for one patch of one image
+    token_identity: Tensor  # (masked tokens, 1), equal for one token of one caption
     negative_patches: Tensor | None  # rows of local_image that serve as negatives; None: all
     negative_tokens: Tensor | None
-    views: Views | None  # None unless an intra-modal or global-local loss is on
+    views: Views | None  # None unless an objective reads them
 
 
 def pretrain_features(
@@ -76,10 +75,12 @@ def pretrain_features(
     patches = model.embed_patches(batch.pixels)
     size, count = len(batch.pixels), patches.values.shape[-2]
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
-    whole = [patches, model.mask_patches(patches, _flags(batch.masked_patches, size, count))]
+    # Images without dropped patches have the same shape, so that one call encodes them all: image,
+    # token-masked image and, if they come from the data set, the negatives of matching.
+    undropped = [patches, model.mask_patches(patches, _flags(batch.masked_patches, size, count))]
     if batch.negative_pixels is not None:
-        whole.append(model.embed_patches(batch.negative_pixels))
-    image_tokens = model.encode_patches(Patches.cat(whole))
+        undropped.append(model.embed_patches(batch.negative_pixels))
+    image_tokens = model.encode_patches(Patches.cat(undropped))
     dropped_tokens = model.encode_patches(patches, batch.keep_patches)
     mask = batch.text_mask
     text_ids = torch.cat([batch.text_ids, batch.masked_text_ids, batch.mlm_ids])
@@ -88,7 +89,8 @@ def pretrain_features(
     contrastive_text = model.contrastive_text(text_tokens[first])
     contrastive_image = model.contrastive_image(image_tokens[first], frames)
 
-    texts, images = model.text_side(text_tokens, mask.repeat(3, 1)), model.image_side(image_tokens)
+    texts = model.text_side(text_tokens, mask.repeat(3, 1))
+    images = model.image_side(image_tokens)
     text, masked_text, mlm_text = texts[first], texts[second], texts[third]
     image, token_masked = images[first], images[second]
     hard = config.matching_negatives == "hard"
@@ -96,30 +98,32 @@ def pretrain_features(
     rows, labels = _matched(batch, logits, config)
     matched = images[rows]
 
+    # Positions that the last fusion layer must compute: class tokens come first, then patches.
     classes = torch.arange(frames, device=mask.device).expand(size, -1)
     hidden = _in_every_frame(batch.masked_patches, size, frames, count)
     completed: Need = torch.cat([classes, hidden], dim=1)
     crossed = config.completion_targets == "crossed"
     pairs: list[tuple[Side, Side, tuple[Need, Need]]] = [
-        (
-            masked_text,
-            image,
-            ("all", completed if crossed else "none"),
-        ),  # B: recovers texts, completes images
-        (text, token_masked, ("none", hidden)),  # C: recovers patches
+        # B recovers texts, and completes images.
+        (masked_text, image, ("all", completed if crossed else "none")),
+        # C recovers patches.
+        (text, token_masked, ("none", hidden)),
+        # Masked language.
         (mlm_text, image, ("all", "none")),
+        # Matching, which pools the class states.
         (text, matched, (classes[:, :1], classes)),
     ]
     if not crossed:
+        # Completes both, with nothing masked.
         pairs.append((text, image, ("all", completed)))
+    text_sides, image_sides, needs = zip(*pairs, strict=True)
     stacked = model.fuse_pairs(
-        Side.cat([text_side for text_side, _, _ in pairs]),
-        mask.repeat(len(pairs), 1),
-        Side.cat([image_side for _, image_side, _ in pairs]),
-        [needs for _, _, needs in pairs],
+        Side.cat(text_sides), mask.repeat(len(pairs), 1), Side.cat(image_sides), list(needs)
     )
-    (b_text, b_image), (_, c_image), (mlm_states, _), (matched_text, matched_image) = stacked[:4]
-    # A: recovers images, completes texts.
+    (b_text, b_image), (_, c_image), (mlm_states, _) = stacked[:3]
+    matched_text, matched_image = stacked[3]
+    # A recovers images, and completes texts. Dropped images are shorter, so that this pair cannot be
+    # stacked with the others.
     dropped = model.image_side(dropped_tokens)
     ((a_text, a_image),) = model.fuse_pairs(
         text, mask, dropped, [("all" if crossed else "none", classes)]
@@ -176,43 +180,33 @@ def _replaced(record: Any, path: list[str], value: Tensor) -> Any:
 
 
 def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
-    """Features of several micro-batches of one kind as if they were one; logits and labels are those of the first."""
+    """Join the features that similarity losses read, of several micro-batches of one kind.
+
+    Logits and labels stay those of the first micro-batch: no similarity loss reads them.
+    """
     first = parts[0]
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
 
     def completion(name: str) -> Completion:
-        sides = [getattr(part, name) for part in parts]
+        states = [getattr(part, name) for part in parts]
         return Completion(
-            torch.cat([s.recovered for s in sides]), torch.cat([s.target for s in sides])
+            recovered=torch.cat([state.recovered for state in states]),
+            target=torch.cat([state.target for state in states]),
         )
 
-    def chosen(name: str, rows: str) -> Tensor | None:
+    def chosen(name: str, states: str) -> Tensor | None:
         if getattr(first, name) is None:
             return None
-        ends = (
-            torch.tensor([len(getattr(part, rows).recovered) for part in parts]).cumsum(0).tolist()
-        )
-        return torch.cat(
-            [getattr(part, name) + start for part, start in zip(parts, [0, *ends], strict=False)]
-        )
+        # Row numbers of a micro-batch start at its first row among the joined states.
+        rows, start = [], 0
+        for part in parts:
+            rows.append(getattr(part, name) + start)
+            start += len(getattr(part, states).recovered)
+        return torch.cat(rows)
 
-    views = None
-    if first.views is not None:
-        all_views = [part.views for part in parts if part.views is not None]
-        longest = max(view.words.shape[1] for view in all_views)
-        views = Views(
-            dropped_image=torch.cat([view.dropped_image for view in all_views]),
-            masked_text=torch.cat([view.masked_text for view in all_views]),
-            patches=torch.cat([view.patches for view in all_views]),
-            words=torch.cat(
-                [F.pad(view.words, (0, 0, 0, longest - view.words.shape[1])) for view in all_views]
-            ),
-            word_mask=torch.cat(
-                [F.pad(view.word_mask, (0, longest - view.words.shape[1])) for view in all_views]
-            ),
-        )
+    views = [part.views for part in parts if part.views is not None]
     return first._replace(
         identity=joined("identity"),
         contrastive_text=joined("contrastive_text"),
@@ -225,27 +219,43 @@ def join_features(parts: Sequence[PretrainFeatures]) -> PretrainFeatures:
         token_identity=joined("token_identity"),
         negative_patches=chosen("negative_patches", "local_image"),
         negative_tokens=chosen("negative_tokens", "local_text"),
-        views=views,
+        views=_join_views(views) if views else None,
+    )
+
+
+def _join_views(parts: Sequence[Views]) -> Views:
+    # Texts of each micro-batch are padded to its longest one.
+    longest = max(view.words.shape[1] for view in parts)
+    words, word_masks = [], []
+    for view in parts:
+        missing = longest - view.words.shape[1]
+        words.append(F.pad(view.words, (0, 0, 0, missing)))
+        word_masks.append(F.pad(view.word_mask, (0, missing)))
+    return Views(
+        dropped_image=torch.cat([view.dropped_image for view in parts]),
+        masked_text=torch.cat([view.masked_text for view in parts]),
+        patches=torch.cat([view.patches for view in parts]),
+        words=torch.cat(words),
+        word_mask=torch.cat(word_masks),
     )
 
 
 def _flags(positions: Tensor, rows: int, width: int) -> Tensor:
-    """Flat positions as a boolean (rows, width)."""
+    """Turn flat positions into a boolean (rows, width)."""
     flags = torch.zeros(rows * width, dtype=torch.bool, device=positions.device)
     return flags.index_fill(0, positions, True).view(rows, width)
 
 
 def _in_every_frame(masked_patches: Tensor, size: int, frames: int, count: int) -> Tensor:
-    """Positions of the masked patches among the tokens of a sample, frame after frame: (batch, frames * masked)."""
+    """Locate the masked patches among the tokens of a sample: (batch, frames * masked)."""
     inside = (masked_patches % count).view(size, 1, -1)
-    first = (
-        torch.arange(frames, device=inside.device) * count + frames
-    )  # class tokens of all frames come first
+    # The class tokens of all frames come first.
+    first = torch.arange(frames, device=inside.device) * count + frames
     return (first[:, None] + inside).flatten(1)
 
 
 def _chosen_in_every_frame(batch: Batch, size: int, frames: int) -> Tensor | None:
-    """Rows of the local image states (sample, frame, masked patch) that serve as negatives."""
+    """Repeat the negatives, rows of (sample, masked patch), as rows of (sample, frame, patch)."""
     if batch.negative_patches is None or frames == 1:
         return batch.negative_patches
     masked = len(batch.masked_patches) // size
@@ -255,27 +265,26 @@ def _chosen_in_every_frame(batch: Batch, size: int, frames: int) -> Tensor | Non
 
 
 def part_identity(identity: Tensor, position: Tensor) -> Tensor:
-    """Hash, int64 (n, 1), of whose part it is and which; integers wrap around."""
+    """Hash a sample's identity and a position in it, to int64 (n, 1); integers wrap around."""
     return (identity * 1_000_003 + position).reshape(-1, 1)
 
 
 def _matched(batch: Batch, logits: Tensor | None, config: ObjectiveConfig) -> tuple[Tensor, Tensor]:
-    """Which of the encoded images each text is paired with, and whether it is its own."""
+    """Choose the row of the encoded image that each text is paired with, and label the pairs."""
     labels = batch.itm_labels
     if batch.negative_pixels is None:
         identity = batch.identity if config.duplicates == "ignored" else None
         return choose_images(labels, batch.itm_noise, logits, identity)
     own = torch.arange(len(labels), device=labels.device)
-    # After the images and the masked images stand the negatives, in the order of the texts that get
-    # one.
+    # The negatives follow the images and the masked images, in the order of the texts that get one.
     other = 2 * len(labels) + (1 - labels).cumsum(0) - 1
     return torch.where(labels.bool(), own, other), labels
 
 
 def _unused(model: GLSCLModel, batch: Batch) -> Tensor | float:
-    """Zero times the parameters that pictures do not touch: every parameter takes part in every backward pass.
+    """Multiply the parameters that images do not use by 0, so that they get a gradient of 0.
 
-    Otherwise a rank or step without clips would leave the others waiting for its gradient.
+    Otherwise a rank or step without videos would leave the others waiting for that gradient.
     """
     if model.temporal_embedding is None or batch.kind == "video":
         return 0.0
@@ -297,8 +306,7 @@ def _views(
 
 @torch.no_grad()
 def similarity(text: Tensor, image: Tensor, temperature: Tensor) -> Tensor:
-    """Contrastive logits (texts, images) of contrastive features, in float32 and without gradient."""
+    """Compute contrastive logits (texts, images) of contrastive features, in float32."""
     with torch.autocast(text.device.type, enabled=False):
-        return (
-            F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T / temperature
-        )
+        text, image = F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1)
+        return text @ image.T / temperature

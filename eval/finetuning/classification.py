@@ -1,8 +1,9 @@
-"""Classification as a task: answer a question about one image (VQA), judge a statement on two (NLVR2).
+"""Classification as a task: answer a question about an image (VQA), or judge a statement (NLVR2).
 
-The fused states of a text and its images go through the classifier. Losses are METER's: for answers,
-binary cross-entropy with soft targets, summed over the labels; for statements, cross-entropy. Both
-are means over samples, so that no micro-batch or rank needs another one.
+The fused states of a text and its image, or its two images, go through the classifier. Losses are
+METER's: for answers, binary cross-entropy with soft targets, summed over the labels; for
+statements, cross-entropy. Both are means over samples, so that no micro-batch or rank needs another
+one.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ class FinetuneConfig(TrainingConfig):
 
 
 def load_finetune_config(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read a YAML file and apply `--dotted.key value` pairs; raises UsageError like `load_config`."""
-    config: FinetuneConfig = parse_config(FinetuneConfig, read_values(path, overrides), str(path))
+    """Read a YAML file with `--dotted.key value` pairs over it; raises UsageError."""
+    values = read_values(path, overrides)
+    config: FinetuneConfig = parse_config(FinetuneConfig, values, str(path))
     return config

@@ -1,10 +1,10 @@
-"""InfoNCE in both directions over the rows of all ranks; used by contrast, MGSC and MLTC.
+"""InfoNCE in both directions over the rows of all ranks, for contrast, MGSC and MLTC.
 
-The similarity matrix exists one tile at a time, and again in the backward (the idea of Inf-CL,
-arXiv 2410.17243): memory grows with the rows, not with their square. Both directions read the same
-tiles, this rank's rows against everybody's columns; what a column lacks from the other ranks are
-two numbers. All of it runs in float32 whatever the model's precision: a bfloat16 cosine at
-temperature 0.03 has a gradient error of 1 to 2 %.
+The similarity matrix is computed one tile at a time, and again in the backward pass (the idea of
+Inf-CL, arXiv 2410.17243): memory grows with the rows, not with their square. Both directions read
+the same tiles, this rank's rows against the columns of all ranks; to complete a column, ranks
+exchange two numbers. Everything runs in float32 whatever the model's precision: a bfloat16 cosine
+at temperature 0.03 has a gradient error of 1 to 2 %.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.parallel.gather import gather_rows, rank, world_size
 
-from .tiles import Blocks, RunningSum, at_least_float32, same, spans, unit
+from .tiles import Blocks, RunningSum, at_least_float32, check_rows, same, spans, unit
 
 Negatives = Literal["global", "rank"]
 Gradients = Literal["exact", "published"]
@@ -36,7 +36,7 @@ def nce(
     gradients: Gradients = "exact",
     normalize: bool = True,
 ) -> Tensor:
-    """Sum of the row-to-column and column-to-row cross-entropies of matched rows.
+    """Sum the row-to-column and column-to-row cross-entropies of matched rows.
 
     Parameters
     ----------
@@ -46,34 +46,26 @@ def nce(
     temperature : Tensor or float
         Divides the cosine.
     counts : sequence of int, optional
-        Rows of each rank, when ranks may hold different numbers. None: all hold as many as this
-        one.
+        Rows on each rank, which may differ. None: all ranks have as many as this one.
     ids : Tensor, optional
-        int64 (rows, k): rows that agree in any column are not negatives of each other. The own pair
-        always stays.
+        int64 (rows, k): rows that agree in any column are not negatives of each other. A row's own
+        pair always stays.
     negatives : {"global", "rank"}
-        Rows of all ranks, or only of this one (then the mean over this rank's rows, without
-        communication).
+        Rows of all ranks, or rows of this rank only; the latter gives the mean over this rank's
+        rows, without communication.
     gradients : {"exact", "published"}
-        "published" gives features 1/W of the exact gradient on W ranks and the temperature the
-        exact one, as the authors' gather did.
+        "published" gives features 1/W of the exact gradient on W ranks, and the temperature the
+        exact one, as the authors' gather does.
     normalize : bool
-        False takes the rows as they are.
+        False leaves the rows as they are.
 
     Returns
     -------
     Tensor
-        A scalar whose mean over ranks is the loss over all rows together; 0 where no rank holds a
-        row. The gradient that comes back to it has to be the same on all ranks.
+        A scalar whose mean over ranks is the loss over all rows together; 0 if no rank has a row.
+        All ranks must send the same gradient back to it.
     """
-    if (
-        p.ndim != 2
-        or p.shape != q.shape
-        or (ids is not None and (ids.ndim != 2 or len(ids) != len(p)))
-    ):
-        raise ValueError(
-            f"p {tuple(p.shape)}, q {tuple(q.shape)} and ids must be matrices of as many rows"
-        )
+    check_rows(p, q, ids)
     if negatives == "rank" or world_size() == 1:
         pairs = _Pairs(
             first=0, scale=1 / max(len(p), 1), normalize=normalize, together=False, share=1.0
@@ -88,8 +80,7 @@ def nce(
             together=True,
             share=1 / world_size() if gradients == "published" else 1.0,
         )
-        # The gradients of all ranks are summed in float32; what needs none crosses in its own
-        # precision.
+        # Ranks sum gradients in float32; a side without a gradient crosses in its own precision.
         columns = gather_rows(at_least_float32(q) if q.requires_grad else q, counts)
         column_ids = None if ids is None else gather_rows(ids, counts)
     if isinstance(temperature, Tensor):
@@ -99,13 +90,13 @@ def nce(
 
 
 class _Pairs(NamedTuple):
-    """Where the own pairs stand among the columns, and what the sum over this rank's rows is worth."""
+    """Where the pairs of this rank's rows are among the columns, and how they are weighed."""
 
     first: int  # column that belongs to row 0; the others follow
-    scale: float
+    scale: float  # of the sum over this rank's rows
     normalize: bool
-    together: bool  # the rows that complete a column's sum lie on other ranks
-    share: float  # of the features' gradient
+    together: bool  # whether other ranks have rows of the same columns
+    share: float  # of the exact gradient that features get
 
 
 class _Tile(NamedTuple):
@@ -115,7 +106,7 @@ class _Tile(NamedTuple):
     right: Tensor  # (columns, width) normalised
     block: Tensor  # (rows, columns) similarities
     spare: Tensor  # (rows, columns) to write into
-    diagonal: int  # offset of the own pairs in `block`
+    diagonal: int  # offset of the matched pairs in `block`
 
 
 def _tiles(
@@ -135,13 +126,14 @@ def _tiles(
             diagonal = pairs.first + rows.start - columns.start
             if row_ids is not None and column_ids is not None:
                 excluded = same(row_ids[rows], column_ids[columns])
+                # A row's own pair always stays.
                 excluded.diagonal(diagonal).fill_(False)
                 block.masked_fill_(excluded, -torch.inf)
             yield _Tile(rows, columns, left, right, block, spare, diagonal)
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Rows (rows, width) of this rank against columns (columns, width) of all."""
+    """Rows (rows, width) of this rank against columns (columns, width) of all ranks."""
 
     @staticmethod
     def forward(
@@ -162,6 +154,7 @@ class _InfoNCE(torch.autograd.Function):
             over_columns.add(tile.rows, tile.block, 1, tile.spare)
             over_rows.add(tile.columns, tile.block, 0, tile.spare)
         if pairs.together:
+            # A column's sum runs over the rows of all ranks: agree on its maximum, then add up.
             complete = over_rows.maximum.clone()
             dist.all_reduce(complete, dist.ReduceOp.MAX)
             over_rows.total.mul_((over_rows.maximum - complete).exp_())
@@ -172,7 +165,7 @@ class _InfoNCE(torch.autograd.Function):
         ctx.save_for_backward(p, q, row_ids, column_ids, learnt, *sums)
         ctx.temperature, ctx.pairs = None if learnt is not None else temperature, pairs
         columns = slice(pairs.first, pairs.first + len(p))
-        # Differences of similarities first: identical rows then give ln M without rounding.
+        # Subtract similarities first: identical rows then give ln(rows) without rounding.
         forward = (over_columns.maximum - own) + over_columns.total.log()
         backward = (over_rows.maximum[columns] - own) + over_rows.total[columns].log()
         return (forward + backward).sum() * pairs.scale
@@ -184,16 +177,19 @@ class _InfoNCE(torch.autograd.Function):
             ctx.saved_tensors
         )
         temperature, pairs = ctx.temperature if learnt is None else learnt, ctx.pairs
-        p_wanted, q_wanted, temperature_wanted = ctx.needs_input_grad[:3]
-        # Gradients of left and right, then, tile by tile, of the rows they were made from.
-        toward_left = (
-            p.new_zeros(p.shape, dtype=gradient.dtype) if p_wanted or temperature_wanted else None
-        )
-        toward_right = q.new_zeros(q.shape, dtype=gradient.dtype) if q_wanted else None
+        p_learns, q_learns, temperature_learns = ctx.needs_input_grad[:3]
+        # First the gradients of the normalised sides of all tiles, then those of the rows.
+        toward_left = toward_right = None
+        if p_learns or temperature_learns:
+            toward_left = p.new_zeros(p.shape, dtype=gradient.dtype)
+        if q_learns:
+            toward_right = q.new_zeros(q.shape, dtype=gradient.dtype)
         row_weight, column_weight = row_total.reciprocal(), column_total.reciprocal()
         slope = None
         with torch.autocast(p.device.type, enabled=False):
             for tile in _tiles(p, q, temperature, row_ids, column_ids, pairs):
+                # Softmax over columns plus softmax over rows, minus 2 for the matched pairs: the
+                # gradient of both cross-entropies with respect to the similarities.
                 pull = torch.sub(tile.block, row_maximum[tile.rows, None], out=tile.spare).exp_()
                 pull.mul_(row_weight[tile.rows, None])
                 down = tile.block.sub_(column_maximum[tile.columns]).exp_()
@@ -204,28 +200,28 @@ class _InfoNCE(torch.autograd.Function):
                 if toward_right is not None:
                     toward_right[tile.columns].addmm_(pull.T, tile.left)
             scale = gradient * pairs.scale
-            if toward_left is not None and temperature_wanted:
+            if toward_left is not None and temperature_learns:
+                # The sum of pull * block over all tiles equals the sum of left * toward_left, which
+                # needs no further pass over the tiles.
                 slope = torch.zeros_like(temperature)
-                for rows in spans(
-                    len(p), p.device
-                ):  # the sum of pull * block, without a pass over the tiles
-                    slope -= (
-                        (unit(p[rows], pairs.normalize) * toward_left[rows]).sum()
-                        / temperature**2
-                        * scale
-                    )
+                for rows in spans(len(p), p.device):
+                    product = (unit(p[rows], pairs.normalize) * toward_left[rows]).sum()
+                    slope -= product / temperature**2 * scale
+            if not p_learns:
+                toward_left = None
             if toward_left is not None:
                 left_scale = scale * pairs.share / temperature
-                toward_left = (
-                    _toward_rows(p, toward_left, left_scale, pairs.normalize) if p_wanted else None
-                )
+                toward_left = _toward_rows(p, toward_left, left_scale, pairs.normalize)
             if toward_right is not None:
                 toward_right = _toward_rows(q, toward_right, scale * pairs.share, pairs.normalize)
         return toward_left, toward_right, slope, None, None, None
 
 
 def _toward_rows(rows: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """Turn the gradient of normalised rows, in place where precision allows, into the gradient of the rows."""
+    """Turn the gradient of normalised rows into the gradient of the rows.
+
+    Works in place if the precisions agree.
+    """
     result = gradient if gradient.dtype == rows.dtype else torch.empty_like(rows)
     for span in spans(len(rows), rows.device):
         with torch.enable_grad():

@@ -1,8 +1,8 @@
-"""What the negatives of each row amount to, when they are a set of columns of their own, again in tiles.
+"""Cross-entropy of one positive against many negatives, computed in tiles.
 
 A row with the positive s and the negatives n_1, n_2, ... has the loss softplus(log_sum(n) - s),
-which is the cross-entropy of s against all of them; so the losses over sampled or local negatives
-need no more than this.
+which is the cross-entropy of s against all of them. The losses over sampled negatives
+(`sampled.py`) and over local features (`tcl.py`) are made of it.
 """
 
 from __future__ import annotations
@@ -21,34 +21,33 @@ from .tiles import Blocks, RunningSum, same, spans
 
 
 def log_sum(rows: Tensor, columns: Tensor, row_ids: Tensor, column_ids: Tensor) -> Tensor:
-    """Logarithm of the summed exponentials of each row's similarities with the columns.
+    """Compute the logarithm of the summed exponentials of each row's similarities to the columns.
 
     Parameters
     ----------
     rows, columns : Tensor
-        (rows, width) and (columns, width); the similarity is their product, so the temperature is
-        already in one.
+        (rows, width) and (columns, width). The similarity is their product: divide one of them by
+        the temperature before.
     row_ids, column_ids : Tensor
-        int64 (rows, k) and (columns, k): a column that agrees with a row in any id is left out of
+        int64 (rows, k) and (columns, k): a column that agrees with a row in any id is not part of
         its sum.
 
     Returns
     -------
     Tensor
-        (rows,); -inf where every column is left out.
+        (rows,); -inf where no column remains.
     """
     return _LogSum.apply(rows, columns, row_ids, column_ids)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def cross_entropy(positive: Tensor, negatives: Tensor) -> Tensor:
-    """Cross-entropy of a positive's similarity against the `log_sum` of its negatives."""
-    return F.softplus(
-        negatives - positive, threshold=50
-    )  # the default of 20 would cost float64 its digits
+    """Compute the cross-entropy of a positive's similarity against `log_sum` of its negatives."""
+    # Above its threshold softplus is linear; the default of 20 would cost float64 its last digits.
+    return F.softplus(negatives - positive, threshold=50)
 
 
 def row_numbers(rows: Tensor) -> Tensor:
-    """Give each row a number that no other row of any rank has: int64 (rows, 1)."""
+    """Number the rows, int64 (rows, 1), with numbers that no other row of any rank has."""
     return torch.arange(len(rows), device=rows.device)[:, None] + (rank() << 32)
 
 
@@ -59,12 +58,8 @@ def _tiles(
     for right in spans(len(columns), columns.device):
         for left in spans(len(rows), rows.device):
             block, spare = blocks.multiply(rows[left], columns[right])
-            yield (
-                left,
-                right,
-                block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf),
-                spare,
-            )
+            block.masked_fill_(same(row_ids[left], column_ids[right]), -torch.inf)
+            yield left, right, block, spare
 
 
 class _LogSum(torch.autograd.Function):
@@ -84,7 +79,7 @@ class _LogSum(torch.autograd.Function):
         rows, columns, row_ids, column_ids, maximum, total = ctx.saved_tensors
         toward_rows = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         toward_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None
-        # A sum of nothing has the gradient 0, not 0 / 0.
+        # An empty sum has the gradient 0, not 0 / 0.
         weight = torch.where(total > 0, gradient / total, 0)
         with torch.autocast(rows.device.type, enabled=False):
             for left, right, block, _ in _tiles(rows, columns, row_ids, column_ids):

@@ -1,8 +1,9 @@
 """What an objective of pre-training declares, once; everything else reads the declaration.
 
-`config.py` takes the name and the default weight, `task.py` the loss, `views.py` and `accumulate.py`
-the features that the loss reads and sends gradients to, and `planning/memory.py` the rows that it
-gathers. To add an objective, declare it in a file of this folder and list it in `__init__.py`.
+`config.py` reads the name and the default weight, `task.py` the loss, `views.py` and
+`accumulate.py` the features that it needs and sends gradients to, and `planning/memory.py` the rows
+that it gathers. To add an objective, declare it in a file of this folder and list it in
+`__init__.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def no_columns(features: PretrainFeatures, config: ObjectiveConfig) -> list[Tens
 
 @dataclass(frozen=True)
 class Objective:
-    """One loss of pre-training: its name, its default weight, what it reads, and how to compute it."""
+    """One loss of pre-training: its name, default weight, what it reads, how to compute it."""
 
     name: str
     """Key of its weight in the configuration, and after `loss/` its key in metrics.jsonl."""

@@ -1,7 +1,7 @@
-"""InfoNCE against a sample of the rows: what the local completion loss costs then grows with the sample, not the batch.
+"""InfoNCE against a sample of the rows, so that local completion costs less in large batches.
 
-Which rows serve as negatives stands in the batch, drawn per sample, so that ranks and micro-batches
-change nothing.
+The batch says which rows are negatives. They are drawn per sample, so that neither ranks nor
+micro-batches change the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.parallel.gather import gather_rows, world_size
 
 from .negatives import cross_entropy, log_sum, row_numbers
-from .tiles import unit
+from .tiles import check_rows, unit
 
 
 def sampled_nce(
@@ -27,7 +27,7 @@ def sampled_nce(
     *,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """Sum of both directions, each row's own pair against only the chosen rows of all ranks.
+    """Sum both directions, with each row's own pair against the chosen rows of all ranks.
 
     Parameters
     ----------
@@ -37,10 +37,9 @@ def sampled_nce(
     temperature : Tensor or float
         Divides the cosine.
     chosen : Tensor
-        int64 (k,): rows of this rank that are everybody's negatives; a chosen row is none of its
-        own.
+        int64 (k,): rows of this rank that are negatives of all other rows.
     counts, chosen_counts : sequence of int, optional
-        Rows and chosen rows of each rank. None: all ranks have as many as this one.
+        Rows and chosen rows on each rank. None: all ranks have as many as this one.
     ids : Tensor, optional
         int64 (rows, k): rows that agree in any column are not negatives of each other.
 
@@ -49,24 +48,19 @@ def sampled_nce(
     Tensor
         A scalar whose mean over ranks is the mean over all rows; with every row chosen it is `nce`.
     """
-    if (
-        p.ndim != 2
-        or p.shape != q.shape
-        or (ids is not None and (ids.ndim != 2 or len(ids) != len(p)))
-    ):
-        raise ValueError(
-            f"p {tuple(p.shape)}, q {tuple(q.shape)} and ids must be matrices of as many rows"
-        )
+    check_rows(p, q, ids)
     total = len(p) * world_size() if counts is None else sum(counts)
+    # A chosen row agrees with itself in its number, and so is not its own negative.
     row_ids = row_numbers(p) if ids is None else torch.cat([row_numbers(p), ids], dim=1)
     column_ids = gather_rows(row_ids[chosen], chosen_counts)
     with torch.autocast(p.device.type, enabled=False):
         p, q = unit(p), unit(q)
         left = p / temperature
         own = (left * q).sum(1)
-        against_q = log_sum(left, gather_rows(q[chosen], chosen_counts), row_ids, column_ids)
-        against_p = log_sum(
-            q / temperature, gather_rows(p[chosen], chosen_counts), row_ids, column_ids
-        )
+        chosen_q = gather_rows(q[chosen], chosen_counts)
+        against_q = log_sum(left, chosen_q, row_ids, column_ids)
+        chosen_p = gather_rows(p[chosen], chosen_counts)
+        against_p = log_sum(q / temperature, chosen_p, row_ids, column_ids)
         losses = cross_entropy(own, against_q) + cross_entropy(own, against_p)
+        # The mean over ranks of this share is the mean over all rows.
         return losses.sum() * (world_size() / max(total, 1))

@@ -1,9 +1,9 @@
 """The interface of all engines; each has a file of its own, and the launcher's file chooses one.
 
-An engine wraps the model and its optimiser for one process or many. `__init__.py` lists the engines,
-`join.py` starts the one that accelerate's configuration file names. Private names of libraries that
-training relies on are used only in the files of the engines and in `join.py`;
-`tests/pretrain/test_engines.py` fails clearly where one of them is gone.
+An engine wraps the model and its optimiser for one process or many. `__init__.py` lists the
+engines, `join.py` starts the one that accelerate's configuration file names. Only the files of the
+engines use private names of libraries; `tests/pretrain/test_engines.py` fails clearly where one of
+them is gone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class Engine:
 
     @classmethod
     def before_start(cls, precision: str) -> list[Any]:
-        """Prepare the environment and return accelerate's handlers; UsageError if it cannot start."""
+        """Prepare the environment; return handlers for accelerate.
+
+        Raises UsageError for a precision that the engine does not support.
+        """
         if not torch.cuda.is_available():
             # Without this, a plain multi-process configuration starts processes that each believe
             # they are alone.
@@ -133,7 +136,7 @@ class Engine:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Move the average of the weights by 1 - `decay` towards them; the first call copies them."""
+        """Move the average towards the weights by 1 - `decay`; the first call copies them."""
         for name, parameter in self._trained().items():
             if name in self.averaged:
                 self.averaged[name].lerp_(parameter, 1 - decay)
@@ -153,7 +156,7 @@ class Engine:
             self.averaged[name] = self._like(weights[name], parameter)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return whole weights under their names in `state_dict`; rank 0 alone is sure to get them."""
+        """Return whole weights, named as in `state_dict`; ranks other than 0 may get none."""
         return self.model.state_dict()
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:

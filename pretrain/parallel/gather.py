@@ -1,8 +1,9 @@
-"""Rows of all ranks, with exact gradients: W ranks of b rows give the gradient of one process with Wb rows.
+"""Gathers over all ranks, with exact gradients.
 
-The backward of the gather sums what every rank sends back to a row; with a loss whose *mean over
-ranks* is the global loss, and a data-parallel wrapper that averages gradients, that is exact (the
-authors' gather gives 1/W of it).
+W ranks of b rows get the gradient of one process with W * b rows. The backward pass of the gather
+sums what every rank sends back to a row. That is exact for a loss whose *mean over ranks* is the
+global loss and a data-parallel wrapper that averages gradients; the authors' gather gives 1/W of
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class _AllGather(torch.autograd.Function):
             own = torch.empty_like(gradient[0])
             dist.reduce_scatter(own, list(gradient.contiguous()))
             return own
-        total = gradient.clone(memory_format=torch.contiguous_format)  # gloo has no reduce-scatter
+        # gloo has no reduce-scatter. The copy keeps autograd's own tensor as it was.
+        total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[rank()]
 
@@ -48,8 +50,8 @@ class _AllGather(torch.autograd.Function):
 def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate rows (n, width) of all ranks in rank order.
 
-    `counts` says how many rows each rank brings; None means that all bring as many as this one.
-    Gradients flow back to every rank's rows, summed over ranks.
+    `counts` is the number of rows of each rank; None: all have as many as this one. Gradients flow
+    back to every rank's rows, summed over ranks.
     """
     if world_size() == 1:
         return rows
@@ -57,13 +59,17 @@ def gather_rows(rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     longest = max(counts)
     if min(counts) == longest:
         return _AllGather.apply(rows).flatten(0, 1)
+    # A collective needs tensors of one shape: pad, gather, and cut the padding off again.
     padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
     parts = _AllGather.apply(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_counts(values: Sequence[int]) -> list[list[int]]:
-    """Collect a few integers of every rank: result[i] lists value i of each rank. Does not wait for the device."""
+    """Collect integers of every rank: result[i] lists value i of each rank.
+
+    Runs on the CPU, so that it does not wait for the device.
+    """
     if world_size() == 1:
         return [[value] for value in values]
     own = torch.tensor(values, dtype=torch.int64)
@@ -74,5 +80,5 @@ def gather_counts(values: Sequence[int]) -> list[list[int]]:
 
 @cache
 def _cpu_group() -> dist.ProcessGroup | None:
-    """Group over gloo for what never leaves the CPU; None where all ranks speak gloo anyway."""
+    """Make a gloo group for values on the CPU; None if the default group is one."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

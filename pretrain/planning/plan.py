@@ -1,11 +1,12 @@
-"""What a run will cost, without training: parameters, operations by view and pass, memory of a rank, what is read.
+"""Plan a run without training: parameters, operations, memory per rank, and what it reads.
 
-The model is built and run on fake tensors (no memory, no arithmetic) under torch's FLOP counter, so
-the counts are those of the code that trains, not of formulas beside it.
+The model runs on fake tensors (no memory, no arithmetic) under torch's FLOP counter, so that the
+counts come from the code that trains and not from formulas that may drift away from it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -39,28 +40,34 @@ from pretrain.views import similarity
 
 from .memory import step_memory
 
-SIMULATED = 100  # steps
-SAMPLED = 1024  # samples whose captions say how long texts are
+SIMULATED = 100  # steps whose reads are simulated
+SAMPLED = 1024  # samples whose captions estimate the length of texts
 
 
 @dataclass(frozen=True)
 class KindPlan:
-    """One kind of samples (images or clips); operations are per sample, multiplications and additions counted apart."""
+    """Costs of one kind of samples, images or videos.
+
+    Operations are floating-point operations per sample; a multiplication and an addition count as
+    two.
+    """
 
     batch: int
+    """Samples per step, over all ranks."""
     micro_batch: int
-    """Samples of a rank that go through the model at once."""
+    """Samples that go through the model at once on a rank."""
     text_tokens: float
     """Mean padded length of the texts of a micro-batch."""
     mean_tokens: float
+    """Mean length of a text without padding."""
     forward: dict[str, float]
-    """By view, pass and head."""
+    """Operations of the forward pass, by view, pass and head."""
     step: float
-    """Forward and backward together, losses included."""
+    """Operations of forward and backward together, losses included."""
     activations: int
-    """Bytes that a step takes of a rank beside weights, gradients and moments."""
+    """Bytes that a step takes on a rank beside weights, gradients and moments."""
     epoch_samples: int | None
-    """None where the data are not on this machine."""
+    """Samples of an epoch; None: the data are not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -72,40 +79,42 @@ class Plan:
     steps: int
     parameters: int
     parameter_bytes: int
-    """Of a rank: its share of weights, gradients and both moments of AdamW, all float32."""
+    """Bytes per rank of weights, gradients and AdamW's two moments, all float32."""
     kinds: dict[str, KindPlan]
     read: list[str]
 
     @property
     def memory(self) -> int:
-        """Bytes of a rank: parameters with their moments, and what a step of the larger kind keeps alive."""
+        """Bytes per rank: parameters with moments, and the activations of the larger kind."""
         return self.parameter_bytes + max(kind.activations for kind in self.kinds.values())
 
     @property
     def step_flops(self) -> float:
-        """Floating-point operations of one step on all ranks."""
+        """Operations of one step on all ranks."""
         return sum(kind.step * kind.batch for kind in self.kinds.values())
 
     def device_hours(self, peak: float, mfu: float) -> float:
-        """Hours of all devices together, where each does `mfu` (0 to 1) of `peak` operations a second."""
+        """Hours of all devices together at `mfu` (0 to 1) of `peak` operations per second each."""
         return self.step_flops * self.steps / (peak * mfu) / 3600
 
     def table(self) -> str:
-        """Everything as text for a person."""
+        """Format everything as text for a person."""
         lines = [
             f"{self.parameters / 1e6:.1f} million trained parameters",
-            f"memory of a rank: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB weights, gradients and "
-            "moments; the rest what a step keeps alive), beside what the process and its allocator take",
-            f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s), {self.engine}: "
-            f"{self.step_flops * self.steps:.2g} FLOP",
+            f"memory per rank: {self.memory / 1e9:.3g} GB ({self.parameter_bytes / 1e9:.2g} GB of "
+            "weights, gradients and moments, the rest activations), plus what the process and its "
+            "allocator take",
+            f"{self.steps:,} steps of {self.step_flops / 1e12:,.3g} TFLOP on {self.world} rank(s), "
+            f"{self.engine}: {self.step_flops * self.steps:.2g} FLOP",
         ]
         for name, kind in self.kinds.items():
             samples = kind.batch * self.steps
             epochs = f" ({samples / kind.epoch_samples:.1f} epochs)" if kind.epoch_samples else ""
             lines += [
                 "",
-                f"{name}: {kind.batch:,} a step, {kind.micro_batch} at once on a rank; {samples:,} samples{epochs}, "
-                f"about {samples * kind.mean_tokens:,.0f} tokens of text, padded to {kind.text_tokens:.1f} on average",
+                f"{name}: {kind.batch:,} per step, {kind.micro_batch} at once on a rank; "
+                f"{samples:,} samples{epochs}, about {samples * kind.mean_tokens:,.0f} tokens of "
+                f"text, padded to {kind.text_tokens:.1f} on average",
                 f"  {'GFLOP per sample':44}{'forward':>10}",
                 *(f"  {part:44}{flops / 1e9:10.4g}" for part, flops in kind.forward.items()),
                 f"  {'forward':44}{sum(kind.forward.values()) / 1e9:10.4g}",
@@ -115,11 +124,11 @@ class Plan:
 
 
 def plan(config: RunConfig, world: int = 1, engine: str = DEFAULT_ENGINE) -> Plan:
-    """Plan a run on `world` ranks of an engine (a key of `ENGINES`).
+    """Plan a run on `world` ranks of an engine (a key of `pretrain.parallel.ENGINES`).
 
-    With exact accumulation over several micro-batches, a step's operations hold the second forward
-    pass. Raises UsageError for sizes that do not fit together and impossible divisions, DataError
-    for data of another kind; data sets that are not here are only named.
+    With exact accumulation over several micro-batches, the operations of a step include the second
+    forward pass. Data sets that are not on this machine are only named. Raises UsageError for sizes
+    and divisions that do not fit together, DataError for data of another kind.
     """
     tokenizer = Tokenizer.load(config.data.tokenizer)
     sizes = model_config(config.model, tokenizer, config.data.max_text_length, config.frames)
@@ -154,32 +163,37 @@ def plan(config: RunConfig, world: int = 1, engine: str = DEFAULT_ENGINE) -> Pla
 
 
 def _captions(mixture: Mixture, kind: Kind) -> tuple[list[str], int | None, list[str]]:
-    """Read some captions, the samples of an epoch, and a line per data set (only this of data that are elsewhere)."""
+    """Read captions, the number of samples of an epoch, and a line of text per data set.
+
+    A data set that is not on this machine has only its line, and leaves the number unknown.
+    """
     captions: list[str] = []
-    samples, lines, here = 0, [], True
+    samples, lines, all_here = 0, [], True
     for folder in mixture.dirs:
         try:
             manifest = Manifest.load(folder)
         except DataError as error:
             lines.append(f"{folder}: not read here ({error})")
-            here = False
+            all_here = False
             continue
         manifest.check_kind(kind)
         samples += manifest.samples
         size = sum(shard.bytes for shard in manifest.shards)
         lines.append(
-            f"{folder}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, {size / 1e9:.3g} GB"
+            f"{folder}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, "
+            f"{size / 1e9:.3g} GB"
         )
         store = Store([manifest])
         count = min(SAMPLED // len(mixture.dirs) + 1, manifest.samples)
-        spread = [i * manifest.samples // count for i in range(count)]
-        captions += [caption for i in spread for caption in store.captions(0, i)[:1]]
+        # Spread over the whole data set, whose parts may come from different sources.
+        for number in range(count):
+            captions += store.captions(0, number * manifest.samples // count)[:1]
         store.close()
-    return captions, samples if here else None, lines
+    return captions, samples if all_here else None, lines
 
 
 def _simulate(config: RunConfig, mixture: Mixture, division: Division) -> str:
-    """Walk through the order of the first steps on every rank and say how far a rank's reads are spread."""
+    """Describe over how many shards the reads of a rank are spread in the first steps."""
     manifests, batch = [Manifest.load(folder) for folder in mixture.dirs], mixture.global_batch
     order = open_order(
         manifests,
@@ -188,34 +202,42 @@ def _simulate(config: RunConfig, mixture: Mixture, division: Division) -> str:
         lanes=mixture.lanes,
         weights=mixture.weights,
     )
+    # Of each data set: the number of samples up to the end of each shard, which finds a sample's
+    # shard. Shards are numbered through all data sets, from `first` on in each.
     ends = [np.cumsum([shard.samples for shard in manifest.shards]) for manifest in manifests]
-    first = np.cumsum([0, *(len(of_source) for of_source in ends)])
+    first = np.cumsum([0, *map(len, ends)])
     shards, steps = [], min(config.steps, SIMULATED)
     for step in range(steps):
         draws = order.step(step, batch)
         shard = np.empty(batch, dtype=np.int64)
-        for number, of_source in enumerate(ends):
-            here = draws.source == number
-            shard[here] = first[number] + np.searchsorted(
-                of_source, draws.sample[here], side="right"
-            )
+        for number, source_ends in enumerate(ends):
+            drawn = draws.source == number
+            found = np.searchsorted(source_ends, draws.sample[drawn], side="right")
+            shard[drawn] = first[number] + found
         shards.append(shard.reshape(division.world, -1))
-    counts = [len(np.unique(of_rank)) for of_rank in np.concatenate(shards, axis=1)]
+    counts = [len(np.unique(rank_shards)) for rank_shards in np.concatenate(shards, axis=1)]
     return (
-        f"order of {steps} steps on {division.world:,} rank(s): a rank reads {batch // division.world} samples a step, "
-        f"from {sum(counts) / len(counts):.1f} (at most {max(counts)}) of {first[-1]:,} shards"
+        f"order of {steps} steps on {division.world:,} rank(s): a rank reads "
+        f"{batch // division.world} samples a step, from {sum(counts) / len(counts):.1f} "
+        f"(at most {max(counts)}) of {first[-1]:,} shards"
     )
 
 
 def _text_length(
     captions: list[str], tokenizer: Tokenizer, longest: int, rows: int
 ) -> tuple[float, int]:
-    """Mean padded length of micro-batches of `rows` texts, and mean tokens; the longest where there are no captions."""
+    """Estimate the mean padded length of micro-batches of `rows` texts, and the mean length.
+
+    Without captions, both are the longest length.
+    """
     if not captions:
         return longest, longest
     lengths = [len(encoding.ids) for encoding in tokenizer.encode(captions, longest)]
-    parts = [lengths[i : i + rows] for i in range(0, max(1, len(lengths) - rows + 1), rows)]
-    padded = [min(longest, -(-max(part) // PAD_TO) * PAD_TO) for part in parts]
+    padded = []
+    # Whole micro-batches only, unless there is not even one.
+    for start in range(0, max(1, len(lengths) - rows + 1), rows):
+        longest_row = max(lengths[start : start + rows])
+        padded.append(min(longest, math.ceil(longest_row / PAD_TO) * PAD_TO))
     return sum(padded) / len(padded), round(sum(lengths) / len(lengths))
 
 
@@ -234,10 +256,9 @@ def _cost(
         model = GLSCLModel(sizes)
         model.checkpoint_activations(config.model.checkpoint_activations)
         batch = _fake_batch(config, sizes, kind, rows, round(length), min(tokens, round(length)))
-        forward = {
-            name: _count(part) / rows
-            for name, part in step_parts(model, batch, config.objectives).items()
-        }
+        forward = {}
+        for name, part in step_parts(model, batch, config.objectives).items():
+            forward[name] = _count(part) / rows
         half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32")
         with half, flop_counter() as counter:
             total = task.forward(model, batch).total
@@ -245,7 +266,7 @@ def _cost(
         forward["losses"] = whole - sum(forward.values())
         step = whole + _count(total.backward) / rows
         if config.accumulates_exactly:
-            step += whole
+            step += whole  # the second forward pass
         with half:
             memory = step_memory(
                 task, model, batch, config.micro_batches, config.accumulates_exactly, division.world
@@ -262,7 +283,7 @@ def _count(part: Callable[[], Any]) -> float:
 def _fake_batch(
     config: RunConfig, sizes: GLSCLConfig, kind: str, rows: int, width: int, tokens: int
 ) -> Batch:
-    """Make a batch of the shapes that the loader makes, for texts of `tokens` tokens padded to `width`."""
+    """Make a batch with the loader's shapes, for texts of `tokens` tokens padded to `width`."""
     masking, objectives, video = config.data.masking, config.objectives, config.data.video
     side = sizes.image_size
     frames: tuple[int, ...] = ()
@@ -273,14 +294,22 @@ def _fake_batch(
         raise UsageError(f"patches of {patch} pixels do not fill an image of {side} pixels")
     count = (side // patch) ** 2
     group = (video.group if kind == "video" and video else config.data.group) or 2
+    # Masked words per text, as `masking.py` counts them: the two special tokens are never masked.
     hidden = int((tokens - 2) * masking.text) + 1
     predicted = max(1, round((tokens - 2) * masking.mlm))
 
     def whole(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
 
-    negatives = rows - rows // group * (group // 2)
-    chosen = objectives.sampled_negatives if objectives.samples_negatives else None
+    negative_pixels = negative_patches = negative_tokens = None
+    if objectives.matching_negatives == "dataset":
+        # Half of each group keeps its image; the others get one of the data set.
+        negatives = rows - rows // group * (group // 2)
+        negative_pixels = torch.zeros((negatives, *frames, side, side, 3), dtype=torch.uint8)
+    if objectives.samples_negatives:
+        chosen = objectives.sampled_negatives
+        negative_patches = whole(rows * min(chosen, masking.masked(count)))
+        negative_tokens = whole(rows * min(chosen, hidden))
     return Batch(
         keys=[""] * rows,
         pixels=torch.zeros((rows, *frames, side, side, 3), dtype=torch.uint8),
@@ -296,27 +325,24 @@ def _fake_batch(
         itm_labels=whole(rows),
         itm_noise=torch.zeros(rows, group),
         identity=whole(rows, 2),
-        negative_pixels=torch.zeros((negatives, *frames, side, side, 3), dtype=torch.uint8)
-        if objectives.matching_negatives == "dataset"
-        else None,
-        negative_patches=None
-        if chosen is None
-        else whole(rows * min(chosen, masking.masked(count))),
-        negative_tokens=None if chosen is None else whole(rows * min(chosen, hidden)),
+        negative_pixels=negative_pixels,
+        negative_patches=negative_patches,
+        negative_tokens=negative_tokens,
     )
 
 
 def step_parts(
     model: GLSCLModel, batch: Batch, objectives: ObjectiveConfig
 ) -> dict[str, Callable[[], Any]]:
-    """List the forward work of every view, pass and head; a view includes the self-attention that its pairs share."""
+    """List functions that run the forward pass of each view, pass and head.
+
+    A view includes the first self-attention, which its pairs share.
+    """
     size, mask = len(batch.pixels), batch.text_mask
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     patches = model.embed_patches(batch.pixels)
-    image_tokens, text_tokens = (
-        model.encode_patches(patches),
-        model.encode_text(batch.text_ids, mask),
-    )
+    image_tokens = model.encode_patches(patches)
+    text_tokens = model.encode_text(batch.text_ids, mask)
     image, text = model.image_side(image_tokens), model.text_side(text_tokens, mask)
     dropped = model.image_side(model.encode_patches(patches, batch.keep_patches))
     classes = torch.zeros((size, frames), dtype=torch.int64)
@@ -329,25 +355,25 @@ def step_parts(
         embedded = embedded or model.embed_patches(batch.pixels)
         model.image_side(model.encode_patches(embedded, keep_patches))
 
+    def encode_texts() -> None:
+        for _ in range(3):
+            model.text_side(model.encode_text(batch.text_ids, mask), mask)
+
     def fuse(other: Side, text_need: Need, image_need: Need) -> None:
         model.fuse_pairs(text, mask, other, [(text_need, image_need)])
 
     def heads() -> None:
-        features = (
-            model.contrastive_text(text_tokens),
-            model.contrastive_image(image_tokens, frames),
-        )
+        contrastive_text = model.contrastive_text(text_tokens)
+        contrastive_image = model.contrastive_image(image_tokens, frames)
         if objectives.matching_negatives == "hard":
-            similarity(*features, model.temperature)
+            similarity(contrastive_text, contrastive_image, model.temperature)
         model.match(model.pool(text_tokens, image_tokens[:, :frames]))
 
     parts: dict[str, Callable[[], Any]] = {
         "view: image": encode,
         "view: token-masked image": partial(encode, embedded=patches),
         "view: dropped image": partial(encode, batch.keep_patches, patches),
-        "view: text, masked text, MLM text": lambda: [
-            model.text_side(model.encode_text(batch.text_ids, mask), mask) for _ in range(3)
-        ],
+        "view: text, masked text, MLM text": encode_texts,
         "pass: dropped image, text": partial(fuse, dropped, "all" if crossed else "none", classes),
         "pass: image, masked text": partial(fuse, image, "all", completed if crossed else "none"),
         "pass: token-masked image, text": partial(fuse, image, "none", hidden),
@@ -358,6 +384,7 @@ def step_parts(
     }
     if not crossed:
         parts["pass: image, text"] = partial(fuse, image, "all", completed)
-    if (negatives := batch.negative_pixels) is not None:
+    negatives = batch.negative_pixels
+    if negatives is not None:
         parts["view: negative images"] = lambda: model.image_side(model.encode_image(negatives))
     return parts

@@ -12,22 +12,29 @@ from pretrain.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
+from pretrain.objectives import OBJECTIVES
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
-from pretrain.task import PretrainTask, TaskModel
+from pretrain.protocols import TaskModel
+from pretrain.task import PretrainTask
+from tests.pretrain.toy_objective import TOY
 
 
 def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batch:
-    """Keep the first `limits[i]` text targets of the i-th run of `rows` samples; the batch starts with run `first`."""
+    """Keep the first `limits[i]` text targets of the i-th run of `rows` samples.
+
+    The batch starts with run `first`.
+    """
     width = batch.text_ids.shape[1]
 
-    def kept(positions: torch.Tensor) -> torch.Tensor:
+    def rows_to_keep(positions: torch.Tensor) -> torch.Tensor:
         runs = positions // width // rows + first
-        return torch.cat(
-            [(runs == run).nonzero()[:, 0][:limit] for run, limit in enumerate(limits)]
-        )
+        kept = []
+        for run, limit in enumerate(limits):
+            kept.append((runs == run).nonzero()[:, 0][:limit])
+        return torch.cat(kept)
 
-    tokens, words = kept(batch.masked_tokens), kept(batch.mlm_positions)
+    tokens, words = rows_to_keep(batch.masked_tokens), rows_to_keep(batch.mlm_positions)
     batch.masked_tokens = batch.masked_tokens[tokens]
     batch.mlm_positions, batch.mlm_labels = batch.mlm_positions[words], batch.mlm_labels[words]
     return batch
@@ -36,11 +43,14 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
 def gradients(
     values: dict, limits: list[int], engine: Engine, part: tuple[int, int] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Gradient of the first step; `limits` cut the text targets of pictures, run by run (empty: none are cut).
+    """Compute the gradient of the first step, and its loss.
 
-    With `part` (rank, world) one process takes only the samples that this rank of so many would
-    have.
+    `limits` cut the text targets of images, run by run (empty: none are cut). `part` (rank, world)
+    makes one process take only the samples that this rank of so many would have. A key `toy` in
+    the settings adds the toy objective.
     """
+    values = dict(values)
+    added = (TOY,) if values.pop("toy", False) else ()
     config: RunConfig = parse_config(RunConfig, values, "settings")
     tokenizer = Tokenizer.load(config.data.tokenizer)
     torch.manual_seed(0)
@@ -50,6 +60,7 @@ def gradients(
     )
     accelerator, objectives = engine.accelerator, config.objectives
     rank, world = part or (accelerator.process_index, accelerator.num_processes)
+    sampled = objectives.sampled_negatives if objectives.samples_negatives else None
     shared = {
         "seed": 1,
         "rank": rank,
@@ -57,14 +68,10 @@ def gradients(
         "tokenizer": tokenizer,
         "size": 48,
         "group": 4,
-    }
-    shared |= {
         "max_text_length": config.data.max_text_length,
         "micro_batches": config.micro_batches,
-    }
-    shared |= {"dataset_negatives": objectives.matching_negatives == "dataset"}
-    shared |= {
-        "local_negatives": objectives.sampled_negatives if objectives.samples_negatives else None
+        "dataset_negatives": objectives.matching_negatives == "dataset",
+        "local_negatives": sampled,
     }
     batches = []
     if config.batch.image:
@@ -80,17 +87,18 @@ def gradients(
             folders, global_batch=config.batch.video, frames=video.frames, **shared
         ) as loader:
             batches += [next(loader) for _ in range(config.micro_batches)]
-    task = PretrainTask(objectives)
-    # float64: what is left is the mathematics, not the rounding of terms that cancel.
+    task = PretrainTask(objectives, objectives=(*OBJECTIVES, *added))
+    # float64, so that differences show the mathematics and not the rounding of terms that cancel.
     engine.prepare(
         TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None
     )
-    # eval mode: the towers' dropout is off, as the comparison needs; DDP still averages gradients.
+    # Eval mode turns the towers' dropout off, as the comparison needs; DDP still averages
+    # gradients.
     engine.wrapped.eval()
     counts, shares = task.counts(batches), [1 / config.micro_batches] * len(batches)
     accumulate = accumulate_exactly if config.accumulates_exactly else accumulate_plainly
-    found, _ = accumulate(task, engine, batches, counts, shares, torch.manual_seed)
-    total = sum(task.weighted(losses).detach() for losses in found) / config.micro_batches
+    losses, _ = accumulate(task, engine, batches, counts, shares, torch.manual_seed)
+    total = sum(task.weighted(parts).detach() for parts in losses) / config.micro_batches
     gradient = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     return gradient | {"loss": accelerator.reduce(total.reshape(1), "mean")}
 

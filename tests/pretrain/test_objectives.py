@@ -54,7 +54,7 @@ def test_published_normalisation_divides_by_the_norm_over_frames_only():
 
 
 def test_normalisation_over_frames_is_refused_for_images():
-    with pytest.raises(ValueError, match="needs clips"):
+    with pytest.raises(ValueError, match="needs videos"):
         completion_loss(torch.randn(4, 8), torch.randn(4, 8), 0.03, normalization="frames")
 
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo give the gradient of one, whatever is switched on."""
+"""Two real processes over gloo give the gradient of one process, under every option."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from tests.ranks import run_ranks
 SILENT = dict.fromkeys(
     ("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0
 )
-# How many text targets each half of the batch keeps, or which objectives a run on pictures and
-# clips has.
+# How many text targets each half of the batch keeps, or settings of a run on images and videos:
+# its objectives, its micro-batches, and whether the toy objective is added.
 CASES: dict[str, list[int] | dict] = {
     "as many targets on each rank": [1000, 1000],
     "17 targets and 3": [17, 3],
     "17 targets and none": [17, 0],
     "no target and 17": [0, 17],
-    "pictures and clips": {},
+    "images and videos": {},
     "sampled local negatives": {
         "local_image_negatives": "sample",
         "local_text_negatives": "sample",
@@ -39,6 +39,8 @@ CASES: dict[str, list[int] | dict] = {
         "local_image_negatives": "sample",
         "local_text_negatives": "sample",
     },
+    "an added objective, plain accumulation": {"toy": True},
+    "an added objective, exact accumulation": {"micro_batches": 2, "toy": True},
     "negatives of the rank": dict.fromkeys(("contrastive", "matching", "masked_language"), 0.0)
     | {
         f"{name}_negatives": "rank"
@@ -50,29 +52,30 @@ CASES: dict[str, list[int] | dict] = {
 
 @pytest.fixture(scope="module")
 def cases(scenes, clips, tokenizer) -> dict[str, tuple[dict, list[int]]]:
-    found = {}
+    """Settings and limits of each case, as `gradients` takes them."""
+    arguments = {}
     for name, case in CASES.items():
         settings = tiny_settings(scenes, tokenizer, Path("unused"))
         if isinstance(case, dict):
             settings["batch"] = {"image": 16, "video": 16 if "micro_batches" in case else 8}
             settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 3}
-            settings["micro_batches"] = case.get("micro_batches", 1)
-            settings["objectives"] = {
-                key: value for key, value in case.items() if key != "micro_batches"
-            }
+            options = dict(case)
+            settings["micro_batches"] = options.pop("micro_batches", 1)
+            settings["toy"] = options.pop("toy", False)
+            settings["objectives"] = options
         limits = case if isinstance(case, list) else []
-        if (
-            name == "negatives of the rank"
-        ):  # as many rows on each rank, so that the mean of both is the whole
+        if name == "negatives of the rank":
+            # As many rows on each rank, so that the mean of both ranks is the whole.
             settings["batch"] = {"image": 16}
             del settings["data"]["video"]
             limits = [5, 5]
-        found[name] = settings, limits
-    return found
+        arguments[name] = settings, limits
+    return arguments
 
 
 @pytest.fixture(scope="module")
 def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients that two ranks computed in each case."""
     folder = tmp_path_factory.mktemp("ranks")
     run_ranks(2, save_gradients, list(cases.values()), folder)
     return {name: load_file(folder / f"{number}.safetensors") for number, name in enumerate(cases)}
@@ -83,49 +86,53 @@ def of_two_ranks(cases, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
 )
 def test_two_ranks_give_the_gradient_of_one_process(name, cases, of_two_ranks):
     settings, limits = cases[name]
-    ours, expected = (
-        of_two_ranks[name],
-        gradients(settings | {"micro_batches": 1}, limits, start("fp32", (), ".", None)),
-    )
-    assert ours.keys() == expected.keys() and "temperature" in ours
+    ours = of_two_ranks[name]
+    expected = gradients(settings | {"micro_batches": 1}, limits, start("fp32", (), ".", None))
+    assert "temperature" in ours
+    assert_same_gradients(ours, expected)
+
+
+def assert_same_gradients(ours, expected):
+    assert ours.keys() == expected.keys()
     for key, reference in expected.items():
-        scale = reference.abs().max()
-        if key.endswith(
-            ("key.bias", "k_proj.bias")
-        ):  # no gradient (softmax does not see it), only rounding
-            scale = expected[key.replace(".bias", ".weight")].abs().max()
+        scaled_by = key
+        if key.endswith(("key.bias", "k_proj.bias")):
+            # Softmax does not see the bias of a key, so that its gradient is only rounding.
+            scaled_by = key.replace(".bias", ".weight")
+        scale = expected[scaled_by].abs().max()
         assert (ours[key] - reference).abs().max() <= 1e-9 * scale, key
+
+
+def test_an_added_objective_changes_the_gradient(cases, of_two_ranks):
+    settings, limits = cases["an added objective, plain accumulation"]
+    alone = start("fp32", (), ".", None)
+    without = gradients(settings | {"toy": False}, limits, alone)
+    with_it = of_two_ranks["an added objective, plain accumulation"]
+    assert with_it["loss"] > without["loss"] + 0.1
+    for key in ("temperature", "contrastive_text_head.0.weight", "contrastive_image_head.0.weight"):
+        assert (with_it[key] - without[key]).abs().max() > 1e-3 * without[key].abs().max(), key
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_exact_accumulation_gives_the_gradient_of_one_batch(cases, count):
-    settings, limits = cases["pictures and clips"]
+    settings, limits = cases["images and videos"]
     settings = settings | {"batch": {"image": 16, "video": 16}}
-    whole, parts = (
-        gradients(settings | {"micro_batches": k}, limits, start("fp32", (), ".", None))
-        for k in (1, count)
-    )
-    for key, expected in whole.items():
-        scale = expected.abs().max()
-        if key.endswith(("key.bias", "k_proj.bias")):
-            scale = whole[key.replace(".bias", ".weight")].abs().max()
-        assert (parts[key] - expected).abs().max() <= 1e-9 * scale, key
+    alone = start("fp32", (), ".", None)
+    whole = gradients(settings | {"micro_batches": 1}, limits, alone)
+    parts = gradients(settings | {"micro_batches": count}, limits, alone)
+    assert_same_gradients(parts, whole)
 
 
-def test_clips_reach_the_temporal_table(of_two_ranks):
-    assert of_two_ranks["pictures and clips"]["temporal_embedding"].abs().max() > 0
+def test_videos_reach_the_temporal_table(of_two_ranks):
+    assert of_two_ranks["images and videos"]["temporal_embedding"].abs().max() > 0
 
 
-def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alone(
-    cases, of_two_ranks
-):
+def test_negatives_of_the_rank_average_what_each_rank_computes_alone(cases, of_two_ranks):
     together, case = of_two_ranks["negatives of the rank"], cases["negatives of the rank"]
-    alone, halves = start("fp32", (), ".", None), []
-    for rank in range(2):
-        halves.append(gradients(*case, alone, (rank, 2)))
-    assert together["loss"].item() == pytest.approx(
-        sum(half["loss"].item() for half in halves) / 2, rel=1e-9
-    )
+    alone = start("fp32", (), ".", None)
+    halves = [gradients(*case, alone, (rank, 2)) for rank in range(2)]
+    mean_loss = sum(half["loss"].item() for half in halves) / 2
+    assert together["loss"].item() == pytest.approx(mean_loss, rel=1e-9)
     name = "fusion.image_layers.0.output.dense.weight"
     mean = (halves[0][name] + halves[1][name]) / 2
     assert (together[name] - mean).abs().max() <= 1e-9 * mean.abs().max()
@@ -134,15 +141,10 @@ def test_negatives_of_the_rank_give_the_mean_of_what_each_rank_would_compute_alo
 
 
 def test_published_gradients_of_contrast_are_divided_by_the_ranks(cases, of_two_ranks):
-    ours, alone = (
-        of_two_ranks["published"],
-        gradients(*cases["published"], start("fp32", (), ".", None)),
-    )
-    towers = [
-        name
-        for name in alone
-        if name.startswith(("contrastive_", "vision.encoder.", "text.encoder."))
-    ]
+    ours = of_two_ranks["published"]
+    alone = gradients(*cases["published"], start("fp32", (), ".", None))
+    prefixes = ("contrastive_", "vision.encoder.", "text.encoder.")
+    towers = [name for name in alone if name.startswith(prefixes)]
     assert len(towers) > 20
     for name in towers:
         assert torch.allclose(2 * ours[name], alone[name], rtol=1e-7, atol=1e-12), name
