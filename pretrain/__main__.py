@@ -1,4 +1,7 @@
-"""`accelerate launch -m pretrain CONFIG.yaml [--dotted.key value ...]`."""
+"""The command of pre-training: `accelerate launch -m pretrain CONFIG.yaml [--dotted.key value]`.
+
+`run` also serves fine-tuning, which passes its own parser and job.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pre-train as a configuration file says; returns the exit code of docs/training.md."""
+    """Pre-train from a configuration file; return an exit code (see docs/training.md)."""
     parser = argparse.ArgumentParser(
         prog="pretrain",
-        description="Pre-train a GLSCL model. Any key of the configuration can be overridden: --optimizer.lr 1e-4",
+        description="Pre-train a GLSCL model. "
+        "Any key of the configuration can be overridden: --optimizer.lr 1e-4",
         epilog="example: accelerate launch -m pretrain launch/recipes/demo.yaml --steps 100",
         allow_abbrev=False,
     )
@@ -39,27 +43,38 @@ def run(
     make: Callable[[str, Sequence[str]], Job],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Train the job that `make` reads from a file and overrides; returns the exit code of docs/training.md.
+    """Train the job that `make` builds from a file and overrides; return an exit code.
 
-    Everything slow is imported inside `make` and here, once signals are heard.
+    docs/training.md lists the exit codes.
     """
     parser.add_argument("config", help="YAML file; see launch/recipes")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="checkpoint to resume from (default: auto)",
+    )
     parser.add_argument(
         "--init-from", metavar="PATH", help="start from the weights of a run, checkpoint or model"
     )
     parser.add_argument(
-        "--allow-change", action="append", default=[], metavar="KEY", help="on resume, may differ"
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="key of the configuration that may change on resume",
     )
-    known, overrides = parser.parse_known_args(arguments)
-    if known.init_from:
-        overrides += ["--init_from", known.init_from]
+    options, overrides = parser.parse_known_args(arguments)
+    if options.init_from:
+        overrides += ["--init_from", options.init_from]
+    # Before the imports of torch and transformers, which take seconds: a signal that arrives
+    # meanwhile must not be lost.
     stop = StopFlag()
     try:
-        job = make(known.config, overrides)
+        job = make(options.config, overrides)
         from .loop import train_job
 
-        return train_job(job, stop, resume=known.resume, allow_change=tuple(known.allow_change))
+        return train_job(job, stop, resume=options.resume, allow_change=tuple(options.allow_change))
     except UserError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,11 +1,11 @@
-"""How much of a device's arithmetic a run uses: operations counted by torch, against the peak in the data sheet."""
+"""Peak arithmetic of devices, against which a run compares the operations that it computes."""
 
 from __future__ import annotations
 
 import torch
 
-# Dense bfloat16 and float16 operations a second, by a part of the device's name (NVIDIA's data
-# sheets).
+# Dense bfloat16 and float16 operations per second, by a part of the device's name (from NVIDIA's
+# data sheets). The first match counts, so that "H100 PCIe" must come before "H100".
 _PEAK = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -19,7 +19,7 @@ _PEAK = {
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """Operations a second that the device can do in half precision; None where that is not known."""
+    """Return the peak half-precision operations per second of a device; None if unknown."""
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
