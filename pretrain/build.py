@@ -1,8 +1,10 @@
-"""The model a run starts from: random weights of the configured sizes, towers of published folders, or another model's.
+"""Build the model that a run starts from.
 
-Image towers: CLIP and SigLIP (SigLIP 2 of a fixed resolution too), from a folder of the tower or of
-the whole dual encoder; text towers: any bidirectional encoder of transformers, bare or with its
-masked-language head.
+In: configured sizes and a tokenizer, folders of published towers, or another model. Out: a
+`GLSCLModel` with random weights, the weights of the towers, or those of the other model. Image
+towers are CLIP and SigLIP (including SigLIP 2 of a fixed resolution), from a folder of the tower or
+of the whole dual encoder; text towers are any bidirectional encoder of transformers, with or
+without its masked-language head.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from .run.checkpoint import model_folder
 POSITIONS = "embeddings.position_embedding.weight"
 _BLOCKS = "encoder.layers."
 _CLASSIFIER = "classifier."
-# What transformers raises for fields and folders that make no model.
+# Errors of transformers for fields and folders that do not make a model.
 _UNFIT = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, StrictDataclassError)
 
 
 def model_config(
     config: ModelConfig, tokenizer: Tokenizer, max_text_length: int, frames: int = 0
 ) -> GLSCLConfig:
-    """Sizes of the model of a run; `frames` is the length of its clips, 0 where it has none.
+    """Return the sizes of a run's model; `frames` is the length of its videos, 0 without videos.
 
     Raises UsageError for unknown fields and sizes that do not fit together.
     """
@@ -49,14 +51,14 @@ def model_config(
         _check_text(text, config, tokenizer, max_text_length)
         _refuse_unknown("model.fusion", config.fusion, GLSCLConfig)
         sizes = {"max_frames": frames, **config.fusion, "max_text_length": max_text_length}
-        found = GLSCLConfig(vision_config=vision, text_config=text, **sizes)
+        built = GLSCLConfig(vision_config=vision, text_config=text, **sizes)
     except _UNFIT as error:
         raise UsageError(f"model: {' '.join(str(error).split())}") from None
-    if found.max_frames < frames:
+    if built.max_frames < frames:
         raise UsageError(
-            f"model.fusion.max_frames {found.max_frames} is too small for clips of {frames} frames"
+            f"model.fusion.max_frames {built.max_frames} is too small for videos of {frames} frames"
         )
-    return found
+    return built
 
 
 def build_model(
@@ -88,13 +90,13 @@ def adapt_model(
     labels: Sequence[str] = (),
     images: int = 1,
 ) -> GLSCLModel:
-    """Make a GLSCL model for other pictures, clips or labels, with the weights of the one that `source` names.
+    """Adapt a trained model to another image size, video length or set of labels.
 
-    `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it
-    is); temporal embeddings become as many as `frames` (0: as they are), labels as many as are
-    given. A classifier of the same labels and images is kept, another one starts from random
-    weights of torch's global generator. Raises UsageError for sizes that do not fit together and
-    for another tokenizer than the model's, DataError for a model that cannot be read.
+    `source` is a run, checkpoint or model folder. `image_size` is a side in pixels (None: as it is)
+    and `frames` the number of temporal embeddings (0: as it is). A classifier of the same labels
+    and number of images keeps its weights; otherwise it starts from random weights, which come from
+    torch's global generator. Raises UsageError for sizes that do not fit together and for a
+    tokenizer other than the model's, DataError for a model that cannot be read.
     """
     folder = model_folder(source)
     try:
@@ -111,70 +113,71 @@ def adapt_model(
     except SafetensorError as error:
         raise DataError(f"{source}: {error}") from None
     _check_positions(config.text_config, max_text_length)
-    beside = (folder / "tokenizer.json").is_file()
-    if (
-        not Tokenizer.load(folder).has_vocabulary_of(tokenizer)
-        if beside
-        else _is_foreign(tokenizer, config)
-    ):
+    if (folder / "tokenizer.json").is_file():
+        same_tokenizer = Tokenizer.load(folder).has_vocabulary_of(tokenizer)
+    else:  # only the sizes can be compared
+        text = config.text_config
+        sizes = (text.vocab_size, text.pad_token_id)
+        same_tokenizer = (tokenizer.vocab_size, tokenizer.pad_id) == sizes
+    if not same_tokenizer:
         raise UsageError(
             f"data.tokenizer is not the one that {source} was trained with: name {folder}"
         )
     if (list(stored.classifier_labels), stored.classifier_images) != (list(labels), images):
-        weights = {
-            name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)
-        }
+        weights = _without_classifier(weights)
     load_weights(model, weights)
     return model
 
 
 def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a GLSCL model that may have been made for other pictures, clips or labels.
+    """Copy the weights of a GLSCL model, which may have another image size, video length or labels.
 
-    Positions of another image size are resized as the towers' are, a temporal table of another
-    length is interpolated linearly, its first and last row staying first and last. A table that
-    only one side has is left as it is, or out, and so is a classifier. A second picture's token
-    type starts as the first one's. Raises UsageError for weights that do not fit otherwise.
+    Positions of another image size are resized like those of towers. A temporal table of another
+    length is interpolated linearly, so that its first and last row stay first and last. A temporal
+    table or a classifier that only `model` has stays unchanged; one that only `weights` has is
+    dropped. The token type of a second image starts as that of the first. Raises UsageError for
+    weights that do not fit otherwise.
     """
-    weights, own = dict(weights), model.state_dict()
+    weights, target = dict(weights), model.state_dict()
     name = f"vision.{POSITIONS}"
     if name in weights:
-        weights[name] = _resized(weights[name], len(own[name]))
+        weights[name] = _resized(weights[name], len(target[name]))
     name = "temporal_embedding"
-    if name not in own:
+    if name not in target:
         weights.pop(name, None)
     elif name not in weights:
-        weights[name] = own[name]
-    elif len(weights[name]) != len(own[name]):
+        weights[name] = target[name]
+    elif len(weights[name]) != len(target[name]):
         rows = weights[name].float().T[None]
-        weights[name] = F.interpolate(rows, size=len(own[name]), mode="linear", align_corners=True)[
-            0
-        ].T
+        frames = len(target[name])
+        resized = F.interpolate(rows, size=frames, mode="linear", align_corners=True)
+        weights[name] = resized[0].T
     name = "token_type.weight"
     if name in weights:
         types = torch.cat([weights[name], weights[name][-1:]])
-        weights[name] = types[: len(own[name])]
+        weights[name] = types[: len(target[name])]
     if not any(name.startswith(_CLASSIFIER) for name in weights):
-        weights |= {name: tensor for name, tensor in own.items() if name.startswith(_CLASSIFIER)}
+        for name, tensor in target.items():
+            if name.startswith(_CLASSIFIER):
+                weights[name] = tensor
     elif model.classifier is None:
-        weights = {
-            name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER)
-        }
-    misfits = sorted(
-        name for name in own.keys() | weights.keys() if _shape(weights, name) != _shape(own, name)
-    )
+        weights = _without_classifier(weights)
+    misfits = []
+    for name in sorted(target.keys() | weights.keys()):
+        if _shape(weights, name) != _shape(target, name):
+            misfits.append(name)
     if misfits:
         first = misfits[0]
         raise UsageError(
-            f"these weights are of another model: {len(misfits)} tensors do not fit, the first is {first} "
-            f"({_shape(weights, first)} instead of {_shape(own, first)})"
+            f"these weights are of another model: {len(misfits)} tensors do not fit, "
+            f"the first is {first} ({_shape(weights, first)} instead of {_shape(target, first)})"
         )
     model.load_state_dict(weights)
 
 
-def _is_foreign(tokenizer: Tokenizer, config: GLSCLConfig) -> bool:
-    text = config.text_config
-    return (tokenizer.vocab_size, tokenizer.pad_id) != (text.vocab_size, text.pad_token_id)
+def _without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = [name for name in weights if not name.startswith(_CLASSIFIER)]
+    return {name: weights[name] for name in names}
 
 
 def _shape(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
@@ -204,53 +207,50 @@ def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
         "eos_token_id": tokenizer.sep_id,
         "sep_token_id": tokenizer.sep_id,
     }
-    known = kind().to_dict().keys()
-    return kind(
-        **{key: value for key, value in of_tokenizer.items() if key in known}
-        | _without_type(config.text)
-    )
+    fields = kind().to_dict().keys()
+    defaults = {key: value for key, value in of_tokenizer.items() if key in fields}
+    return kind(**defaults | _without_type(config.text))
 
 
 def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_length: int) -> None:
     if text.vocab_size < tokenizer.vocab_size:
         raise UsageError(
-            f"model.text knows {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}"
+            f"model.text has {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}"
         )
     _check_positions(text, max_text_length)
     if config.text_from and text.pad_token_id != tokenizer.pad_id:
         raise UsageError(
-            f"{config.text_from} has other tokens than the tokenizer: give its own as data.tokenizer"
+            f"{config.text_from} has other tokens than the tokenizer: "
+            "give its own tokenizer as data.tokenizer"
         )
 
 
 def _check_positions(text: Any, max_text_length: int) -> None:
-    # RoBERTa counts positions from behind its padding id.
-    extra = (
-        text.pad_token_id + 1
-        if "roberta" in text.model_type or text.model_type == "camembert"
-        else 0
-    )
+    # RoBERTa numbers positions from one past its padding id.
+    is_roberta = "roberta" in text.model_type or text.model_type == "camembert"
+    extra = text.pad_token_id + 1 if is_roberta else 0
     positions = getattr(text, "max_position_embeddings", None)
     if positions and positions < max_text_length + extra:
+        hint = f": RoBERTa needs {extra} more" if extra else ""
         raise UsageError(
-            f"model.text.max_position_embeddings {positions} is too small for texts of {max_text_length} tokens"
-            + (f": RoBERTa needs {extra} more" if extra else "")
+            f"model.text.max_position_embeddings {positions} is too small for texts of "
+            f"{max_text_length} tokens{hint}"
         )
 
 
 def _load_vision(model: GLSCLModel, source: str) -> None:
-    """Weights of a published tower, its positions resized to this picture size, blocks past this depth left out."""
+    """Load a published tower: positions are resized, and blocks past the model's depth dropped."""
     tower = _from_folder(type(model.vision), source)
     depth: int = model.config.vision_config.num_hidden_layers
     if depth > tower.config.num_hidden_layers:
         raise UsageError(
             f"{source} has {tower.config.num_hidden_layers} blocks, model.vision asks for {depth}"
         )
-    weights = {
-        name: tensor
-        for name, tensor in tower.state_dict().items()
-        if not name.startswith(_BLOCKS) or int(name.removeprefix(_BLOCKS).split(".")[0]) < depth
-    }
+    weights = {}
+    for name, tensor in tower.state_dict().items():
+        is_block = name.startswith(_BLOCKS)
+        if not is_block or int(name.removeprefix(_BLOCKS).split(".")[0]) < depth:
+            weights[name] = tensor
     weights[POSITIONS] = _resized(weights[POSITIONS], len(model.vision.state_dict()[POSITIONS]))
     model.vision.load_state_dict(weights)
 
@@ -261,22 +261,23 @@ def _load_text(model: GLSCLModel, source: str) -> None:
 
 
 def _from_folder(kind: Any, source: str, **options: Any) -> Any:
-    """Tower of a folder or hub name; only safetensors are read, because other weight files execute what they hold."""
-    tower, found = kind.from_pretrained(
+    """Load a tower from a folder or by its hub name."""
+    # Only safetensors, because other weight files can execute code.
+    tower, loading = kind.from_pretrained(
         source, use_safetensors=True, output_loading_info=True, **options
     )
-    # Poolers are not used; a masked-language model was saved without one.
-    if missing := sorted(
-        key for key in found["missing_keys"] if not key.startswith(("pooler.", "head."))
-    ):
+    # A masked-language model has no pooler, and the model does not use one.
+    missing = [key for key in loading["missing_keys"] if not key.startswith(("pooler.", "head."))]
+    if missing:
         raise UsageError(
-            f"{source} lacks {len(missing)} weights of a {kind.__name__}, the first is {missing[0]}"
+            f"{source} lacks {len(missing)} weights of a {kind.__name__}, "
+            f"the first is {min(missing)}"
         )
     return tower
 
 
 def _resized(positions: Tensor, rows: int) -> Tensor:
-    """Position table of a square grid, with or without a row for the class token, resized to `rows`."""
+    """Resize a position table of a square grid, with or without a row for the class token."""
     side = int(rows**0.5)
     extra = rows - side**2
     if len(positions) == rows:
@@ -290,13 +291,13 @@ def _overridden(name: str, stored: PreTrainedConfig, values: dict[str, Any]) -> 
             f"{name}.model_type is {values['model_type']}, the folder holds a {stored.model_type}"
         )
     _refuse_unknown(name, values, type(stored))
-    # A folder of half precision would otherwise make a tower of half precision.
+    # Without the type, a folder in half precision would make a tower in half precision.
     return type(stored)(**stored.to_dict() | {"dtype": "float32"} | _without_type(values))
 
 
 def _config_class(name: str, model_type: str) -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
-        raise UsageError(f"{name}.model_type: transformers knows no {model_type!r}")
+        raise UsageError(f"{name}.model_type: transformers has no model type {model_type!r}")
     return CONFIG_MAPPING[model_type]
 
 
@@ -305,9 +306,8 @@ def _without_type(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown(name: str, values: dict[str, Any], kind: type[PreTrainedConfig]) -> None:
-    known = kind().to_dict().keys()
-    for key in values.keys() - known:
-        close = difflib.get_close_matches(key, known, n=1)
-        raise UsageError(
-            f"unknown key {name}.{key}" + (f"; did you mean {name}.{close[0]}?" if close else "")
-        )
+    fields = kind().to_dict().keys()
+    for key in sorted(values.keys() - fields):
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f"; did you mean {name}.{close[0]}?" if close else ""
+        raise UsageError(f"unknown key {name}.{key}{hint}")

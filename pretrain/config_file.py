@@ -1,6 +1,7 @@
-"""Configurations as text: YAML, a preset under it, the command line over it -> one object, and back again.
+"""Read configurations from text and write them back.
 
-Unknown keys are errors with a suggestion.
+In: a YAML file, a preset for the keys that it leaves out, and overrides from the command line. Out:
+one configuration object. Unknown keys are errors with a suggestion.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the nested values of a YAML file with `--dotted.key value` pairs over them; raises UsageError."""
+    """Read the nested values of a YAML file and apply `--dotted.key value` pairs.
+
+    Raises UsageError for a file that cannot be read or is not YAML.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not YAML: it is no text") from None
+        raise UsageError(f"{path} is not YAML: it is not a text file") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -54,25 +58,27 @@ def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Write `--dotted.key value` and `--dotted.key=value` into nested mappings; values are read as YAML."""
+    """Set `--dotted.key value` and `--dotted.key=value` in nested mappings.
+
+    Values are parsed as YAML. Raises UsageError for a key that has no place or a missing value.
+    """
     words = list(overrides)
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
             raise UsageError(f"expected --dotted.key value, found {word!r}")
-        key, found, text = word[2:].partition("=")
-        if not found:
+        key, equals, text = word[2:].partition("=")
+        if not equals:
             if not words:
                 raise UsageError(f"--{key} needs a value")
             text = words.pop(0)
         *parents, last = key.split(".")
         place: Any = values
         for parent in parents:
-            place = (
-                place.setdefault(parent, {})
-                if isinstance(place, dict)
-                else _element(place, parent, key)
-            )
+            if isinstance(place, dict):
+                place = place.setdefault(parent, {})
+            else:
+                place = _element(place, parent, key)
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -87,7 +93,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def parse_config(kind: type, values: dict[str, Any], name: str) -> Any:
-    """Make a configuration dataclass of nested mappings; `name` is the file that messages point to."""
+    """Make a configuration dataclass from nested mappings; `name` is the file that errors name."""
+    # Before pydantic, whose message for an unknown key suggests nothing.
     _refuse_unknown(kind, values, name, "")
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -107,29 +114,32 @@ def to_yaml(config: Any) -> str:
 
 
 def keys(config: TrainingConfig) -> set[str]:
-    """Dotted keys of a configuration."""
+    """Return the dotted keys of a configuration."""
     return set(_flatten(dataclasses.asdict(config)))
 
 
 def differences(config: TrainingConfig, saved: TrainingConfig) -> list[str]:
-    """Dotted keys whose change on resume would change what the run computes."""
+    """Return the dotted keys whose change on resume would change the results of a run."""
     now, then = _flatten(dataclasses.asdict(config)), _flatten(dataclasses.asdict(saved))
-    keys = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
+    # Under exact accumulation, the number of micro-batches does not change the mathematics.
     exact = config.accumulation == saved.accumulation == "exact"
     free = (*config.free_on_resume, "micro_batches") if exact else config.free_on_resume
-    return [
-        key for key in keys if not any(key == name or key.startswith(name + ".") for name in free)
-    ]
+    changed = []
+    for key in sorted(now.keys() | then.keys()):
+        is_free = any(key == name or key.startswith(name + ".") for name in free)
+        if now.get(key) != then.get(key) and not is_free:
+            changed.append(key)
+    return changed
 
 
 def _merge(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Values over a preset, key by key at every level."""
+    """Lay values over a preset, key by key at every level."""
     merged = dict(preset)
     for key, value in values.items():
         inner = preset.get(key)
-        merged[key] = (
-            _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-        )
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = _merge(inner, value)
+        merged[key] = value
     return merged
 
 
@@ -140,6 +150,7 @@ def _element(place: Any, index: str, key: str) -> Any:
 
 
 def _refuse_unknown(kind: Any, values: Any, name: str, prefix: str) -> None:
+    # Find the dataclass inside of unions such as `Config | None` and lists such as `list[Config]`.
     for inner in typing.get_args(kind):
         if isinstance(values, list | tuple) and dataclasses.is_dataclass(inner):
             for number, value in enumerate(values):
@@ -152,11 +163,9 @@ def _refuse_unknown(kind: Any, values: Any, name: str, prefix: str) -> None:
     for key, value in values.items():
         if key not in types:
             close = difflib.get_close_matches(str(key), list(types), n=1)
-            hint = (
-                f"; did you mean {prefix}{close[0]}?"
-                if close
-                else f"; known keys: {', '.join(types)}"
-            )
+            hint = f"; known keys: {', '.join(types)}"
+            if close:
+                hint = f"; did you mean {prefix}{close[0]}?"
             raise UsageError(f"{name}: unknown key {prefix}{key}{hint}")
         _refuse_unknown(types[key], value, name, f"{prefix}{key}.")
 
@@ -170,10 +179,9 @@ def _plain(value: Any) -> Any:
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {
-            k: v
-            for key, inner in value.items()
-            for k, v in _flatten(inner, f"{prefix}{key}.").items()
-        }
-    return {prefix.removesuffix("."): _plain(value)}
+    if not isinstance(value, dict) or not value:
+        return {prefix.removesuffix("."): _plain(value)}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}{key}.")
+    return flat

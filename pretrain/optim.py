@@ -1,4 +1,7 @@
-"""Parameter groups of AdamW, and the learning rate as a pure function of the step (nothing to save or restore)."""
+"""Parameter groups of AdamW, and the learning rate.
+
+The rate is a pure function of the step, so that no scheduler state must be saved or restored.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ HEADS = ("matching_head.", "masked_language_head.", "classifier.")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters.
+    """Make AdamW over the trainable parameters, grouped by learning rate and weight decay.
 
-    Vectors (biases, norms, the class and mask tokens, the temperature) are not decayed, or what
-    `config.decay` says. Each group keeps its `multiplier`, which `set_learning_rate` applies.
+    With `config.decay` "matrices", vectors (biases, norms, the class and mask tokens, the
+    temperature) are not decayed; otherwise the authors' rule decides. Each group stores its
+    `multiplier`, which `set_learning_rate` applies.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -29,11 +33,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         decayed = parameter.ndim > 1 if config.decay == "matrices" else _published_decay(name)
         decay = config.weight_decay if decayed else 0.0
         groups.setdefault((multiplier, decay), []).append(parameter)
+    parameter_groups = []
+    for (multiplier, decay), parameters in groups.items():
+        group = {"params": parameters, "multiplier": multiplier, "weight_decay": decay}
+        parameter_groups.append(group)
     return torch.optim.AdamW(
-        [
-            {"params": parameters, "multiplier": multiplier, "weight_decay": decay}
-            for (multiplier, decay), parameters in groups.items()
-        ],
+        parameter_groups,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
@@ -42,13 +47,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def _published_decay(name: str) -> bool:
-    """Whether the authors decay a parameter: they name the exceptions, and CLIP's norms have other names."""
+    """Whether the authors decay a parameter: all but those with certain names."""
+    # CLIP names its norms differently, so that the authors do decay them.
     norm = "LayerNorm" in name or name.startswith("masked_language_head.transform.2.")
     return not (norm or name.endswith("bias"))
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Rate of the update that makes step `step` (from 0): linear warm-up, then linear decay to 0 after the last."""
+    """Return the rate for step `step` (from 0): linear warm-up, then linear decay to 0.
+
+    The rate reaches 0 one step after the last.
+    """
     warmup = int(steps * config.warmup)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -56,6 +65,6 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Write the rate, times each group's multiplier, into the optimiser."""
+    """Set the rate, times each group's multiplier, in the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]

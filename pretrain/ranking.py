@@ -1,8 +1,9 @@
-"""Exact multi-positive ranking: a block of scores in, the rank of each query's best positive out.
+"""Exact ranking with several positives per query.
 
-Ties count with their expected value, a positive's score is read from the block it is ranked in, and
-numbers that are not finite are refused: each of the three, left out, has made published evaluators
-report 100 % for a broken model.
+In: a block of scores, or features. Out: the rank of each query's best positive. Ties count with
+their expected value, a positive's score is read from the block in which it is ranked, and values
+that are not finite are refused. Published evaluators that omit one of these three report 100 % for
+a broken model.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, NumericsError
 
-DEGENERATE_SPREAD = (
-    1e-6  # candidates that differ by less than this part of their score differ by rounding
-)
+# Scores that differ by a smaller share of their size differ only by float32 rounding.
+DEGENERATE_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the best positive of every query stands, 1-based; unpacks to optimistic, expected, pessimistic.
+    """Ranks of the best positives, from 1; unpacks to optimistic, expected, pessimistic.
 
-    ``above`` candidates score higher than the best positive and ``tied`` score the same (itself
-    included), of which ``tied_positives`` are positives; every order inside that group is equally
-    likely. Arrays have shape (queries,). ``degenerate`` says that no query tells any of its
-    candidates apart: a collapsed encoder or a dead head.
+    ``above`` candidates score higher than the best positive. ``tied`` candidates score the same,
+    including itself, and ``tied_positives`` of them are positives; every order inside that group is
+    equally likely. Arrays have shape (queries,). ``degenerate`` is true if every query gives equal
+    scores to all candidates: a collapsed encoder or a dead head.
     """
 
     above: NDArray[np.int64]
@@ -59,12 +59,15 @@ class Ranks:
         return self.above + (self.tied + 1) / (self.tied_positives + 1)
 
     def hits(self, k: int) -> NDArray[np.float64]:
-        """Probability per query that a positive is among the first ``k``; ``k`` may exceed the number of candidates."""
+        """Probability per query that a positive is among the first ``k``.
+
+        ``k`` may exceed the number of candidates.
+        """
         drawn = np.clip(k - self.above, 0, self.tied)
         negatives = self.tied - self.tied_positives
         miss = np.ones(len(self))
-        # C(negatives, drawn) / C(tied, drawn) as a product: exact zeros, and no factorial
-        # overflows.
+        # Probability that all drawn candidates are negatives: C(negatives, drawn) / C(tied, drawn).
+        # As a product, zeros are exact and no factorial overflows.
         for i in range(int(drawn.max(initial=0))):
             factor = np.maximum(negatives - i, 0) / np.maximum(self.tied - i, 1)
             miss = np.where(i < drawn, miss * factor, miss)
@@ -97,8 +100,8 @@ def ranks(
         Array or tensor (queries, candidates), higher is better. Half precisions are compared in
         float32.
     positives
-        For each query the candidate indices that count as right (one or several), or a boolean
-        array like ``scores``.
+        For each query the indices of its positives (one or several candidates), or a boolean array
+        of the shape of ``scores``.
     query_ids, candidate_ids
         Names for error messages; positions without them.
 
@@ -131,9 +134,10 @@ def ranks_of_features(
     query_ids: Sequence[str] | None = None,
     candidate_ids: Sequence[str] | None = None,
 ) -> Ranks:
-    """Rank by dot products of features (queries, width) and (candidates, width), ``block`` rows of scores at a time.
+    """Rank by dot products of features (queries, width) and (candidates, width).
 
-    The result does not depend on ``block``. Errors as in :func:`ranks`.
+    ``block`` queries are scored at a time; the result does not depend on it. Raises the errors of
+    :func:`ranks`.
     """
     shape = (len(queries), len(candidates))
     rows = _positive_lists(positives, shape, query_ids)
@@ -157,23 +161,23 @@ def score_blocks(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (first query, float32 scores (rows, candidates)) for consecutive blocks of queries.
 
-    Sums run in float64 and equal candidates are multiplied once, so that neither the block's shape
-    nor a candidate's place moves a score by its last bit: equal features tie exactly.
+    Equal features tie exactly: no score depends on the shape of the block or on the position of a
+    candidate, not even in its last bit.
 
     Raises
     ------
     NumericsError
         If a feature is NaN or infinite.
     """
-    left, right = (
-        _as_features(queries, query_ids, "query"),
-        _as_features(candidates, candidate_ids, "candidate"),
-    )
-    distinct, place = np.unique(right, axis=0, return_inverse=True)
-    columns = distinct.T.astype(np.float64, order="C")
-    for start in range(0, len(left), block):
-        scores = (left[start : start + block].astype(np.float64) @ columns).astype(np.float32)
-        yield start, scores[:, place.ravel()]
+    rows = _as_features(queries, query_ids, "query")
+    columns = _as_features(candidates, candidate_ids, "candidate")
+    # Equal candidates are multiplied once, because matrix products may round equal columns
+    # differently. float64 sums hide the dependence on the block's shape from float32.
+    distinct, column = np.unique(columns, axis=0, return_inverse=True)
+    transposed = distinct.T.astype(np.float64, order="C")
+    for start in range(0, len(rows), block):
+        scores = (rows[start : start + block].astype(np.float64) @ transposed).astype(np.float32)
+        yield start, scores[:, column.ravel()]
 
 
 def two_stage_ranks(
@@ -182,7 +186,7 @@ def two_stage_ranks(
     shortlist: NDArray[np.integer],
     shortlist_scores: Any,
 ) -> Ranks:
-    """Rank by a second score inside a shortlist; all other candidates follow in their first-stage order.
+    """Rank by a second score inside a shortlist; the others follow in first-stage order.
 
     Parameters
     ----------
@@ -191,22 +195,27 @@ def two_stage_ranks(
     positives
         As in :func:`ranks`.
     shortlist
-        Candidate indices (queries, k) that were scored again, distinct within a row.
+        Indices (queries, k) of the candidates that were scored again, distinct within a row.
     shortlist_scores
-        Their second scores (queries, k), of any size: -1000 still stands above what was not scored.
+        Their second scores (queries, k). Even a score of -1000 ranks above all other candidates.
     """
     first, second = _as_scores(scores), _as_scores(shortlist_scores)
     rows = _positive_lists(positives, first.shape, None)
     _refuse_non_finite(first, None, None)
     _refuse_non_finite(second, None, None)
-    # Two pictures of the same order, one for each place the best positive can have.
-    listed, rest = np.full(first.shape, -np.inf, dtype=second.dtype), first.copy()
+    # Second scores with the others at -inf, for queries with a positive in the shortlist; first
+    # scores with the shortlist at +inf, for the other queries. Either is the same order, because
+    # only candidates above or tied with the best positive count.
+    listed, unlisted = np.full(first.shape, -np.inf, dtype=second.dtype), first.copy()
     np.put_along_axis(listed, shortlist, second, axis=1)
-    np.put_along_axis(rest, shortlist, np.inf, axis=1)
-    inside = [row[np.isin(row, chosen)] for row, chosen in zip(rows, shortlist, strict=True)]
-    found = np.array([len(row) > 0 for row in inside])
-    block = np.where(found[:, None], listed, rest)
-    best = [row if hit else every for row, hit, every in zip(inside, found, rows, strict=True)]
+    np.put_along_axis(unlisted, shortlist, np.inf, axis=1)
+    best = []
+    in_shortlist = np.zeros(len(rows), dtype=bool)
+    for query, (row, candidates) in enumerate(zip(rows, shortlist, strict=True)):
+        positives_inside = row[np.isin(row, candidates)]
+        in_shortlist[query] = len(positives_inside) > 0
+        best.append(positives_inside if in_shortlist[query] else row)
+    block = np.where(in_shortlist[:, None], listed, unlisted)
     above, tied, tied_positives = _count(block, best)
     return Ranks(
         above,
@@ -218,11 +227,9 @@ def two_stage_ranks(
 
 
 def chance_ranks(positives: Sequence[Any] | NDArray[Any], candidates: int) -> Ranks:
-    """Ranks under a constant score: what guessing reaches with these positives among ``candidates`` candidates."""
-    sizes = np.array(
-        [len(row) for row in _positive_lists(positives, (len(positives), candidates), None)],
-        dtype=np.int64,
-    )
+    """Return the ranks that guessing reaches: those under a constant score."""
+    rows = _positive_lists(positives, (len(positives), candidates), None)
+    sizes = np.array([len(row) for row in rows], dtype=np.int64)
     return Ranks(
         np.zeros_like(sizes),
         np.full_like(sizes, candidates),
@@ -241,9 +248,8 @@ def unit_features(features: Any, ids: Sequence[str] | None = None) -> NDArray[np
         If a value is NaN or infinite; the message names the item.
     """
     rows = _as_features(features, ids, "item").astype(np.float64)
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(
-        np.float32
-    )
+    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return (rows / lengths).astype(np.float32)
 
 
 def _count(
@@ -252,13 +258,13 @@ def _count(
     sizes = np.array([len(row) for row in positives])
     starts = np.cumsum(sizes) - sizes
     queries = np.repeat(np.arange(len(sizes)), sizes)
-    # The positive's score comes out of the same block: computed again it can differ by one bit, and
-    # lose to itself.
-    own = scores[queries, np.concatenate(positives)]
-    best = np.maximum.reduceat(own, starts)
+    # A positive's score is read from the same block. Computed again, it could differ by one bit and
+    # rank below itself.
+    of_positives = scores[queries, np.concatenate(positives)]
+    best = np.maximum.reduceat(of_positives, starts)
     above = (scores > best[:, None]).sum(axis=1)
     tied = (scores == best[:, None]).sum(axis=1)
-    tied_positives = np.add.reduceat((own == best[queries]).astype(np.int64), starts)
+    tied_positives = np.add.reduceat((of_positives == best[queries]).astype(np.int64), starts)
     return above.astype(np.int64), tied.astype(np.int64), tied_positives
 
 
@@ -274,7 +280,8 @@ def _as_scores(scores: Any) -> NDArray[Any]:
     block = _as_array(scores)
     if block.ndim != 2 or 0 in block.shape:
         raise DataError(
-            f"nothing to rank: scores of shape {block.shape}, need at least one query and one candidate"
+            f"nothing to rank: scores of shape {block.shape}, "
+            "but at least one query and one candidate are needed"
         )
     return block
 
@@ -283,7 +290,7 @@ def _as_features(features: Any, ids: Sequence[str] | None, what: str) -> NDArray
     rows = _as_array(features)
     if rows.ndim != 2 or 0 in rows.shape:
         raise DataError(
-            f"nothing to rank: {what} features of shape {rows.shape}, need (items, width)"
+            f"nothing to rank: {what} features of shape {rows.shape} instead of (items, width)"
         )
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
@@ -307,7 +314,8 @@ def _positive_lists(
             raise DataError(f"query {_name(query_ids, i)} has no positive among the candidates")
         if row[0] < 0 or row[-1] >= shape[1]:
             raise DataError(
-                f"query {_name(query_ids, i)} has a positive outside the {shape[1]} candidates: {row.tolist()}"
+                f"query {_name(query_ids, i)} has a positive outside the {shape[1]} candidates: "
+                f"{row.tolist()}"
             )
     return rows
 
@@ -330,11 +338,13 @@ def _refuse_non_finite(
 
 
 def is_degenerate(scores: NDArray[Any]) -> bool:
-    """Whether no query's scores (queries, candidates) differ by more than rounding; never with a single candidate."""
+    """Whether the scores (queries, candidates) of every query are equal up to rounding.
+
+    A single candidate is never degenerate.
+    """
     low, high = scores.min(axis=1), scores.max(axis=1)
-    return scores.shape[1] > 1 and bool(
-        (high - low <= DEGENERATE_SPREAD * np.maximum(abs(low), abs(high))).all()
-    )
+    equal = high - low <= DEGENERATE_SPREAD * np.maximum(abs(low), abs(high))
+    return scores.shape[1] > 1 and bool(equal.all())
 
 
 def _name(ids: Sequence[str] | None, position: int) -> str:

@@ -24,7 +24,6 @@ from data_pipeline.text import Tokenizer
 from eval.metrics.vqa_accuracy import accuracy
 from pretrain.config import ValidationConfig
 from pretrain.model import GLSCLModel
-from pretrain.model.modeling import Side
 from pretrain.objectives.tiles import at_least_float32
 from pretrain.parallel.gather import gather_counts, gather_rows, rank, world_size
 from pretrain.validation import encode, model_config
@@ -55,15 +54,7 @@ def classify(model: GLSCLModel, pixels: Tensor, text_ids: Tensor, text_mask: Ten
     # One call of the tower for both images, and one of the fusion encoder for both pairs.
     encoded = model.encode_image(torch.cat(images_of_texts)).chunk(len(images_of_texts))
     images = [model.image_side(tokens, second=number > 0) for number, tokens in enumerate(encoded)]
-    # Only the states of the first tokens are pooled, so that the last layer computes only these.
-    first = torch.zeros(len(text_ids), 1, dtype=torch.long, device=text_ids.device)
-    states = model.fuse_pairs(
-        Side.cat([text] * len(images)),
-        text_mask.repeat(len(images), 1),
-        Side.cat(images),
-        [(first, first)] * len(images),
-    )
-    return model.classify(torch.cat([model.pool(*pair) for pair in states], dim=-1))
+    return model.classify(model.pool_with_images(text, text_mask, images))
 
 
 class ClassificationTask:

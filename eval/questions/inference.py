@@ -189,12 +189,8 @@ def _logits(
     for part in order.split(max(1, TOKENS_AT_ONCE // (padded.shape[1] + views[0].shape[1]))):
         own, longest = chosen[part].to(device), int(lengths[chosen[part]].max())
         text = Side(text_side.tokens[own, :longest], text_side.attended[own, :longest])
-        first = torch.zeros(len(part), 1, dtype=torch.long, device=device)
-        pooled = []
-        for side in image_sides:
-            with loaded.autocast():
-                image = side[rows[part].to(device)]
-                [states] = model.fuse_pairs(text, mask[own, :longest], image, [(first, first)])
-                pooled.append(model.pool(*states).float())
-        logits[part] = model.classify(torch.cat(pooled, dim=-1)).cpu()
+        with loaded.autocast():
+            images = [side[rows[part].to(device)] for side in image_sides]
+            pooled = model.pool_with_images(text, mask[own, :longest], images)
+        logits[part] = model.classify(pooled.float()).cpu()
     return logits.numpy()

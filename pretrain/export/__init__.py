@@ -1,4 +1,8 @@
-"""A model as folders for other programs: the towers as plain transformers classes, a converted checkpoint as ours."""
+"""Write a model as folders for other programs.
+
+`export` writes the towers as plain transformers classes; `convert` writes a checkpoint of the
+authors' release as a model of this project.
+"""
 
 from .full import convert
 from .towers import export

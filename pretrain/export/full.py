@@ -1,7 +1,7 @@
-"""The whole model of an authors' checkpoint as a folder that `from_pretrained` loads.
+"""Convert a checkpoint of the authors' release to a folder that `from_pretrained` loads.
 
-In: a checkpoint file of their release, and the tokenizer it was trained with. Out: one folder,
-whole or not there.
+In: the checkpoint file, and the tokenizer that it was trained with. Out: one folder, which is
+complete or not there.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from pretrain.run.checkpoint import load_authors
 def convert(
     checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | None = None
 ) -> GLSCLModel:
-    """Write `OUT/full`, with tokenizer and image processor where `tokenizer` names a folder; return the model.
+    """Write the folder `OUT/full` and return the model.
+
+    With a folder as `tokenizer`, its tokenizer and an image processor are written too.
 
     Raises
     ------
     UsageError
         If there is no such checkpoint or tokenizer folder, or `out` is not empty.
     DataError
-        If the checkpoint is damaged or not one of the authors' pre-training, or the tokenizer is
-        another one than it was trained with.
+        If the checkpoint is damaged or not from the authors' pre-training, or was trained with
+        another tokenizer.
     IncompleteError
-        If there is no room; nothing is left behind.
+        If the disk is full; nothing is left behind.
     """
     out = Path(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} is not an empty folder: choose another")
+    # Read before the checkpoint, which takes minutes.
     words = None if tokenizer is None else _load_tokenizer(Path(tokenizer))
     model = load_authors(Path(checkpoint))
     processor = None if words is None else _processor(model.config, words, tokenizer)
     beside = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)  # of a conversion that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a conversion that was killed
     try:
         full = beside / "full"
         full.mkdir(parents=True)
@@ -50,7 +53,7 @@ def convert(
         for path in [*full.iterdir(), full, beside]:
             sync(path)
         beside.rename(out)
-    except SafetensorError as error:  # a full disk, as safetensors reports it
+    except SafetensorError as error:  # safetensors' error for a full disk
         raise IncompleteError(
             f"cannot write {out}: {error}: make room and run the same command again"
         ) from None
@@ -60,14 +63,11 @@ def convert(
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not folder.is_dir():  # a name would be looked up on the hub
-        raise UsageError(
-            f"no tokenizer at {folder}: {'a file, name its folder' if folder.exists() else 'no such folder'}"
-        )
-    if not any(
-        (folder / name).is_file()
-        for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json")
-    ):
+    if not folder.is_dir():  # transformers would look up another name on the hub
+        problem = "a file, name its folder" if folder.exists() else "no such folder"
+        raise UsageError(f"no tokenizer at {folder}: {problem}")
+    files = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in files):
         raise DataError(f"no tokenizer at {folder}: it holds no tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -88,7 +88,7 @@ def _processor(
     for name, value in ours.items():
         if value != theirs[name]:
             raise DataError(
-                f"{folder} is not the tokenizer that the checkpoint was trained with: {name} {value} instead of "
-                f"{theirs[name]}"
+                f"{folder} is not the tokenizer that the checkpoint was trained with: "
+                f"{name} {value} instead of {theirs[name]}"
             )
     return GLSCLProcessor.build(config, tokenizer)

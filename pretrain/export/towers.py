@@ -1,7 +1,7 @@
-"""The two encoders as stock classes with their preprocessing: `vision/` a CLIPVisionModel, `text/` a RobertaModel.
+"""Export the two encoders as stock transformers classes with their preprocessing.
 
-In: a run, checkpoint or model folder. Out: one folder that appears whole or not at all, with a
-model card.
+In: a run, checkpoint or model folder. Out: a folder with `vision/` (a CLIPVisionModel), `text/`
+(such as a RobertaModel) and a model card, which is complete or not there.
 """
 
 from __future__ import annotations
@@ -34,34 +34,35 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     out
         A new or empty folder, or an earlier export, which is replaced.
     check
-        Load the result in a process that cannot import this project and compare what it computes,
-        before ``out`` is touched.
+        Load the result in a process that cannot import this project and compare its outputs, before
+        ``out`` is replaced.
 
     Raises
     ------
     UsageError
-        If ``model`` does not exist, is the authors' checkpoint or has an image tower that no stock
-        class computes, or ``out`` holds anything but an earlier export.
+        If ``model`` does not exist, is a checkpoint file of the authors or has an image tower that
+        no stock class computes, or ``out`` holds anything but an earlier export.
     DataError
         If the model is damaged.
     NumericsError
-        If ``check`` finds another result than this project computes.
+        If ``check`` finds a difference from the model's outputs.
     """
     out = Path(out)
     _refuse_other_content(out)
     loaded = load_model(model)
     if loaded.class_token is not None:
         raise UsageError(
-            f"the image tower of {model} is a {type(loaded.vision).__name__} with a class token, for which that class "
-            "has no place: only CLIP towers can be exported"
+            f"the image tower of {model} is a {type(loaded.vision).__name__} with a class token, "
+            "for which that class has no place: only CLIP towers can be exported"
         )
     folder = Path(loaded.name_or_path)
     if not folder.is_dir():
         raise UsageError(
-            f"{folder} is a file without a tokenizer: `glscl convert {folder} OUT --tokenizer ...` first"
+            f"{folder} is a file without a tokenizer: "
+            f"run `glscl convert {folder} OUT --tokenizer ...` first"
         )
     beside = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by an export that was killed
     try:
         beside.mkdir(parents=True)
         _write(loaded, folder, beside)
@@ -94,11 +95,10 @@ def _refuse_other_content(out: Path) -> None:
 
 def _write(model: GLSCLModel, source: Path, out: Path) -> None:
     config = model.config
-    # transformers 4 reads the tower only under this prefix, and would leave it at random weights
-    # without; 5 reads both.
-    prefixed = {
-        f"vision_model.{name}": tensor for name, tensor in model.vision.state_dict().items()
-    }
+    # transformers 4 reads the tower only with this prefix, and would otherwise silently leave it at
+    # random weights. transformers 5 reads both.
+    state = model.vision.state_dict()
+    prefixed = {f"vision_model.{name}": tensor for name, tensor in state.items()}
     model.vision.save_pretrained(out / "vision", state_dict=prefixed)
     model.text.save_pretrained(out / "text")
     CLIPImageProcessorPil(
@@ -111,7 +111,7 @@ def _write(model: GLSCLModel, source: Path, out: Path) -> None:
 
 
 def _write_tokenizer(source: Path, out: Path, max_length: int) -> None:
-    """Copy the tokenizer; its settings lose the tie to this project's processor and learn how long a text may be."""
+    """Copy the tokenizer, without its link to this project's processor, and set its text length."""
     if not (source / "tokenizer.json").is_file():
         raise DataError(f"{source} holds no tokenizer.json: the tokenizer cannot be exported")
     shutil.copyfile(source / "tokenizer.json", out / "tokenizer.json")

@@ -1,7 +1,8 @@
-"""Attention that transformers' layers do not offer: over the frames of a clip, of some tokens only, and to look at.
+"""Attention that transformers' layers do not offer.
 
-All use the layers' own projections, and those that compute states the attention function that the
-layer's configuration names.
+In: a layer of transformers with its own projections, and hidden states. Out: attention over the
+frames of a video (`frame_attention`), attention of selected query tokens only (`attend`), and the
+attention probabilities themselves (`attention_probabilities`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.roberta.modeling_roberta import eager_attention_forward
 
 FRAME_ATTENTION = "glscl_frames"
-"""Name under which transformers' layers find `frame_attention`; it is never written into a saved
-configuration."""
+"""Name under which transformers' layers find `frame_attention`; never saved in a configuration."""
 
 
 def frame_attention(
@@ -29,15 +29,16 @@ def frame_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of pictures, or of clips in which patches see their own frame and class tokens see all frames.
+    """Attend within images, or within frames of videos, whose class tokens see all frames.
 
-    Pictures arrive as (batch, heads, tokens, head width) and take transformers' `sdpa` as it is. A
-    clip runs through the layers as (batch, frames, 1 + patches, width), class token first in each
-    frame; its number of frames travels in that shape, because not every layer passes keyword
-    arguments on (SigLIP's does not). Layers then hand over (batch, tokens, frames, heads, head
-    width). Two calls on views of the projections give what a mask of (frames x tokens)^2 entries
-    would (glscl paper, section 3.1).
+    Images arrive as (batch, heads, tokens, head width) and are passed to transformers' `sdpa`. In a
+    video, a patch attends to its own frame and a class token to all frames (glscl paper, section
+    3.1). It runs through the layers as (batch, frames, 1 + patches, width), with the class token
+    first in each frame, and arrives here as (batch, tokens, frames, heads, head width). Two calls
+    on views of the projections replace a mask of (frames x tokens)^2 entries.
     """
+    # The number of frames travels in the shape of the states, because not every layer passes
+    # keyword arguments on (SigLIP's does not).
     if query.ndim == 4:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
@@ -46,28 +47,27 @@ def frame_attention(
     def in_frame(tensor: Tensor) -> Tensor:
         return tensor.flatten(0, 1).transpose(1, 2)  # (batch * frames, heads, tokens, head width)
 
-    def in_clip(tensor: Tensor) -> Tensor:
+    def in_video(tensor: Tensor) -> Tensor:
         return tensor.flatten(1, 2).transpose(1, 2)  # (batch, heads, frames * tokens, head width)
 
     classes = F.scaled_dot_product_attention(
-        in_clip(query[:, :, :1]), in_clip(key), in_clip(value), **options
+        in_video(query[:, :, :1]), in_video(key), in_video(value), **options
     )
     patches = F.scaled_dot_product_attention(
         in_frame(query[:, :, 1:]), in_frame(key), in_frame(value), **options
     )
-    frames = query.shape[:2]
-    return torch.cat(
-        [classes.transpose(1, 2).unsqueeze(2), patches.transpose(1, 2).unflatten(0, frames)], dim=2
-    ), None
+    by_frame = patches.transpose(1, 2).unflatten(0, query.shape[:2])
+    return torch.cat([classes.transpose(1, 2).unsqueeze(2), by_frame], dim=2), None
 
 
 AttentionInterface.register(FRAME_ATTENTION, frame_attention)
 
 
 def attend(attention: Any, queries: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-    """Run a BERT-style attention block, residual and norm included, for some queries: (batch, queries, width).
+    """Run a BERT-style attention block, with residual and norm, for selected query tokens.
 
-    `memory` (batch, tokens, width) gives keys and values; `mask` comes from `padding_mask`.
+    `queries` and the result are (batch, queries, width), `memory` (batch, tokens, width) gives keys
+    and values, and `mask` comes from `padding_mask`.
     """
     inner = attention.self
     mixed, _ = implementation(inner)(
@@ -78,15 +78,18 @@ def attend(attention: Any, queries: Tensor, memory: Tensor, mask: Tensor | None)
         mask,
         dropout=inner.dropout.p if inner.training else 0.0,
         scaling=inner.scaling,
-        is_causal=False,  # the fusion layers count as a decoder's, which sdpa takes for causal where there is no mask
+        # The fusion layers are configured as a decoder, which sdpa would treat as causal without a
+        # mask.
+        is_causal=False,
     )
     return attention.output(mixed.flatten(-2), queries)
 
 
 def attention_probabilities(attention: Any, queries: Tensor, memory: Tensor) -> Tensor:
-    """Probabilities (batch, heads, queries, tokens) with which `attend` mixes an unpadded memory, without dropout.
+    """Compute the probabilities that `attend` uses, without a mask and without dropout.
 
-    Fused attention functions never hold them, so they are computed again, in float32 at least.
+    The result (batch, heads, queries, tokens) has at least float32 precision. Fused attention
+    functions never materialize the probabilities, so they are computed again here.
     """
     inner = attention.self
     query, key = _heads(inner, inner.query(queries)), _heads(inner, inner.key(memory))
@@ -99,18 +102,16 @@ def _heads(inner: Any, tensor: Tensor) -> Tensor:
 
 
 def implementation(module: Any) -> Any:
-    """Attention function that an attention module's configuration names."""
+    """Return the attention function that an attention module's configuration names."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention_forward
     )
 
 
 def padding_mask(mask: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
-    """Mask (batch, 1, 1, tokens) for the attention of `config`, of a 1/0 mask (batch, tokens).
-
-    transformers hands a mask of four axes on as it is; of one with two axes it asks whether it
-    masks anything, and so waits for the device.
-    """
+    """Turn a 1/0 mask (batch, tokens) into (batch, 1, 1, tokens) for the attention of `config`."""
+    # transformers passes a mask of four axes on unchanged. For one of two axes it first checks
+    # whether it masks anything, which waits for the device.
     allowed = mask[:, None, None, :] != 0
     if config._attn_implementation != "eager":
         return allowed

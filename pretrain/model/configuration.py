@@ -1,4 +1,7 @@
-"""Sizes of the GLSCL model; the defaults are those of the published ViT-B/16 model (glscl paper, section 4.1)."""
+"""Sizes of the GLSCL model, checked when they are set.
+
+The defaults are those of the published ViT-B/16 model (glscl paper, section 4.1).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
-"""`model_type` of image towers; SigLIP 2 of a fixed resolution is of the second."""
+"""`model_type` of supported image towers; the second includes SigLIP 2 of a fixed resolution."""
 
 
 class GLSCLConfig(PreTrainedConfig):
@@ -18,14 +21,14 @@ class GLSCLConfig(PreTrainedConfig):
     Parameters
     ----------
     vision_config : dict, CLIPVisionConfig or SiglipVisionConfig
-        The image tower. Default: CLIP ViT-B/16 at 288 pixels with 11 blocks (the authors leave the
-        last one out). A dict names its kind as `model_type` (`clip_vision_model`,
+        The image tower. Default: CLIP ViT-B/16 at 288 pixels with 11 blocks (the authors leave
+        out the last one). A dict names its kind as `model_type` (`clip_vision_model`,
         `siglip_vision_model`).
     text_config : dict or PreTrainedConfig
         The text tower, any bidirectional encoder of transformers (`roberta`, `xlm-roberta`, `bert`,
         `modernbert`, ...), by its `model_type`. Default: RoBERTa base.
     max_frames : int
-        Frames that a clip may have: rows of the temporal table. 0: the model takes pictures only.
+        Most frames of a video: rows of the temporal table. 0: the model takes images only.
     hidden_size : int
         Width of the fusion encoder, to which both towers are projected.
     fusion_layers, fusion_heads, fusion_intermediate_size, fusion_dropout, fusion_layer_norm_eps
@@ -46,11 +49,10 @@ class GLSCLConfig(PreTrainedConfig):
     initializer_range : float
         Standard deviation of the new linear layers and embeddings.
     classifier_labels : sequence of str
-        What the classifier tells apart: answers, or false and true. Empty, the default: there is no
-        classifier.
+        Classes of the classifier: answers, or false and true. Empty (default): no classifier.
     classifier_images : int
-        Pictures that a text is classified with, 1 or 2. With two there is a third token type, for
-        the second one.
+        Images that a text is classified with, 1 or 2. With 2 there is a third token type, for the
+        second image.
 
     Raises
     ------
@@ -97,37 +99,42 @@ class GLSCLConfig(PreTrainedConfig):
             self.text_config = RobertaConfig(
                 vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
             )
+        # Checked before the towers' configurations are built below, for which transformers would
+        # raise an error that does not name the field.
         if (kind := _kind(self.vision_config, "clip_vision_model")) not in VISION_TOWERS:
             raise ValueError(
-                f"{kind!r} is no image tower that GLSCL can hold: choose {' or '.join(VISION_TOWERS)}"
+                f"{kind!r} is not a supported image tower: choose {' or '.join(VISION_TOWERS)}"
             )
         if (kind := _kind(self.text_config, "roberta")) not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
             raise ValueError(
-                f"{kind!r} is no bidirectional text encoder such as roberta or modernbert"
+                f"{kind!r} is not a bidirectional text encoder such as roberta or modernbert"
             )
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config
         if text.is_encoder_decoder:
             raise ValueError(
-                f"{text.model_type!r} is an encoder with a decoder: choose a text encoder such as roberta"
+                f"{text.model_type!r} is an encoder-decoder: choose a text encoder such as roberta"
             )
         if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
             raise ValueError(
-                "image_size and patch_size of the image tower are one number each; inputs may be oblong"
+                "image_size and patch_size of the image tower must be one number each "
+                "(images of other shapes are still accepted)"
             )
         if vision.patch_size < 1 or vision.image_size < 1:
             raise ValueError("image_size and patch_size of the image tower must be at least 1")
         if vision.image_size % vision.patch_size:
             raise ValueError(
-                f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}"
+                f"image_size {vision.image_size} is not a multiple of patch_size "
+                f"{vision.patch_size}"
             )
         if not isinstance(self.max_frames, int) or self.max_frames < 0:
             raise ValueError(
-                f"max_frames must be a whole number of 0 or more, it is {self.max_frames!r}"
+                f"max_frames must be a whole number of at least 0, not {self.max_frames!r}"
             )
         if not isinstance(self.tie_masked_language_head, bool):
             raise ValueError(
-                f"tie_masked_language_head must be true or false, it is {self.tie_masked_language_head!r}"
+                f"tie_masked_language_head must be true or false, "
+                f"not {self.tie_masked_language_head!r}"
             )
         for name, tower in (("image", vision), ("text", text)):
             if tower.num_hidden_layers < 1:
@@ -142,18 +149,18 @@ class GLSCLConfig(PreTrainedConfig):
             )
         if self.tie_masked_language_head and text.hidden_size != self.hidden_size:
             raise ValueError(
-                f"tie_masked_language_head needs a text tower as wide as the fusion encoder: hidden_size is "
-                f"{self.hidden_size}, the text tower's {text.hidden_size}"
+                "tie_masked_language_head needs a text tower as wide as the fusion encoder: "
+                f"hidden_size is {self.hidden_size}, the text tower's {text.hidden_size}"
             )
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square pictures that the position table was made for."""
+        """Side in pixels of the square images that the position table is made for."""
         return int(self.vision_config.image_size)
 
     @property
     def num_patches(self) -> int:
-        """Patches of such a picture."""
+        """Number of patches of an image of `image_size`."""
         return int(self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
 

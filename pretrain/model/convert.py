@@ -1,7 +1,8 @@
-"""A checkpoint of the authors' release -> this model; nothing stored in the file is executed.
+"""Convert a checkpoint of the authors' release to this model, without executing anything in it.
 
-Every tensor of a pre-training checkpoint finds its place, is on the list of dead ones, or is
-refused by name; names and shapes are settled before the first weight is read.
+In: a file, and sizes if they should not be inferred. Out: the model. Every tensor of a pre-training
+checkpoint gets a name in this model, is on the list of unused ones, or is refused by name. Names
+and shapes are checked before the first weight is read.
 """
 
 from __future__ import annotations
@@ -19,23 +20,22 @@ from .configuration import GLSCLConfig
 from .modeling import GLSCLModel
 from .tensor_file import LazyTensor, open_tensors
 
-# What wrappers put before every name: DistributedDataParallel, a LightningModule that holds the
-# model, torch.compile.
+# Prefixes of wrappers: DistributedDataParallel, a LightningModule that holds the model,
+# torch.compile.
 _WRAPPERS = re.compile(r"((module|model|_orig_mod)\.)+")
-# What the authors' checkpoints hold and no computation of theirs uses: buffers that the model
-# computes itself, the MAE decoder (8 blocks, 26 M parameters, which no loss reaches), and the
-# running metrics of each task.
-_DEAD = re.compile(
+# Entries of the authors' checkpoints that their code never uses: buffers that the model computes
+# itself, the MAE decoder (8 blocks, 26 M parameters, not part of any loss), and the running metrics
+# of each task.
+_UNUSED = re.compile(
     r"text_transformer\.embeddings\.(position_ids|token_type_ids)"
     r"|vision_transformer\.(mask_token|decoder_(embed|pos_embed|blocks|norm|pred)\b.*)"
     r"|(train|val|dev|test)_[a-z0-9]+_(accuracy|score|loss|wpa_loss)\..*"
 )
-# Heads that only checkpoints of a fine-tuning have.
+# Heads that only fine-tuned checkpoints have.
 _FINE_TUNED = {"vqa_classifier.": "VQA", "nlvr2_classifier.": "NLVR2", "rank_output.": "retrieval"}
-_TEMPORAL = (
-    "vision_transformer.visual.temporal_embed"  # says that it is the video encoder of the release
-)
-_MOST_LAYERS = 128  # or names alone would make a model of any size
+# Only checkpoints with the release's video encoder have it.
+_TEMPORAL = "vision_transformer.visual.temporal_embed"
+_MOST_LAYERS = 128  # without a limit, a file of names alone could make a model of any size
 _PREFIXES = {
     "cross_modal_text_layers.": "fusion.text_layers.",
     "cross_modal_image_layers.": "fusion.image_layers.",
@@ -74,19 +74,19 @@ _BLOCK_PARTS = {
 
 
 def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLModel:
-    """Build a float32 model of a checkpoint whose tensors carry the names of the authors' release.
+    """Build a float32 model from a checkpoint whose tensors have the names of the authors' release.
 
-    Takes what `torch.save` or PyTorch-Lightning wrote (`.ckpt`, `.pt`, `.bin`) and `.safetensors`.
-    Without `config` the sizes are read off the tensors, with 64-wide heads (4 heads in text and
-    fusion below width 512). Raises ValueError when a tensor is missing, superfluous or of another
-    shape, and for a file that is damaged or no checkpoint.
+    Reads files of `torch.save` and PyTorch-Lightning (`.ckpt`, `.pt`, `.bin`) and `.safetensors`.
+    Without `config`, the sizes are inferred from the tensors, with 64-wide heads (4 heads in text
+    and fusion below width 512). Raises ValueError if a tensor is missing, superfluous or of another
+    shape, and for a file that is damaged or not a checkpoint.
     """
     with open_tensors(path) as stored:
         try:
-            tensors = _living(stored)
-            shapes = {
-                name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()
-            }
+            tensors = _used(stored)
+            shapes = {}
+            for name, tensor in tensors.items():
+                shapes[name] = torch.empty(tensor.shape, device="meta")  # takes no memory
             sizes = config or _read_sizes(shapes)
             _refuse_misfits(shapes, sizes)
         except ValueError as error:
@@ -99,7 +99,7 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
                 values = tensor.read()
                 if not values.isfinite().all():
                     raise ValueError(
-                        f"{path}: {name} holds numbers that are not finite: the training had failed"
+                        f"{path}: {name} holds numbers that are not finite: its training had failed"
                     )
                 for ours, part in our_names(name, values).items():
                     state[ours].copy_(part.reshape(state[ours].shape))
@@ -109,9 +109,10 @@ def from_authors(path: str | Path, config: GLSCLConfig | None = None) -> GLSCLMo
 
 
 def our_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One of the authors' tensors under this model's names: three for a joint query-key-value projection.
+    """Return a tensor of the authors under its name or names in this model.
 
-    None for a name that the authors do not use.
+    A joint query-key-value projection becomes three tensors. The result is empty for a name that
+    the authors do not use.
     """
     if name in _EXACT:
         return {_EXACT[name]: tensor}
@@ -131,15 +132,14 @@ def our_names(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {}
 
 
-def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
-    """Tensors that a model needs, without what wrappers put before their names."""
+def _used(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
+    """Return the tensors that a model needs, by their names without the prefixes of wrappers."""
     named: dict[str, LazyTensor] = {}
     unusable = []
     for stored_name, tensor in stored.items():
-        name = (
-            stored_name[match.end() :] if (match := _WRAPPERS.match(stored_name)) else stored_name
-        )
-        if _DEAD.fullmatch(name):
+        wrappers = _WRAPPERS.match(stored_name)
+        name = stored_name[wrappers.end() :] if wrappers else stored_name
+        if _UNUSED.fullmatch(name):
             continue
         if tensor is None or name in named or not tensor.dtype.is_floating_point:
             unusable.append(stored_name)
@@ -152,32 +152,31 @@ def _living(stored: Mapping[str, LazyTensor | None]) -> dict[str, LazyTensor]:
     for head, task in _FINE_TUNED.items():
         if any(name.startswith(head) for name in named):
             raise ValueError(
-                f"it was fine-tuned for {task} ({head[:-1]}): only pre-training checkpoints can be converted, "
-                "which have all heads of pre-training and no other"
+                f"it was fine-tuned for {task} ({head[:-1]}): only pre-training checkpoints, "
+                "with all heads of pre-training and no other, can be converted"
             )
     return named
 
 
 def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
-    """Raise ValueError unless the tensors are those of a model with this configuration, which is not built."""
+    """Raise ValueError unless the tensors fit a model of this configuration."""
     try:
-        with torch.device("meta"):
-            expected = {
-                name: tensor.shape for name, tensor in GLSCLModel(config).state_dict().items()
-            }
+        with torch.device("meta"):  # shapes only, because a damaged file may name any size
+            state = GLSCLModel(config).state_dict()
     except (TypeError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"its sizes make no model: {error}") from error
+    expected = {name: tensor.shape for name, tensor in state.items()}
     unknown, misshapen = [], []
     placed: set[str] = set()
     for name, theirs in shapes.items():
-        places = our_names(name, theirs)
-        if not places:
+        renamed = our_names(name, theirs)
+        if not renamed:
             unknown.append(name)
-        for ours, part in places.items():
+        for ours, part in renamed.items():
             if ours not in expected or ours in placed:
                 unknown.append(name)
-            # The authors' temperature is a scalar, their mask token a row, their temporal table has
-            # a leading axis.
+            # Axes of length 1 do not count: the authors' temperature is a scalar, their mask token
+            # a row, and their temporal table has a leading axis.
             elif [n for n in part.shape if n != 1] != [n for n in expected[ours] if n != 1]:
                 misshapen.append(f"{name} {tuple(part.shape)} (expected {tuple(expected[ours])})")
             placed.add(ours)
@@ -186,16 +185,20 @@ def _refuse_misfits(shapes: Mapping[str, Tensor], config: GLSCLConfig) -> None:
     if unknown:
         raise ValueError(f"{_some(unknown)} unknown: not a pre-training checkpoint of this model")
     if missing := sorted(expected.keys() - placed):
-        raise ValueError(f"it lacks {_some(missing)} (the names that they have in this project)")
+        raise ValueError(f"it lacks {_some(missing)} (by their names in this project)")
     if misshapen:
         raise ValueError(f"{_some(misshapen)} of another size than the model")
 
 
 def _some(names: Iterable[str]) -> str:
-    """Count them and name the first ones, as text that no terminal takes for a command."""
+    """Count tensors and name the first ones, for a message."""
     names = sorted(set(names))
-    shown = ", ".join(ascii(name[:120])[1:-1] for name in names[:3])
-    return f"{len(names):,} tensor{'s' * (len(names) > 1)} ({shown}{', ...' * (len(names) > 3)})"
+    # ASCII only: a name from a hostile file could otherwise hold commands for the terminal.
+    shown = [ascii(name[:120])[1:-1] for name in names[:3]]
+    if len(names) > 3:
+        shown.append("...")
+    noun = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names):,} {noun} ({', '.join(shown)})"
 
 
 def _read_sizes(shapes: Mapping[str, Tensor]) -> GLSCLConfig:
@@ -204,18 +207,17 @@ def _read_sizes(shapes: Mapping[str, Tensor]) -> GLSCLConfig:
     except KeyError as error:
         raise ValueError(f"it lacks {error.args[0]}") from None
     except (IndexError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        raise ValueError(f"sizes cannot be read off its tensors: {error}") from error
+        raise ValueError(f"sizes cannot be inferred from its tensors: {error}") from error
 
 
 def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     def layers(prefix: str) -> int:
-        numbers = {
-            name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)
-        }
+        of_prefix = [name for name in tensors if name.startswith(prefix)]
+        numbers = {name.removeprefix(prefix).split(".")[0] for name in of_prefix}
         if len(numbers) > _MOST_LAYERS:
             raise ValueError(f"{prefix}N: {len(numbers):,} layers are more than any tower has")
         if numbers != {str(number) for number in range(len(numbers))} or not numbers:
-            raise ValueError(f"{prefix}N: {len(numbers)} layers, which are not numbered from 0 on")
+            raise ValueError(f"{prefix}N: {len(numbers)} layers that are not numbered from 0")
         return len(numbers)
 
     conv = tensors["vision_transformer.visual.conv1.weight"]
@@ -226,7 +228,7 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
     patches = len(tensors["vision_transformer.visual.positional_embedding"]) - 1
     grid = math.isqrt(patches)
     if grid * grid != patches or not patches:
-        raise ValueError(f"{patches} positions of patches are no square")
+        raise ValueError(f"{patches} positions of patches do not form a square")
     heads = words.shape[1] // 64 if words.shape[1] >= 512 else 4
     return GLSCLConfig(
         vision_config=CLIPVisionConfig(
@@ -255,7 +257,6 @@ def _sizes(tensors: dict[str, Tensor]) -> GLSCLConfig:
         fusion_heads=heads,
         fusion_intermediate_size=fusion.shape[0],
         projection_dim=len(tensors["language_proj.3.weight"]),
-        max_text_length=min(
-            50, len(positions) - 2
-        ),  # RoBERTa's positions begin after that of padding
+        # RoBERTa reserves two positions: numbering starts after that of padding.
+        max_text_length=min(50, len(positions) - 2),
     )

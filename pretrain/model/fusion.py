@@ -1,4 +1,8 @@
-"""Two-stream co-attention encoder (METER's, as GLSCL uses it): each layer reads the other stream's previous layer."""
+"""Two-stream co-attention encoder (that of METER, arXiv:2111.02387).
+
+In: projected tokens of texts and images. Out: fused states of both. Each layer of a stream attends
+to its own stream, then to the output of the other stream's previous layer.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,7 @@ from .attention import attend, attention_probabilities, padding_mask
 from .configuration import GLSCLConfig
 
 Need = Literal["all", "none"] | Tensor
-"""States of a stream that somebody reads: all, none, or those of token positions (batch, k),
-int64."""
+"""Which states of a stream to compute: all, none, or those at token positions (batch, k), int64."""
 
 
 class CoAttention(nn.Module):
@@ -29,23 +32,25 @@ class CoAttention(nn.Module):
             hidden_dropout_prob=config.fusion_dropout,
             attention_probs_dropout_prob=config.fusion_dropout,
             layer_norm_eps=config.fusion_layer_norm_eps,
-            is_decoder=True,  # transformers builds cross-attention only into decoders; no causal mask is ever made here
+            # transformers builds cross-attention only into decoders. No causal mask is ever made
+            # here.
+            is_decoder=True,
             add_cross_attention=True,
             attn_implementation=config._attn_implementation,
         )
-        self.text_layers = nn.ModuleList(
-            CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers)
-        )
-        self.image_layers = nn.ModuleList(
-            CoAttentionLayer(self.layer_config) for _ in range(config.fusion_layers)
-        )
+        layers = range(config.fusion_layers)
+        self.text_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in layers)
+        self.image_layers = nn.ModuleList(CoAttentionLayer(self.layer_config) for _ in layers)
 
     def attend_text(self, text: Tensor, text_mask: Tensor) -> Tensor:
-        """First layer's self-attention of (batch, tokens, width) texts, which every pair with that text shares."""
+        """Apply the first layer's self-attention to texts (batch, tokens, width).
+
+        It depends on the text alone, so that all pairs with that text share it.
+        """
         return self.text_layers[0](text, self._mask(text, text_mask))
 
     def attend_image(self, image: Tensor) -> Tensor:
-        """First layer's self-attention of (batch, tokens, width) images, which every pair with that image shares."""
+        """Apply the first layer's self-attention to images (batch, tokens, width)."""
         return self.image_layers[0](image, None)
 
     def forward(
@@ -57,29 +62,27 @@ class CoAttention(nn.Module):
         image_attended: Tensor,
         needs: Sequence[tuple[Need, Need]],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Fuse (batch, text tokens, width) with (batch, image tokens, width), a stack of `len(needs)` equal chunks.
+        """Fuse texts (batch, text tokens, width) with images (batch, image tokens, width).
 
         `text_mask` (batch, text tokens) is 1 for real tokens and 0 for padding; `text_attended` and
-        `image_attended` are what `attend_text` and `attend_image` gave. All layers but the last run
-        in one call; in the last one each chunk computes the states that its (text need, image need)
-        name, and returns those.
+        `image_attended` are the results of `attend_text` and `attend_image`. The batch is a stack
+        of `len(needs)` chunks of equal size. Returns for each chunk the text and the image states
+        that its (text need, image need) names.
         """
         mask = self._mask(text, text_mask)
+        # All layers but the last run in one call for all chunks. In the last one, each chunk
+        # computes only the states that somebody reads.
         text, image, attended = self._to_last(text, mask, image, text_attended, image_attended)
         last_text, last_image = self.text_layers[-1], self.image_layers[-1]
         fused = []
         for part, (text_need, image_need) in enumerate(needs):
             rows = slice(part * len(text) // len(needs), (part + 1) * len(text) // len(needs))
-            own, other, padding = text[rows], image[rows], mask[rows]
-            own_attended, other_attended = (
-                None if value is None else value[rows] for value in attended
-            )
-            fused.append(
-                (
-                    last_text(own, padding, other, None, own_attended, text_need),
-                    last_image(other, None, own, padding, other_attended, image_need),
-                )
-            )
+            texts, images, padding = text[rows], image[rows], mask[rows]
+            texts_attended = None if attended[0] is None else attended[0][rows]
+            images_attended = None if attended[1] is None else attended[1][rows]
+            text_states = last_text(texts, padding, images, None, texts_attended, text_need)
+            image_states = last_image(images, None, texts, padding, images_attended, image_need)
+            fused.append((text_states, image_states))
         return fused
 
     def text_to_image(
@@ -90,9 +93,10 @@ class CoAttention(nn.Module):
         text_attended: Tensor,
         image_attended: Tensor,
     ) -> Tensor:
-        """Probabilities with which the last layer's text stream reads the image; arguments as of `forward`.
+        """Return the cross-attention probabilities of the last text layer.
 
-        Float32 or wider (batch, heads, text tokens, image tokens), each row of sum 1.
+        The result (batch, heads, text tokens, image tokens) has at least float32 precision, and
+        each row sums to 1. Arguments are those of `forward`.
         """
         mask = self._mask(text, text_mask)
         text, image, (attended, _) = self._to_last(text, mask, image, text_attended, image_attended)
@@ -108,10 +112,15 @@ class CoAttention(nn.Module):
         text_attended: Tensor,
         image_attended: Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None]]:
-        """Run all layers but the last: both streams, and their self-attention in the last where it is known already."""
+        """Run all layers but the last.
+
+        Returns both streams and their self-attention in the last layer. That is known only if the
+        encoder has a single layer, and None otherwise.
+        """
         attended: tuple[Tensor | None, Tensor | None] = (text_attended, image_attended)
         *before, _ = zip(self.text_layers, self.image_layers, strict=True)
         for text_layer, image_layer in before:
+            # Both at once: each layer must read the previous output of the other stream.
             text, image = (
                 text_layer(text, mask, image, None, attended[0]),
                 image_layer(image, None, text, mask, attended[1]),
@@ -124,7 +133,7 @@ class CoAttention(nn.Module):
 
 
 class CoAttentionLayer(RobertaLayer):
-    """One layer of a stream: self-attention, cross-attention to the other stream, feed-forward, each with its norm."""
+    """One layer of a stream: self-attention, cross-attention to the other stream, feed-forward."""
 
     def forward(
         self,
@@ -135,11 +144,13 @@ class CoAttentionLayer(RobertaLayer):
         attended: Tensor | None = None,
         need: Need = "all",
     ) -> Tensor:
-        """Next states of (batch, tokens, width), those that are needed; without `other` the self-attention alone.
+        """Compute the needed states of the next layer from tokens (batch, tokens, width).
 
-        `attended` is that self-attention where it is known already.
+        `attended` is the self-attention, if it is known already. Without `other`, the result is
+        the self-attention alone.
         """
-        if need.shape[1] == 0 if isinstance(need, Tensor) else need == "none":
+        nothing_needed = need.shape[1] == 0 if isinstance(need, Tensor) else need == "none"
+        if nothing_needed:
             return tokens[:, :0]
         if attended is None:
             attended = attend(self.attention, _needed(tokens, need), tokens, mask)

@@ -1,4 +1,4 @@
-"""Heads on the towers and on the fused states."""
+"""Heads on the towers and on the fused states: contrastive, masked-language, classifier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Pooler(nn.Module):
-    """Mean over tokens -> linear -> tanh: (batch, tokens, width) -> (batch, width)."""
+    """Mean over tokens, linear layer, tanh: (batch, tokens, width) -> (batch, width)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -19,13 +19,14 @@ class Pooler(nn.Module):
 
 
 class TorchLinear(nn.Linear):
-    """A linear layer that keeps torch's default initialisation, as the authors' contrastive heads do."""
+    """A linear layer with torch's default initialization, as in the authors' contrastive heads."""
 
 
 def contrastive_head(kind: str, width: int, projection: int) -> nn.Module:
-    """Projected class token -> contrastive feature, not normalised: (batch, width) -> (batch, projection).
+    """Make a head from class tokens (batch, width) to contrastive features (batch, projection).
 
-    "mlp" is the authors' head; "linear" a bias-free matrix, which stock dual encoders hold exactly.
+    "mlp" is the authors' head. "linear" is one matrix without bias, as in stock dual encoders. The
+    features are not normalized.
     """
     if kind == "linear":
         return TorchLinear(width, projection, bias=False)
@@ -35,7 +36,7 @@ def contrastive_head(kind: str, width: int, projection: int) -> nn.Module:
 
 
 def classifier(width: int, images: int, labels: int) -> nn.Module:
-    """Pooled pairs, side by side -> logits: (batch, images * 2 width) -> (batch, labels), as METER classifies them."""
+    """Make METER's classifier: pooled pairs (batch, images * 2 width) to logits (batch, labels)."""
     inner = 2 * width
     return nn.Sequential(
         nn.Linear(images * inner, inner), nn.LayerNorm(inner), nn.GELU(), nn.Linear(inner, labels)
@@ -43,9 +44,9 @@ def classifier(width: int, images: int, labels: int) -> nn.Module:
 
 
 class MaskedLanguageHead(nn.Module):
-    """Fused text states -> vocabulary logits: (tokens, width) -> (tokens, words).
+    """Logits over the vocabulary from fused text states: (tokens, width) -> (tokens, words).
 
-    With `embedding` the decoder is that word embedding, plus a bias of its own.
+    With `embedding`, the decoder is that word embedding plus its own bias.
     """
 
     def __init__(self, width: int, vocabulary: int, embedding: nn.Embedding | None = None):
@@ -65,8 +66,8 @@ class MaskedLanguageHead(nn.Module):
 class _TiedDecoder(nn.Module):
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        # In a tuple, so that the embedding stays the text tower's alone: once in the state dict,
-        # once in an optimiser.
+        # In a tuple, which torch does not search for modules: the embedding must appear only once
+        # in the state dict and in the optimizer, as part of the text tower.
         self.embedding = (embedding,)
         self.bias = nn.Parameter(embedding.weight.new_zeros(embedding.num_embeddings))
 

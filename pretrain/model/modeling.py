@@ -1,4 +1,9 @@
-"""The GLSCL model: image tower, text tower, co-attention fusion, heads (glscl paper, section 3)."""
+"""The GLSCL model: image tower, text tower, co-attention fusion, heads (glscl paper, section 3).
+
+In: pixels, token ids and masks. Out: projected tokens of each side, fused states of pairs, and the
+logits and features of the heads. Each step is a method of its own, so that training and evaluation
+can encode every input once and share it between pairs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,10 @@ from .vision import Patches, embed_patches, encode_patches
 
 @dataclass
 class Fused:
-    """Fused states: text (batch, tokens, width), image (batch, image tokens, width), pooled (batch, 2 width)."""
+    """Fused states of pairs.
+
+    `text` (batch, tokens, width), `image` (batch, image tokens, width), `pooled` (batch, 2 width).
+    """
 
     text: Tensor
     image: Tensor
@@ -34,7 +42,11 @@ class Fused:
 
 @dataclass
 class Side:
-    """One side of pairs: tokens (batch, tokens, width) with their type, and the first self-attention over them."""
+    """One side of pairs, prepared once for all pairs that it takes part in.
+
+    `tokens` (batch, tokens, width) include the type embedding; `attended` is the first fusion
+    layer's self-attention over them.
+    """
 
     tokens: Tensor
     attended: Tensor
@@ -46,17 +58,16 @@ class Side:
     @staticmethod
     def cat(parts: Sequence[Side]) -> Side:
         """Join along the batch."""
-        return Side(
-            torch.cat([part.tokens for part in parts]), torch.cat([part.attended for part in parts])
-        )
+        tokens = torch.cat([part.tokens for part in parts])
+        return Side(tokens, torch.cat([part.attended for part in parts]))
 
 
 class GLSCLModel(PreTrainedModel):
-    """Two towers, a fusion encoder and the pre-training heads; `from_pretrained` loads a folder that training wrote.
+    """Two towers, a fusion encoder and the pre-training heads.
 
-    Pictures and clips go through the same image tower. Its tokens are (batch, frames + frames *
-    patches, width): the class tokens of all frames, then the patches frame by frame; a picture has
-    one class token.
+    `from_pretrained` loads a folder that training wrote. Images and videos go through the same
+    image tower. Its tokens are (batch, frames + frames * patches, width): the class tokens of all
+    frames, then the patches frame by frame. An image counts as one frame.
     """
 
     config_class = GLSCLConfig
@@ -64,7 +75,7 @@ class GLSCLModel(PreTrainedModel):
     base_model_prefix = "glscl"
     main_input_name = "pixel_values"
     _supports_sdpa = True
-    _no_split_modules = ["CoAttentionLayer"]  # those of the towers are added to it
+    _no_split_modules = ["CoAttentionLayer"]  # transformers adds those of the towers
 
     def __init__(self, config: GLSCLConfig):
         super().__init__(config)
@@ -73,8 +84,8 @@ class GLSCLModel(PreTrainedModel):
         if self.vision.config._attn_implementation == "sdpa":
             self.vision.config._attn_implementation = FRAME_ATTENTION
         self.text = AutoModel.from_config(config.text_config)
-        # GLSCL has its own poolers; those of the towers stay, unused, so that exported towers load
-        # without a warning.
+        # GLSCL has its own poolers. The towers keep theirs, unused, so that exported towers load
+        # without a warning about missing weights.
         for pooler in (getattr(self.text, "pooler", None), getattr(self.vision, "head", None)):
             if pooler is not None:
                 pooler.requires_grad_(False)
@@ -121,32 +132,38 @@ class GLSCLModel(PreTrainedModel):
             init.constant_(module.temperature, self.config.initial_temperature)
             init.copy_(module.image_mean, torch.tensor(self.config.image_mean))
             init.copy_(module.image_std, torch.tensor(self.config.image_std))
-            if module.class_token is not None:  # as CLIP starts its own
+            if module.class_token is not None:  # like CLIP's class token
                 init.normal_(module.class_token, std=width**-0.5)
                 init.normal_(module.class_position, std=0.02)
             if module.temporal_embedding is not None:
                 init.normal_(module.temporal_embedding, std=width**-0.5)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Bytes (batch, [frames,] height, width, 3) -> normalised floats, channels before height; floats unchanged."""
+        """Normalize bytes (batch, [frames,] height, width, 3) to floats (batch, [frames,] 3, ...).
+
+        Floats count as normalized already and are returned unchanged.
+        """
         if pixels.dtype != torch.uint8:
             return pixels
         scaled = pixels.movedim(-1, -3).to(self.image_mean.dtype) / 255
         return (scaled - self.image_mean[:, None, None]) / self.image_std[:, None, None]
 
     def embed_patches(self, pixels: Tensor) -> Patches:
-        """Embed the patches of pictures or clips, the part that views share.
+        """Embed the patches of images or videos, the part that all views of a sample share.
 
-        `pixels` are bytes (batch, [frames,] height, width, 3) or normalised floats (batch,
-        [frames,] 3, height, width) of any size whose sides are multiples of the patch. Raises
-        ValueError for other sizes, and for clips longer than the temporal table.
+        `pixels` are bytes (batch, [frames,] height, width, 3) or normalized floats (batch,
+        [frames,] 3, height, width) of any size whose sides are multiples of the patch size. Raises
+        ValueError for other sizes, and for videos longer than the temporal table.
         """
         if pixels.ndim == 5:
-            self._temporal(pixels.shape[1])
+            self._temporal(pixels.shape[1])  # raises before anything is computed
         return embed_patches(self.vision, self.normalize(pixels), self.class_position)
 
     def mask_patches(self, patches: Patches, masked: Tensor) -> Patches:
-        """Put the mask token where `masked` (batch, patches) is true, in every frame, before positions are added."""
+        """Put the mask token where `masked` (batch, patches) is true, in every frame.
+
+        This happens before positions are added, so that masked patches keep their positions.
+        """
         if patches.frames is not None:
             masked = masked[:, None]
         token = self.visual_mask_token.to(patches.values.dtype)
@@ -158,18 +175,17 @@ class GLSCLModel(PreTrainedModel):
         keep_patches: Tensor | None = None,
         need: Literal["all", "first"] = "all",
     ) -> Tensor:
-        """Encode patches: projected tokens (batch, frames + frames * kept, width).
+        """Encode patches into projected tokens (batch, frames + frames * kept, width).
 
-        `keep_patches` (batch, kept) names the patches that stay, the same in every frame. With need
-        "first" only class tokens come out, and the last block computes no others.
+        `keep_patches` (batch, kept) lists the patches to keep, the same in every frame. With need
+        "first", only class tokens are returned, and the last block computes only them.
         """
         temporal = None if patches.frames is None else self._temporal(patches.frames)
-        class_token = (
-            self.vision.embeddings.class_embedding if self.class_token is None else self.class_token
-        )
-        return self.image_projection(
-            encode_patches(self.vision, patches, class_token, temporal, keep_patches, need)
-        )
+        class_token = self.class_token
+        if class_token is None:
+            class_token = self.vision.embeddings.class_embedding
+        tokens = encode_patches(self.vision, patches, class_token, temporal, keep_patches, need)
+        return self.image_projection(tokens)
 
     def encode_image(
         self,
@@ -178,7 +194,7 @@ class GLSCLModel(PreTrainedModel):
         masked_patches: Tensor | None = None,
         need: Literal["all", "first"] = "all",
     ) -> Tensor:
-        """Encode pictures or clips, as `embed_patches`, `mask_patches` and `encode_patches` do in turn."""
+        """Encode images or videos: `embed_patches`, `mask_patches` and `encode_patches` in turn."""
         patches = self.embed_patches(pixels)
         if masked_patches is not None:
             patches = self.mask_patches(patches, masked_patches)
@@ -187,66 +203,95 @@ class GLSCLModel(PreTrainedModel):
     def encode_text(
         self, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all"
     ) -> Tensor:
-        """Encode texts (batch, tokens): projected tokens (batch, tokens, width), `<s>` first (need "first": alone)."""
+        """Encode texts (batch, tokens) into projected tokens (batch, tokens, width), `<s>` first.
+
+        With need "first", only `<s>` is returned.
+        """
         return self.text_projection(encode_text(self.text, text_ids, text_mask, need))
 
     def contrastive_image(self, tokens: Tensor, frames: int = 1) -> Tensor:
-        """Contrastive image features (batch, projection), not normalised, of the mean of the frames' class tokens."""
+        """Return contrastive image features (batch, projection), not normalized.
+
+        The head reads the mean of the class tokens of the `frames`.
+        """
         return self.contrastive_image_head(tokens[:, :frames].mean(1))
 
     def contrastive_text(self, tokens: Tensor) -> Tensor:
-        """Contrastive text features (batch, projection), not normalised, of projected tokens."""
+        """Return contrastive text features (batch, projection), not normalized."""
         return self.contrastive_text_head(tokens[:, 0])
 
     def text_side(self, tokens: Tensor, mask: Tensor) -> Side:
-        """Prepare projected text tokens (batch, tokens, width) for the pairs they take part in."""
+        """Prepare projected text tokens (batch, tokens, width) for fusion."""
         typed = tokens + self.token_type.weight[0]
         return Side(typed, self.fusion.attend_text(typed, mask))
 
     def image_side(self, tokens: Tensor, second: bool = False) -> Side:
-        """Prepare projected image tokens (batch, image tokens, width) for the pairs they take part in.
+        """Prepare projected image tokens (batch, image tokens, width) for fusion.
 
-        With `second` they are of the second of two pictures. Raises ValueError for a model that
-        knows no second one.
+        With `second`, they belong to the second of two images. Raises ValueError for a model that
+        takes one image only.
         """
         if second and self.config.classifier_images < 2:
             raise ValueError(
-                "this model knows no second picture: its configuration has classifier_images 1"
+                "this model takes no second image: its configuration has classifier_images 1"
             )
-        typed = tokens + self.token_type.weight[2 if second else 1]
+        token_type = 2 if second else 1
+        typed = tokens + self.token_type.weight[token_type]
         return Side(typed, self.fusion.attend_image(typed))
 
     def fuse_pairs(
         self, text: Side, text_mask: Tensor, image: Side, needs: Sequence[tuple[Need, Need]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Fuse pairs: per chunk the text and the image states that it needs, each (chunk, states, width).
+        """Fuse pairs; return per chunk its needed text and image states (chunk, states, width).
 
         The batch of `text`, `text_mask` (batch, tokens) and `image` is a stack of `len(needs)`
         chunks of equal size. A need is "all", "none", or token positions (chunk, k); the last layer
-        computes nothing else. Raises ValueError where the batch does not divide.
+        computes only these. Raises ValueError if the batch does not divide into the chunks.
         """
-        if len(text.tokens) % len(needs) or len(text.tokens) != len(image.tokens):
+        texts, images = len(text.tokens), len(image.tokens)
+        if texts % len(needs) or texts != images:
             raise ValueError(
-                f"{len(text.tokens)} texts and {len(image.tokens)} images are no {len(needs)} chunks of equal size"
+                f"{texts} texts and {images} images do not make {len(needs)} chunks of equal size"
             )
         return self.fusion(
             text.tokens, text_mask, image.tokens, text.attended, image.attended, needs
         )
 
     def text_to_image_attention(self, text: Side, text_mask: Tensor, image: Side) -> Tensor:
-        """Cross-attention of the last fusion layer from texts to images, (batch, heads, text tokens, image tokens).
+        """Return the cross-attention of the last fusion layer from texts to images.
 
-        Each row is a distribution over the image's tokens, class tokens of all frames first.
+        The result is (batch, heads, text tokens, image tokens). Each row is a distribution over the
+        image's tokens, with the class tokens of all frames first.
         """
         return self.fusion.text_to_image(
             text.tokens, text_mask, image.tokens, text.attended, image.attended
         )
 
     def pool(self, text_first: Tensor, image_first: Tensor) -> Tensor:
-        """Pooled pair (batch, 2 width) of fused texts (batch, >= 1, width) and class tokens (batch, frames, width)."""
-        return torch.cat(
-            [self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)], dim=-1
+        """Pool pairs to (batch, 2 width).
+
+        `text_first` (batch, >= 1, width) are fused text states, `<s>` first; `image_first` (batch,
+        frames, width) are the fused class tokens of all frames.
+        """
+        text, image = self.text_pooler(text_first[:, :1]), self.image_pooler(image_first)
+        return torch.cat([text, image], dim=-1)
+
+    def pool_with_images(self, text: Side, text_mask: Tensor, images: Sequence[Side]) -> Tensor:
+        """Fuse every text with each of its images; return pooled pairs (texts, images * 2 width).
+
+        `images` holds one `Side` per image of a text: one for VQA, two for NLVR2. The result is
+        the input of `classify`.
+        """
+        texts, count = len(text.tokens), len(images)
+        first = torch.zeros(texts, 1, dtype=torch.long, device=text.tokens.device)
+        # All pairs in one call. The last layer computes only their first tokens.
+        states = self.fuse_pairs(
+            Side.cat([text] * count),
+            text_mask.repeat(count, 1),
+            Side.cat(images),
+            [(first, first)] * count,
         )
+        return torch.cat([self.pool(*pair) for pair in states], dim=-1)
 
     def fuse(
         self, text_tokens: Tensor, text_mask: Tensor, image_tokens: Tensor, frames: int = 1
@@ -257,14 +302,14 @@ class GLSCLModel(PreTrainedModel):
         return Fused(text_states, image_states, self.pool(text_states, image_states[:, :frames]))
 
     def match(self, pooled: Tensor) -> Tensor:
-        """Score pairs: logits (batch, 2); index 1 says that text and image belong together."""
+        """Return matching logits (batch, 2); index 1 means that text and image belong together."""
         return self.matching_head(pooled)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Score the labels of the configuration: logits (batch, labels) of pooled pairs (batch, images * 2 width).
+        """Return logits (batch, labels) of pooled pairs (batch, images * 2 width).
 
-        The pair with the second picture, if there is one, stands behind that with the first. Raises
-        ValueError for a model without a classifier.
+        The pair with the first image comes before the pair with the second. Raises ValueError for a
+        model without a classifier.
         """
         if self.classifier is None:
             raise ValueError(
@@ -273,7 +318,7 @@ class GLSCLModel(PreTrainedModel):
         return self.classifier(pooled)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Fused:
-        """Fused states of pairs: pixels (batch, [frames,] 3, height, width), ids and mask (batch, tokens)."""
+        """Fuse pairs of pixels (batch, [frames,] 3, height, width) and texts (batch, tokens)."""
         frames = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
         text = self.encode_text(input_ids, attention_mask)
         return self.fuse(text, attention_mask, self.encode_image(pixel_values), frames)
@@ -281,34 +326,38 @@ class GLSCLModel(PreTrainedModel):
     def checkpoint_activations(
         self, towers: Collection[Literal["vision", "text", "fusion"]]
     ) -> None:
-        """Recompute the layers of these towers in the backward pass of training instead of keeping what they computed.
+        """Recompute these towers' layers in the backward pass instead of storing activations.
 
         Raises ValueError for another name.
         """
-        known = {"vision": self.vision, "text": self.text, "fusion": self.fusion}
+        parts = {"vision": self.vision, "text": self.text, "fusion": self.fusion}
         for name in towers:
-            if name not in known:
+            if name not in parts:
                 raise ValueError(
-                    f"activations can be checkpointed in {', '.join(known)}, not in {name!r}"
+                    f"activations can be checkpointed in {', '.join(parts)}, not in {name!r}"
                 )
-            for layer in known[name].modules():
+            for layer in parts[name].modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.gradient_checkpointing = True
                     layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def _temporal(self, frames: int) -> Tensor:
         if self.temporal_embedding is None:
-            raise ValueError("this model takes pictures only: its configuration has max_frames 0")
+            raise ValueError("this model takes images only: its configuration has max_frames 0")
         if frames > len(self.temporal_embedding):
             raise ValueError(
-                f"a clip of {frames} frames is longer than the temporal table of {len(self.temporal_embedding)}: "
-                f"take fewer frames, or start a model with a larger max_frames from these weights"
+                f"a video of {frames} frames is longer than the temporal table of "
+                f"{len(self.temporal_embedding)}: take fewer frames, or start a model with a "
+                "larger max_frames from these weights"
             )
         return self.temporal_embedding[:frames]
 
     @classmethod
     def from_authors(cls, path: str, config: GLSCLConfig | None = None) -> GLSCLModel:
-        """Load weights under the authors' names (`.ckpt`, `.pt`, `.safetensors`); sizes are read off the tensors."""
+        """Load a checkpoint of the authors' release (`.ckpt`, `.pt`, `.safetensors`).
+
+        Without `config`, the sizes are inferred from the tensors.
+        """
         from .convert import from_authors
 
         return from_authors(path, config)

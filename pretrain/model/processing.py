@@ -10,14 +10,14 @@ from .configuration import GLSCLConfig
 
 
 class GLSCLProcessor(ProcessorMixin):
-    """Prepares pairs for `GLSCLModel`: squash-resized normalised pixels and token ids."""
+    """Prepares pairs for `GLSCLModel`: normalized pixels, resized without crop, and token ids."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
     def build(cls, config: GLSCLConfig, tokenizer: PreTrainedTokenizerBase) -> GLSCLProcessor:
-        """Processor of a model with this configuration and tokenizer."""
+        """Make the processor of a model with this configuration and tokenizer."""
         side = config.image_size
         image_processor = CLIPImageProcessorPil(
             size={"height": side, "width": side},

@@ -1,8 +1,8 @@
-"""Tensors by name in a checkpoint file, without running anything that is stored in it.
+"""Tensors by name in a checkpoint file, read without running anything that is stored in it.
 
-Reads what `torch.save` wrote (since torch 1.6 a zip archive, before a row of pickles), a plain
-state dict or PyTorch-Lightning's layout, and safetensors. A tensor's bytes are read when it is
-asked for, and only those.
+In: a file that `torch.save` wrote (a zip archive since torch 1.6, a row of pickles before), with a
+plain state dict or PyTorch-Lightning's layout, or a safetensors file. Out: lazy tensors; the bytes
+of a tensor are read when it is requested.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from torch import Tensor
 
 from .unpickle import Inert, Storage, StoredTensor, unpickle
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that torch before 1.6 wrote
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file that torch before 1.6 wrote
 _SAFETENSORS = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_STATE = ("state_dict", "model")  # where training programs keep the tensors, beside other things
+_STATE = ("state_dict", "model")  # where training programs store the tensors, beside other things
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is still in its file; `read` gives it as it is stored, to be copied and not changed."""
+    """A tensor that is still in its file.
+
+    `read` returns it as stored. Callers must copy it and never write to it, because tensors may
+    share memory.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -43,10 +47,10 @@ class LazyTensor:
 
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
-    """Open a checkpoint: its tensors by name, with None for an entry that is no ordinary tensor.
+    """Open a checkpoint and yield its tensors by name, None for an entry that is not a tensor.
 
-    Raises ValueError, here and in `read`, that names a file which is damaged, is no checkpoint, or
-    asks for more memory than its own size explains; OSError for one that cannot be opened.
+    Raises ValueError, here and in `read`, for a file that is damaged, is not a checkpoint, or
+    requires more memory than its own size explains; OSError for one that cannot be opened.
     """
     path = Path(path)
     with ExitStack() as opened:
@@ -54,8 +58,8 @@ def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
             file = opened.enter_context(path.open("rb"))
             start = file.read(9)
             file.seek(0)
-            # First: the length of a safetensors header may begin like a pickle, but neither of the
-            # others has "{" here.
+            # Safetensors comes first: its header length may start like a pickle, but neither a
+            # zip archive nor a pickle has "{" as its ninth byte.
             if start[8:] == b"{":
                 tensors = _of_safetensors(opened.enter_context(safe_open(str(path), "pt")), path)
             elif start.startswith(b"PK\x03\x04"):
@@ -71,8 +75,8 @@ def open_tensors(path: str | Path) -> Iterator[dict[str, LazyTensor | None]]:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    # RuntimeError and NotImplementedError are zipfile's for an encrypted record and for an unknown
-    # version.
+    # zipfile raises RuntimeError for an encrypted record, and its subclass NotImplementedError for
+    # an unknown version.
     except (
         ValueError,
         zipfile.BadZipFile,
@@ -81,7 +85,7 @@ def _naming(path: Path) -> Iterator[None]:
         struct.error,
         RuntimeError,
     ) as error:
-        raise ValueError(f"{path} is no usable checkpoint: {error}") from error
+        raise ValueError(f"{path} is not a usable checkpoint: {error}") from error
 
 
 def _of_safetensors(file: Any, path: Path) -> dict[str, LazyTensor | None]:
@@ -91,9 +95,9 @@ def _of_safetensors(file: Any, path: Path) -> dict[str, LazyTensor | None]:
                 return file.get_tensor(name)
 
         stored = file.get_slice(name)
-        return LazyTensor(
-            tuple(stored.get_shape()), _SAFETENSORS.get(stored.get_dtype(), torch.uint8), read
-        )
+        # uint8 for every other type: the converter refuses all that are not floating-point.
+        dtype = _SAFETENSORS.get(stored.get_dtype(), torch.uint8)
+        return LazyTensor(tuple(stored.get_shape()), dtype, read)
 
     return {name: lazy(name) for name in file.keys()}  # noqa: SIM118
 
@@ -128,13 +132,14 @@ def _of_pickles(file: IO[bytes], path: Path) -> dict[str, LazyTensor | None]:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError("written on a machine of the other byte order")
     (root, storages), (keys, _) = unpickle(file), unpickle(file)
-    if not isinstance(keys, list) or not all(
-        isinstance(key, str) and key in storages for key in keys
-    ):
+    if not isinstance(keys, list):
         raise ValueError("it has storages of an unusual type")
+    for key in keys:
+        if not isinstance(key, str) or key not in storages:
+            raise ValueError("it has storages of an unusual type")
     positions, start, size = {}, file.tell(), path.stat().st_size
     for key in keys:
-        positions[key] = start + 8  # after the number of elements
+        positions[key] = start + 8  # 8 bytes hold the number of elements
         start = positions[key] + storages[key].size
         if start > size:
             raise ValueError(f"it ends inside storage {key!r}: download it again")
@@ -154,36 +159,32 @@ def _of_pickles(file: IO[bytes], path: Path) -> dict[str, LazyTensor | None]:
 def _tensors(
     root: Any, path: Path, content: Callable[[Storage], bytes]
 ) -> dict[str, LazyTensor | None]:
-    """Find the state dict in what was pickled."""
+    """Find the state dict in the unpickled object."""
     if not isinstance(root, dict):
-        held = (
-            f"an object of {root.name[:80]!r}"
-            if isinstance(root, Inert)
-            else f"a {type(root).__name__}"
-        )
-        raise ValueError(f"it holds {held} instead of tensors by name")
+        content_type = f"a {type(root).__name__}"
+        if isinstance(root, Inert):
+            content_type = f"an object of {root.name[:80]!r}"
+        raise ValueError(f"it holds {content_type} instead of tensors by name")
     state = next((root[key] for key in _STATE if isinstance(root.get(key), dict)), root)
     stored = {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
     if not stored:
         raise ValueError("it holds no tensors by name")
     size = path.stat().st_size
-    if (
-        sum(tensor.size for tensor in stored.values()) > 2 * size
-    ):  # twice: a few tensors may be the same one, tied
+    # Twice the size, because a few tensors may be tied and share their bytes.
+    if sum(tensor.size for tensor in stored.values()) > 2 * size:
         raise ValueError(f"its tensors claim many times the {size:,} bytes that it has")
 
-    newest: list[
-        tuple[Storage, Tensor]
-    ] = []  # the storage read last, of which neighbours may be views too
+    # The storage that was read last, because the next tensors are often views of the same one.
+    newest: list[tuple[Storage, Tensor]] = []
 
     def elements(storage: Storage) -> Tensor:
         if not newest or newest[0][0] != storage:
-            found = bytearray(content(storage))
-            if len(found) != storage.size:
+            data = bytearray(content(storage))
+            if len(data) != storage.size:
                 raise ValueError(
-                    f"storage {storage.key!r} has {len(found):,} bytes instead of {storage.size:,}"
+                    f"storage {storage.key!r} has {len(data):,} bytes instead of {storage.size:,}"
                 )
-            newest[:] = [(storage, torch.frombuffer(found, dtype=storage.dtype))]
+            newest[:] = [(storage, torch.frombuffer(data, dtype=storage.dtype))]
         return newest[0][1]
 
     def lazy(tensor: StoredTensor) -> LazyTensor:

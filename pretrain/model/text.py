@@ -1,4 +1,7 @@
-"""Text tower: any bidirectional encoder of transformers, `<s>` (or `[CLS]`) first."""
+"""Text tower: any bidirectional encoder of transformers.
+
+In: token ids and a mask, `<s>` (or `[CLS]`) first. Out: hidden states.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from torch import Tensor
 
 from .attention import attend, padding_mask
 
-# Their layers are built alike, so that the last one can compute the first token only and one mask
-# serves all.
+# Their layers have the same parts, so that the last layer can compute the first token only, and one
+# mask serves all layers.
 _BERT_LIKE = ("bert", "camembert", "roberta", "xlm-roberta")
 
 
 def encode_text(
     tower: Any, text_ids: Tensor, text_mask: Tensor, need: Literal["all", "first"] = "all"
 ) -> Tensor:
-    """Hidden states (batch, tokens, width) of ids and a 1/0 mask (batch, tokens).
+    """Return hidden states (batch, tokens, width) from ids and a 1/0 mask (batch, tokens).
 
-    With need "first" the result is (batch, 1, width), and the last layer computes no other state
-    where the tower is BERT-like.
+    With need "first", the result is (batch, 1, width), and the last layer of a BERT-like tower
+    computes only this state.
     """
     if tower.config.model_type not in _BERT_LIKE:
         states = tower(input_ids=text_ids, attention_mask=text_mask).last_hidden_state

@@ -1,9 +1,14 @@
-"""Pickle without execution: a stream in; plain containers, text, numbers and descriptions of tensors out.
+"""Read pickled checkpoints without executing them.
 
-A pickle is a program that names classes and functions and calls them. Here nothing is imported and
-nothing is called: the standard library only splits the stream into its instructions, and this small
-machine knows containers and torch's own records of tensors. Whatever else a file names becomes an
-`Inert` that takes every argument, state and item.
+In: a pickle stream. Out: plain containers, text, numbers and descriptions of tensors. A pickle is a
+program that names classes and functions and calls them. Here nothing is imported or called: the
+standard library only splits the stream into its instructions, and this small machine interprets
+containers and torch's own records of tensors. Anything else that a file names becomes an `Inert`,
+which accepts every argument, state and item.
+
+`data_pipeline/importing/plain_pickle.py` reads pickled data sets. It stays separate, because this
+folder is shipped alone as remote code, and because it refuses unknown names instead of ignoring
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import IO, Any
 
 import torch
 
-# How pickled checkpoints name the element type of a storage.
+# Names of element types of a storage in pickled checkpoints.
 _ELEMENTS = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -32,15 +37,8 @@ _TENSOR = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETER = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *(
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "UNICODE",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE8",
-    ),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -49,14 +47,14 @@ _MOST_DIMENSIONS = 8
 
 @dataclass(frozen=True)
 class Inert:
-    """Stands for a class, a function, or what one of them would have made; `name` is what the file calls it."""
+    """A placeholder for a class, a function or an object made by one, with its name in the file."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The elements that tensors are views of: `count` elements of `dtype`, kept in the file under `key`."""
+    """A buffer that tensors are views of: `count` elements of `dtype`, under `key` in the file."""
 
     key: str
     dtype: torch.dtype
@@ -70,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A strided view of a storage, which lies inside it and has at most as many elements."""
+    """A strided view of a storage, checked to lie inside it."""
 
     storage: Storage
     offset: int
@@ -79,15 +77,15 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Bytes of its elements."""
+        """Bytes of the elements."""
         return math.prod(self.shape) * self.storage.dtype.itemsize
 
 
 def unpickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
-    """Read one pickle, up to its end and no further: what it describes, and every storage that it mentions.
+    """Read one pickle from a stream; return the object and every storage that it mentions, by key.
 
-    A dict keeps the entries whose key is text. Raises ValueError for a stream that is no pickle,
-    ends too early, or describes a tensor that does not fit its storage.
+    Dicts keep only the entries whose key is text. Raises ValueError for a stream that is not a
+    pickle, ends too early, or describes a tensor that does not fit its storage.
     """
     machine = _Machine()
     try:
@@ -130,7 +128,8 @@ class _Machine:
             arguments, made_by = stack.pop(), stack.pop()
             stack.append(_make(made_by, arguments))
         elif name == "BUILD":
-            stack.pop()  # an object's state: torch's containers carry metadata there, an Inert takes anything
+            # An object's state. It is dropped: torch's containers only carry metadata there.
+            stack.pop()
         elif name == "BINPERSID":
             storage = _storage(stack.pop())
             stack.append(storage)
@@ -198,11 +197,11 @@ class _Machine:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Only text keys are kept: hashing a key of any other kind would run down whatever the file nested in it."""
     if isinstance(target, dict):
-        target.update(
-            {k: v for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str)}
-        )
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Text keys only: hashing a nested tuple from a hostile file could recurse too deep.
+            if isinstance(key, str):
+                target[key] = value
     elif not isinstance(target, Inert):
         raise ValueError("damaged pickle: items for something that holds none")
 
@@ -230,7 +229,7 @@ def _storage(identity: Any) -> Storage | Inert:
         return Inert("an object outside the pickle")
     kind, key, _, count = identity[1:5]
     if identity[5:] not in ((), (None,)):
-        raise ValueError("a storage is a part of another one, which only torch before 0.4 wrote")
+        raise ValueError("a storage is part of another one, which only torch before 0.4 wrote")
     if not isinstance(kind, Inert) or kind.name not in _ELEMENTS:
         return Inert("a storage of an unusual type")
     return Storage(_text(key), _ELEMENTS[kind.name], _whole((count,))[0])
@@ -245,7 +244,8 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
     elements = math.prod(shape)
     if math.prod(size or 1 for size in shape) >= 2**63:
         raise ValueError(f"a tensor of shape {shape} is larger than any memory")
-    # More elements than the storage has would be a tiny file that asks for any amount of memory.
+    # Strides of 0 would allow more elements than the storage has: a tiny file could then require
+    # any amount of memory.
     if elements > storage.count or (elements and last >= storage.count):
         raise ValueError(
             f"a tensor of shape {shape} does not fit its storage of {storage.count:,} elements"
@@ -255,13 +255,13 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
 
 def _whole(numbers: Any) -> tuple[int, ...]:
     if not isinstance(numbers, tuple) or len(numbers) > _MOST_DIMENSIONS:
-        raise ValueError("a tensor's sizes are no short tuple")
+        raise ValueError(f"a tensor's sizes are not a tuple of at most {_MOST_DIMENSIONS} numbers")
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
-        raise ValueError("a tensor's sizes, strides or offset are no whole numbers of 0 or more")
+        raise ValueError("a tensor's sizes, strides or offset are not whole numbers of at least 0")
     return numbers
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("damaged pickle: a name that is no text")
+        raise ValueError("damaged pickle: a name that is not text")
     return value

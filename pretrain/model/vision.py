@@ -1,7 +1,7 @@
-"""Image tower: the layers of transformers' CLIP or SigLIP over pictures and clips, all patches, some, or masked ones.
+"""Image tower: the layers of transformers' CLIP or SigLIP over images and videos.
 
-Pixels go in, post-normalised tokens come out (GLSCL normalises every token there, CLIP the first
-only).
+In: normalized pixels, with a choice of patches to keep. Out: post-normalized tokens. GLSCL applies
+the last norm to every token, stock CLIP to the first one only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .attention import FRAME_ATTENTION, implementation
 
 @dataclass
 class Patches:
-    """Patch embeddings that views share: what stands before positions, masks and dropping.
+    """Patch embeddings before masking, dropping and positions, which views of a sample share.
 
-    `values` are (batch, patches, width) of pictures, (batch, frames, patches, width) of clips;
-    `positions` (1 + patches, width) belong to this input's grid, row 0 to the class token.
+    `values` are (batch, patches, width) for images and (batch, frames, patches, width) for videos;
+    `positions` (1 + patches, width) belong to this input's grid, with row 0 for the class token.
     """
 
     values: Tensor
@@ -39,32 +39,32 @@ class Patches:
 
     @property
     def frames(self) -> int | None:
-        """Frames of a clip; None for pictures."""
+        """Frames of a video; None for images."""
         return self.values.shape[1] if self.values.ndim == 4 else None
 
 
 def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> Patches:
-    """Cut (batch, 3, height, width) or (batch, frames, 3, height, width) floats into linearly embedded patches.
+    """Cut floats (batch, [frames,] 3, height, width) into patches and embed them linearly.
 
-    `class_position` (width,) is given for a tower without a class token. Positions of another grid
-    than the tower's are resized (bicubic). Raises ValueError where the sides are not multiples of
-    the patch.
+    `class_position` (width,) is given for a tower without a class token. Positions are resized
+    (bicubic) if the input's grid differs from the tower's. Raises ValueError for sides that are not
+    multiples of the patch size.
     """
     embeddings = tower.embeddings
     height, width = pixels.shape[-2:]
     side = embeddings.patch_size
     if height % side or width % side:
+        fitting = [max(1, length // side) * side for length in (height, width)]
         raise ValueError(
-            f"pictures of {height} x {width} pixels cannot be cut into patches of {side} x {side}: "
-            f"resize them, for instance to {max(1, height // side) * side} x {max(1, width // side) * side}"
+            f"images of {height} x {width} pixels cannot be cut into patches of {side} x {side}: "
+            f"resize them, for instance to {fitting[0]} x {fitting[1]}"
         )
     values = embeddings.patch_embedding(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
     positions = embeddings.position_embedding.weight
-    first, grid = (
-        (positions[:1], positions[1:])
-        if class_position is None
-        else (class_position[None], positions)
-    )
+    if class_position is None:
+        first, grid = positions[:1], positions[1:]
+    else:
+        first, grid = class_position[None], positions
     resized = resize_grid(grid, height // side, width // side)
     if class_position is not None or resized is not grid:
         positions = torch.cat([first, resized])
@@ -72,12 +72,12 @@ def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> 
 
 
 def resize_grid(grid: Tensor, rows: int, columns: int) -> Tensor:
-    """Positions (side * side, width) of a square grid -> (rows * columns, width), as CLIP and GLSCL resize them."""
+    """Resize positions (side * side, width) of a square grid to (rows * columns, width)."""
     side = round(len(grid) ** 0.5)
     if (rows, columns) == (side, side):
         return grid
     square = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if grid.dtype in (torch.bfloat16, torch.float16):
+    if grid.dtype in (torch.bfloat16, torch.float16):  # a table is small, and halves are coarse
         square = square.float()
     resized = F.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(grid.dtype)
@@ -91,12 +91,12 @@ def encode_patches(
     keep_patches: Tensor | None = None,
     need: Literal["all", "first"] = "all",
 ) -> Tensor:
-    """Encode patches: (batch, frames + frames * kept, width), the class tokens of all frames first (one of a picture).
+    """Encode patches into tokens (batch, frames + frames * kept, width), class tokens first.
 
-    `class_token` (width,) starts every frame; `temporal` (frames, width) is added to clips only.
-    `keep_patches` (batch, kept) names the patches that stay, in every frame; the others are dropped
-    after positions are added. With need "first" only class tokens come out, and the last block
-    computes no others.
+    `class_token` (width,) starts every frame; `temporal` (frames, width) is added to videos only.
+    `keep_patches` (batch, kept) lists the patches to keep in every frame; the others are dropped
+    after positions are added. With need "first", only class tokens are returned, and the last block
+    computes only them.
     """
     tokens = patches.values + patches.positions[1:]
     first = (class_token + patches.positions[0])[None]
@@ -104,17 +104,18 @@ def encode_patches(
         assert temporal is not None
         tokens, first = tokens + temporal[:, None], (first + temporal)[:, None]
     if keep_patches is not None:
-        index = (
-            keep_patches[..., None] if patches.frames is None else keep_patches[:, None, :, None]
-        )
-        kept = (*tokens.shape[:-2], keep_patches.shape[1], tokens.shape[-1])
-        tokens = tokens.gather(-2, index.expand(kept))
+        index = keep_patches[..., None]
+        if patches.frames is not None:
+            index = index[:, None]
+        shape = (*tokens.shape[:-2], keep_patches.shape[1], tokens.shape[-1])
+        tokens = tokens.gather(-2, index.expand(shape))
     hidden = torch.cat([first.expand(*tokens.shape[:-2], 1, -1).to(tokens.dtype), tokens], dim=-2)
     if patches.frames == 1:
-        hidden = hidden[:, 0]  # both rules of attention then are plain attention, in one call
+        hidden = hidden[:, 0]  # attention over one frame is that of an image, in one call
     if hidden.ndim == 4 and tower.config._attn_implementation != FRAME_ATTENTION:
         raise ValueError(
-            f"clips need sdpa attention as the model sets it up, {tower.config._attn_implementation!r}"
+            f"videos need the attention {FRAME_ATTENTION!r} that the model sets up for sdpa, "
+            f"not {tower.config._attn_implementation!r}"
         )
     hidden = _encode(tower, hidden, need)
     if hidden.ndim == 3:
@@ -123,7 +124,7 @@ def encode_patches(
 
 
 def _encode(tower: Any, hidden: Tensor, need: Literal["all", "first"]) -> Tensor:
-    if hasattr(tower, "pre_layrnorm"):  # CLIP's, so spelt in its checkpoints
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's own spelling; SigLIP has no such norm
         hidden = tower.pre_layrnorm(hidden)
     layers = tower.encoder.layers
     for layer in layers if need == "all" else layers[:-1]:
@@ -132,7 +133,7 @@ def _encode(tower: Any, hidden: Tensor, need: Literal["all", "first"]) -> Tensor
 
 
 def _class_tokens(layer: Any, hidden: Tensor) -> Tensor:
-    """Last block for class tokens alone, which attend to everything: (batch, [frames,] 1, width)."""
+    """Compute the last block for the class tokens only, (batch, [frames,] 1, width)."""
     attention = layer.self_attn
 
     def heads(tensor: Tensor) -> Tensor:

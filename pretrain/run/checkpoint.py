@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or not there: written beside, hashed, renamed; `latest` moves last.
+"""Write and read checkpoints, which are either complete or not there.
 
-`best`, where a validation metric is the aim, names the checkpoint that reached most of it, which is
-never deleted. A folder `step-00001000` holds `model/` (what `from_pretrained` loads, tokenizer and
-image processor included), `ema/` (the same of the averaged weights, where there are some), the
-optimiser's state, `trainer.json` (step, data position, ranks and engine) and `COMMITTED.json` (size
-and hash of every other file).
+A checkpoint is written to a temporary folder, hashed, and renamed; the file `latest` changes last.
+The file `best` names the checkpoint with the best validation metric, which is never deleted. A
+folder `step-00001000` holds `model/` (for `from_pretrained`, with tokenizer and image processor),
+`ema/` (the same with averaged weights, if there are any), the optimizer's state, `trainer.json`
+(step, data position, ranks and engine) and `COMMITTED.json` (size and hash of every other file).
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from data_pipeline.files import sha256, sync, write_json, write_whole
 from pretrain.model import GLSCLModel, GLSCLProcessor
 from pretrain.parallel.gather import gather_counts
 
-if (
-    TYPE_CHECKING
-):  # evaluation and export read checkpoints too, and need neither accelerate nor DeepSpeed
+# Only for types: evaluation and export read checkpoints too, without accelerate or DeepSpeed.
+if TYPE_CHECKING:
     from pretrain.parallel.engines import Engine
 
 COMMITTED = "COMMITTED.json"
@@ -42,18 +41,21 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Best:
-    """The step that reached the highest value of a validation metric."""
+    """The step with the highest value of a validation metric."""
 
     step: int
     metric: str
     value: float
     split: str | None = None
-    """What was validated: the data's digest and the limit; None: not recorded."""
+    """The validation data: digest and limit; None if not recorded."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: steps made, samples consumed, the order's state, and the ranks and engine that saved it."""
+    """The position of a run: steps made, samples consumed, and the state of the data order.
+
+    `world` and `engine` are the number of ranks and the engine that wrote the checkpoint.
+    """
 
     step: int
     samples: int
@@ -61,7 +63,7 @@ class Position:
     world: int
     engine: str
     scaler: dict[str, Any] | None = None
-    """State of fp16's loss scaler."""
+    """State of the loss scaler of fp16."""
     best: Best | None = None
 
 
@@ -72,9 +74,10 @@ def save_checkpoint(
     position: Position,
     keep: int,
 ) -> Path:
-    """Write one checkpoint, then delete all but the newest `keep` and the best; called on all ranks, rank 0 commits.
+    """Write a checkpoint, then delete all but the newest `keep` and the best.
 
-    An OSError (a full disk) leaves earlier checkpoints and `latest` as they were.
+    All ranks must call it; rank 0 commits. After an error, such as a full disk, earlier checkpoints
+    and `latest` are unchanged.
     """
     main = engine.accelerator.is_main_process
     final = checkpoints / step_name(position.step)
@@ -88,9 +91,10 @@ def save_checkpoint(
         for name in models if engine.averaged else ("model",):
             engine.model.save_pretrained(beside / name, state_dict=models[name])
             GLSCLProcessor.build(engine.model.config, tokenizer).save_pretrained(beside / name)
-        if engine.portable:  # empty where every update so far was skipped
+        if engine.portable:  # an empty file if every update so far was skipped
             save_file(optimizer, beside / OPTIMIZER)
         _commit(beside, final, position)
+        # The rename must be on the disk before `best` and `latest` name the folder.
         sync(checkpoints)
         mark_best(checkpoints, position.best)
         write_whole(checkpoints / "latest", final.name + "\n")
@@ -107,68 +111,71 @@ def save_checkpoint(
         raise
     if main:
         best = None if position.best is None else step_name(position.best.step)
-        for old in [folder for folder in _steps(checkpoints) if folder != final][keep - 1 :]:
+        others = [folder for folder in _steps(checkpoints) if folder != final]
+        for old in others[keep - 1 :]:
             if old.name != best:
                 shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def step_name(step: int) -> str:
-    """Name the folder of the checkpoint of a step."""
+    """Return the folder name of the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
 def mark_best(checkpoints: Path, best: Best | None) -> None:
-    """Write the file `best`, JSON with the name of the checkpoint, the metric and its value; remove it for None."""
+    """Write the JSON file `best` (checkpoint, metric, value), or remove it for None."""
     if best is None:
         (checkpoints / BEST).unlink(missing_ok=True)
     else:
-        found = {"checkpoint": step_name(best.step), "metric": best.metric, "value": best.value}
-        write_json(checkpoints / BEST, found)
+        record = {"checkpoint": step_name(best.step), "metric": best.metric, "value": best.value}
+        write_json(checkpoints / BEST, record)
 
 
 def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
-    """Do this rank's part, if it has one, and wait for the others; where one of them failed, all raise."""
+    """Do this rank's work, if any, and wait for the other ranks; if one failed, all raise."""
     error: BaseException | None = None
     result = None
     try:
         result = work() if work else None
-    except SafetensorError as failure:  # a full disk, as safetensors reports it
+    except SafetensorError as failure:  # safetensors' error for a full disk
         error = IncompleteError(
             f"cannot write a checkpoint: {failure}: make room and run the same command again"
         )
     except BaseException as failure:
+        # Raised below: the other ranks wait in the same gather, and must learn of it first.
         error = failure
     [failed] = gather_counts([int(error is not None)])
     if error is not None:
         raise error
     if any(failed):
         raise IncompleteError(
-            f"rank {failed.index(1)} could not write its part of a checkpoint: see what it said"
+            f"rank {failed.index(1)} could not write its part of a checkpoint: see its message"
         )
     return result
 
 
 def _commit(beside: Path, final: Path, position: Position) -> None:
-    """Complete the folder, hash everything in it, and give it its name."""
+    """Complete the temporary folder, hash every file in it, and rename it."""
     write_json(beside / "trainer.json", dataclasses.asdict(position))
-    found = sorted(beside.rglob("*"))
-    for path in [*found, beside]:
+    content = sorted(beside.rglob("*"))
+    for path in [*content, beside]:
         sync(path)
-    files = [path for path in found if path.is_file()]
-    listed = {
-        str(p.relative_to(beside)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-    }
+    listed = {}
+    for path in content:
+        if path.is_file():
+            size, digest = path.stat().st_size, sha256(path)
+            listed[str(path.relative_to(beside))] = {"bytes": size, "sha256": digest}
     write_json(beside / COMMITTED, listed)
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
 
 
 def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Position:
-    """Put weights and optimiser state back, bit for bit, and say where the run stood; with `averaged` the average too.
+    """Restore weights and optimizer state bit for bit, and return the position of the run.
 
-    Raises UsageError for a checkpoint of DeepSpeed's own files that another engine or number of
-    ranks would have to read.
+    With `averaged`, the averaged weights are restored too. Raises UsageError for a checkpoint in
+    DeepSpeed's own format if the engine or the number of ranks differs.
     """
     from pretrain.parallel.engines import is_portable
 
@@ -180,8 +187,9 @@ def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Pos
     portable = is_portable(position.engine)
     if portable != engine.portable or (not portable and (position.engine, position.world) != here):
         raise UsageError(
-            f"{folder} was written by {position.engine} on {position.world} ranks and cannot be resumed by {here[0]} "
-            f"on {here[1]}: launch as then, or take its weights alone with --init-from into another run folder"
+            f"{folder} was written by {position.engine} on {position.world} ranks and cannot be "
+            f"resumed by {here[0]} on {here[1]}: launch as before, or start another run folder "
+            "from its weights with --init-from"
         )
     weights = load_file(folder / "model" / "model.safetensors") if portable else {}
     engine.load(weights, load_file(folder / OPTIMIZER) if portable else {}, folder)
@@ -193,7 +201,7 @@ def load_checkpoint(folder: Path, engine: Engine, averaged: bool = False) -> Pos
 
 
 def set_aside(checkpoints: Path, step: int) -> None:
-    """Rename checkpoints past `step` to `superseded-...`: a run that goes back must not find them again."""
+    """Rename checkpoints after `step` to `superseded-...`, which a run that goes back ignores."""
     for folder in _steps(checkpoints):
         if int(folder.name.removeprefix("step-")) > step:
             aside = checkpoints / f"superseded-{folder.name}"
@@ -204,9 +212,9 @@ def set_aside(checkpoints: Path, step: int) -> None:
 
 
 def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
-    """Newest checkpoint whose every byte is as committed; a torn or damaged one is passed over with a message.
+    """Return the newest complete checkpoint; warn about each damaged one that is passed over.
 
-    None when there is no checkpoint; DataError when there are some and none is whole.
+    Returns None if there is no checkpoint. Raises DataError if there are some, but all are damaged.
     """
     problems = []
     for folder in _steps(checkpoints):
@@ -217,13 +225,14 @@ def find_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | No
         warn(f"checkpoint {folder} is passed over: {problem}")
     if problems:
         raise DataError(
-            f"{checkpoints} holds no whole checkpoint ({'; '.join(problems)}); move it away to start from the beginning"
+            f"{checkpoints} holds no whole checkpoint ({'; '.join(problems)}); "
+            "move it away to start from the beginning"
         )
     return None
 
 
 def check(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint folder; None when it is whole."""
+    """Return what is wrong with a checkpoint folder; None if it is complete."""
     try:
         listed = json.loads((folder / COMMITTED).read_text())
     except (OSError, ValueError):
@@ -240,17 +249,15 @@ def check(folder: Path) -> str | None:
 
 
 def model_folder(path: str | Path) -> Path:
-    """Folder that `from_pretrained` loads, of a run folder, a checkpoint, or such a folder itself.
+    """Return the model folder of a run folder, a checkpoint, or a model folder.
 
-    Of a run folder it is the best checkpoint where the run has one, else the newest; one that is
-    damaged is passed over with a message. Raises UsageError when the path is not there or a file,
-    DataError when it holds no whole model.
+    For a run folder, that is the model of the best checkpoint if there is one, else of the newest.
+    Damaged checkpoints are passed over with a message. Raises UsageError for a path that is missing
+    or a file, DataError if there is no complete model.
     """
     path = Path(path)
     if path.is_file():
-        raise UsageError(
-            f"{path} is a file: `glscl convert {path} OUT` makes a folder of it, then name OUT/full"
-        )
+        raise UsageError(f"{path} is a file: run `glscl convert {path} OUT`, then name OUT/full")
     if not path.is_dir():
         raise UsageError(f"no model at {path}: no such folder")
     if (path / "config.json").is_file():
@@ -264,32 +271,31 @@ def model_folder(path: str | Path) -> Path:
     def warn(message: str) -> None:
         print(message, file=sys.stderr)
 
-    found = _best_checkpoint(path / "checkpoints", warn) or find_checkpoint(
-        path / "checkpoints", warn
-    )
-    if found is None:
-        inside = f": name {path / 'full'}" if (path / "full" / "config.json").is_file() else ""
-        raise DataError(f"{path} holds neither a model nor a checkpoint{inside}")
-    return found / "model"
+    checkpoints = path / "checkpoints"
+    checkpoint = _best_checkpoint(checkpoints, warn) or find_checkpoint(checkpoints, warn)
+    if checkpoint is None:
+        hint = f": name {path / 'full'}" if (path / "full" / "config.json").is_file() else ""
+        raise DataError(f"{path} holds neither a model nor a checkpoint{hint}")
+    return checkpoint / "model"
 
 
 def load_model(path: str | Path) -> GLSCLModel:
-    """Model of a run folder, a checkpoint, a model folder or an authors' checkpoint file, in eval mode.
+    """Load the model of a run folder, a checkpoint, a model folder or an authors' checkpoint file.
 
-    Its `name_or_path` is the model folder, or that file. Raises UsageError and DataError as
-    `model_folder` does, and DataError for weights that cannot be read or lack some.
+    It is in eval mode, and its `name_or_path` is the model folder or the file. Raises UsageError
+    and DataError as `model_folder` does, and DataError for weights that are damaged or incomplete.
     """
     if Path(path).is_file():
         return load_authors(Path(path))
     folder = model_folder(path)
     transformers_logging.disable_progress_bar()
     try:
-        model, found = GLSCLModel.from_pretrained(folder, output_loading_info=True)
+        model, loading = GLSCLModel.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(
             f"the model in {folder} cannot be loaded: {' '.join(str(error).split())}"
         ) from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise DataError(
             f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}"
         )
@@ -297,15 +303,14 @@ def load_model(path: str | Path) -> GLSCLModel:
 
 
 def load_authors(file: Path) -> GLSCLModel:
-    """Model of a checkpoint file of the authors' release, in eval mode; its `name_or_path` is the file.
+    """Load a checkpoint file of the authors' release, in eval mode.
 
-    Raises UsageError when there is no such file, DataError when it is damaged or no such
-    checkpoint.
+    The model's `name_or_path` is the file. Raises UsageError if there is no such file, DataError if
+    it is damaged or not such a checkpoint.
     """
     if not file.is_file():
-        raise UsageError(
-            f"no checkpoint at {file}: {'a folder, not a file' if file.is_dir() else 'no such file'}"
-        )
+        problem = "a folder, not a file" if file.is_dir() else "no such file"
+        raise UsageError(f"no checkpoint at {file}: {problem}")
     try:
         model = GLSCLModel.from_authors(str(file))
     except ValueError as error:
@@ -315,13 +320,13 @@ def load_authors(file: Path) -> GLSCLModel:
 
 
 def _best_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
-    """Checkpoint that `best` names, where there is such a file and the checkpoint is whole."""
+    """Return the checkpoint that the file `best` names, if both are there and it is complete."""
     try:
         folder = checkpoints / Path(json.loads((checkpoints / BEST).read_text())["checkpoint"]).name
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        warn(f"{checkpoints / BEST} cannot be read: the newest checkpoint is taken")
+        warn(f"{checkpoints / BEST} cannot be read: using the newest checkpoint")
         return None
     if problem := check(folder):
         warn(f"the best checkpoint {folder} is passed over: {problem}")

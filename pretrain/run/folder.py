@@ -1,4 +1,7 @@
-"""The run folder: locked by one job, its configuration, status and metrics always readable and never torn."""
+"""The run folder: configuration, environment, status and metrics of a run.
+
+One job at a time holds the folder's lock. Readers never see a half-written file.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class RunFolder:
     """Files of a run, opened by rank 0 only."""
 
     def __init__(self, config: TrainingConfig):
-        """Create and lock the folder. Raises UsageError when another job holds it, naming that job."""
+        """Create and lock the folder; raise UsageError that names the job that holds it, if any."""
         self.path = Path(config.run)
         self.config = config
         try:
@@ -59,23 +62,23 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """The folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def used(self) -> bool:
-        """Whether a step was ever taken here."""
+        """Whether the run has made a step."""
         metrics = self.path / "metrics.jsonl"
         return any(self.checkpoints.glob("step-*")) or (
             metrics.is_file() and metrics.stat().st_size > 0
         )
 
     def close(self) -> None:
-        """Let another job have the folder."""
+        """Release the lock."""
         self._lock.close()
 
     def check_config(self, allow_change: tuple[str, ...]) -> None:
-        """Refuse a change that would make what stands here another run.
+        """Refuse to continue with a configuration that computes something else.
 
         Raises UsageError that names the changed keys, or a key in `allow_change` that does not
         exist.
@@ -89,9 +92,10 @@ class RunFolder:
                 )
             changed = [key for key in differences(self.config, saved) if key not in allow_change]
             if changed:
+                options = " ".join(f"--allow-change {key}" for key in changed)
                 raise UsageError(
-                    f"{self.path} was started with another configuration ({', '.join(changed)}): use another folder, "
-                    f"or allow it with {' '.join(f'--allow-change {key}' for key in changed)}"
+                    f"{self.path} was started with another configuration ({', '.join(changed)}): "
+                    f"use another folder, or allow the change with {options}"
                 )
 
     def write_config(self) -> None:
@@ -99,14 +103,16 @@ class RunFolder:
         write_whole(self.path / "config.yaml", to_yaml(self.config))
 
     def write_environment(self, world: int, device: str, data: list[dict[str, str]]) -> None:
-        """Record what the run depends on besides its configuration."""
+        """Record everything besides the configuration that the run depends on."""
+        versions = {"python": platform.python_version()}
+        for name in _PACKAGES:
+            versions[name] = importlib.metadata.version(name)
         write_json(
             self.path / "environment.json",
             {
                 "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "code": code_revision(),
-                "versions": {"python": platform.python_version()}
-                | {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "versions": versions,
                 "hardware": {
                     "machine": platform.machine(),
                     "cpus": os.cpu_count(),
@@ -116,22 +122,22 @@ class RunFolder:
                 "world": world,
                 "seed": self.config.seed,
                 "data": data,
-                # Relative paths of the configuration and of the data start here.
+                # Relative paths in the configuration and in the data start at this folder.
                 "working_directory": os.getcwd(),
                 "command": sys.argv,
             },
         )
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:
-        """Say how the run stands: running, preempted, complete or failed."""
+        """Record the state of the run: running, preempted, complete or failed."""
         write_json(self.path / "status.json", {"state": state, "step": step, "reason": reason})
 
     def trim_metrics(self, step: int) -> None:
-        """Drop rows past a step that is trained again, and a half-written last line."""
+        """Drop the rows after a step, which are trained again, and a half-written last line."""
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return
-        kept = []
+        lines = []
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
@@ -139,17 +145,17 @@ class RunFolder:
                 break
             if row["step"] > step:
                 break
-            kept.append(line + "\n")
-        write_whole(file, "".join(kept))
+            lines.append(line + "\n")
+        write_whole(file, "".join(lines))
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one row to metrics.jsonl."""
+        """Append one row to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
-    """Let status.json say that this start failed; the first rank that says so is believed."""
+    """Record in status.json that this start failed; the first rank to fail decides the reason."""
     try:
         status = json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
@@ -167,7 +173,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
 
 
 def code_revision() -> str:
-    """Commit of this code with `-dirty` where files differ from it; `unknown` outside a git checkout."""
+    """Return the commit of this code, with `-dirty` if files differ; `unknown` outside of git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

@@ -326,7 +326,7 @@ def test_pictures_may_be_larger_than_in_pre_training(colours, tmp_path):
     train_job(job(settings, image_size=48), StopAfter(1))
     model = load_model(tmp_path / "run")
     assert model.config.image_size == 48 and model.config.num_patches == 9
-    with pytest.raises(UsageError, match="image_size 40 is no multiple of patch_size 16"):
+    with pytest.raises(UsageError, match="image_size 40 is not a multiple of patch_size 16"):
         train_job(job(settings, image_size=40, run=str(tmp_path / "odd")), StopAfter(1))
 
 

@@ -1,12 +1,11 @@
-"""Checkpoints: whole or not there, whatever happens while they are written."""
+"""Checkpoints are complete or not there, whatever happens while they are written."""
 
-import errno
 import json
+import resource
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -16,7 +15,6 @@ from pretrain.build import build_model
 from pretrain.optim import build_optimizer
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
-from pretrain.run import checkpoint
 from pretrain.run.checkpoint import (
     Position,
     find_checkpoint,
@@ -55,7 +53,7 @@ def save(folder: Path, trained, step: int) -> Path:
     return save_checkpoint(folder, engine, tokenizer, position(step), keep=2)
 
 
-def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer):
+def test_weights_and_optimizer_state_are_restored_bit_for_bit(tmp_path, trained, config, tokenizer):
     engine, _ = trained
     folder = save(tmp_path, trained, 3)
     torch.manual_seed(9)
@@ -69,7 +67,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, trained, config, tokenizer)
             assert torch.equal(value, other.optimizer.optimizer.state[theirs][key]), (name, key)
 
 
-def test_files_of_another_engine_are_refused_with_what_to_do(tmp_path, trained):
+def test_a_checkpoint_of_another_engine_is_refused_with_advice(tmp_path, trained):
     folder = save(tmp_path, trained, 1)
     trainer = json.loads((folder / "trainer.json").read_text())
     (folder / "trainer.json").write_text(json.dumps(trainer | {"engine": "zero2", "world": 2}))
@@ -79,29 +77,50 @@ def test_files_of_another_engine_are_refused_with_what_to_do(tmp_path, trained):
         load_checkpoint(folder, trained[0])
 
 
+@pytest.fixture
+def limit_file_size():
+    """Make writes fail past a number of bytes per file, as on a full disk, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize(
-    "failing",
-    ["save_file", "write_json", "sha256", "sync"],
-    ids=lambda name: f"disk full in {name}",
+    ("file", "error"),
+    [
+        ("model/config.json", OSError),
+        ("model/model.safetensors", IncompleteError),
+        ("optimizer.safetensors", IncompleteError),
+    ],
 )
-@pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")],
-    ids=str,
-)
-def test_a_full_disk_leaves_the_checkpoint_before_it(
-    tmp_path, trained, monkeypatch, failing, error
+def test_a_file_that_cannot_be_written_leaves_earlier_checkpoints_unchanged(
+    tmp_path, trained, limit_file_size, file, error
 ):
-    save(tmp_path, trained, 1)
-
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(checkpoint, failing, fail)
-    with pytest.raises(IncompleteError if isinstance(error, SafetensorError) else OSError):
+    size = (save(tmp_path, trained, 1) / file).stat().st_size
+    limit_file_size(size - 1)
+    with pytest.raises(error):
         save(tmp_path, trained, 2)
-    monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    assert (tmp_path / "latest").read_text() == "step-00000001\n"
+    assert find_checkpoint(tmp_path, print) == tmp_path / "step-00000001"
+
+
+def test_a_checkpoint_that_cannot_get_its_name_leaves_earlier_ones_unchanged(tmp_path, trained):
+    save(tmp_path, trained, 1)
+    in_the_way = tmp_path / "step-00000002"
+    in_the_way.write_text("a folder cannot replace a file")
+    with pytest.raises(NotADirectoryError):
+        save(tmp_path, trained, 2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["latest", "step-00000001", "step-00000002"] and in_the_way.is_file()
+    assert (tmp_path / "latest").read_text() == "step-00000001\n"
+    assert find_checkpoint(tmp_path, print) == tmp_path / "step-00000001"
+
+
+def test_a_latest_that_cannot_be_replaced_does_not_hide_the_new_checkpoint(tmp_path, trained):
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(IsADirectoryError):
+        save(tmp_path, trained, 1)
     assert find_checkpoint(tmp_path, print) == tmp_path / "step-00000001"
 
 
@@ -120,12 +139,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path, trained, d
         file.unlink()
     else:
         (newest / "COMMITTED.json").unlink()
-    said: list[str] = []
-    assert find_checkpoint(tmp_path, said.append) == tmp_path / "step-00000001"
-    assert len(said) == 1 and "step-00000002" in said[0] and "is passed over" in said[0]
+    warnings: list[str] = []
+    assert find_checkpoint(tmp_path, warnings.append) == tmp_path / "step-00000001"
+    [warning] = warnings
+    assert "step-00000002" in warning and "is passed over" in warning
 
 
-def test_model_folder_names_what_is_not_there(tmp_path, trained):
+def test_model_folder_says_what_is_missing(tmp_path, trained):
     with pytest.raises(UsageError, match="no such folder"):
         model_folder(tmp_path / "nothing")
     with pytest.raises(DataError, match="neither a model nor a checkpoint"):
@@ -143,7 +163,7 @@ def test_model_folder_names_what_is_not_there(tmp_path, trained):
             model_folder(path)
 
 
-def test_a_model_is_loaded_from_any_folder_of_a_run_and_knows_where_it_lies(tmp_path, trained):
+def test_a_model_is_loaded_from_any_folder_of_a_run_and_names_its_own_folder(tmp_path, trained):
     folder = save(tmp_path / "checkpoints", trained, 1)
     for path in (tmp_path, folder, folder / "model"):
         loaded = load_model(path)
@@ -173,9 +193,9 @@ def test_a_model_is_loaded_from_any_folder_of_a_run_and_knows_where_it_lies(tmp_
             "cannot be loaded",
         ),
     ],
-    ids=["missing", "cut", "incomplete", "no JSON", "other sizes"],
+    ids=["missing", "cut", "incomplete", "not JSON", "other sizes"],
 )
-def test_a_damaged_model_is_one_clear_line(tmp_path, trained, file, damage, named):
+def test_a_damaged_model_is_an_error_of_one_line(tmp_path, trained, file, damage, named):
     folder = save(tmp_path / "checkpoints", trained, 1).rename(tmp_path / "copied")
     (folder / "COMMITTED.json").unlink()
     damage(folder / "model" / file)

@@ -225,11 +225,11 @@ MISFITS = {
             name.replace("resblocks.1.", "resblocks.1000000000."): tensor
             for name, tensor in w.items()
         },
-        "not numbered from 0 on",
+        "not numbered from 0",
     ),
     "no square": (
         lambda w: w | {"vision_transformer.visual.positional_embedding": torch.ones(1 + 6, 128)},
-        "6 positions of patches are no square",
+        "6 positions of patches do not form a square",
     ),
     "no tower": (
         lambda w: w | {"vision_transformer.visual.conv1.weight": torch.ones(4, 3, 16, 16)},

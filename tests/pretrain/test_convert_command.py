@@ -146,7 +146,7 @@ def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, to
     )
     assert "no tokenizer at" in glscl("convert", checkpoint, out, "--tokenizer", tmp_path, code=3)
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:-1000])
-    assert "cut.ckpt is no usable checkpoint" in glscl(
+    assert "cut.ckpt is not a usable checkpoint" in glscl(
         "convert", tmp_path / "cut.ckpt", out, code=3
     )
     torch.save({"vqa_classifier.0.bias": torch.ones(1)}, tmp_path / "vqa.ckpt")

@@ -65,7 +65,7 @@ def test_a_checkpoint_that_is_nothing_but_a_command_is_refused_and_does_not_run(
     (tmp_path / "a.pt").write_bytes(pickle.dumps(Command(target), protocol=2))
     torch.save(Command(target), tmp_path / "b.pt")
     for name in ("a.pt", "b.pt"):
-        with pytest.raises(ValueError, match=f"{name} is no usable checkpoint"):
+        with pytest.raises(ValueError, match=f"{name} is not a usable checkpoint"):
             GLSCLModel.from_authors(str(tmp_path / name))
     assert not target.exists()
 
@@ -120,7 +120,7 @@ def state(*entries: bytes) -> bytes:
 
 def refused(path: Path, said: str = "") -> None:
     with (
-        pytest.raises(ValueError, match=f"{path.name} is no usable checkpoint: .*{said}"),
+        pytest.raises(ValueError, match=f"{path.name} is not a usable checkpoint: .*{said}"),
         open_tensors(path) as tensors,
     ):
         for tensor in tensors.values():

@@ -266,7 +266,7 @@ def test_a_validation_that_does_not_fit_the_run_is_found_before_the_first_step(
     for validation, message in (
         (ValidationConfig(str(clips / "val")), "holds no images"),
         (ValidationConfig(str(scenes / "val"), frames=2), "holds no videos"),
-        (ValidationConfig(str(clips / "val"), frames=2), "takes pictures only"),
+        (ValidationConfig(str(clips / "val"), frames=2), "takes images only"),
     ):
         with pytest.raises((DataError, UsageError), match=message):
             train(dataclasses.replace(config, validation=validation), StopAfter())

@@ -50,7 +50,7 @@ def test_a_model_without_a_classifier_says_so_and_has_the_weights_it_always_had(
         model.classify(torch.randn(1, 2 * WIDTH).double())
     ids, mask = texts(1)
     tokens = model.encode_text(ids, mask)
-    with pytest.raises(ValueError, match="knows no second picture"):
+    with pytest.raises(ValueError, match="takes no second image"):
         model.image_side(tokens, second=True)
 
 

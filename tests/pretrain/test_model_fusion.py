@@ -118,7 +118,7 @@ def test_dropout_acts_on_needed_states_too(kind):
 def test_a_batch_that_is_no_stack_of_equal_chunks_is_refused():
     model = tiny_model()
     text, mask, image = sides(model, 5)
-    with pytest.raises(ValueError, match="5 texts and 5 images are no 2 chunks"):
+    with pytest.raises(ValueError, match="5 texts and 5 images do not make 2 chunks"):
         model.fuse_pairs(text, mask, image, [("all", "all")] * 2)
 
 

@@ -178,7 +178,7 @@ def test_positions_of_other_and_oblong_sizes_are_interpolated_as_clip_does():
             "24 x 20 pixels cannot be cut into patches of 8 x 8: resize them, .* 24 x 16",
         ),
         ((1, 9, 3, 24, 24), {}, "9 frames is longer than the temporal table of 8"),
-        ((1, 2, 3, 24, 24), {"max_frames": 0}, "pictures only"),
+        ((1, 2, 3, 24, 24), {"max_frames": 0}, "images only"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_with_advice(shape, fields, message):
@@ -202,7 +202,7 @@ def test_clips_are_refused_where_another_attention_was_asked_for(tmp_path):
     torch.testing.assert_close(
         model.encode_image(pixels), sdpa.encode_image(pixels), atol=1e-5, rtol=0
     )
-    with pytest.raises(ValueError, match="clips need sdpa attention"):
+    with pytest.raises(ValueError, match="videos need the attention"):
         model.encode_image(pixels[:, None].expand(-1, 2, -1, -1, -1))
 
 
