@@ -1,233 +1,155 @@
-"""The part of a page that shows one result beyond its numbers: galleries, questions by type, true and false captions.
+"""Evaluations to sections of the page, each made by the files that carry its stage's name.
 
-A stage gets a part by a line in ``_PARTS``: a title, a template, and a function from its result to
-what that shows. One without has its table of metrics.
+A stage `my-stage` may have two files in `eval/report/stages`, both optional and found by name:
+
+- `my_stage.html.j2`, the template of its section. It sees `evaluation` and `content`.
+- `my_stage.py`, with any of `TITLE`; `RANK` (sections and headline numbers come in this order, 100
+  where it is missing); `TEMPLATE` (another stage's template); `headlines(evaluation)`, the numbers
+  a reader wants first; and `content(evaluation)`, a dict for the template.
+
+Without either a section still has its numbers, beside chance where the stage measured that.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from data_pipeline.errors import DataError
-from eval.results.schema import Result, read_records
+from eval.results.schema import Metric
 
-from .charts import Bar, interval_chart
-from .few_shot import NAMES, few_shot
-from .gallery import Thumbnails, image_queries, text_queries
-from .metric_learning import metric_learning
-from .multi_label import multi_label
-from .overlays import overlays
+from . import stages
+from .bars import chance_chart
+from .evaluation import Evaluation, Headline, beside_chance
+from .labels import capitalized, interval_text, metric_label, value_text, words
 
-_EXAMPLES = 8  # true and false captions shown
-_TYPES = 12  # of questions shown
-WORDS = {
-    "text_to_image": "text → image",
-    "image_to_text": "image → text",
-    "text_to_video": "text → video",
-    "video_to_text": "video → text",
-    "reranked": "re-ranked",
-    "reranked_gain": "gain by re-ranking",
-    "contrastive": "contrastive score",
-    "matching": "matching head",
-    "MdR": "median rank",
-    "MeanR": "mean rank",
-    "tie_rate": "queries tied with a wrong answer",
-    "cut_in_a_tie": "shortlists cut in a tie",
-    "vqa": "VQA",
-    "nlvr2": "NLVR2",
-    "above_prior": "above the prior",
-    "answer_type": "answer type",
-    "align": "alignment",
-    "mass": "attention inside",
-    "mass_over_uniform": "attention inside, over uniform",
-    "pointing_over_uniform": "pointing, over uniform",
-    "IoU_over_uniform": "IoU, over uniform",
-    "mean_per_class": "mean per class",
-    **NAMES,
-    "above_proto": "above ProtoNet",
-    "above_zero_shot": "above zero-shot",
-}
+_GENERIC = "stages/generic.html.j2"
+_LAST = 100  # rank of a stage without one
+_SHOWN = 40  # metrics of a table that are shown at once
+_BARS = 8  # of a stage that draws none itself
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric in words; ``name`` is its name in result.json."""
+
+    name: str
+    label: str
+    value: str
+    interval: str
+    chance: str
+    n: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """All metrics of a result: those of single classes, and what is more than a page, apart."""
+
+    rows: list[Row] = field(default_factory=list)
+    more: list[Row] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of metrics."""
+        return len(self.rows) + len(self.more)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: what ``template`` shows of ``content``, whose ``problem`` says why pictures are missing."""
+    """A part of the page; ``problem`` says why its images are missing."""
 
     anchor: str
     title: str
+    evaluation: Evaluation
+    headlines: list[Headline]
     template: str
     content: dict[str, Any]
+    table: Table
+    problem: str | None
 
 
-def sections_of(read: Sequence[tuple[Path, Result]], names: Sequence[str]) -> list[Section]:
-    """Make the parts of a page, in the order of the results; ``names`` tell results apart."""
-    found = []
-    for number, ((folder, result), name) in enumerate(zip(read, names, strict=True)):
-        if result.stage in _PARTS:
-            title, template, content = _PARTS[result.stage]
-            suffix = name.removeprefix(result.stage)
-            thumbnails = Thumbnails(Path(str(result.data.get("path"))), result.data.get("hash"))
-            shown = {"problem": thumbnails.problem} | content(
-                list(read_records(folder)), result, thumbnails
-            )
-            found.append(Section(f"{result.stage}-{number}", title + suffix, template, shown))
-    return found
-
-
-def tell_apart(read: Sequence[tuple[Path, Result]]) -> list[str]:
-    """Name results by their stages, and several of one stage by as much of their folders as tells them apart.
-
-    Raises
-    ------
-    DataError
-        If a folder is named twice.
-    """
-    folders = [folder.resolve() for folder, _ in read]
-    for folder, count in Counter(folders).items():
-        if count > 1:
-            raise DataError(f"{folder} is named {count} times")
-    names = []
-    for (_, result), folder in zip(read, folders, strict=True):
-        same = [
-            other for (_, r), other in zip(read, folders, strict=True) if r.stage == result.stage
-        ]
-        if len(same) == 1:
-            names.append(result.stage)
-            continue
-        parts = next(
-            n
-            for n in range(1, len(folder.parts) + 1)
-            if len({other.parts[-n:] for other in same}) == len(same)
+def make_sections(evaluations: Sequence[Evaluation]) -> list[Section]:
+    """Make the section of every evaluation, the most important stages first."""
+    sections = []
+    ranked = sorted(evaluations, key=lambda evaluation: _rank(evaluation.result.stage))
+    for number, evaluation in enumerate(ranked):
+        stage = evaluation.result.stage
+        module = _module(stage)
+        make_headlines = getattr(module, "headlines", _first_metric)
+        make_content = getattr(module, "content", _generic_content)
+        # A baseline has nothing to show beside its numbers: other sections compare with it.
+        shown = not evaluation.is_baseline
+        section = Section(
+            anchor=f"{words(stage).replace(' ', '-')}-{number}",
+            title=stage_title(stage) + evaluation.suffix,
+            evaluation=evaluation,
+            headlines=make_headlines(evaluation) if shown else [],
+            template=_template(stage, module),
+            content=make_content(evaluation) if shown else {},
+            table=metric_table(evaluation),
+            problem=evaluation.images.problem if shown else None,
         )
-        names.append(f"{result.stage} ({'/'.join(folder.parts[-parts:])})")
-    return names
+        sections.append(section)
+    return sections
 
 
-def label(name: str) -> str:
-    """Name of a metric as people read it."""
-    return " · ".join(WORDS.get(part, part) for part in name.split("/"))
+def stage_title(stage: str) -> str:
+    """Return what a stage measures, in words."""
+    return str(getattr(_module(stage), "TITLE", capitalized(words(stage))))
 
 
-def _gallery(
-    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
-) -> dict[str, Any]:
-    return {
-        "text": text_queries(records, thumbnails),
-        "image": image_queries(records, thumbnails),
-        "media": "video" if result.stage == "video-retrieval" else "image",
-    }
+def metric_table(evaluation: Evaluation) -> Table:
+    """Put every metric of a result into words."""
+    table = Table()
+    for metric in evaluation.result.metrics:
+        chance = "" if metric.chance is None else value_text(metric.chance, metric.unit)
+        row = Row(
+            name=metric.name,
+            label=metric_label(metric.name),
+            value=value_text(metric.value, metric.unit),
+            interval=interval_text(metric.ci95, metric.unit),
+            chance=chance,
+            n=f"{metric.n:,}",
+        )
+        of_class = "class" in metric.name.split("/")[:-1]
+        if of_class or len(table.rows) == _SHOWN:
+            table.more.append(row)
+        else:
+            table.rows.append(row)
+    return table
 
 
-def _preference(
-    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
-) -> dict[str, Any]:
-    kinds = sorted({line["kind"] for line in records})
-    shown = []
-    for kind in kinds:
-        several = [line for line in records if line["kind"] == kind]
-        count = -(-_EXAMPLES // len(kinds))
-        shown += [several[i * len(several) // count] for i in range(min(count, len(several)))]
-    examples = [
-        {
-            "picture": thumbnails(line["image"]),
-            "kind": line["kind"],
-            "true": line["true"],
-            "false": line["false"],
-            "right": line["matching"][0] > line["matching"][1],
-        }
-        for line in shown
-    ]
-    return {"examples": examples}
-
-
-def _questions(
-    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
-) -> dict[str, Any]:
-    """Choose questions (or statements on pairs) of every type, and draw the accuracy of the types."""
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for line in records:
-        by_type[line.get("type") or ""].append(line)
-    common = sorted(by_type, key=lambda name: (-len(by_type[name]), name))
-    groups = [
-        {
-            "title": f"{name or 'All'}: {len(by_type[name]):,} questions",
-            "examples": [_asked(line, thumbnails) for line in _good_and_bad(by_type[name])],
-        }
-        for name in common[:_TYPES]
-    ]
-    bars = [
-        Bar(metric.name.rpartition("/")[2], metric.value, metric.ci95, True)
-        for metric in result.metrics
-        if metric.name.startswith("accuracy/type/")
-        and metric.name.rpartition("/")[2] in common[:_TYPES]
-    ]
-    others = {"prior/accuracy": "all, without the picture", "accuracy": "all"}
-    bars += [
-        Bar(words, m.value, m.ci95, "with" not in words)
-        for m in result.metrics
-        if (words := others.get(m.name, ""))
-    ]
-    chart = interval_chart("Accuracy by type of question", bars) if len(bars) > 1 else None
-    return {"groups": groups, "chart": chart, "left_out": max(0, len(common) - _TYPES)}
-
-
-def _good_and_bad(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    right = [line for line in lines if _accuracy(line) == 1]
-    wrong = [line for line in lines if _accuracy(line) == 0]
-    if not right and not wrong:
-        return lines[:2]
-    return [several[len(several) // 2] for several in (right, wrong) if several]
-
-
-def _asked(line: dict[str, Any], thumbnails: Thumbnails) -> dict[str, Any]:
-    question = line.get("question", line.get("statement", ""))
-    accuracy = _accuracy(line)
-    said = Counter(
-        line.get("answers") or ([line["label"]] if line.get("label") is not None else [])
-    )
-    verdicts: dict[float | None, str] = {None: "answer", 1: "✓ right", 0: "✗ wrong"}
-    marks: dict[float | None, str] = {1: "right", 0: "wrong"}
-    return {
-        "picture": thumbnails(str(line.get("pair", line.get("image")))),
-        "alt": f"picture of the question: {question}",
-        "question": question,
-        "prediction": "none: the picture cannot be read"
-        if line.get("prediction") is None
-        else line["prediction"],
-        "answers": ", ".join(f"{answer} ({count} ×)" for answer, count in said.most_common(5)),
-        "mark": marks.get(accuracy, "soft"),
-        "verdict": verdicts.get(accuracy, f"{100 * (accuracy or 0):.0f} % right"),
-    }
-
-
-def _accuracy(line: dict[str, Any]) -> float | None:
-    if "accuracy" in line:
-        return float(line["accuracy"])
-    if line.get("label") is None:
+def _module(stage: str) -> ModuleType | None:
+    name = words(stage).replace(" ", "_")
+    if not name.isidentifier():
         return None
-    return float(line["label"] == line.get("prediction"))
+    module = f"{stages.__name__}.{name}"
+    return import_module(module) if find_spec(module) else None
 
 
-def _alignment(
-    records: list[dict[str, Any]], result: Result, thumbnails: Thumbnails
-) -> dict[str, Any]:
-    return {"groups": overlays(records, thumbnails)}
+def _rank(stage: str) -> int:
+    return int(getattr(_module(stage), "RANK", _LAST))
 
 
-_PARTS: dict[
-    str, tuple[str, str, Callable[[list[dict[str, Any]], Result, Thumbnails], dict[str, Any]]]
-] = {
-    "retrieval": ("Retrieval", "retrieval.html.j2", _gallery),
-    "video-retrieval": ("Video retrieval", "retrieval.html.j2", _gallery),
-    "preference": ("True or false captions", "preference.html.j2", _preference),
-    "few-shot": ("Few-shot recognition", "few_shot.html.j2", few_shot),
-    "metric-learning": ("Metric learning", "metric_learning.html.j2", metric_learning),
-    "align": ("Alignment", "alignment.html.j2", _alignment),
-    "vqa": ("Questions", "questions.html.j2", _questions),
-    "nlvr2": ("Statements on two pictures", "questions.html.j2", _questions),
-    "multi-label": ("Several labels from few pictures", "multi_label.html.j2", multi_label),
-}
+def _template(stage: str, module: ModuleType | None) -> str:
+    name = getattr(module, "TEMPLATE", f"{words(stage).replace(' ', '_')}.html.j2")
+    beside = Path(str(stages.__path__[0])) / name
+    return f"stages/{name}" if beside.is_file() else _GENERIC
+
+
+def _first_metric(evaluation: Evaluation) -> list[Headline]:
+    return beside_chance(evaluation.result.metrics[0] if evaluation.result.metrics else None)
+
+
+def _generic_content(evaluation: Evaluation) -> dict[str, Any]:
+    """Draw the first metrics in percent, each beside its chance."""
+    metrics: list[Metric] = []
+    for metric in evaluation.result.metrics:
+        of_class = "class" in metric.name.split("/")[:-1]
+        if metric.unit == "percent" and not of_class and len(metrics) < _BARS:
+            metrics.append(metric)
+    return {"chart": chance_chart(metrics)}

@@ -1,4 +1,4 @@
-"""`glscl explain`: the picture is drawn, its peak is the map's, and every mistake is said in one line."""
+"""`glscl explain` draws the map, reports its peak, and explains every mistake in one line."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def photo(gallery: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("word", [None, "circle", "Blue  star,"])
-def test_the_map_is_drawn_and_its_peak_is_said(
+def test_the_map_is_drawn_and_its_peak_is_printed(
     word: str | None,
     knowing_model: Path,
     photo: Path,
@@ -35,75 +35,64 @@ def test_the_map_is_drawn_and_its_peak_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "new" / "map.png"
-    arguments = [
-        "explain",
-        str(photo),
-        "--caption",
-        CAPTION,
-        "--model",
-        str(knowing_model),
-        "--out",
-        str(out),
-    ]
-    assert main([*arguments, "--json", *(["--word", word] if word else [])]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["grid"] == [3, 3] and said["word"] == word and said["caption"] == CAPTION
+    arguments = ["explain", str(photo), "--caption", CAPTION, "--json"]
+    arguments += ["--model", str(knowing_model), "--out", str(out)]
+    if word:
+        arguments += ["--word", word]
+    assert main(arguments) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["grid"] == [3, 3] and printed["caption"] == CAPTION
+    assert printed["word"] == word
     with Image.open(out) as drawn:
         assert drawn.format == "PNG" and drawn.width > 600
         assert len(drawn.convert("RGB").getcolors(10**7)) > 500
-    found = explain(photo, CAPTION, knowing_model, out, word=word)
-    assert list(found.peak) == said["peak"] and found.heat[found.peak] == found.heat.max()
+    explanation = explain(photo, CAPTION, knowing_model, out, word=word)
+    assert list(explanation.peak) == printed["peak"]
+    assert explanation.heat[explanation.peak] == explanation.heat.max()
     if word:
-        words = [
-            explain(photo, CAPTION, knowing_model, out, word=one).heat
-            for one in word.strip(",").split()
-        ]
-        np.testing.assert_allclose(found.heat, sum(words), rtol=1e-6)
+        # The map of a phrase is the sum of its words' maps.
+        total = np.zeros_like(explanation.heat)
+        for single in word.strip(",").split():
+            total += explain(photo, CAPTION, knowing_model, out, word=single).heat
+        np.testing.assert_allclose(explanation.heat, total, rtol=1e-6)
 
 
-def test_the_map_is_the_one_that_alignment_is_measured_by(
-    knowing_model: Path, tmp_path: Path
-) -> None:
-    generate(
-        tmp_path / "d", train=0, val=0, test=2, novel=0, size=100, seed=5, workers=1
-    )  # not the model's size
+def test_the_map_is_the_one_that_alignment_measures(knowing_model: Path, tmp_path: Path) -> None:
+    # The images have another size than the model's.
+    generate(tmp_path / "d", train=0, val=0, test=2, novel=0, size=100, seed=5, workers=1)
     align(knowing_model, tmp_path / "d" / "test", tmp_path / "out")
-    line = next(
-        line
-        for line in read_records(tmp_path / "out")
-        if line["level"] == "local" and line["pixel"]
-    )
+    phrases = []
+    for line in read_records(tmp_path / "out"):
+        if line["level"] == "local" and line["pixel"]:
+            phrases.append(line)
+    line = phrases[0]
     store = Store([Manifest.load(tmp_path / "d" / "test")])
-    (tmp_path / "p.jpg").write_bytes(
-        next(store.read(0, i).media for i in range(2) if store.key(0, i) == line["image"])
-    )
-    found = explain(
+    row = [store.key(0, i) for i in range(2)].index(line["image"])
+    (tmp_path / "p.jpg").write_bytes(store.read(0, row).media)
+    explanation = explain(
         tmp_path / "p.jpg", line["caption"], knowing_model, tmp_path / "p.png", word=line["phrase"]
     )
-    np.testing.assert_allclose(found.heat / found.heat.max(), unpack_map(line), atol=0.51 / 255)
+    heat = explanation.heat / explanation.heat.max()
+    # Records hold maps as bytes: half a step of 1/255 is lost.
+    np.testing.assert_allclose(heat, unpack_map(line), atol=0.51 / 255)
 
 
-def test_a_large_picture_and_a_caption_like_a_formula_are_drawn(
+def test_a_large_image_and_a_caption_like_a_formula_are_drawn(
     knowing_model: Path, tmp_path: Path
 ) -> None:
     Image.new("RGB", (3000, 200), (10, 200, 90)).save(tmp_path / "p.png")
-    explain(
-        tmp_path / "p.png",
-        r"a $\bad{ note and a $5 note",
-        knowing_model,
-        tmp_path / "o.png",
-        word="$5",
-    )
+    caption = r"a $\bad{ note and a $5 note"
+    explain(tmp_path / "p.png", caption, knowing_model, tmp_path / "o.png", word="$5")
     with Image.open(tmp_path / "o.png") as drawn:
         assert drawn.width < 2000
 
 
-def test_colours_go_where_the_map_is_high() -> None:
+def test_colors_are_bright_where_the_map_is_high() -> None:
     heat = np.zeros((2, 4))
     heat[0, 3] = 0.5
-    coloured = overlay(np.full((40, 80, 3), 128, dtype=np.uint8), heat).astype(int)
-    yellow = coloured[..., 0] + coloured[..., 1] - coloured[..., 2]
-    assert coloured.shape == (40, 80, 3)
+    colored = overlay(np.full((40, 80, 3), 128, dtype=np.uint8), heat).astype(int)
+    yellow = colored[..., 0] + colored[..., 1] - colored[..., 2]
+    assert colored.shape == (40, 80, 3)
     row, column = np.unravel_index(yellow.argmax(), yellow.shape)
     assert row < 20 and column >= 60
 
@@ -128,7 +117,7 @@ def test_colours_go_where_the_map_is_high() -> None:
         ({"--model": "nowhere"}, 2, "no model at nowhere"),
     ],
 )
-def test_a_mistake_is_said_in_one_line(
+def test_a_mistake_is_explained_in_one_line(
     changed: dict[str, str],
     code: int,
     message: str,
@@ -137,13 +126,12 @@ def test_a_mistake_is_said_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = {
-        "--caption": CAPTION,
-        "--model": str(knowing_model),
-        "--out": str(tmp_path / "o.png"),
-    } | changed
-    image = given.pop("image", str(photo))
-    assert main(["explain", image, *(part for pair in given.items() for part in pair)]) == code
+    out = str(tmp_path / "o.png")
+    options = {"--caption": CAPTION, "--model": str(knowing_model), "--out": out} | changed
+    arguments = ["explain", options.pop("image", str(photo))]
+    for option, value in options.items():
+        arguments += [option, value]
+    assert main(arguments) == code
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "o.png").exists()

@@ -415,8 +415,8 @@ def test_the_command_prints_every_method_and_the_report_shows_them(
     write_report([tmp_path / "out"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     for part in (
-        "The trained head gdfl is ",
-        "Nearest neighbours",
+        "Recall@1, GDFL head: ",
+        "Nearest neighbors",
         "Where the head looks",
         "Leakage",
     ):

@@ -21,7 +21,7 @@ from data_pipeline.scenes.labelled import CLASSES
 from data_pipeline.shards.write import write_shards
 from eval.report import write_report
 from eval.report.gallery import Thumbnails
-from eval.report.multi_label import chosen_patches
+from eval.report.stages.multi_label import chosen_patches
 from eval.results.compare import compare
 from eval.results.schema import Result, read_records
 from eval.results.verify import verify
@@ -555,10 +555,10 @@ def test_the_report_shows_methods_labels_and_chosen_patches(
 ) -> None:
     result, out = found
     page = write_report([out], tmp_path / "report.html").read_text("utf-8")
-    assert "Several labels from few pictures" in page
+    assert "Several labels from few images" in page
     for title in (
-        "mAP from 1 support picture of each label",
-        "mAP from 2 support pictures",
+        "mAP from 1 support image of each label",
+        "mAP from 2 support images",
         "Average precision by label",
     ):
         assert title in page
@@ -575,10 +575,10 @@ def test_the_report_shows_methods_labels_and_chosen_patches(
     thumbnails = Thumbnails(Path(result.data["path"]), result.data["hash"])
     shown = chosen_patches(record, thumbnails)
     assert 8 >= len(shown) > 0 and all(
-        set(each.pictures) == set(record["chosen"]) for each in shown
+        set(each.images) == set(record["chosen"]) for each in shown
     )
     assert len(shown[0].others) >= len(shown[-1].others)
-    assert page.count("patches of ") == sum(len(each.pictures) for each in shown)
+    assert page.count("patches of ") == sum(len(each.images) for each in shown)
 
 
 def test_all_but_the_chosen_patches_are_dark(found: tuple[Result, Path]) -> None:
@@ -592,7 +592,7 @@ def test_all_but_the_chosen_patches_are_dark(found: tuple[Result, Path]) -> None
     }
     [shown] = chosen_patches(one, Thumbnails(Path(result.data["path"]), result.data["hash"]))
     pixels = np.asarray(
-        Image.open(io.BytesIO(base64.b64decode(shown.pictures["lcm"].partition(",")[2])))
+        Image.open(io.BytesIO(base64.b64decode(shown.images["lcm"].partition(",")[2])))
     ).astype(float)
     side = 48 // record["grid"][0]
     assert pixels[: side - 2, : side - 2].mean() > 2 * pixels[side + 2 :, side + 2 :].mean()

@@ -1,0 +1,1 @@
+"""The sections of single stages, found by the names of their files: see `eval.report.sections`."""
