@@ -39,7 +39,7 @@ class EpisodeTokens:
         flat = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)).flatten()
 
         def take(tensor: Tensor) -> Tensor:
-            # Only what is taken becomes float32: the tokens of a data set may be stored as float16.
+            # Only what is taken becomes float32: the patches of a data set are stored as float16.
             return tensor[flat].float().reshape(*rows.shape, *tensor.shape[1:])
 
         patch = tokens.patch if patches else tokens.patch[:, :0]
