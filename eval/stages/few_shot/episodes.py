@@ -1,4 +1,4 @@
-"""Few-shot episodes: which images show the classes (support), and which are to be classified (query).
+"""Few-shot episodes: images that show the classes (support), and images to classify (query).
 
 In: the class of every image. Out: episodes that depend on seed and number alone, drawn from all
 images or so that no two episodes share an image; lists of episodes as JSON, so that anyone can run
@@ -22,7 +22,7 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.randomness import generator_at
 
 FORMAT = "glscl-episodes/1"
-# A message names so many classes at most, to stay readable.
+# Most classes that a message names, so that it stays readable.
 _NAMED_CLASSES = 5
 
 
@@ -334,7 +334,8 @@ def _parse(path: Path, content: Any, keys: Sequence[str]) -> tuple[list[Episode]
             key = listed_keys[position]
             if key not in row_of:
                 raise DataError(
-                    f"{path}, episode {number}: the data has no image {key!r} with exactly one label"
+                    f"{path}, episode {number}: the data has no image {key!r} with exactly one "
+                    "label"
                 )
             rows[place] = row_of[key]
         shot = len(entry["support"][0])

@@ -54,7 +54,7 @@ class World:
     texts: Mapping[str, Tensor] | None
 
     def class_text(self, episodes: Sequence[Episode]) -> Tensor | None:
-        """Return the features of the names of each episode's classes (episodes, way, projection)."""
+        """Return features of the names of each episode's classes (episodes, way, projection)."""
         if self.texts is None:
             return None
         by_episode = []

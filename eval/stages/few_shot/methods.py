@@ -101,7 +101,7 @@ def usable(
 
 @dataclass(frozen=True)
 class Ready:
-    """A method to measure, its settings for result.json, and the images with the tokens it reads."""
+    """A method to measure, its settings for result.json, and the images that it classifies."""
 
     method: Method
     settings: dict[str, Any]
@@ -186,9 +186,7 @@ def _trained(
     if form.mode == "finetune":
         finetuning = Finetuning(encoder, _pixels(base, encoder), _pixels(val, encoder))
         encoder_before, cache_before = deepcopy(encoder.module.state_dict()), encoder.cache
-    log = train_head(
-        head, base.world, base_episodes, val.world, val_episodes, settings, finetuning
-    )
+    log = train_head(head, base.world, base_episodes, val.world, val_episodes, settings, finetuning)
     best = _described(log.best)
     described = {
         "mode": form.mode,

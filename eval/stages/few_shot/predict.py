@@ -48,12 +48,12 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(pictures: Sequence[Path | str], support: Path | str, model: Path | str) -> Predictions:
+def predict(images: Sequence[Path | str], support: Path | str, model: Path | str) -> Predictions:
     """Classify image files by the examples in a folder.
 
     Parameters
     ----------
-    pictures
+    images
         JPEG, PNG or WebP files.
     support
         Folder with one folder of such files for each class; a folder's name is its class.
@@ -72,7 +72,7 @@ def predict(pictures: Sequence[Path | str], support: Path | str, model: Path | s
     examples = _list_examples(Path(support))
     encoder = load_encoder(model)
     # The images come before the examples: a mistyped name should not wait for many examples.
-    query = _encode(encoder, [Path(picture) for picture in pictures])
+    query = _encode(encoder, [Path(image) for image in images])
     files: list[Path] = []
     for files_of_class in examples.values():
         files += files_of_class
@@ -89,9 +89,9 @@ def predict(pictures: Sequence[Path | str], support: Path | str, model: Path | s
         probabilities[name] = logits.softmax(dim=-1)
     classes = list(examples)
     predictions = []
-    for row, picture in enumerate(pictures):
+    for row, image in enumerate(images):
         of_image = {name: values[row] for name, values in probabilities.items()}
-        predictions.append(_prediction(str(picture), of_image, classes))
+        predictions.append(_prediction(str(image), of_image, classes))
     return Predictions(counts, predictions)
 
 

@@ -1,4 +1,4 @@
-"""A line of `samples.jsonl` of few-shot classification: one episode with the answers to its queries.
+"""Records of few-shot classification: an episode with the answers to its queries on each line.
 
 The stage writes these records; metrics and the report read them.
 """
@@ -22,7 +22,7 @@ class EpisodeRecord(TypedDict):
     shot: int
     classes: list[str]
     predicted: dict[str, list[int]]
-    """By method the place in ``classes`` of the predicted class of each query, class after class."""
+    """By method the predicted index in ``classes`` of each query, class after class."""
     support_pictures: NotRequired[list[str]]
     """Keys of the support images, class after class; only of the episodes that the report shows."""
     query_pictures: NotRequired[list[str]]

@@ -26,7 +26,7 @@ from eval.stages.few_shot.episodes import EpisodeSampler
 from .inference import World
 from .options import Options
 
-# A message names so many classes at most, to stay readable.
+# Most classes that a message names, so that it stays readable.
 _NAMED_CLASSES = 5
 
 

@@ -1,7 +1,7 @@
-"""Few-shot classification: new classes known from a few images each, all methods on the same episodes.
+"""Few-shot classification: all methods on the same episodes of new classes.
 
-In: a model and labeled images, of which those with exactly one label are used; optionally base
-classes to train heads on, and validation classes to choose settings on. Every image is encoded
+In: a model, labelled images (those with exactly one label are used), and optionally base classes to
+train heads on and validation classes to choose settings on. Every image is encoded
 once. Out: accuracies with a closed-world and an open-world interval, paired differences, and the
 lists of episodes.
 """
@@ -42,7 +42,7 @@ from .splits import (
 
 __all__ = ["measure", "metrics", "table"]
 
-# Records of so many episodes per form have images and patch weights, for the report.
+# Number of episodes per form with images and patch weights in their records, for the report.
 _SHOWN_EPISODES = 3
 
 table = summary.table

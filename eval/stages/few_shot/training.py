@@ -320,9 +320,7 @@ def _check(
     if settings.mode != "none" and len(episodes) < settings.epochs:
         raise UsageError(f"{len(episodes)} base episodes are too few for {settings.epochs} epochs")
     if settings.mode == "none" and head.similarity.head != "gated_sum":
-        raise UsageError(
-            'the "mlp" head is random without training: train it, or use "gated_sum"'
-        )
+        raise UsageError('the "mlp" head is random without training: train it, or use "gated_sum"')
     if settings.lambdas and head.interplay.mode != "additive":
         raise UsageError(f"the {head.interplay.mode} interplay has no lambda to choose")
     if (settings.mode == "finetune") != (finetuning is not None):
