@@ -22,8 +22,9 @@ from eval.results.compare import compare
 from eval.results.intervals import t_interval
 from eval.results.schema import Result, read_records, read_result
 from eval.results.verify import verify
-from eval.stages.few_shot import evaluate, metrics
+from eval.stages.few_shot import evaluate
 from eval.stages.few_shot.episodes import read_episodes
+from eval.stages.few_shot.stage import metrics
 from launch.cli import main
 from pretrain.export import export
 

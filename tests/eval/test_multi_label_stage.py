@@ -25,10 +25,11 @@ from eval.report.stages.multi_label import chosen_patches
 from eval.results.compare import compare
 from eval.results.schema import Result, read_records
 from eval.results.verify import verify
-from eval.stages.multi_label import evaluate, metrics
+from eval.stages.multi_label import evaluate
 from eval.stages.multi_label.label_sets import choose, read_label_lists
 from eval.stages.multi_label.methods import ABOUT, TipAdapter
 from eval.stages.multi_label.sampler import MultiLabelEpisodeSampler
+from eval.stages.multi_label.stage import metrics
 from eval.stages.multi_label.summary import table
 from launch.cli import main
 from pretrain.model import GLSCLModel

@@ -1,9 +1,9 @@
-"""What GLIML has to beat: recognition from few examples with an encoder's own features and no trained head.
+"""Baselines of GLIML: few-shot classification with an encoder's features and no trained head.
 
-Every method has ``logits(support, support_y, query, way, class_text)``: an episode's support and
-query tokens (or those of several episodes, with a leading dimension; they share ``support_y``), and
-unit features of the classes' names (..., way, projection). It returns (..., queries, way); the
-largest decides.
+Every method has ``logits(support, support_y, query, way, class_text)``. In: support and query
+tokens of an episode, or of several episodes along a leading dimension, which then share
+``support_y``; unit features of the classes' names (..., way, projection). Out: logits
+(..., queries, way); the largest decides.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from .episode_tokens import EpisodeTokens
 
-SCALE = 100.0  # CLIP's, which the published adapters assume
+# The scale of CLIP's logits, which the published adapters assume.
+SCALE = 100.0
 
 
 class Method(Protocol):
-    """Recognises the queries of an episode."""
+    """Classifies the queries of an episode."""
 
     def logits(
         self,
@@ -38,7 +39,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """The class whose name, put into sentences, is closest to the picture; the support pictures are not used."""
+    """The class whose name, put into sentences, is closest to the image; support is not used."""
 
     def logits(
         self,
@@ -54,7 +55,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class NearestNeighbour:
-    """The class of the support picture whose class token has the highest cosine."""
+    """The class of the support image whose class token has the highest cosine."""
 
     def logits(
         self,
@@ -66,14 +67,15 @@ class NearestNeighbour:
     ) -> Tensor:
         """Return for each class the highest cosine, (..., queries, way)."""
         cosines = F.normalize(query.cls, dim=-1) @ F.normalize(support.cls, dim=-1).mT
-        return torch.stack(
-            [cosines[..., support_y == one].amax(dim=-1) for one in range(way)], dim=-1
-        )
+        by_class = []
+        for class_index in range(way):
+            by_class.append(cosines[..., support_y == class_index].amax(dim=-1))
+        return torch.stack(by_class, dim=-1)
 
 
 @dataclass(frozen=True)
 class Proto:
-    """ProtoNet (Snell et al., 2017) on class tokens: the class whose mean is closest in squared Euclidean distance."""
+    """ProtoNet (Snell et al., 2017) on class tokens: the class with the closest mean."""
 
     def logits(
         self,
@@ -89,10 +91,11 @@ class Proto:
 
 @dataclass(frozen=True)
 class SimpleShot:
-    """SimpleShot (Wang et al., 2019), CL2N: class tokens minus a mean, made unit length, then the nearest class mean.
+    """SimpleShot (Wang et al., 2019), CL2N: the class with the closest mean of centred tokens.
 
-    ``centre`` (width,) is the mean over the base pictures; where there are none it is that of the
-    episode's support.
+    A mean is subtracted from class tokens, which are then scaled to unit length. ``centre``
+    (width,) is the mean over the base images; without it the mean of the episode's support is
+    subtracted.
     """
 
     centre: Tensor | None = None
@@ -115,8 +118,8 @@ class SimpleShot:
 class TipAdapter:
     """Tip-Adapter without training (Zhang et al., 2022): 100 f W + alpha exp(-beta (1 - f F^T)) V.
 
-    f is the query's unit feature, W the classes' names, F the support features with one-hot classes
-    V. ``alpha`` and ``beta`` are chosen on validation episodes.
+    f is the unit feature of the query, W those of the classes' names, F those of the support with
+    one-hot classes V. ``alpha`` and ``beta`` are chosen on validation episodes.
     """
 
     alpha: float
@@ -131,27 +134,26 @@ class TipAdapter:
         class_text: Tensor | None = None,
     ) -> Tensor:
         """Return logits (..., queries, way)."""
-        close = torch.exp(-self.beta * (1 - _proj(query) @ _proj(support).mT))
-        return (
-            SCALE * _proj(query) @ _text(class_text).mT
-            + self.alpha * close @ F.one_hot(support_y, way).float()
-        )
+        affinity = torch.exp(-self.beta * (1 - _proj(query) @ _proj(support).mT))
+        by_support = affinity @ F.one_hot(support_y, way).float()
+        return SCALE * _proj(query) @ _text(class_text).mT + self.alpha * by_support
 
     @classmethod
     def grid(cls) -> Iterator[Self]:
         """Yield all settings that are tried on validation episodes."""
-        for alpha, beta in product(
-            (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0), (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)
-        ):
+        alphas = (0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+        betas = (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)
+        for alpha, beta in product(alphas, betas):
             yield cls(alpha, beta)
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier on unit features, started at the classes' names (ZS-LP of Silva-Rodriguez et al., 2024).
+    """Linear classifier on unit features that starts at the classes' names.
 
-    Full-batch gradient descent on the support's cross-entropy; ``learning_rate`` and ``steps`` are
-    chosen on validation episodes, because too many steps forget the names.
+    It is ZS-LP of Silva-Rodriguez et al. (2024): full-batch gradient descent on the cross-entropy
+    of the support. ``learning_rate`` and ``steps`` are chosen on validation episodes, because too
+    many steps forget the names.
     """
 
     learning_rate: float
@@ -166,14 +168,13 @@ class LinearProbe:
         class_text: Tensor | None = None,
     ) -> Tensor:
         """Return logits (..., queries, way)."""
-        features, wanted, weights = (
-            _proj(support),
-            F.one_hot(support_y, way).float(),
-            _text(class_text),
-        )
+        features, weights = _proj(support), _text(class_text)
+        truth = F.one_hot(support_y, way).float()
         for _ in range(self.steps):
-            wrong = (SCALE * features @ weights.mT).softmax(dim=-1) - wanted
-            weights = weights - self.learning_rate * SCALE / len(support_y) * wrong.mT @ features
+            # The gradient of the cross-entropy, written out: that works for several episodes at
+            # once, and also where autograd is off.
+            error = (SCALE * features @ weights.mT).softmax(dim=-1) - truth
+            weights = weights - self.learning_rate * SCALE / len(support_y) * error.mT @ features
         return SCALE * _proj(query) @ weights.mT
 
     @classmethod
@@ -184,9 +185,9 @@ class LinearProbe:
 
 
 def class_means(features: Tensor, classes: Tensor, way: int) -> Tensor:
-    """Mean of the support's features (..., n, width) of each class, (..., way, width)."""
-    own = F.one_hot(classes, way).to(features.dtype)
-    return (own / own.sum(dim=0)).mT @ features
+    """Return the means (..., way, width) of support features (..., n, width) by class."""
+    members = F.one_hot(classes, way).to(features.dtype)
+    return (members / members.sum(dim=0)).mT @ features
 
 
 def _proj(tokens: EpisodeTokens) -> Tensor:

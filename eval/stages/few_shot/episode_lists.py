@@ -1,4 +1,8 @@
-"""The episodes of an evaluation: for every form those that may share pictures, and disjoint ones beside them."""
+"""The episodes of an evaluation: for each form a list for the closed and one for the open world.
+
+In: a data set with what to draw from it, or files of an earlier evaluation. Out: lists of episodes,
+and a file for each of them beside the result.
+"""
 
 from __future__ import annotations
 
@@ -12,107 +16,118 @@ from data_pipeline.errors import UsageError
 from data_pipeline.files import write_whole
 from eval.stages.few_shot.episodes import EpisodeList, read_episodes
 
-from .scores import KINDS
+from .options import Options
+from .records import Kind
 from .splits import Split
 
-# Of a class in a disjoint episode: with fewer queries there are more episodes, and the expected
-# accuracy is the same.
+# Query images of a class in a disjoint episode. Fewer queries leave images for more episodes, and
+# the expected accuracy is the same.
 DISJOINT_QUERIES = 5
-_WRITTEN = re.compile(r"episodes-\d+way-\d+shot-(closed|open)-world\.json")
+_FILE_NAME = re.compile(r"episodes-\d+way-\d+shot-(closed|open)-world\.json")
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Episodes of one form: ``closed`` may share pictures, ``apart`` share none."""
+class FormLists:
+    """Episodes of one form: those that may share images, and disjoint ones."""
 
-    closed: EpisodeList
-    apart: EpisodeList
+    closed_world: EpisodeList
+    open_world: EpisodeList
 
     @property
     def name(self) -> str:
         """Name of the form, such as `5way-1shot`."""
-        return f"{self.closed.way}way-{self.closed.shot}shot"
+        return f"{self.closed_world.way}way-{self.closed_world.shot}shot"
 
-    def by_kind(self) -> dict[str, EpisodeList]:
-        """Return both by the kind that records have."""
-        return dict(zip(KINDS, (self.closed, self.apart), strict=True))
+    def by_kind(self) -> dict[Kind, EpisodeList]:
+        """Return both lists by the kind that their records have."""
+        return {"closed_world": self.closed_world, "open_world": self.open_world}
 
-    def described(self) -> dict[str, dict[str, Any]]:
-        """Say what a result must of the episodes."""
-        return {
-            kind: {
-                "episodes": len(listed.episodes),
-                "queries": listed.queries,
-                "file": self.file(kind),
-                "hash": listed.hash,
+    def description(self) -> dict[str, dict[str, Any]]:
+        """Describe the episodes for result.json."""
+        described = {}
+        for kind, episode_list in self.by_kind().items():
+            described[str(kind)] = {
+                "episodes": len(episode_list.episodes),
+                "queries": episode_list.queries,
+                "file": self.file_name(kind),
+                "hash": episode_list.hash,
             }
-            for kind, listed in self.by_kind().items()
-        }
+        return described
 
-    def file(self, kind: str) -> str:
+    def file_name(self, kind: Kind) -> str:
         """Name of the file that holds the episodes of a kind."""
         return f"episodes-{self.name}-{kind.replace('_', '-')}.json"
 
 
-def write_lists(out: Path, lists: Sequence[Lists]) -> None:
-    """Write a file for each list, and remove those of an earlier evaluation, which the result would not name."""
+def write_lists(out: Path, lists: Sequence[FormLists]) -> None:
+    """Write a file for each list, and remove the lists of the result that is replaced."""
     out.mkdir(parents=True, exist_ok=True)
-    texts = {
-        both.file(kind): listed.text for both in lists for kind, listed in both.by_kind().items()
-    }
+    texts = {}
+    for form_lists in lists:
+        for kind, episode_list in form_lists.by_kind().items():
+            texts[form_lists.file_name(kind)] = episode_list.text
     for file in out.iterdir():
-        if _WRITTEN.fullmatch(file.name) and file.name not in texts:
+        # The pattern spares lists that a person has put there under other names.
+        if _FILE_NAME.fullmatch(file.name) and file.name not in texts:
             file.unlink()
     for name, text in texts.items():
         write_whole(out / name, text)
 
 
-def drawn_lists(
-    split: Split, way: int, shots: Sequence[int], queries: int, episodes: int, seed: int
-) -> list[Lists]:
-    """Draw episodes for each number of support pictures; raises as `EpisodeSampler` does."""
-    if not shots or len(set(shots)) < len(shots):
-        raise UsageError(f"shot must name different numbers of support pictures, not {list(shots)}")
-    keys = split.world.tokens.keys
-    drawn = []
-    for shot in shots:
-        closed = EpisodeList.of(split.sampler(way, shot, queries, episodes, seed), keys)
-        drawn.append(Lists(closed, _apart(split, closed, seed)))
-    return drawn
+def drawn_lists(split: Split, options: Options) -> list[FormLists]:
+    """Draw episodes for each number of support images; raises as `EpisodeSampler` does."""
+    if not options.shot or len(set(options.shot)) < len(options.shot):
+        raise UsageError(
+            f"shot must name different numbers of support images, not {list(options.shot)}"
+        )
+    lists = []
+    for shot in options.shot:
+        sampler = split.sampler(options.way, shot, options.queries, options.episodes, options.seed)
+        closed_world = EpisodeList.of(sampler, split.world.tokens.keys)
+        lists.append(FormLists(closed_world, _open_world(split, closed_world, options.seed)))
+    return lists
 
 
-def given_lists(paths: Sequence[Path | str], split: Split, seed: int) -> list[Lists]:
-    """Read episodes from files; where none of a form are disjoint, those are drawn.
+def given_lists(paths: Sequence[Path | str], split: Split, seed: int) -> list[FormLists]:
+    """Read episodes from files; disjoint episodes of a form that no file holds are drawn.
 
     Raises
     ------
     UsageError, DataError
-        As `read_episodes` does, for a form that two files hold, and for one that only has disjoint
+        As `read_episodes` does, and for a form that two files hold or that has only disjoint
         episodes.
     """
     tokens = split.world.tokens
-    found: dict[tuple[int, int, bool], EpisodeList] = {}
+    by_form: dict[tuple[int, int, bool], EpisodeList] = {}
     for path in paths:
-        listed = read_episodes(path, tokens.keys, labels=split.world.labels, media=tokens.media)
-        form = (listed.way, listed.shot, listed.disjoint)
-        if form in found:
+        episode_list = read_episodes(
+            path, tokens.keys, labels=split.world.labels, media=tokens.media
+        )
+        form = (episode_list.way, episode_list.shot, episode_list.disjoint)
+        if form in by_form:
             raise UsageError(
-                f"{path} holds {listed.way}-way {listed.shot}-shot episodes, as another list does"
+                f"{path} holds {episode_list.way}-way {episode_list.shot}-shot episodes, "
+                "as another list does"
             )
-        found[form] = listed
-    for way, shot, disjoint in found:
-        if disjoint and (way, shot, False) not in found:
+        by_form[form] = episode_list
+    lists = []
+    for (way, shot, disjoint), episode_list in by_form.items():
+        if not disjoint:
+            open_world = by_form.get((way, shot, True))
+            if open_world is None:
+                open_world = _open_world(split, episode_list, seed)
+            lists.append(FormLists(episode_list, open_world))
+        elif (way, shot, False) not in by_form:
             raise UsageError(
                 f"there are only disjoint {way}-way {shot}-shot episodes: give a list of others too"
             )
-    return [
-        Lists(closed, found.get((way, shot, True)) or _apart(split, closed, seed))
-        for (way, shot, disjoint), closed in found.items()
-        if not disjoint
-    ]
+    return lists
 
 
-def _apart(split: Split, closed: EpisodeList, seed: int) -> EpisodeList:
-    queries = min(closed.queries, DISJOINT_QUERIES)
-    sampler = split.sampler(closed.way, closed.shot, queries, len(split.rows), seed, disjoint=True)
+def _open_world(split: Split, closed_world: EpisodeList, seed: int) -> EpisodeList:
+    """Draw as many disjoint episodes of the same form as the data allow."""
+    queries = min(closed_world.queries, DISJOINT_QUERIES)
+    sampler = split.sampler(
+        closed_world.way, closed_world.shot, queries, len(split.rows), seed, disjoint=True
+    )
     return EpisodeList.of(sampler, split.world.tokens.keys)

@@ -1,12 +1,13 @@
-"""GLIML: few-shot recognition from what the global and the local tokens of two pictures say together.
+"""GLIML: few-shot classification by relating global and local tokens of two images.
 
 In: the tokens of an episode. Out: a score of every query for every class. Source: Hao, He, Cheng
-and Tao, IEEE TCSVT, doi 10.1109/tcsvt.2021.3132912, of which only the abstract could be read; the
-relation follows the authors' neighbouring methods SAML and CPEA, the interplay is a reconstruction.
+and Tao, IEEE TCSVT, doi 10.1109/tcsvt.2021.3132912. Only its abstract was available: the relation
+follows the authors' neighbouring methods SAML and CPEA, and the interplay is a reconstruction.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -20,11 +21,12 @@ Interplay = Literal["none", "additive", "gated"]
 Score = Literal["gated_sum", "mlp"]
 Shots = Literal["map_mean", "score_mean"]
 TAU = 10.0
-TAU_RATE = 10.0  # its logarithm learns this much faster than weights do: epochs are short
+# The logarithm of tau learns faster than weights do by this factor, because epochs are short.
+TAU_RATE = 10.0
 
 
 class GLFeatures(NamedTuple):
-    """A picture after the interplay: global token, local tokens and how much each of these counts."""
+    """An image after the interplay: its global token, local tokens and their weights."""
 
     g: Tensor  # (..., width)
     z: Tensor  # (..., patches, width)
@@ -36,21 +38,28 @@ class Explanation(NamedTuple):
 
     query_weights: Tensor  # (queries, patches), sums to 1
     support_weights: Tensor  # (supports, patches), sums to 1
-    shares: Tensor  # (queries, supports, 2, 2) of the relation: query's side, support's side; 0 is global, 1 is local
+    # Share of each block in the relation (queries, supports, 2, 2): the query's side, then the
+    # support's side; 0 is global, 1 is local.
+    shares: Tensor
 
 
-def choice(name: str, value: str, known: object) -> None:
-    """Refuse a value that is not one of a Literal's, UsageError."""
-    if value not in get_args(known):
-        raise UsageError(f'{name} is "{value}", which is none of {", ".join(get_args(known))}')
+def check_choice(name: str, value: str, choices: object) -> None:
+    """Raise UsageError for a value that the Literal ``choices`` does not have."""
+    if value not in get_args(choices):
+        raise UsageError(f'{name} is "{value}", must be one of {", ".join(get_args(choices))}')
 
 
 class GLICL(nn.Module):
-    """Let the global token and the local tokens of each picture inform each other.
+    """Let the global token and the local tokens of each image inform each other.
 
-    ``additive`` adds ``lam`` times the global token to every local one, after a summary of all went
-    to each (CPEA). ``gated`` weighs local tokens by how well they fit the global one, and adds
-    their weighted mean to it. ``none`` leaves tokens as they are. UsageError for another mode.
+    The mode `additive` adds a summary of all tokens to each, and then ``lam`` times the global
+    token to every local one (CPEA). `gated` weights local tokens by how well they fit the global
+    one, and adds their weighted mean to it. `none` leaves tokens as they are.
+
+    Raises
+    ------
+    UsageError
+        For another mode.
     """
 
     def __init__(
@@ -62,14 +71,16 @@ class GLICL(nn.Module):
         include_global: bool = True,
     ):
         super().__init__()
-        choice("the interplay", mode, Interplay)
+        check_choice("the interplay", mode, Interplay)
         self.mode, self.lam, self.include_global = mode, lam, include_global
         if mode == "gated":
-            # The identity is the method without training, and where training starts.
-            self.query, self.key = (nn.Parameter(torch.eye(width)) for _ in range(2))
+            # The identity is the method without training, and the start of training.
+            self.query = nn.Parameter(torch.eye(width))
+            self.key = nn.Parameter(torch.eye(width))
         if mode == "additive" or (mode == "gated" and include_global):
             hidden = max(width // 4, 1)
             back = nn.Linear(hidden, width)
+            # The summary starts at zero, so that an untrained head reads the encoder's tokens.
             nn.init.zeros_(back.weight)
             nn.init.zeros_(back.bias)
             self.summary = nn.Sequential(
@@ -78,45 +89,50 @@ class GLICL(nn.Module):
             self.norm = nn.LayerNorm(width)
 
     def forward(self, cls: Tensor, patch: Tensor) -> GLFeatures:
-        """Features of class tokens (..., width) and patches (..., patches, width)."""
+        """Return features of class tokens (..., width) and patches (..., patches, width)."""
         uniform = patch.new_full(patch.shape[:-1], 1 / patch.shape[-2])
         if self.mode == "none":
             return GLFeatures(cls, patch, uniform)
         if self.mode == "additive":
-            u = self.summarised(cls, patch)
+            u = self.add_summary(cls, patch)
             return GLFeatures(u[..., 0, :], u[..., 1:, :] + self.lam * u[..., :1, :], uniform)
-        # One vector a picture meets all patches: the key's matrix need not multiply each of them.
-        wanted = standardised(cls) @ self.query.T @ self.key
-        w = (
-            (standardised(patch) @ wanted[..., None])
-            .squeeze(-1)
-            .div(cls.shape[-1] ** 0.5)
-            .softmax(-1)
-        )
+        # The fit of class token c and patch p is c Q^T K p^T. From left to right, both matrices
+        # meet one class token per image instead of every patch.
+        attention = standardised(cls) @ self.query.T @ self.key
+        fit = (standardised(patch) @ attention[..., None]).squeeze(-1)
+        w = fit.div(cls.shape[-1] ** 0.5).softmax(-1)
         if not self.include_global:
             return GLFeatures(cls, patch, w)
-        u = self.summarised(cls, patch)
+        u = self.add_summary(cls, patch)
         return GLFeatures(u[..., 0, :] + (w[..., None] * u[..., 1:, :]).sum(-2), patch, w)
 
-    def summarised(self, cls: Tensor, patch: Tensor) -> Tensor:
+    def add_summary(self, cls: Tensor, patch: Tensor) -> Tensor:
         """Add a summary of all tokens to each, (..., 1 + patches, width)."""
         tokens = torch.cat([cls[..., None, :], patch], dim=-2)
         return self.norm(tokens + self.summary(tokens.mean(-2, keepdim=True)))
 
 
 def standardised(tokens: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the width: encoders differ in scale, and the softmax's sharpness must not."""
+    """Scale tokens to mean 0 and variance 1 over the width.
+
+    Encoders differ in scale, and the sharpness of the softmax must not depend on it.
+    """
     return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 class GLICCE(nn.Module):
-    """Score pairs of pictures by the cross-covariance of their tokens.
+    """Score pairs of images by the cross-covariance C of their tokens.
 
-    With ``include_global`` the covariance has four blocks (global and local on either side), else
-    local-local alone. ``gated_sum`` is sum_ij tau_ij w_i w_j relu(C_ij)^2, indifferent to the order
-    and the number of patches, with a tau for each block, so that it learns which of them tell
-    classes apart; ``mlp`` reads the flattened w_i w_j C_ij^2 and knows positions. UsageError for
-    another head.
+    With ``include_global`` the covariance has four blocks (global and local on either side),
+    otherwise the local-local block alone. The head `gated_sum` is sum_ij tau_ij w_i w_j
+    relu(C_ij)^2. It does not depend on the order and the number of patches, and learns with a tau
+    for each block which of them separate classes. The head `mlp` reads the flattened
+    w_i w_j C_ij^2 and depends on positions.
+
+    Raises
+    ------
+    UsageError
+        For another head.
     """
 
     def __init__(
@@ -128,7 +144,7 @@ class GLICCE(nn.Module):
         include_global: bool = True,
     ):
         super().__init__()
-        choice("the head", head, Score)
+        check_choice("the head", head, Score)
         self.head, self.patches, self.include_global = head, patches, include_global
         if head == "gated_sum":
             self.log_tau = nn.Parameter(torch.zeros(2, 2))
@@ -140,41 +156,59 @@ class GLICCE(nn.Module):
 
     @staticmethod
     def cross_covariance(query: Tensor, support: Tensor) -> Tensor:
-        """Covariances over the width of (..., q, n, width) with (..., s, m, width), (..., q, s, n, m)."""
-        q, s = (tokens - tokens.mean(-1, keepdim=True) for tokens in (query, support))
+        """Return covariances (..., q, s, n, m) over the width.
+
+        ``query`` is (..., q, n, width), ``support`` (..., s, m, width).
+        """
+        q = query - query.mean(-1, keepdim=True)
+        s = support - support.mean(-1, keepdim=True)
+        # One large product of all tokens is faster than a product for each pair of images.
         product = q.flatten(-3, -2) @ s.flatten(-3, -2).transpose(-1, -2) / (query.shape[-1] - 1)
         return product.unflatten(-1, s.shape[-3:-1]).unflatten(-3, q.shape[-3:-1]).transpose(-3, -2)
 
     def relation(self, query: GLFeatures, support: GLFeatures) -> Tensor:
-        """Squared, weighted covariances (..., q, s, n, n) of tokens of unit length."""
+        """Return squared, weighted covariances (..., q, s, n, n) of tokens of unit length."""
         covariance = self.cross_covariance(self._tokens(query), self._tokens(support))
         return (covariance.relu() if self.head == "gated_sum" else covariance).square()
 
     def forward(self, query: GLFeatures, support: GLFeatures) -> Tensor:
-        """Scores (..., q, s)."""
+        """Return scores (..., q, s)."""
         relation = self.relation(query, support)
         if self.head == "gated_sum":
             return self.blocks(relation).sum((-2, -1))
         if relation.shape[-1] != self.patches + self.include_global:
             raise UsageError(
-                f"this head reads {self.patches} patches a picture, the tokens have {support.z.shape[-2]}: "
-                'train it on the same grid, or take the "gated_sum" head, which fits every grid'
+                f"this head reads {self.patches} patches per image, the tokens have "
+                f"{support.z.shape[-2]}: train it on the same grid, or use the "
+                '"gated_sum" head, which fits every grid'
             )
         return self.mlp(relation.flatten(-2)).squeeze(-1)
 
     def blocks(self, relation: Tensor) -> Tensor:
-        """Sum a relation over each of the four blocks, (..., q, s, 2, 2): global 0, local 1; tau included."""
-        first = int(self.include_global)
-        sides = (slice(0, first), slice(first, None))
-        sums = [relation[..., query, support].sum((-2, -1)) for query in sides for support in sides]
-        found = torch.stack(sums, dim=-1).unflatten(-1, (2, 2))
-        return found * TAU * (TAU_RATE * self.log_tau).exp() if self.head == "gated_sum" else found
+        """Sum a relation over each of its four blocks, times tau if the head has one.
+
+        Returns (..., q, s, 2, 2); along the last two dimensions 0 is global, 1 is local.
+        """
+        # Without a global token the global side is empty, and its sums are 0.
+        first_patch = int(self.include_global)
+        sides = (slice(0, first_patch), slice(first_patch, None))
+        sums = []
+        for query_side, support_side in itertools.product(sides, sides):
+            sums.append(relation[..., query_side, support_side].sum((-2, -1)))
+        blocks = torch.stack(sums, dim=-1).unflatten(-1, (2, 2))
+        if self.head == "gated_sum":
+            blocks = blocks * TAU * (TAU_RATE * self.log_tau).exp()
+        return blocks
 
     def _tokens(self, features: GLFeatures) -> Tensor:
-        """Tokens of length sqrt(width - 1), so that C is a cosine, times the root of what weighs their squares."""
-        w = features.w.clamp_min(1e-12)  # the root's slope at 0 is infinite
+        """Return tokens of length sqrt(width - 1) times the root of their weight.
+
+        With that length C is a cosine, and its square has the product of both weights.
+        """
+        w = features.w.clamp_min(1e-12)  # the slope of the root is infinite at 0
         if self.head == "mlp":
-            w = w * w.shape[-1]  # 1 on average: the size of the MLP's inputs depends on no grid
+            # Weights of 1 on average: the size of the MLP's inputs must not depend on the grid.
+            w = w * w.shape[-1]
         z = scaled(features.z, w)
         if not self.include_global:
             return z
@@ -183,7 +217,7 @@ class GLICCE(nn.Module):
 
 
 def scaled(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Give tokens (..., width) the squared length of weight * (width - 1), in one pass."""
+    """Scale tokens (..., width) to the squared length weight * (width - 1), in one pass."""
     length = tokens.norm(dim=-1).clamp_min(1e-12)
     return tokens * ((weight * (tokens.shape[-1] - 1)).sqrt() / length)[..., None]
 
@@ -191,9 +225,9 @@ def scaled(tokens: Tensor, weight: Tensor) -> Tensor:
 class GLIMLHead(nn.Module):
     """Classify queries by their relation to the examples of each class.
 
-    ``patches`` is the number of a picture's local tokens (only ``mlp`` depends on it). ``shots``
-    averages the tokens of a class's examples by position (``map_mean``, as SAML and CPEA do) or the
-    scores of each. Parameters depend on ``seed`` alone.
+    ``patches`` is the number of local tokens of an image; only the head `mlp` depends on it. For
+    several examples of a class, ``shots`` averages their tokens by position (`map_mean`, as SAML
+    and CPEA do) or their scores (`score_mean`). Parameters depend on ``seed`` alone.
     """
 
     def __init__(
@@ -209,8 +243,9 @@ class GLIMLHead(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        choice("the rule for several shots", shots, Shots)
+        check_choice("the rule for several shots", shots, Shots)
         self.shots = shots
+        # The caller's random state stays as it is.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.interplay = GLICL(width, interplay, lam, include_global=include_global)
@@ -225,27 +260,26 @@ class GLIMLHead(nn.Module):
         way: int,
         class_text: Tensor | None = None,
     ) -> Tensor:
-        """Logits (queries, way) of one episode; all arguments may have a leading dimension of episodes.
+        """Return logits (queries, way) of one episode.
 
-        ``support_y`` (supports,) are classes 0 to way - 1; the names' features ``class_text`` are
-        not used.
+        Tokens and result may have a leading dimension of episodes. ``support_y`` (supports,) are
+        classes 0 to way - 1; the features of class names ``class_text`` are not used.
         """
         q = self.interplay(query.cls, query.patch)
         s = self.interplay(support.cls, support.patch)
-        member = F.one_hot(torch.as_tensor(support_y, device=support.cls.device), way).to(
-            support.cls.dtype
-        )
-        mean = (member / member.sum(-2, keepdim=True)).transpose(-1, -2)  # (..., way, supports)
+        classes = torch.as_tensor(support_y, device=support.cls.device)
+        members = F.one_hot(classes, way).to(support.cls.dtype)
+        # A matrix (way, supports) that averages over the examples of each class.
+        mean = (members / members.sum(-2, keepdim=True)).transpose(-1, -2)
         if self.shots == "map_mean":
-            s = GLFeatures(
-                mean @ s.g, (mean @ s.z.flatten(-2)).unflatten(-1, s.z.shape[-2:]), mean @ s.w
-            )
-            return self.similarity(q, s)
+            z = (mean @ s.z.flatten(-2)).unflatten(-1, s.z.shape[-2:])
+            return self.similarity(q, GLFeatures(mean @ s.g, z, mean @ s.w))
         return self.similarity(q, s) @ mean.transpose(-1, -2)
 
     @torch.no_grad()
     def explain(self, support: EpisodeTokens, query: EpisodeTokens) -> Explanation:
-        """Weights of all patches, and each block's share of the relation between each query and each example."""
-        q, s = self.interplay(query.cls, query.patch), self.interplay(support.cls, support.patch)
+        """Return weights of all patches, and the share of each block in each pair's relation."""
+        q = self.interplay(query.cls, query.patch)
+        s = self.interplay(support.cls, support.patch)
         parts = self.similarity.blocks(self.similarity.relation(q, s))
         return Explanation(q.w, s.w, parts / parts.sum((-2, -1), keepdim=True).clamp_min(1e-12))

@@ -1,4 +1,8 @@
-"""Run a method on many episodes at once, and choose between settings of a method by validation episodes."""
+"""Run a method on many episodes at once, and choose a method's settings by validation episodes.
+
+In: a method, the tokens of a data set and episodes of it. Out: predicted classes, accuracies, the
+best of several settings, and what one episode costs.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,16 @@ from eval.stages.few_shot.episodes import Episode
 from .baselines import Method
 from .episode_tokens import EpisodeTokens
 
-_AT_ONCE = 100
-_AT_ONCE_WITH_PATCHES = 8  # their relations between all patches take much memory
+_EPISODES_AT_ONCE = 100
+# Methods with patches relate every patch of a query to every patch of a support image, which takes
+# much more memory than one vector per image.
+_EPISODES_AT_ONCE_WITH_PATCHES = 8
 
 
 def distance_flops(
     left: torch.Size, right: torch.Size, *_: object, out_shape: torch.Size, **__: object
 ) -> int:
-    """Count a product's operations for distances, of which torch counts none."""
+    """Count distances as the matrix product that they need; torch does not count them at all."""
     return 2 * out_shape.numel() * left[-1]
 
 
@@ -34,98 +40,106 @@ DISTANCES = {
     torch.ops.aten._cdist_forward: distance_flops,
     torch.ops.aten._euclidean_dist: distance_flops,
 }
-"""What a `FlopCounterMode` must be told to count distances."""
+"""Custom mapping that lets a `FlopCounterMode` count distances."""
 
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 @dataclass(frozen=True)
 class World:
-    """Pictures with one class each, ``texts`` the unit features of the classes' names where there are any."""
+    """Images with one class each; ``texts`` are unit features of the classes' names, if any."""
 
     tokens: ImageTokens
     labels: list[str]
     texts: Mapping[str, Tensor] | None
 
     def class_text(self, episodes: Sequence[Episode]) -> Tensor | None:
-        """Return the names' features (episodes, way, projection)."""
+        """Return features of the names of each episode's classes (episodes, way, projection)."""
         if self.texts is None:
             return None
-        return torch.stack(
-            [torch.stack([self.texts[name] for name in episode.classes]) for episode in episodes]
-        )
+        by_episode = []
+        for episode in episodes:
+            by_episode.append(torch.stack([self.texts[name] for name in episode.classes]))
+        return torch.stack(by_episode)
 
 
 @dataclass(frozen=True)
-class Recognised:
-    """Predicted places of classes (episodes, queries); ``constant`` where every query got equal scores."""
+class Predictions:
+    """Indices of predicted classes (episodes, queries).
+
+    ``constant`` says that every query got equal scores for all classes.
+    """
 
     predicted: NDArray[np.int64]
     constant: bool
 
 
 @torch.no_grad()
-def recognise(
+def classify(
     method: Method, world: World, episodes: Sequence[Episode], name: str = "the method"
-) -> Recognised:
-    """Classify the queries of episodes of one form; of equal scores the first class counts.
+) -> Predictions:
+    """Classify the queries of episodes of one form; among equal scores the first class wins.
 
     Raises
     ------
     NumericsError
         If a score is not finite; the message has the method's ``name``.
     """
-    found, constant = [], True
-    heads = isinstance(
-        method, nn.Module
-    )  # what has weights reads patches; the others read one vector a picture
-    at_once = _AT_ONCE_WITH_PATCHES if heads else _AT_ONCE
+    predicted, constant = [], True
+    # Only methods with weights read patches; the others read one vector per image.
+    reads_patches = isinstance(method, nn.Module)
+    at_once = _EPISODES_AT_ONCE_WITH_PATCHES if reads_patches else _EPISODES_AT_ONCE
     for start in range(0, len(episodes), at_once):
-        some = episodes[start : start + at_once]
-        support = EpisodeTokens.of(world.tokens, np.stack([e.support for e in some]), patches=heads)
-        query = EpisodeTokens.of(world.tokens, np.stack([e.query for e in some]), patches=heads)
-        classes = torch.from_numpy(some[0].support_y)
-        logits = method.logits(
-            support, classes, query, len(some[0].classes), world.class_text(some)
-        )
+        batch = episodes[start : start + at_once]
+        support_rows = np.stack([episode.support for episode in batch])
+        query_rows = np.stack([episode.query for episode in batch])
+        support = EpisodeTokens.of(world.tokens, support_rows, patches=reads_patches)
+        query = EpisodeTokens.of(world.tokens, query_rows, patches=reads_patches)
+        # Episodes of one form list their classes alike, so one tensor serves all of them.
+        support_y = torch.from_numpy(batch[0].support_y)
+        way = len(batch[0].classes)
+        logits = method.logits(support, support_y, query, way, world.class_text(batch))
         if not torch.isfinite(logits).all():
             raise NumericsError(
-                f"{name} gives scores that are not finite in episodes {start} to {start + len(some)}"
+                f"{name} gives scores that are not finite in episodes {start} to "
+                f"{start + len(batch)}"
             )
         constant = constant and bool((logits == logits[..., :1]).all())
-        found.append(logits.argmax(dim=-1).numpy())
-    return Recognised(np.concatenate(found), constant)
+        predicted.append(logits.argmax(dim=-1).numpy())
+    return Predictions(np.concatenate(predicted), constant)
 
 
 def accuracy(method: Method, world: World, episodes: Sequence[Episode]) -> float:
-    """Share of queries that are recognised, in percent."""
+    """Return the percentage of queries that the method classifies right."""
     truth = np.stack([episode.query_y for episode in episodes])
-    return 100 * float((recognise(method, world, episodes).predicted == truth).mean())
+    return 100 * float((classify(method, world, episodes).predicted == truth).mean())
 
 
-def choose(
+def best_on_validation(
     candidates: Iterable[AnyMethod], world: World, episodes: Sequence[Episode]
 ) -> tuple[AnyMethod, float]:
-    """Return the method that recognises most on validation episodes, of equals the first, and its accuracy."""
-    tried = [(method, accuracy(method, world, episodes)) for method in candidates]
-    return max(tried, key=lambda one: one[1])
+    """Return the candidate with the highest accuracy, the first of equals, and its accuracy."""
+    results = [(method, accuracy(method, world, episodes)) for method in candidates]
+    return max(results, key=lambda result: result[1])
 
 
 @torch.no_grad()
 def cost(method: Method, world: World, episode: Episode) -> dict[str, int]:
-    """Count the parameters that a method learned, and the floating-point operations of one episode.
+    """Count a method's learned parameters and the floating-point operations of one episode.
 
-    They are those of products of matrices and of distances; torch counts no others.
+    Operations are those of matrix products and distances; torch counts no others.
     """
-    support, query = (
-        EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query)
-    )
-    text = world.class_text([episode])
+    support = EpisodeTokens.of(world.tokens, episode.support)
+    query = EpisodeTokens.of(world.tokens, episode.query)
+    texts = world.class_text([episode])
+    text = None if texts is None else texts[0]
+    support_y = torch.from_numpy(episode.support_y)
     with FlopCounterMode(display=False, custom_mapping=DISTANCES) as counter:
-        classes = torch.from_numpy(episode.support_y)
-        method.logits(
-            support, classes, query, len(episode.classes), None if text is None else text[0]
-        )
-    learned = list(method.parameters()) if isinstance(method, nn.Module) else []
-    weights = sum(each.numel() for each in learned if each.requires_grad)
-    return {"parameters": weights, "flops_per_episode": int(counter.get_total_flops())}
+        method.logits(support, support_y, query, len(episode.classes), text)
+    parameters = 0
+    if isinstance(method, nn.Module):
+        for weight in method.parameters():
+            # Frozen weights, as of GLIML without training, are not learned.
+            if weight.requires_grad:
+                parameters += weight.numel()
+    return {"parameters": parameters, "flops_per_episode": int(counter.get_total_flops())}

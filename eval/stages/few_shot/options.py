@@ -1,4 +1,7 @@
-"""Options of few-shot classification."""
+"""Options of few-shot classification: data sets, form of the episodes, methods and training.
+
+This module imports nothing heavy, because the command line reads it for `--help`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from data_pipeline.errors import UsageError
 from eval.results.options import ModelOptions, option
 
 Mode = Literal["frozen", "finetune", "none"]
-"""What of GLIML is trained on base classes: its head, the encoder too, or nothing."""
+"""Training of GLIML on base classes: of its head, of the encoder too, or none."""
 Interplay = Literal["gated", "additive"]
-"""How GLIML's patches are weighted: by a gate that needs no training, or by a global token."""
+"""How GLIML uses the global token: it gates patches without training, or is added to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ModelOptions):
-    """What `glscl eval few-shot` takes."""
+    """Options of `glscl eval few-shot`."""
 
     stage = "few-shot"
     about = (
@@ -30,11 +33,11 @@ class Options(ModelOptions):
     )
 
     base: Path | None = option(
-        None, help="data set of other classes, on which heads are trained", metavar="DIR"
+        None, help="data set of other classes to train heads on", metavar="DIR"
     )
     val: Path | None = option(
         None,
-        help="data set of other classes, on which settings and epochs are chosen",
+        help="data set of other classes to choose settings and epochs on",
         metavar="DIR",
     )
     way: int = option(5, help="classes per episode", metavar="N", at_least=2)
@@ -43,32 +46,35 @@ class Options(ModelOptions):
     )
     queries: int = option(15, help="query images per class", metavar="Q", at_least=1)
     episodes: int = option(1000, help="episodes per number of shots", metavar="T", at_least=1)
-    seed: int = option(0, help="seed that the episodes are drawn with", metavar="S", at_least=0)
+    seed: int = option(0, help="seed of the draw of episodes", metavar="S", at_least=0)
     methods: tuple[str, ...] | None = option(
-        None, help="methods to run (default: all that can; the others are flagged)", metavar="NAME"
+        None,
+        help="methods to run (default: all that can run; the others are flagged)",
+        metavar="NAME",
     )
     episode_list: tuple[Path, ...] | None = option(
         None, help="files of episodes to use instead of drawing them", metavar="FILE"
     )
     mode: Mode = option(
-        "frozen", help="what GLIML trains on --base: its head, the encoder too, or nothing"
+        "frozen",
+        help="train GLIML's head on --base, train the encoder with it, or train nothing",
     )
     interplay: Interplay = option(
         "gated",
-        help="how GLIML weights patches: a gate, or a multiple of the global token chosen on --val",
+        help="GLIML weights patches by a gate, or adds a multiple of the global token, chosen on "
+        "--val",
     )
+    # Not `at_least`: the error below says what to do instead.
     epochs: int = option(
         20, help="training epochs of 100 episodes; the best on --val is kept", metavar="N"
     )
-    pool_grid: int = option(
-        7, help="patches are averaged to a grid of N x N", metavar="N", at_least=1
-    )
+    pool_grid: int = option(7, help="average patches to a grid of N x N", metavar="N", at_least=1)
     templates: tuple[str, ...] | None = option(
-        None, help='sentences such as "a photo of a {}" for class names', metavar="TEXT"
+        None, help='sentences for class names, such as "a photo of a {}"', metavar="TEXT"
     )
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a training without epochs."""
+        """Raise UsageError if there is not a single epoch."""
         if self.epochs < 1:
             raise UsageError(
                 f"epochs must be at least 1, not {self.epochs}: use the mode none to train nothing"

@@ -1,16 +1,15 @@
-"""Predictions of episodes to metrics: accuracies with both intervals, paired differences, accuracy by class.
+"""Metrics of few-shot classification: accuracies, paired differences and accuracy by class.
 
-In: lines of `samples.jsonl`, one an episode, with the classes and every method's prediction for the
-queries, class after class. Episodes of kind `closed_world` may share pictures and give the values.
-Those of kind `open_world` do not, and give the width of a second interval around the value: it is
-too wide if anything, because the mean over many episodes of the same pictures varies less than that
-over the few disjoint ones (Hoeffding, 1948).
+In: records of episodes (`EpisodeRecord`). Out: metrics, each with two intervals. Episodes of the
+closed world may share images and give the values. Episodes of the open world share no images and
+give the width of a second interval around the same value. That interval is too wide if anything:
+the mean over many episodes of the same images varies less than the mean over the few disjoint ones
+(Hoeffding, 1948).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,106 +17,141 @@ from numpy.typing import NDArray
 from eval.results.intervals import paired_difference, t_interval
 from eval.results.schema import Metric
 
-KINDS = ("closed_world", "open_world")
-REFERENCES = ("proto", "zero_shot")  # what every method is compared with
-GLIML = ("gliml", "gliml_untrained")  # which are compared with every other method
+from .records import EpisodeRecord
 
-Right = dict[str, NDArray[np.float64]]
+REFERENCES = ("proto", "zero_shot")
+"""Methods that every other method is compared with."""
+GLIML = ("gliml", "gliml_untrained")
+"""Forms of GLIML, which are compared with every baseline, not only with the references."""
+
+Interval = tuple[float, float]
+Accuracies = dict[str, NDArray[np.float64]]
+"""Percentage of each class's queries that a method recognized (episodes, way), by method."""
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`.
+def metrics(records: Iterable[EpisodeRecord]) -> list[Metric]:
+    """Compute every metric from the records.
 
-    For each form such as `5way-1shot` and each method: `accuracy`, the mean over episodes;
-    `above_proto` and `above_zero_shot`, of GLIML also those above all other methods, paired
-    differences; `class/NAME`, over the episodes that have the class.
+    Each form of episodes, such as `5way-1shot`, has for each method: `accuracy`, the mean over
+    episodes; `above_proto` and `above_zero_shot`, paired differences, and for GLIML the difference
+    to every other baseline too; `class/NAME`, the mean over the episodes that have the class.
     """
-    lines = list(records)
-    found: list[Metric] = []
-    for way, shot in dict.fromkeys((line["way"], line["shot"]) for line in lines):
-        own = [line for line in lines if (line["way"], line["shot"]) == (way, shot)]
-        closed, apart = (
-            by_method([line for line in own if line["kind"] == kind]) for kind in KINDS
-        )
-        name = f"{way}way-{shot}shot"
-        for method in closed:
-            found.append(
-                _accuracy(f"{name}/{method}/accuracy", closed[method], apart.get(method), 100 / way)
-            )
-            for reference in closed:
-                compared = reference in REFERENCES or (method in GLIML and reference not in GLIML)
-                if compared and method != reference:
-                    found.append(
-                        _difference(
-                            f"{name}/{method}/above_{reference}", closed, apart, method, reference
-                        )
-                    )
-        classes = np.array([line["classes"] for line in own if line["kind"] == KINDS[0]])
-        found += [
-            _accuracy(f"{name}/{method}/class/{label}", right[classes == label], None, 100 / way)
-            for method, right in closed.items()
-            for label in np.unique(classes)
-        ]
-    return found
+    by_form: dict[tuple[int, int], list[EpisodeRecord]] = {}
+    for record in records:
+        by_form.setdefault((record["way"], record["shot"]), []).append(record)
+    computed: list[Metric] = []
+    for (way, shot), of_form in by_form.items():
+        computed += _form_metrics(f"{way}way-{shot}shot", of_form)
+    return computed
 
 
-def by_method(lines: list[dict[str, Any]]) -> Right:
-    """Share of each class's queries that a method recognised, in percent (episodes, way)."""
-    if not lines:
+def _form_metrics(form: str, records: Sequence[EpisodeRecord]) -> list[Metric]:
+    closed_records = [record for record in records if record["kind"] == "closed_world"]
+    open_records = [record for record in records if record["kind"] == "open_world"]
+    closed_world = accuracies_by_method(closed_records)
+    open_world = accuracies_by_method(open_records)
+    chance = 100 / records[0]["way"]
+    computed = []
+    for method in closed_world:
+        disjoint = open_world.get(method)
+        name = f"{form}/{method}/accuracy"
+        computed.append(_accuracy(name, closed_world[method], disjoint, chance))
+        for reference in closed_world:
+            if _are_compared(method, reference):
+                computed.append(_difference(form, method, reference, closed_world, open_world))
+    classes = np.array([record["classes"] for record in closed_records])
+    for method, accuracies in closed_world.items():
+        for label in np.unique(classes):
+            # Disjoint episodes with one given class are too few to give an interval of their own.
+            name = f"{form}/{method}/class/{label}"
+            computed.append(_accuracy(name, accuracies[classes == label], None, chance))
+    return computed
+
+
+def accuracies_by_method(records: Sequence[EpisodeRecord]) -> Accuracies:
+    """Return the percentage of each class's queries that a method recognized, (episodes, way)."""
+    if not records:
         return {}
-    way = lines[0]["way"]
-    found = {}
-    for method in lines[0]["predicted"]:
-        predicted = np.array([line["predicted"][method] for line in lines]).reshape(
-            len(lines), way, -1
-        )
-        found[method] = 100 * (predicted == np.arange(way)[:, None]).mean(axis=2)
-    return found
+    way = records[0]["way"]
+    accuracies = {}
+    for method in records[0]["predicted"]:
+        predicted = np.array([record["predicted"][method] for record in records])
+        # Queries are listed class after class, so the row of a query is also its right answer.
+        by_class = predicted.reshape(len(records), way, -1)
+        accuracies[method] = 100 * (by_class == np.arange(way)[:, None]).mean(axis=2)
+    return accuracies
+
+
+def _are_compared(method: str, reference: str) -> bool:
+    if method == reference:
+        return False
+    return reference in REFERENCES or (method in GLIML and reference not in GLIML)
 
 
 def _accuracy(
-    name: str, right: NDArray[np.float64], apart: NDArray[np.float64] | None, chance: float
+    name: str,
+    accuracies: NDArray[np.float64],
+    disjoint: NDArray[np.float64] | None,
+    chance: float,
 ) -> Metric:
-    values = _by_episode(right)
-    value, closed = float(values.mean()), t_interval(values)
-    opened = None if apart is None else t_interval(_by_episode(apart))
-    intervals = _intervals(value, closed, opened)
+    values = _by_episode(accuracies)
+    value = float(values.mean())
+    # With the scale, an accuracy of 0 or 100 % in every episode has Wilson's interval, not a point.
+    closed_world = t_interval(values, scale=100.0)
+    intervals = _intervals(closed_world)
+    if disjoint is not None:
+        disjoint_values = _by_episode(disjoint)
+        interval = t_interval(disjoint_values, scale=100.0)
+        if interval is not None:
+            intervals["open_world"] = _moved(interval, float(disjoint_values.mean()), value)
     return Metric(
         name=name,
         value=value,
         unit="percent",
-        ci95=closed,
+        ci95=closed_world,
         n=len(values),
         chance=chance,
         intervals=intervals,
     )
 
 
-def _difference(name: str, closed: Right, apart: Right, method: str, reference: str) -> Metric:
-    value, interval = paired_difference(_by_episode(closed[method]), _by_episode(closed[reference]))
-    opened = None
-    if apart:
-        opened = paired_difference(_by_episode(apart[method]), _by_episode(apart[reference]))[1]
+def _difference(
+    form: str,
+    method: str,
+    reference: str,
+    closed_world: Mapping[str, NDArray[np.float64]],
+    open_world: Mapping[str, NDArray[np.float64]],
+) -> Metric:
+    value, interval = paired_difference(
+        _by_episode(closed_world[method]), _by_episode(closed_world[reference])
+    )
+    intervals = _intervals(interval)
+    if open_world:
+        disjoint_value, disjoint_interval = paired_difference(
+            _by_episode(open_world[method]), _by_episode(open_world[reference])
+        )
+        if disjoint_interval is not None:
+            intervals["open_world"] = _moved(disjoint_interval, disjoint_value, value)
     return Metric(
-        name=name,
+        name=f"{form}/{method}/above_{reference}",
         value=value,
         unit="percentage points",
         ci95=interval,
-        n=len(closed[method]),
-        intervals=_intervals(value, interval, opened),
+        n=len(closed_world[method]),
+        intervals=intervals,
     )
 
 
-def _by_episode(right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the classes of an episode; of one class alone there is nothing to average."""
-    return right.mean(axis=1) if right.ndim == 2 else right
+def _by_episode(accuracies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average over the classes of an episode; values of a single class are averages already."""
+    return accuracies.mean(axis=1) if accuracies.ndim == 2 else accuracies
 
 
-def _intervals(
-    value: float, closed: tuple[float, float] | None, opened: tuple[float, float] | None
-) -> dict[str, tuple[float, float]]:
-    found = dict(zip(KINDS, (closed, opened), strict=True))
-    if opened is not None:
-        half = (opened[1] - opened[0]) / 2
-        found[KINDS[1]] = (value - half, value + half)
-    return {name: interval for name, interval in found.items() if interval is not None}
+def _intervals(closed_world: Interval | None) -> dict[str, Interval]:
+    return {} if closed_world is None else {"closed_world": closed_world}
+
+
+def _moved(interval: Interval, old_value: float, new_value: float) -> Interval:
+    """Put an interval around another value, as far below and above it as around its own."""
+    below, above = old_value - interval[0], interval[1] - old_value
+    return new_value - below, new_value + above

@@ -1,6 +1,7 @@
-"""The data sets of an evaluation as methods read them: pictures with exactly one class each, no class in two of them.
+"""The data sets of an evaluation, reduced to images with exactly one class each.
 
-In: data sets and an encoder. Out: tokens, classes, the classes' names as features, and episodes.
+In: data sets and an encoder. Out: tokens, classes and features of the classes' names by role:
+`data` is measured, `base` is trained on, `val` is chosen on. No class may have two roles.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from eval.encoding.prompts import label_features
 from eval.stages.few_shot.episodes import EpisodeSampler
 
 from .inference import World
+from .options import Options
 
-_NAMED = 5  # classes that a message names
+# Most classes that a message names, so that it stays readable.
+_NAMED_CLASSES = 5
 
 
 @dataclass(frozen=True)
 class Split:
     """One data set of an evaluation.
 
-    ``option`` is what messages call it; ``rows`` are the places of the world's pictures in the data
-    set, others were left out (``without_one_label``).
+    Messages call it by its ``option``, such as `--val`. ``rows`` are the positions in the data set
+    of the images in ``world``; the ``without_one_label`` others were left out.
     """
 
     option: str
@@ -48,23 +51,36 @@ class Split:
         return sorted(set(self.world.labels))
 
     def sampler(
-        self, way: int, shot: int, queries: int, episodes: int, seed: int, **how: bool
+        self,
+        way: int,
+        shot: int,
+        queries: int,
+        episodes: int,
+        seed: int,
+        *,
+        disjoint: bool = False,
     ) -> EpisodeSampler:
-        """Return a sampler of episodes of these pictures; raises as it does."""
-        media, labels = self.world.tokens.media, self.world.labels
-        form: dict[str, Any] = {
-            "way": way,
-            "shot": shot,
-            "queries": queries,
-            "episodes": episodes,
-            "seed": seed,
-        }
-        return EpisodeSampler(labels, **form, **how, media=media, name=self.option)
+        """Return a sampler of episodes of these images; raises as `EpisodeSampler` does."""
+        return EpisodeSampler(
+            self.world.labels,
+            way=way,
+            shot=shot,
+            queries=queries,
+            episodes=episodes,
+            seed=seed,
+            disjoint=disjoint,
+            media=self.world.tokens.media,
+            name=self.option,
+        )
 
     def learning_sampler(
         self, way: int, shot: int, queries: int, episodes: int, seed: int
     ) -> EpisodeSampler:
-        """Return a sampler of episodes to learn from or choose on, with fewer queries where the data have no more."""
+        """Return a sampler of episodes to train or choose on, with fewer queries if it must.
+
+        What is measured keeps the number of queries that the user asked for. Base and validation
+        classes may be smaller, and fewer queries there change no protocol.
+        """
         most = self.sampler(way, shot, 1, 1, seed).smallest_class - shot
         return self.sampler(way, shot, min(queries, most), episodes, seed)
 
@@ -72,56 +88,62 @@ class Split:
 def load_split(
     encoder: Encoder,
     manifest: Manifest,
-    option: str,
-    *,
+    role: str,
+    options: Options,
     templates: Sequence[str],
-    pool_grid: int,
-    limit: int | None,
-    batch_size: int,
 ) -> Split:
-    """Encode the pictures of a data set that have exactly one label.
+    """Encode the images of a data set that have exactly one label.
+
+    Parameters
+    ----------
+    encoder
+        Encodes images, and the names of classes if it has a space for both.
+    manifest
+        The data set.
+    role
+        `data`, `base` or `val`.
+    options
+        Grid, batch size and limit.
+    templates
+        Sentences that the names of classes are put into.
 
     Raises
     ------
     DataError
-        If there are none.
+        If no image has exactly one label.
     """
     tokens = encode_tokens(
-        encoder, manifest, pool_grid=pool_grid, limit=limit, batch_size=batch_size
+        encoder,
+        manifest,
+        pool_grid=options.pool_grid,
+        limit=options.limit,
+        batch_size=options.batch_size,
     )
     rows = [row for row, labels in enumerate(tokens.labels) if len(labels) == 1]
     if not rows:
         raise DataError(
-            f'{manifest.root} has no sample with exactly one of "labels", which few-shot recognition needs'
+            f'{manifest.root} has no sample with exactly one of "labels", '
+            "which few-shot recognition needs"
         )
     labels = [tokens.labels[row][0] for row in rows]
     names = sorted(set(labels))
-    texts = (
-        dict(zip(names, label_features(encoder, names, templates), strict=True))
-        if encoder.joint
-        else None
-    )
-    return Split(
-        option,
-        manifest,
-        World(selected(tokens, rows), labels, texts),
-        rows,
-        len(tokens) - len(rows),
-    )
+    texts = None
+    if encoder.joint:
+        texts = dict(zip(names, label_features(encoder, names, templates), strict=True))
+    world = World(_selected(tokens, rows), labels, texts)
+    return Split(f"--{role}", manifest, world, rows, len(tokens) - len(rows))
 
 
-def selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
-    """Return tokens of some of the pictures."""
+def _selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
     if len(rows) == len(tokens):
-        return tokens
+        return tokens  # indexing would copy all patches
     index = torch.tensor(rows)
-    listed: dict[str, Any] = {
-        name: [getattr(tokens, name)[row] for row in rows]
-        for name in ("keys", "labels", "annotations", "media")
-    }
     return dataclasses.replace(
         tokens,
-        **listed,
+        keys=[tokens.keys[row] for row in rows],
+        labels=[tokens.labels[row] for row in rows],
+        annotations=[tokens.annotations[row] for row in rows],
+        media=[tokens.media[row] for row in rows],
         cls=tokens.cls[index],
         patch=tokens.patch[index],
         proj=None if tokens.proj is None else tokens.proj[index],
@@ -130,55 +152,57 @@ def selected(tokens: ImageTokens, rows: Sequence[int]) -> ImageTokens:
 
 
 def refuse_shared_classes(splits: Mapping[str, Split]) -> None:
-    """Refuse a class that is in two splits: what is measured must be new to what was trained and chosen.
+    """Refuse a class of two data sets: measured classes must be new to training and choice.
 
     Raises
     ------
     DataError
         With the names of the classes.
     """
-    for one, other in combinations(splits.values(), 2):
-        shared = sorted({*one.classes} & {*other.classes})
-        if shared:
-            several = f" and {len(shared) - _NAMED} more" if len(shared) > _NAMED else ""
-            raise DataError(
-                f"{one.option} and {other.option} share the classes {', '.join(map(repr, shared[:_NAMED]))}{several}: "
-                "few-shot classes must be new; take them out of one of the two"
-            )
+    for first, second in combinations(splits.values(), 2):
+        shared = sorted({*first.classes} & {*second.classes})
+        if not shared:
+            continue
+        names = ", ".join(map(repr, shared[:_NAMED_CLASSES]))
+        if len(shared) > _NAMED_CLASSES:
+            names += f" and {len(shared) - _NAMED_CLASSES} more"
+        raise DataError(
+            f"{first.option} and {second.option} share the classes {names}: "
+            "few-shot classes must be new; take them out of one of the two"
+        )
 
 
-def shared_pictures(splits: Mapping[str, Split]) -> list[str]:
-    """Flag pictures of the measured data that are in another split too, under another class."""
-    own = np.array(splits["data"].world.tokens.media)
-    counts = {
-        name: int(np.isin(own, split.world.tokens.media).sum()) for name, split in splits.items()
-    }
-    return [
-        f"pictures_shared_with/{name}/{count}"
-        for name, count in counts.items()
-        if count and name != "data"
-    ]
+def flag_shared_images(splits: Mapping[str, Split]) -> list[str]:
+    """Flag measured images that are also in another data set, under another class."""
+    measured = np.array(splits["data"].world.tokens.media)
+    flags = []
+    for role, split in splits.items():
+        count = int(np.isin(measured, split.world.tokens.media).sum())
+        if role != "data" and count:
+            flags.append(f"pictures_shared_with/{role}/{count}")
+    return flags
 
 
-def described(splits: Mapping[str, Split]) -> dict[str, Any]:
-    """Describe the data sets for a result; ``split`` hashes which classes are in which of them."""
-    classes = {name: split.classes for name, split in splits.items()}
+def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Describe the data sets for result.json; `split` is a hash of the classes by role."""
+    classes = {role: split.classes for role, split in splits.items()}
     digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest()
-    parts: dict[str, Any] = {}
-    for name, split in splits.items():
-        part = {
+    described: dict[str, Any] = {}
+    for role, split in splits.items():
+        counts = {
             "images": len(split.rows),
             "copies": len(split.rows) - len(set(split.world.tokens.media)),
             "without_one_label": split.without_one_label,
             "classes": split.classes,
         }
-        if name == "data":  # the runner says where it lies
-            parts |= part
+        if role == "data":
+            described |= counts  # the stage runner adds path, name and hash
         else:
-            parts[name] = {
+            described[role] = {
                 "path": str(split.manifest.root),
                 "name": split.manifest.name,
                 "hash": f"sha256:{split.manifest.digest}",
-                **part,
+                **counts,
             }
-    return {**parts, "split": f"sha256:{digest}"}
+    described["split"] = f"sha256:{digest}"
+    return described

@@ -1,16 +1,16 @@
-"""Few-shot classification: classes that a few pictures show, each method on the same episodes as all the others.
+"""Few-shot classification: all methods on the same episodes of new classes.
 
-In: a model and labelled pictures, of which those with exactly one label count; base classes that
-heads are trained on and validation classes that settings are chosen on, where there are any.
-Pictures are encoded once. Out: accuracies with a closed-world and an open-world interval, paired
-differences, and the lists of episodes.
+In: a model, labelled images (those with exactly one label are used), and optionally base classes to
+train heads on and validation classes to choose settings on. Every image is encoded
+once. Out: accuracies with a closed-world and an open-world interval, paired differences, and the
+lists of episodes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,18 +24,26 @@ from eval.stages.few_shot.episodes import Episode
 
 from . import summary
 from .baselines import Method
-from .episode_lists import Lists, drawn_lists, given_lists, write_lists
+from .episode_lists import FormLists, drawn_lists, given_lists, write_lists
 from .episode_tokens import EpisodeTokens
 from .gliml import GLIMLHead
-from .inference import World, cost, recognise
+from .inference import World, classify, cost
 from .methods import VALIDATION_EPISODES, Form, make, usable
 from .options import Options
+from .records import EpisodeRecord
 from .scores import GLIML, metrics
-from .splits import Split, described, load_split, refuse_shared_classes, shared_pictures
+from .splits import (
+    Split,
+    describe_splits,
+    flag_shared_images,
+    load_split,
+    refuse_shared_classes,
+)
 
-# Episodes of each form whose images and patch weights the records hold, for the report.
-_SHOWN = 3
+__all__ = ["measure", "metrics", "table"]
 
+# Number of episodes per form with images and patch weights in their records, for the report.
+_SHOWN_EPISODES = 3
 
 table = summary.table
 
@@ -54,7 +62,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     """
     templates = checked_templates(options.templates)
     encoder = load_encoder(options.model, options.precision, options.cache)
-    names, left_out = usable(
+    methods, left_out = usable(
         options.methods,
         joint=encoder.joint,
         base=options.base is not None,
@@ -68,32 +76,22 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         manifests["val"] = Manifest.load(options.val)
     started = time.perf_counter()
     splits = {}
-    for name, each in manifests.items():
-        splits[name] = load_split(
-            encoder,
-            each,
-            f"--{name}",
-            templates=templates,
-            pool_grid=options.pool_grid,
-            limit=options.limit,
-            batch_size=options.batch_size,
-        )
+    for role, role_manifest in manifests.items():
+        splits[role] = load_split(encoder, role_manifest, role, options, templates)
     refuse_shared_classes(splits)
-    encoded, novel = time.perf_counter(), splits["data"]
+    data = splits["data"]
+    timing = {"encoding_s": time.perf_counter() - started}
     if options.episode_list:
-        lists = given_lists(options.episode_list, novel, options.seed)
+        lists = given_lists(options.episode_list, data, options.seed)
     else:
-        lists = drawn_lists(
-            novel, options.way, options.shot, options.queries, options.episodes, options.seed
-        )
-    records: list[dict[str, Any]] = []
+        lists = drawn_lists(data, options)
+    records: list[EpisodeRecord] = []
     heads: dict[str, dict[str, Any]] = {}
-    timing = {"encoding_s": encoded - started}
-    flags = shared_pictures(splits)
-    flags += [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    for both in lists:
-        measured = _measure_form(both, names, splits, options, encoder)
-        records += measured.lines
+    flags = flag_shared_images(splits)
+    flags += [f"left_out/{method}: {reason}" for method, reason in left_out.items()]
+    for form_lists in lists:
+        measured = _measure_form(form_lists, methods, splits, options, encoder)
+        records += measured.records
         heads |= measured.heads
         timing |= measured.timing
         flags += measured.flags
@@ -105,22 +103,22 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         records=records,
         protocol={
             "name": "few-shot classification",
-            "methods": names,
+            "methods": methods,
             "mode": options.mode,
             "interplay": options.interplay,
             "epochs": options.epochs,
-            "episodes": {both.name: both.described() for both in lists},
+            "episodes": {form_lists.name: form_lists.description() for form_lists in lists},
             "seed": options.seed,
             "chosen_by": chosen_by,
             "templates": list(templates) if encoder.joint else None,
-            "patches": list(novel.world.tokens.grid),
+            "patches": list(data.world.tokens.grid),
             "ties": "the first class",
             "precision": options.precision,
-            "intervals": "Student t over episodes; closed_world: they share pictures, "
-            "open_world: they share none",
+            "intervals": "Student t over episodes, Wilson for 0 and 100 %; closed_world: they "
+            "share images, open_world: they share none",
         },
         model={**encoder.description, "heads": heads},
-        data=described(splits),
+        data=describe_splits(splits),
         flags=flags + summary.flags(computed),
         timing=timing,
         device=str(encoder.device),
@@ -131,90 +129,100 @@ def measure(options: Options, manifest: Manifest) -> Measured:
 
 @dataclass(frozen=True)
 class _MeasuredForm:
-    """What one form of episodes gave: records, and by method how it was set up and how long it took."""
+    """Records of one form of episodes; by method its settings and how long it took."""
 
-    lines: list[dict[str, Any]]
-    heads: dict[str, dict[str, Any]]
-    timing: dict[str, float]
-    flags: list[str]
+    records: list[EpisodeRecord]
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
 
 
 def _measure_form(
-    both: Lists,
-    names: Sequence[str],
+    lists: FormLists,
+    methods: Sequence[str],
     splits: Mapping[str, Split],
     options: Options,
     encoder: Encoder,
 ) -> _MeasuredForm:
     form = Form(
-        both.closed.way,
-        both.closed.shot,
-        both.closed.queries,
+        # A given list of episodes has a form of its own, which the options need not agree with.
+        way=lists.closed_world.way,
+        shot=lists.closed_world.shot,
+        queries=lists.closed_world.queries,
         seed=options.seed,
         mode=options.mode,
         epochs=options.epochs,
         interplay=options.interplay,
     )
-    measured = _MeasuredForm(_lines(both), {}, {}, [])
-    if len(both.apart.episodes) < 2:
+    measured = _MeasuredForm(_records_without_predictions(lists))
+    if len(lists.open_world.episodes) < 2:
         measured.flags.append(
-            f"no_open_world_interval/{both.name}: the data allow no two disjoint episodes"
+            f"no_open_world_interval/{lists.name}: the data allow no two disjoint episodes"
         )
-    shown = both.closed.episodes[:_SHOWN]
-    for name in names:
-        label, started = f"{both.name}/{name}", time.perf_counter()
+    shown_episodes = lists.closed_world.episodes[:_SHOWN_EPISODES]
+    explained_method = next((name for name in GLIML if name in methods), None)
+    for name in methods:
+        label, started = f"{lists.name}/{name}", time.perf_counter()
         ready = make(name, splits, form, encoder)
         prepared = time.perf_counter()
-        found = [
-            recognise(ready.method, ready.world, one.episodes, label)
-            for one in both.by_kind().values()
-        ]
+        predicted: list[list[int]] = []
+        always_constant = True
+        for episode_list in lists.by_kind().values():
+            predictions = classify(ready.method, ready.world, episode_list.episodes, label)
+            predicted += predictions.predicted.tolist()
+            always_constant = always_constant and predictions.constant
+        classified = time.perf_counter()
         measured.timing[f"preparing_s/{label}"] = prepared - started
-        measured.timing[f"episodes_per_s/{label}"] = len(measured.lines) / (
-            time.perf_counter() - prepared
-        )
-        predicted = [row for one in found for row in one.predicted.tolist()]
-        for line, own in zip(measured.lines, predicted, strict=True):
-            line["predicted"][name] = own
-        measured.heads[label] = cost(ready.method, ready.world, shown[0]) | ready.settings
-        if all(one.constant for one in found):
+        measured.timing[f"episodes_per_s/{label}"] = len(predicted) / (classified - prepared)
+        for record, answers in zip(measured.records, predicted, strict=True):
+            record["predicted"][name] = answers
+        measured.heads[label] = cost(ready.method, ready.world, shown_episodes[0]) | ready.settings
+        if always_constant:
             measured.flags.append(f"degenerate_scores/{label}")
-        if name == next((one for one in GLIML if one in names), None):
-            _explain(ready.method, ready.world, shown, measured.lines)
-    _show(splits["data"].world.tokens.keys, shown, measured.lines)
+        if name == explained_method:
+            _add_weights(ready.method, ready.world, shown_episodes, measured.records)
+    _add_images(splits["data"].world.tokens.keys, shown_episodes, measured.records)
     return measured
 
 
-def _lines(both: Lists) -> list[dict[str, Any]]:
-    """Make the record of every episode, without predictions."""
-    return [
-        {"query": f"{both.name}/{number}", "kind": kind, "way": listed.way, "shot": listed.shot}
-        | {"classes": list(episode.classes), "predicted": {}}
-        for kind, listed in both.by_kind().items()
-        for number, episode in enumerate(listed.episodes)
-    ]
+def _records_without_predictions(lists: FormLists) -> list[EpisodeRecord]:
+    records: list[EpisodeRecord] = []
+    # The closed world comes first: the report shows the first records of a form.
+    for kind, episode_list in lists.by_kind().items():
+        for number, episode in enumerate(episode_list.episodes):
+            records.append(
+                {
+                    "query": f"{lists.name}/{number}",
+                    "kind": kind,
+                    "way": episode_list.way,
+                    "shot": episode_list.shot,
+                    "classes": list(episode.classes),
+                    "predicted": {},
+                }
+            )
+    return records
 
 
-def _show(keys: Sequence[str], episodes: Sequence[Episode], lines: list[dict[str, Any]]) -> None:
-    """Name the pictures of the first episodes, which the report shows."""
-    for line, episode in zip(lines, episodes, strict=False):
-        line |= {
-            f"{part}_pictures": [keys[row] for row in getattr(episode, part)]
-            for part in ("support", "query")
-        }
-
-
-def _explain(
-    method: Method, world: World, episodes: Sequence[Episode], lines: list[dict[str, Any]]
+def _add_images(
+    keys: Sequence[str], episodes: Sequence[Episode], records: Sequence[EpisodeRecord]
 ) -> None:
-    """Keep what GLIML weighs the patches of the first episodes with, support and then queries."""
+    """Name the images of the first episodes, which the report shows."""
+    for record, episode in zip(records, episodes, strict=False):
+        record["support_pictures"] = [keys[row] for row in episode.support]
+        record["query_pictures"] = [keys[row] for row in episode.query]
+
+
+def _add_weights(
+    method: Method, world: World, episodes: Sequence[Episode], records: Sequence[EpisodeRecord]
+) -> None:
+    """Record GLIML's weights of the patches in the first episodes, support and then queries."""
     assert isinstance(method, GLIMLHead)
-    if method.interplay.mode != "gated":  # all patches weigh the same
+    if method.interplay.mode != "gated":  # without the gate all patches have equal weights
         return
-    for line, episode in zip(lines, episodes, strict=False):
-        support, query = (
-            EpisodeTokens.of(world.tokens, rows) for rows in (episode.support, episode.query)
-        )
-        found = method.explain(support, query)
-        weights = torch.cat([found.support_weights, found.query_weights])
-        line["weights"] = np.round(weights.numpy().astype(np.float64), 5).tolist()
+    for record, episode in zip(records, episodes, strict=False):
+        support = EpisodeTokens.of(world.tokens, episode.support)
+        query = EpisodeTokens.of(world.tokens, episode.query)
+        explanation = method.explain(support, query)
+        weights = torch.cat([explanation.support_weights, explanation.query_weights])
+        # In float64, so that the rounded numbers are short in JSON.
+        record["weights"] = np.round(weights.numpy().astype(np.float64), 5).tolist()

@@ -1,7 +1,7 @@
-"""Episodic training of few-shot heads on base classes; what is chosen is chosen on validation classes alone.
+"""Episodic training of few-shot heads on base classes, with choices made on validation classes.
 
-In: pictures of base and validation classes with their episodes. Out: the head (and the encoder,
-where it is fine-tuned too) as it was after the epoch, and with the lambda, that recognised most in
+In: images of base and validation classes with their episodes. Out: the head (and the encoder, if
+that is fine-tuned too) with the weights of the epoch, and the lambda, with the highest accuracy in
 the validation episodes. Rates, decay, halving and smoothing are CPEA's.
 """
 
@@ -26,7 +26,7 @@ from eval.encoding.labelled_images import ImageTokens, pool_patches
 from eval.stages.few_shot.episodes import Episode, EpisodeSampler
 
 from .episode_tokens import EpisodeTokens
-from .gliml import GLIMLHead, choice
+from .gliml import GLIMLHead, check_choice
 from .inference import World, accuracy
 from .options import Mode
 
@@ -38,10 +38,10 @@ EPOCHS_PER_HALVING = 5
 class TrainSettings:
     """How a head learns.
 
-    ``frozen`` trains the head on the encoder's tokens, ``finetune`` the encoder with it, ``none``
-    nothing. The base episodes are divided among the ``epochs``, a step takes ``episodes_per_step``.
-    Each of ``lambdas`` is trained from the same start, the head's own is kept where there are none;
-    only the additive interplay has one.
+    The mode `frozen` trains the head on the encoder's tokens, `finetune` the encoder with it, and
+    `none` trains nothing. The base episodes are divided among the ``epochs``; a step takes
+    ``episodes_per_step`` of them. The head is trained anew with each of ``lambdas``, or with its
+    own lambda if there are none; only the additive interplay has one.
     """
 
     mode: Mode = "frozen"
@@ -55,7 +55,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice("the training mode", self.mode, Mode)
+        check_choice("the training mode", self.mode, Mode)
         for name in ("epochs", "episodes_per_step", "head_rate", "encoder_rate"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
@@ -67,7 +67,10 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Finetuning:
-    """The encoder that learns, and bytes (rows, height, width, 3) of pictures by their rows in base and validation."""
+    """The encoder to train, and how to read the pixels of base and validation images.
+
+    Both functions take rows and return bytes (rows, height, width, 3).
+    """
 
     encoder: Encoder
     base: Callable[[Sequence[int]], Tensor]
@@ -76,7 +79,10 @@ class Finetuning:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of one lambda, where there is one; 0 is before training, no loss; ``accuracy`` is validation's, in %."""
+    """Loss and validation accuracy in percent after an epoch.
+
+    Epoch 0 is the start, which has no loss. ``lam`` is None for a head without lambda.
+    """
 
     lam: float | None
     epoch: int
@@ -85,8 +91,8 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class TrainLog:
-    """All epochs, and the chosen one."""
+class EpochLog:
+    """All epochs of all lambdas, and the chosen one."""
 
     epochs: list[Epoch]
     best: Epoch
@@ -100,64 +106,68 @@ def train_head(
     val_episodes: Sequence[Episode],
     settings: TrainSettings,
     finetuning: Finetuning | None = None,
-) -> TrainLog:
-    """Train in place; the same seed gives the same bits on a CPU.
+) -> EpochLog:
+    """Train a head in place; the same seed gives the same bits on a CPU.
 
     Parameters
     ----------
     head
-        What learns; it stays on the CPU, where episodes are recognised.
+        The head to train; it stays on the CPU, where episodes are classified.
     base, episodes
-        Pictures to learn from and their episodes.
+        Images to learn from and their episodes.
     val, val_episodes
-        Pictures of other classes, by whose episodes epoch and lambda are chosen; of equals the
-        earliest.
+        Images of other classes; their episodes choose epoch and lambda, the earliest of equals.
+    settings
+        How the head learns.
     finetuning
-        For the mode `finetune` only. The encoder then keeps no cache any more: it is no longer what
-        the cache knows.
+        For the mode `finetune` only. It takes the cache away from the encoder, because features
+        that were cached before the training are not those of the trained encoder.
 
     Raises
     ------
     UsageError
-        If base and validation share a class, there are no validation episodes, or fewer base
-        episodes than epochs, or a setting does not fit the head.
+        If base and validation share a class, there are no validation episodes, fewer base episodes
+        than epochs, or a setting does not fit the head.
     NumericsError
         If the loss is not finite.
     """
     _check(head, base, episodes, val, val_episodes, settings, finetuning)
-    learning = nn.ModuleDict({"head": head})
+    trained = nn.ModuleDict({"head": head})
     if finetuning is not None:
-        learning["encoder"] = finetuning.encoder.module.requires_grad_(True)
+        trained["encoder"] = finetuning.encoder.module.requires_grad_(True)
         finetuning.encoder.cache = None
-    start = deepcopy(learning.state_dict())
+    start = deepcopy(trained.state_dict())
     epochs = 0 if settings.mode == "none" else settings.epochs
-    each = len(episodes) // max(epochs, 1)
+    episodes_per_epoch = len(episodes) // max(epochs, 1)
     log: list[Epoch] = []
-    kept: dict[str, Any] = {}
-    with torch.random.fork_rng():  # dropout draws from torch's own generator
+    best: Epoch | None = None
+    best_state: dict[str, Any] = {}
+    with torch.random.fork_rng():  # dropout draws from torch's global generator
         for lam in settings.lambdas or (head.interplay.lam,):
-            learning.load_state_dict(start)
+            # Every lambda has the same start and the same draws, so that only lambda differs.
+            trained.load_state_dict(start)
             head.interplay.lam = lam
             torch.manual_seed(settings.seed)
-            optimizer = _optimizer(learning, settings)
+            optimizer = _optimizer(trained, settings)
             schedule = StepLR(optimizer, EPOCHS_PER_HALVING, gamma=0.5)
             for epoch in range(epochs + 1):
                 loss = None
                 if epoch > 0:
-                    some = [episodes[number] for number in range((epoch - 1) * each, epoch * each)]
-                    loss = _epoch(head, base, some, optimizer, settings, finetuning)
+                    numbers = range((epoch - 1) * episodes_per_epoch, epoch * episodes_per_epoch)
+                    of_epoch = [episodes[number] for number in numbers]
+                    loss = _epoch(head, base, of_epoch, optimizer, settings, finetuning)
                     schedule.step()
-                shown = lam if head.interplay.mode == "additive" else None
-                log.append(
-                    Epoch(shown, epoch, loss, accuracy(head, _now(val, finetuning), val_episodes))
-                )
-                if log[-1].accuracy > max((one.accuracy for one in log[:-1]), default=-1.0):
-                    kept = deepcopy(learning.state_dict())
-    best = max(log, key=lambda one: one.accuracy)  # of equals the first
-    learning.load_state_dict(kept)
+                validation = accuracy(head, _encoded_now(val, finetuning), val_episodes)
+                logged_lam = lam if head.interplay.mode == "additive" else None
+                log.append(Epoch(logged_lam, epoch, loss, validation))
+                # Only a higher accuracy counts: of equals the earliest is kept.
+                if best is None or validation > best.accuracy:
+                    best, best_state = log[-1], deepcopy(trained.state_dict())
+    assert best is not None
+    trained.load_state_dict(best_state)
     if best.lam is not None:
         head.interplay.lam = best.lam
-    return TrainLog(log, best)
+    return EpochLog(log, best)
 
 
 @torch.no_grad()
@@ -167,21 +177,28 @@ def encode_again(
     tokens: ImageTokens,
     at_once: int = 64,
 ) -> ImageTokens:
-    """Return what a fine-tuned encoder now gives to the pictures of a token set; tokens of layers are left out."""
-    parts = [
-        range(start, min(start + at_once, len(tokens))) for start in range(0, len(tokens), at_once)
-    ]
-    found = [_encode(encoder, pixels(part), tokens.grid) for part in parts]
-    cls, patch = (torch.cat([getattr(one, name) for one in found]) for name in ("cls", "patch"))
-    proj = (
-        None
-        if tokens.proj is None
-        else torch.cat([one.proj for one in found if one.proj is not None])
+    """Return the tokens that a fine-tuned encoder now gives to the images of a token set.
+
+    Tokens of layers are left out: no few-shot method reads them.
+    """
+    cls, patch, proj = [], [], []
+    for start in range(0, len(tokens), at_once):
+        rows = range(start, min(start + at_once, len(tokens)))
+        encoded = _encode(encoder, pixels(rows), tokens.grid)
+        cls.append(encoded.cls)
+        patch.append(encoded.patch)
+        if encoded.proj is not None:
+            proj.append(encoded.proj)
+    return replace(
+        tokens,
+        cls=torch.cat(cls),
+        patch=torch.cat(patch).to(tokens.patch.dtype),
+        proj=None if tokens.proj is None else torch.cat(proj),
+        layers={},
     )
-    return replace(tokens, cls=cls, patch=patch.to(tokens.patch.dtype), proj=proj, layers={})
 
 
-def _now(val: World, finetuning: Finetuning | None) -> World:
+def _encoded_now(val: World, finetuning: Finetuning | None) -> World:
     if finetuning is None:
         return val
     return replace(val, tokens=encode_again(finetuning.encoder, finetuning.val, val.tokens))
@@ -190,18 +207,15 @@ def _now(val: World, finetuning: Finetuning | None) -> World:
 def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int]) -> EpisodeTokens:
     encoded = encoder.encode(pixels)
     patch = pool_patches(encoded.tokens[:, 1:], encoder.grid, grid[0])
-    return EpisodeTokens(
-        encoded.tokens[:, 0].cpu(),
-        patch.cpu(),
-        None if encoded.proj is None else encoded.proj.cpu(),
-    )
+    proj = None if encoded.proj is None else encoded.proj.cpu()
+    return EpisodeTokens(encoded.tokens[:, 0].cpu(), patch.cpu(), proj)
 
 
-def _optimizer(learning: nn.ModuleDict, settings: TrainSettings) -> torch.optim.Adam:
+def _optimizer(trained: nn.ModuleDict, settings: TrainSettings) -> torch.optim.Adam:
     rates = {"head": settings.head_rate, "encoder": settings.encoder_rate}
-    groups = [
-        {"params": module.parameters(), "lr": rates[name]} for name, module in learning.items()
-    ]
+    groups = []
+    for name, module in trained.items():
+        groups.append({"params": module.parameters(), "lr": rates[name]})
     return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
 
 
@@ -218,8 +232,8 @@ def _epoch(
     losses = []
     for start in range(0, len(episodes), settings.episodes_per_step):
         optimizer.zero_grad()
-        some = episodes[start : start + settings.episodes_per_step]
-        losses.append(add_gradients(head, base, some, settings.label_smoothing, finetuning))
+        of_step = episodes[start : start + settings.episodes_per_step]
+        losses.append(add_gradients(head, base, of_step, settings.label_smoothing, finetuning))
         optimizer.step()
     head.eval()
     return math.fsum(losses) / len(losses)
@@ -234,43 +248,52 @@ def add_gradients(
 ) -> float:
     """Add the gradients of the mean loss of a step's episodes, and return that loss.
 
-    Where the encoder learns, one episode's pictures are encoded at a time: what it keeps for the
-    gradients of a step's would not fit. The gradients are the same. NumericsError for a loss that
-    is not finite.
+    If the encoder learns, the images of one episode are encoded at a time: the activations of all
+    episodes of a step would not fit into memory. The gradients are the same.
+
+    Raises
+    ------
+    NumericsError
+        If the loss is not finite.
     """
     at_once = len(episodes) if finetuning is None else 1
     total = 0.0
     for start in range(0, len(episodes), at_once):
-        some = episodes[start : start + at_once]
-        rows = np.stack([np.concatenate([episode.support, episode.query]) for episode in some])
-        tokens = (
-            EpisodeTokens.of(base.tokens, rows)
-            if finetuning is None
-            else _learned(finetuning, base.tokens, rows)
-        )
-        first = some[0]
-        shown = len(first.support)
-        support, query = (_pictures(tokens, part) for part in (slice(shown), slice(shown, None)))
+        batch = episodes[start : start + at_once]
+        rows = np.stack([np.concatenate([episode.support, episode.query]) for episode in batch])
+        if finetuning is None:
+            tokens = EpisodeTokens.of(base.tokens, rows)
+        else:
+            tokens = _encode_with_gradients(finetuning, base.tokens, rows)
+        first = batch[0]
+        supports = len(first.support)
+        support = _images(tokens, slice(supports))
+        query = _images(tokens, slice(supports, None))
         logits = head.logits(support, torch.from_numpy(first.support_y), query, len(first.classes))
-        wanted = torch.from_numpy(np.concatenate([episode.query_y for episode in some]))
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted, label_smoothing=label_smoothing)
-        loss = loss * (len(some) / len(episodes))
+        truth = torch.from_numpy(np.concatenate([episode.query_y for episode in batch]))
+        loss = F.cross_entropy(logits.flatten(0, 1), truth, label_smoothing=label_smoothing)
+        # A part of the step contributes to the mean by its number of episodes.
+        loss = loss * (len(batch) / len(episodes))
         if not loss.isfinite():
             raise NumericsError(
-                f"the loss of training is {loss.item()}: lower head_rate, or encoder_rate if it learns"
+                f"the training loss is {loss.item()}: lower head_rate, or encoder_rate if the "
+                "encoder learns"
             )
         loss.backward()
         total += loss.item()
     return total
 
 
-def _learned(finetuning: Finetuning, tokens: ImageTokens, rows: NDArray[np.int64]) -> EpisodeTokens:
-    """Tokens of one episode (1, n), with gradients."""
+def _encode_with_gradients(
+    finetuning: Finetuning, tokens: ImageTokens, rows: NDArray[np.int64]
+) -> EpisodeTokens:
+    """Encode the images of one episode, ``rows`` (1, n)."""
     encoded = _encode(finetuning.encoder, finetuning.base(rows[0].tolist()), tokens.grid)
     return EpisodeTokens(encoded.cls[None], encoded.patch[None])
 
 
-def _pictures(tokens: EpisodeTokens, part: slice) -> EpisodeTokens:
+def _images(tokens: EpisodeTokens, part: slice) -> EpisodeTokens:
+    """Select images of every episode."""
     return EpisodeTokens(tokens.cls[:, part], tokens.patch[:, part])
 
 
@@ -286,18 +309,19 @@ def _check(
     shared = sorted(set(base.labels) & set(val.labels))
     if shared:
         raise UsageError(
-            f"base and validation share {len(shared)} classes, {shared[0]!r} among them: validation must show classes "
-            "that heads did not learn"
+            f"base and validation share {len(shared)} classes, {shared[0]!r} among them: "
+            "validation needs classes that heads did not learn"
         )
     if not val_episodes:
         raise UsageError(
-            "epoch and lambda are chosen on validation episodes, and there are none: give a validation split"
+            "epoch and lambda are chosen on validation episodes, and there are none: "
+            "give a validation split"
         )
     if settings.mode != "none" and len(episodes) < settings.epochs:
         raise UsageError(f"{len(episodes)} base episodes are too few for {settings.epochs} epochs")
     if settings.mode == "none" and head.similarity.head != "gated_sum":
-        raise UsageError('the "mlp" head says nothing untrained: train it, or take "gated_sum"')
+        raise UsageError('the "mlp" head is random without training: train it, or use "gated_sum"')
     if settings.lambdas and head.interplay.mode != "additive":
         raise UsageError(f"the {head.interplay.mode} interplay has no lambda to choose")
     if (settings.mode == "finetune") != (finetuning is not None):
-        raise UsageError("an encoder and pictures are given in the mode finetune, and only there")
+        raise UsageError("the mode finetune needs an encoder and pixels, the other modes take none")
