@@ -47,7 +47,7 @@ CODES = {
     r"\bspec(?:ification)? \d[\d.]*": "say what is tested",
 }
 # Strings with a space that are data: what a generated caption begins with.
-DATA = {"a picture of"}
+DATA = {"a picture of", "a picture of a {}"}
 EMPTY_NAMES = {
     *("found", "one", "kept", "of", "known"),
     *("said", "asked", "own", "wanted", "many"),

@@ -1,1 +1,1 @@
-"""From images and texts to features: encoders, a cache, labelled images, prompts and attention maps."""
+"""Encode images and texts into features, with a cache; score pairs; read attention maps."""

@@ -1,8 +1,9 @@
-"""Encoded blocks of a test set on disk, so that a killed evaluation goes on and a second one encodes nothing.
+"""A cache of encoded blocks of a test set: evaluations resume, and a second one encodes nothing.
 
-In: what each block depends on, and how to compute it. Out: the blocks, in order, on every process.
-A block's file is found by the hash of all that it depends on and checked by the hash of what it
-holds: a file of another model, of other data is refused, one with a flipped bit computed again.
+In: everything that each block depends on, and a function that computes it. Out: the blocks, in
+order, on every process. The hash of everything that a block depends on is its file name and is
+stored inside; the hash of its content is stored too. So a file of another model or of other data is
+refused, and a file with a flipped bit is computed again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FORMAT = "glscl-features/1"
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive pictures or texts, encoded: tensors on the CPU, and what JSON can hold of each item."""
+    """Consecutive images or texts, encoded: tensors on the CPU, and JSON for each item."""
 
     arrays: dict[str, Tensor]
     items: list[Any]
@@ -41,53 +42,55 @@ def encoded_blocks(
     state: PartialState,
     folder: Path | None,
     model: Mapping[str, Any],
-    wanted: Sequence[Mapping[str, Any]],
+    keys: Sequence[Mapping[str, Any]],
     compute: Callable[[int], Block],
 ) -> list[Block]:
-    """Compute the blocks that no file holds, divided over the processes, and return all of them.
+    """Compute the blocks that are not cached, divided over the processes, and return all blocks.
 
     Parameters
     ----------
     state
         The processes; they must see the same ``folder``.
     folder
-        Where blocks are kept; nothing is written without one.
-    model, wanted
-        What every block depends on, and each one besides: JSON.
+        The cache; without one, nothing is written.
+    model, keys
+        What all blocks depend on, and what each block depends on in addition: JSON.
     compute
-        Number of a block to the block.
+        Computes a block from its number.
 
     Raises
     ------
     UsageError, IncompleteError, DataError
-        If the folder cannot be used, if a block cannot be written, if a file is another block's.
+        If the folder cannot be used, a block cannot be written, or a file holds another block.
     """
-    mine = range(state.process_index, len(wanted), state.num_processes)
+    mine = range(state.process_index, len(keys), state.num_processes)
     if folder is None:
         gathered = dict(gather_object([(number, compute(number)) for number in mine]))
-        return [gathered[number] for number in range(len(wanted))]
-    keys = [_hash({"model": model, "block": each}) for each in wanted]
-    paths = [folder / _hash(model)[:16] / f"{key[:32]}.safetensors" for key in keys]
+        return [gathered[number] for number in range(len(keys))]
+    of_model = folder / _hash(model)[:16]
+    hashes = [_hash({"model": model, "block": key}) for key in keys]
+    paths = [of_model / f"{digest[:32]}.safetensors" for digest in hashes]
     try:
-        (folder / _hash(model)[:16]).mkdir(parents=True, exist_ok=True)
+        of_model.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot keep features in {folder}: {error.strerror}: name another folder as cache"
         ) from None
-    found: dict[int, Block] = {}
+    blocks: dict[int, Block] = {}
     for number in mine:
-        block = _read(paths[number], keys[number])
+        block = _read(paths[number], hashes[number])
         if block is None:
             block = compute(number)
-            _write(paths[number], keys[number], block)
-        found[number] = block
+            _write(paths[number], hashes[number], block)
+        blocks[number] = block
+    # The other processes' blocks are read from their files, once all are written.
     state.wait_for_everyone()
-    # What another process could not keep (scores that are not finite) is computed here too, and
-    # refused by all.
-    return [
-        found.get(number) or _read(paths[number], keys[number]) or compute(number)
-        for number in range(len(wanted))
-    ]
+    for number in range(len(keys)):
+        if number not in blocks:
+            # Blocks with values that are not finite are never written. They are computed again
+            # here, so that every process sees them and raises.
+            blocks[number] = _read(paths[number], hashes[number]) or compute(number)
+    return [blocks[number] for number in range(len(keys))]
 
 
 def _hash(value: Any) -> str:
@@ -109,32 +112,33 @@ def _write(path: Path, key: str, block: Block) -> None:
             save_file(arrays, beside, metadata={"block": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         raise IncompleteError(
-            f"cannot keep features in {path.parent}: {error}: make room and run the same command again, "
-            "or leave out the cache"
+            f"cannot keep features in {path.parent}: {error}: "
+            "make room and run the same command again, or leave out the cache"
         ) from error
 
 
 def _read(path: Path, key: str) -> Block | None:
-    """Read one block; None where there is none, and with a message where it is not what was written.
+    """Read one block; return None if there is none, and, with a message, if it is damaged.
 
-    Raises DataError where it is whole, but another block: somebody moved it, and nothing tells what
-    else.
+    Raises DataError for an undamaged file that holds another block: files were moved, so that none
+    of them can be trusted.
     """
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["block"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = list(file.keys())
+            arrays = {name: file.get_tensor(name) for name in names}
         if header["format"] == FORMAT and header["digest"] == _digest(arrays, header["items"]):
             if header["key"] == key:
                 return Block(arrays, header["items"])
             raise DataError(
-                f"{path} holds features of another model or other data, put there under a name that is not theirs: "
+                f"{path} holds features of another model or other data under a wrong name: "
                 f"remove the folder {path.parent}, or name another folder as cache"
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        pass
+        pass  # damaged, like a file whose digest differs
     print(f"features in {path} are damaged and are computed again", file=sys.stderr)
     return None
 

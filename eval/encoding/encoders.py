@@ -1,7 +1,7 @@
-"""Image encoders that recognition from few examples can stand on: this project's models and stock CLIP ones.
+"""Image encoders for recognition from few examples: this project's models and stock CLIP models.
 
-In: the path of a model. Out: one interface to its tokens, to those of its intermediate blocks, and
-where it has a space that pictures share with texts, to the features there.
+In: the path of a model. Out: one interface to its tokens, to the tokens of its intermediate blocks,
+and to the features of the space that images and texts share, if the model has one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from pretrain.ranking import unit_features
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded pictures: ``tokens`` (batch, 1 + patches, width), class token first, as the encoder hands them on.
+    """Encoded images.
 
-    ``proj`` (batch, projection) are unit features of the joint space, None without one; ``layers``
-    maps a block to its raw tokens (batch, 1 + patches, width of the tower).
+    ``tokens`` (batch, 1 + patches, width) are the encoder's output, class token first; ``proj``
+    (batch, projection) are unit features of the joint space, None without one; ``layers`` maps a
+    block to its raw tokens (batch, 1 + patches, width of the tower).
     """
 
     tokens: Tensor
@@ -52,11 +53,11 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """A model that encodes square pictures of ``image_size`` pixels into ``grid`` (rows, columns) patches.
+    """A model that encodes square images of ``image_size`` pixels into ``grid`` (rows, columns).
 
-    ``depth`` is the number of its blocks, ``joint`` says whether pictures and texts share a space,
-    ``module`` holds the weights, ``cache`` is the folder that keeps what it encodes,
-    ``description`` what a result says about it.
+    ``depth`` is the number of its blocks, ``joint`` is true if images and texts share a space,
+    ``module`` holds the weights, ``cache`` is the folder for encoded images, and ``description`` is
+    the description of the model in results.
     """
 
     description: dict[str, Any]
@@ -69,28 +70,28 @@ class Encoder(Protocol):
     joint: bool
 
     def identity(self) -> dict[str, Any]:
-        """Return all that tokens depend on besides the pictures, as JSON."""
+        """Return everything that tokens depend on besides the images, as JSON."""
 
     def encode(self, pixels: Tensor, layers: Sequence[int] = ()) -> Encoded:
         """Encode bytes (batch, height, width, 3), with gradients where they are enabled.
 
-        ``layers`` are 1-based. Raises UsageError for a block that the tower has not.
+        ``layers`` are numbered from 1. Raises UsageError for a block that does not exist.
         """
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Map last tokens (..., width), patches or class tokens, into the joint space (..., projection), of any length.
+        """Map last tokens (..., width) of any kind into the joint space (..., projection).
 
-        Raises UsageError where there is no joint space.
+        The results do not have unit length. Raises UsageError if there is no joint space.
         """
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit features (texts, projection); raises UsageError where there is no joint space."""
+        """Return unit features (texts, projection); raise UsageError without a joint space."""
 
 
 def load_encoder(
     path: Path | str, precision: str = "fp32", cache: Path | str | None = None
 ) -> Encoder:
-    """Load a model of this project, a folder that `glscl export` wrote, or a CLIP model of transformers.
+    """Load a model of this project, an export of `glscl export`, or a CLIP model of transformers.
 
     Parameters
     ----------
@@ -100,12 +101,12 @@ def load_encoder(
     precision
         `fp32` or `bf16`.
     cache
-        Folder that keeps tokens, if any.
+        Folder for encoded tokens, if any.
 
     Raises
     ------
     UsageError
-        For another precision, and where there is no model, or one of another kind.
+        For another precision, and if there is no model or one of another kind.
     DataError
         If the model is damaged or incomplete.
     """
@@ -121,19 +122,20 @@ def load_encoder(
         raise UsageError(f"{path} is one tower of an export: name {path.resolve().parent}")
     if kind not in (None, "glscl"):
         raise UsageError(
-            f"{path} holds a {kind} model: name a GLSCL model, a folder that `glscl export` wrote, or a CLIP model"
+            f"{path} holds a {kind} model: name a GLSCL model, a folder that `glscl export` wrote, "
+            "or a CLIP model"
         )
     return GLSCLEncoder(load(path, precision, cache))
 
 
 def equally_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
-    """Choose ``count`` of ``depth`` blocks, the last among them: 3, 6, 9, 12 of 12; all where there are fewer."""
+    """Pick ``count`` of ``depth`` blocks, including the last: 3, 6, 9, 12 of 12."""
     count = min(count, depth)
     return tuple(-(-depth * number // count) for number in range(1, count + 1))
 
 
 class GLSCLEncoder:
-    """A model of this project: tokens as fusion reads them (projected), features of the contrastive heads."""
+    """A model of this project, with tokens as fusion reads them and contrastive features."""
 
     joint = True
 
@@ -146,7 +148,7 @@ class GLSCLEncoder:
         self.grid = _grid(vision)
 
     def identity(self) -> dict[str, Any]:
-        """Return all that tokens depend on besides the pictures."""
+        """Return everything that tokens depend on besides the images."""
         return self._loaded.identity()
 
     def encode(self, pixels: Tensor, layers: Sequence[int] = ()) -> Encoded:
@@ -160,20 +162,20 @@ class GLSCLEncoder:
         return Encoded(tokens, F.normalize(model.contrastive_image(tokens), dim=-1), outputs)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Map last tokens (..., width) by the contrastive head, which was trained on class tokens alone."""
+        """Map last tokens (..., width) by the contrastive head, trained on class tokens only."""
         return self._loaded.model.contrastive_image_head(tokens.to(self.device))
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit features (texts, projection)."""
-        found = encode_texts(self._loaded, texts)
-        return found.features[found.row]
+        encoded = encode_texts(self._loaded, texts)
+        return encoded.features[encoded.row]
 
 
 class CLIPEncoder:
-    """A stock CLIP image tower, alone or in its `CLIPModel`: tokens are all post-normalised, as GLSCL's tower has them.
+    """A stock CLIP image tower, alone or in its `CLIPModel`.
 
-    CLIP itself normalises its class token only. Pictures are squashed to the tower's square, never
-    cropped.
+    All tokens are post-normalized, as in GLSCL's tower; CLIP itself does so for its class token
+    only. Images are resized to the tower's square and never cropped.
     """
 
     def __init__(
@@ -189,21 +191,18 @@ class CLIPEncoder:
         self.module: nn.Module = module.to(self.device)
         self._model: Any = module
         self._tower: Any = module.vision_model if isinstance(module, CLIPModel) else module
-        self._mean, self._std = (
-            torch.tensor(list(values), device=self.device) for values in statistics
-        )
+        mean, std = statistics
+        self._mean = torch.tensor(list(mean), device=self.device)
+        self._std = torch.tensor(list(std), device=self.device)
         self._tokenizer: Any = tokenizer
         self._precision = precision
         self.joint = tokenizer is not None
         vision = self._tower.config
-        self.image_size, self.depth, self.grid = (
-            vision.image_size,
-            vision.num_hidden_layers,
-            _grid(vision),
-        )
+        self.image_size, self.depth = vision.image_size, vision.num_hidden_layers
+        self.grid = _grid(vision)
 
     def identity(self) -> dict[str, Any]:
-        """Return all that tokens depend on besides the pictures."""
+        """Return everything that tokens depend on besides the images."""
         return {
             "weights": self.description["hash"],
             "config": portable_config(self._model.config),
@@ -218,48 +217,43 @@ class CLIPEncoder:
         scaled = pixels.to(self.device).movedim(-1, -3) / 255
         normalized = (scaled - self._mean[:, None, None]) / self._std[:, None, None]
         with _outputs_of(self._tower.encoder.layers, layers) as outputs, self._autocast():
-            tokens = self._tower.post_layernorm(
-                self._tower(pixel_values=normalized).last_hidden_state
-            )
+            states = self._tower(pixel_values=normalized).last_hidden_state
+            tokens = self._tower.post_layernorm(states)
         tokens = tokens.float()
-        proj = (
-            F.normalize(self._model.visual_projection(tokens[:, 0]), dim=-1) if self.joint else None
-        )
-        return Encoded(tokens, proj, outputs)
+        if not self.joint:
+            return Encoded(tokens, None, outputs)
+        features = self._model.visual_projection(tokens[:, 0])
+        return Encoded(tokens, F.normalize(features, dim=-1), outputs)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Map last tokens (..., width) by the visual projection; raises UsageError where there is no joint space."""
+        """Map last tokens (..., width) by the visual projection of the joint space."""
         self._refuse_without_joint_space()
         return self._model.visual_projection(tokens.to(self.device))
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return unit features (texts, projection); raises UsageError where there is no joint space."""
+        """Return unit features (texts, projection) of the joint space."""
         self._refuse_without_joint_space()
         longest = self._model.config.text_config.max_position_embeddings
         features = []
         for start in range(0, len(texts), TEXTS_PER_BLOCK):
             chunk = list(texts[start : start + TEXTS_PER_BLOCK])
-            # Always as long as may be: a text's features then do not depend on those beside it.
-            ids = self._tokenizer(
-                chunk,
-                padding="max_length",
-                truncation=True,
-                max_length=longest,
-                return_tensors="pt",
-            ).to(self.device)
+            # Always padded to the full length, so that the features of a text do not depend on the
+            # other texts of its batch.
+            padding = {"padding": "max_length", "max_length": longest, "truncation": True}
+            words = self._tokenizer(chunk, return_tensors="pt", **padding).to(self.device)
             with self._autocast():
-                pooled = self._model.text_model(
-                    ids["input_ids"], ids["attention_mask"]
-                ).pooler_output
-            features.append(self._model.text_projection(pooled.float()).cpu().numpy())
+                states = self._model.text_model(words["input_ids"], words["attention_mask"])
+            projected = self._model.text_projection(states.pooler_output.float())
+            features.append(projected.cpu().numpy())
         return unit_features(np.concatenate(features), texts)
 
     def _refuse_without_joint_space(self) -> None:
         if not self.joint:
             raise UsageError(
-                f"{self.description['path']} has no space that pictures share with texts (`glscl export` writes the "
-                "towers without the contrastive heads): name the run folder that it was exported from"
+                f"{self.description['path']} has no space that images share with texts "
+                "(`glscl export` writes the towers without the contrastive heads): "
+                "name the run folder that it was exported from"
             )
 
     def _autocast(self) -> torch.autocast:
@@ -268,7 +262,7 @@ class CLIPEncoder:
 
 @contextmanager
 def _outputs_of(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what blocks (1 is the first) return while the tower runs, in float32."""
+    """Collect the outputs of blocks, numbered from 1, in float32 while the tower runs."""
     outputs: dict[int, Tensor] = {}
 
     def keep(number: int) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -280,9 +274,9 @@ def _outputs_of(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[i
     for number in layers:
         if not 1 <= number <= len(blocks):
             raise UsageError(f"the image tower has blocks 1 to {len(blocks)}, not {number}")
-    hooks = [
-        blocks[number - 1].register_forward_hook(keep(number)) for number in sorted(set(layers))
-    ]
+    hooks = []
+    for number in sorted(set(layers)):
+        hooks.append(blocks[number - 1].register_forward_hook(keep(number)))
     try:
         yield outputs
     finally:
@@ -293,11 +287,10 @@ def _outputs_of(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[i
 def _exported(path: Path, precision: str, cache: Path | None) -> CLIPEncoder:
     vision = path / "vision"
     if _model_type(vision) != "clip_vision_model":
-        raise DataError(f"{vision} holds no CLIPVisionModel: export the model again")
+        raise DataError(f"{vision} does not hold a CLIPVisionModel: export the model again")
     model = _from_pretrained(CLIPVisionModel, vision)
-    return CLIPEncoder(
-        model, _description(path, vision, model), _statistics(vision), None, precision, cache
-    )
+    description = _description(path, vision, model)
+    return CLIPEncoder(model, description, _statistics(vision), None, precision, cache)
 
 
 def _clip(path: Path, precision: str, cache: Path | None) -> CLIPEncoder:
@@ -308,11 +301,10 @@ def _clip(path: Path, precision: str, cache: Path | None) -> CLIPEncoder:
         raise DataError(f"the tokenizer of {path} cannot be loaded: {_short(error)}") from error
     if len(tokenizer) > model.config.text_config.vocab_size:
         raise DataError(
-            f"the tokenizer in {path} has more entries than the model knows: it is another model's"
+            f"the tokenizer in {path} has more entries than the model: it is another model's"
         )
-    return CLIPEncoder(
-        model, _description(path, path, model), _statistics(path), tokenizer, precision, cache
-    )
+    description = _description(path, path, model)
+    return CLIPEncoder(model, description, _statistics(path), tokenizer, precision, cache)
 
 
 def _description(path: Path, folder: Path, model: nn.Module) -> dict[str, Any]:
@@ -335,17 +327,19 @@ def _statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
         return processor.image_mean, processor.image_std
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"{folder} does not say how pictures are normalised: {_short(error)}"
+            f"{folder} does not say how images are normalized: {_short(error)}"
         ) from error
 
 
 def _from_pretrained(kind: Any, folder: Path) -> Any:
     transformers_logging.disable_progress_bar()
-    try:  # safetensors alone: a pickle could run anything
-        model, found = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
+    try:  # safetensors only: a pickle could run any code
+        model, loading = kind.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True
+        )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"the model in {folder} cannot be loaded: {_short(error)}") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise DataError(
             f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}"
         )
@@ -353,7 +347,7 @@ def _from_pretrained(kind: Any, folder: Path) -> Any:
 
 
 def _model_type(folder: Path) -> str | None:
-    """Return what `config.json` says the model is; None where there is none."""
+    """Return the model type of `config.json`; None without that file."""
     try:
         config: Any = json.loads((folder / "config.json").read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,8 +1,9 @@
-"""Encode a test set once: pictures and texts in, unit features for the contrastive score and tokens for fusion out.
+"""Load a model and encode a test set once.
 
-The work is divided into blocks of consecutive pictures or texts, which a cache may keep (see
-`eval/encoding/cache.py`); under `accelerate launch` every process encodes some of them, and their
-number changes nothing.
+In: images, videos or texts. Out: unit features for the contrastive score, and tokens for fusion.
+The work is divided into blocks of consecutive images or texts, which can be cached (see
+`eval/encoding/cache.py`). Under `accelerate launch`, every process encodes some of the blocks; the
+number of processes does not change the results.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from pretrain.ranking import unit_features
 from pretrain.run.checkpoint import load_model
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-IMAGES_PER_BLOCK = 64  # of a block
-UNREADABLE = ("undecodable", "too-large")  # what is wrong with a picture, not with the data set
+IMAGES_PER_BLOCK = 64
+UNREADABLE = ("undecodable", "too-large")  # faults of one image, not of the data set
 TEXTS_PER_BLOCK = 256
 
 
@@ -45,8 +46,7 @@ TEXTS_PER_BLOCK = 256
 class LoadedModel:
     """A model ready to encode, in eval mode.
 
-    ``description`` is what a result says about it, ``cache`` the folder that keeps what it encodes,
-    if any.
+    ``description`` is its description in results, ``cache`` the folder for encoded blocks, if any.
     """
 
     model: GLSCLModel
@@ -57,7 +57,7 @@ class LoadedModel:
     cache: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return all that features depend on besides pictures and texts, wherever the model lies."""
+        """Return everything that features depend on besides images and texts, but no paths."""
         return {
             "weights": self.description["hash"],
             "config": portable_config(self.model.config),
@@ -68,17 +68,17 @@ class LoadedModel:
         }
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which the networks run; heads and similarities stay outside it, in float32."""
+        """Return the context for the networks; heads and similarities stay outside, in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def offload(self, tokens: Tensor) -> Tensor:
-        """Move tokens to where they wait for fusion, in the precision that fusion computes in."""
+        """Move tokens to the CPU until fusion, in the precision of fusion."""
         return tokens.to("cpu", PRECISIONS[self.precision])
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A sample that is listed because its picture or clip cannot be decoded, with its captions and the reason."""
+    """A sample whose image or video cannot be decoded, with its captions and the reason."""
 
     key: str
     captions: tuple[str, ...]
@@ -87,11 +87,11 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded pictures or clips.
+    """Encoded images or videos.
 
-    ``row`` (images,) leads to the first picture with the same file, so that copies tie exactly.
-    ``features`` (images, projection) have length one; ``tokens`` (images, frames + frames *
-    patches, width) are what fusion reads.
+    ``row`` (images,) is the position of the first image with the same file, so that copies tie
+    exactly. ``features`` (images, projection) have unit length; ``tokens`` (images, frames + frames
+    * patches, width) are the input of fusion.
     """
 
     keys: list[str]
@@ -108,8 +108,8 @@ class Images:
 class Texts:
     """Encoded texts.
 
-    ``row`` (texts,) leads to the distinct text, of which ``features`` (distinct, projection),
-    ``tokens`` (distinct, length, width) and ``mask`` (distinct, length) hold one row each.
+    ``features`` (distinct, projection), ``tokens`` (distinct, length, width) and ``mask``
+    (distinct, length) hold one row per distinct text; ``row`` (texts,) is the row of each text.
     """
 
     row: NDArray[np.int64]
@@ -119,21 +119,22 @@ class Texts:
 
 
 def processes() -> PartialState:
-    """Return the processes that evaluate together; where there is no CUDA they use the CPU."""
+    """Return the processes that evaluate together; without CUDA they use the CPU."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = None) -> LoadedModel:
-    """Load a run folder, checkpoint, model folder or authors' checkpoint (its tokenizer beside it) for evaluation.
+    """Load a model for evaluation.
 
-    What it encodes is kept in the folder ``cache``, where one is given.
+    ``path`` is a run folder, a checkpoint, a model folder, or a checkpoint file of the authors with
+    its tokenizer in the same folder. ``cache`` is the folder for encoded blocks, if any.
 
     Raises
     ------
     UsageError
         If ``precision`` is neither `fp32` nor `bf16`, or there is no such model.
     DataError
-        If the model is damaged, or there is no tokenizer of its own beside it.
+        If the model is damaged, or its tokenizer is missing or another model's.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
@@ -153,16 +154,15 @@ def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = N
         tokenizer = Tokenizer.load(folder)
     except DataError as error:
         raise DataError(
-            f"{error} (`glscl convert --tokenizer FOLDER` puts one beside a converted model)"
+            f"{error} (`glscl convert --tokenizer FOLDER` writes one with the converted model)"
         ) from error
     if tokenizer.vocab_size > model.config.text_config.vocab_size:
         raise DataError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model knows "
+            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model "
             f"{model.config.text_config.vocab_size:,}: it is another model's"
         )
-    return LoadedModel(
-        model, tokenizer, device, precision, description, None if cache is None else Path(cache)
-    )
+    folder = None if cache is None else Path(cache)
+    return LoadedModel(model, tokenizer, device, precision, description, folder)
 
 
 @torch.inference_mode()
@@ -176,60 +176,73 @@ def encode_images(
     skip_unreadable: bool = False,
     captioned: bool = True,
 ) -> Images:
-    """Encode the first ``limit`` pictures of a data set (all by default), in the order of its shards.
+    """Encode the first ``limit`` images of a data set (default: all), in the order of its shards.
 
-    With ``frames`` they are clips, of which so many evenly spaced frames are taken; a shorter clip
-    repeats some. What cannot be read is an error, or with ``skip_unreadable`` listed. All must have
-    captions, unless not ``captioned``.
+    With ``frames``, the samples are videos: that number of evenly spaced frames is encoded, and a
+    shorter video repeats some. A sample that cannot be read is an error, or is listed with
+    ``skip_unreadable``. With ``captioned``, every sample must have a caption.
 
     Raises
     ------
     UsageError
-        If the model takes no clips, or shorter ones.
+        If the model takes no videos, or only shorter ones.
     DataError
-        If there is no picture, or one cannot be read.
+        If there is no image, or one cannot be read.
     NumericsError
         If a feature is not finite; the message names the sample.
     """
     if frames is not None and frames > loaded.model.config.max_frames:
         raise UsageError(
-            f"the model takes clips of at most {loaded.model.config.max_frames} frames (max_frames), not {frames}"
+            f"the model takes videos of at most {loaded.model.config.max_frames} frames "
+            f"(max_frames), not {frames}"
         )
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    ranges = [
-        (start, min(start + IMAGES_PER_BLOCK, total)) for start in range(0, total, IMAGES_PER_BLOCK)
-    ]
+    ranges = block_ranges(total, IMAGES_PER_BLOCK)
     data = {"data": manifest.digest, "name": manifest.name, "frames": frames}
 
     def compute(number: int) -> Block:
+        block = ranges[number]
         batches, problems = _readable(
-            loaded, manifest, *ranges[number], batch_size, frames, skip_unreadable, captioned
+            loaded,
+            manifest,
+            block.start,
+            block.stop,
+            batch_size,
+            frames,
+            skip_unreadable,
+            captioned,
         )
         return _image_block(loaded, batches, problems, frames or 1)
 
-    wanted = [data | {"start": start, "stop": stop} for start, stop in ranges]
-    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), wanted, compute)
-    items = [item for block in blocks for item in block.items if "problem" not in item]
-    unreadable = [
-        Unreadable(item["key"], tuple(item["captions"]), item["problem"])
-        for block in blocks
-        for item in block.items
-        if "problem" in item
-    ]
-    if unreadable and not skip_unreadable:  # an earlier evaluation listed it
+    block_keys = [data | {"start": block.start, "stop": block.stop} for block in ranges]
+    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), block_keys, compute)
+    items: list[dict[str, Any]] = []
+    unreadable: list[Unreadable] = []
+    for block in blocks:
+        for item in block.items:
+            if "problem" in item:
+                bad = Unreadable(item["key"], tuple(item["captions"]), item["problem"])
+                unreadable.append(bad)
+            else:
+                items.append(item)
+    # Blocks from the cache may come from an evaluation that skipped unreadable samples, or that
+    # needed no captions: both are checked again here.
+    if unreadable and not skip_unreadable:
         raise DataError(unreadable[0].problem)
     if not items:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
-    bare = next((item["key"] for item in items if captioned and not item["captions"]), None)
-    if bare is not None:  # an earlier evaluation needed none
-        raise DataError(f"sample {bare} cannot be evaluated: it has no caption")
+    if captioned:
+        for item in items:
+            if not item["captions"]:
+                raise DataError(f"sample {item['key']} cannot be evaluated: it has no caption")
     keys = [item["key"] for item in items]
-    first: dict[str, int] = {}
+    first_row: dict[str, int] = {}
+    rows = [first_row.setdefault(item["media"], row) for row, item in enumerate(items)]
     return Images(
         keys=keys,
         captions=[tuple(item["captions"]) for item in items],
         annotations=[item["annotations"] for item in items],
-        row=np.array([first.setdefault(item["media"], i) for i, item in enumerate(items)]),
+        row=np.array(rows),
         features=unit_features(_joined(blocks, "features"), keys),
         tokens=_joined(blocks, "tokens"),
         frames=frames or 1,
@@ -239,7 +252,7 @@ def encode_images(
 
 @torch.inference_mode()
 def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int = 64) -> Texts:
-    """Encode every distinct text once; texts of a length travel together, so that little padding is computed.
+    """Encode every distinct text once.
 
     Raises
     ------
@@ -250,33 +263,51 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     longest = loaded.model.config.max_text_length
     ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, longest)]
     lengths = torch.tensor([len(row) for row in ids])
-    order = torch.argsort(lengths, stable=True)
-    chunks = list(order.split(TEXTS_PER_BLOCK))
-    wanted = [
-        {"longest": longest, "texts": [distinct[row] for row in rows.tolist()]} for rows in chunks
-    ]
+    # Texts of similar length share a block, so that little padding is computed.
+    chunks = list(torch.argsort(lengths, stable=True).split(TEXTS_PER_BLOCK))
+    block_keys = []
+    for rows in chunks:
+        texts_of_block = [distinct[row] for row in rows.tolist()]
+        block_keys.append({"longest": longest, "texts": texts_of_block})
 
     def compute(number: int) -> Block:
         return _text_block(loaded, [ids[row] for row in chunks[number].tolist()], batch_size)
 
-    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), wanted, compute)
-    mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), block_keys, compute)
+    mask = _mask(lengths)
     features = torch.empty(len(distinct), blocks[0].arrays["features"].shape[1])
     tokens = blocks[0].arrays["tokens"].new_zeros(*mask.shape, blocks[0].arrays["tokens"].shape[2])
     for rows, block in zip(chunks, blocks, strict=True):
         features[rows] = block.arrays["features"]
         tokens[rows, : block.arrays["tokens"].shape[1]] = block.arrays["tokens"]
-    place = {text: row for row, text in enumerate(distinct)}
+    row_of_text = {text: row for row, text in enumerate(distinct)}
     return Texts(
-        row=np.array([place[text] for text in texts]),
+        row=np.array([row_of_text[text] for text in texts]),
         features=unit_features(features, distinct),
         tokens=tokens * mask[..., None].to(tokens.dtype),
         mask=mask,
     )
 
 
+def block_ranges(total: int, size: int) -> list[range]:
+    """Cut 0, ..., total - 1 into consecutive ranges of ``size``; the last may be shorter."""
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def padded_texts(loaded: LoadedModel, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad token ids to the longest text; return ids and a 1/0 mask (texts, tokens) on the CPU."""
+    padded = torch.nn.utils.rnn.pad_sequence(
+        list(ids), batch_first=True, padding_value=loaded.tokenizer.pad_id
+    )
+    return padded, _mask(torch.tensor([len(row) for row in ids]))
+
+
+def _mask(lengths: Tensor) -> Tensor:
+    return (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+
+
 def chunks_of_process(rows: Any, at_once: int) -> Iterator[Any]:
-    """Yield the chunks of ``rows`` that are this process's to compute."""
+    """Yield the chunks of ``rows`` that this process computes."""
     state = processes()
     for number, start in enumerate(range(0, len(rows), at_once)):
         if number % state.num_processes == state.process_index:
@@ -293,13 +324,24 @@ def _readable(
     skip_unreadable: bool,
     captioned: bool,
 ) -> tuple[list[EvaluationBatch], list[Unreadable]]:
-    """Read the samples from ``start`` to ``stop``, one by one where one of them is unreadable and may be."""
+    """Read the samples from ``start`` to ``stop``.
+
+    With ``skip_unreadable``, and if one of them is unreadable, they are read one by one.
+    """
     size = loaded.model.config.image_size
     texts: Literal["captions", "none"] = "captions" if captioned else "none"
 
     def read(first: int, last: int) -> list[EvaluationBatch]:
-        which: dict[str, Any] = {"start": first, "limit": last, "frames": frames, "texts": texts}
-        return list(evaluation_batches(manifest, size=size, batch_size=batch_size, **which))
+        batches = evaluation_batches(
+            manifest,
+            size=size,
+            batch_size=batch_size,
+            start=first,
+            limit=last,
+            frames=frames,
+            texts=texts,
+        )
+        return list(batches)
 
     try:
         return read(start, stop), []
@@ -314,14 +356,13 @@ def _readable(
             except DataError as error:
                 if not _is_unreadable(error):
                     raise
-                problems.append(
-                    Unreadable(store.key(0, index), store.captions(0, index), str(error))
-                )
+                key, captions = store.key(0, index), store.captions(0, index)
+                problems.append(Unreadable(key, captions, str(error)))
     return batches, problems
 
 
 def _is_unreadable(error: DataError) -> bool:
-    """Whether a picture or clip is to blame; a damaged shard is not, which can be mended."""
+    """Whether the image or video is at fault, not its shard, which can be repaired."""
     return isinstance(error.__cause__, BadSample) and error.__cause__.reason in UNREADABLE
 
 
@@ -332,50 +373,43 @@ def _image_block(
     frames: int,
 ) -> Block:
     model = loaded.model
-    features, tokens, items = [], [], []
+    features, tokens = [], []
+    items: list[dict[str, Any]] = []
     for batch in batches:
         pixels = model.normalize(batch.pixels.to(loaded.device))
         with loaded.autocast():
             encoded = model.encode_image(pixels)
         features.append(model.contrastive_image(encoded.float(), frames).cpu())
         tokens.append(loaded.offload(encoded))
-        items += [
-            {
-                "key": sample.key,
-                "captions": list(sample.captions),
-                "annotations": sample.annotations,
-            }
-            | {"media": hashlib.sha256(sample.media).hexdigest()}
-            for sample in batch.samples
-        ]
-    listed = [
-        {"key": bad.key, "captions": list(bad.captions), "problem": bad.problem} for bad in problems
-    ]
+        for sample in batch.samples:
+            items.append(
+                {
+                    "key": sample.key,
+                    "captions": list(sample.captions),
+                    "annotations": sample.annotations,
+                    "media": hashlib.sha256(sample.media).hexdigest(),
+                }
+            )
+    for bad in problems:
+        captions = list(bad.captions)
+        items.append({"key": bad.key, "captions": captions, "problem": bad.problem})
     arrays = {"features": torch.cat(features), "tokens": torch.cat(tokens)} if features else {}
-    return Block(arrays, items + listed)
+    return Block(arrays, items)
 
 
 def _text_block(loaded: LoadedModel, ids: Sequence[Tensor], batch_size: int) -> Block:
-    """Encode texts that are sorted by their length."""
-    model, features, tokens = loaded.model, [], []
+    """Encode texts that are sorted by length."""
+    model = loaded.model
+    features: list[Tensor] = []
+    tokens: list[Tensor] = []
     for start in range(0, len(ids), batch_size):
-        rows = ids[start : start + batch_size]
-        padded = torch.nn.utils.rnn.pad_sequence(
-            list(rows), batch_first=True, padding_value=loaded.tokenizer.pad_id
-        )
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        padded, mask = padded_texts(loaded, ids[start : start + batch_size])
         with loaded.autocast():
             encoded = model.encode_text(padded.to(loaded.device), mask.to(loaded.device))
         features.append(model.contrastive_text(encoded.float()).cpu())
         tokens += list(loaded.offload(encoded))
-    return Block(
-        {
-            "features": torch.cat(features),
-            "tokens": torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
-        },
-        [],
-    )
+    padded_tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+    return Block({"features": torch.cat(features), "tokens": padded_tokens}, [])
 
 
 def _joined(blocks: Sequence[Block], name: str) -> Tensor:
@@ -383,43 +417,34 @@ def _joined(blocks: Sequence[Block], name: str) -> Tensor:
 
 
 def portable_config(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return a model's configuration without the folder that it was read from."""
+    """Return a model's configuration without the folder that it comes from."""
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 @functools.cache
 def environment_of_features() -> dict[str, Any]:
-    """Return versions of libraries and a hash of the code that turn bytes into features: a change never meets old ones.
+    """Return the versions of libraries and a hash of this project's code that make features.
 
-    The hash is of this project's files.
+    They are part of every cache key, so that features of other code are never read.
     """
-    libraries = (
-        "torch",
-        "transformers",
-        "tokenizers",
-        "pillow",
-        "simplejpeg",
-        "opencv-python-headless",
-        "av",
-    )
+    libraries = ["torch", "transformers", "tokenizers"]
+    libraries += ["pillow", "simplejpeg", "opencv-python-headless", "av"]
     root = Path(__file__).parents[2]
-    names = ("augment", "decode", "decode_video", "frames", "loader", "sample", "text")
-    files = [*sorted((root / "pretrain" / "model").glob("*.py"))]
-    files += [
-        root / "eval" / "encoding" / f"{name}.py"
-        for name in ("encoders", "features", "labelled_images")
-    ]
-    files += [root / "data_pipeline" / f"{name}.py" for name in names]
+    # Every file whose change may change a feature. Add files here when code moves.
+    files = sorted((root / "pretrain" / "model").glob("*.py"))
+    for name in ("encoders", "features", "labelled_images"):
+        files.append(root / "eval" / "encoding" / f"{name}.py")
+    for name in ("augment", "decode", "decode_video", "frames", "loader", "sample", "text"):
+        files.append(root / "data_pipeline" / f"{name}.py")
+    code = json.dumps([file.read_text("utf-8") for file in files])
     return {
         "versions": {name: importlib.metadata.version(name) for name in libraries},
-        "code": hashlib.sha256(
-            json.dumps([file.read_text("utf-8") for file in files]).encode()
-        ).hexdigest(),
+        "code": hashlib.sha256(code.encode()).hexdigest(),
     }
 
 
 def weights_hash(source: Path) -> str:
-    """Hash the weights of a model: of a file, or of the safetensors files of a folder."""
+    """Hash the weights of a model: a file, or the safetensors files of a folder."""
     digest = hashlib.sha256()
     for file in [source] if source.is_file() else sorted(source.glob("*.safetensors")):
         with file.open("rb") as content:

@@ -211,7 +211,7 @@ def test_what_cannot_run_is_left_out_with_its_reason_or_refused_where_it_was_ask
     found, problems = usable(None, joint=False, base=False, val=True, mode="frozen")
     assert found == ["nearest_neighbour", "proto", "simpleshot", "gliml_untrained"]
     assert (
-        "no space that pictures share with texts" in problems["tip_adapter"]
+        "no space that images share with texts" in problems["tip_adapter"]
         and "--base" in problems["gliml"]
     )
     assert usable(["proto", "zero_shot"], joint=True, base=False, val=False, mode="none")[0] == [

@@ -197,7 +197,7 @@ def test_an_exported_tower_gives_the_models_tokens_before_their_projection(
         and found.proj is None
         and encode_tokens(tower, Manifest.load(gallery)).proj is None
     )
-    with pytest.raises(UsageError, match="no space that pictures share with texts .*exported from"):
+    with pytest.raises(UsageError, match="no space that images share with texts .*exported from"):
         label_features(tower, ["red star"])
 
 
@@ -462,7 +462,7 @@ def test_tokens_that_are_not_finite_are_refused(
         model.image_projection.bias.fill_(1e6)  # past what float16 holds
     folder = save_model(model, tokenizer, tmp_path / "model")
     with pytest.raises(
-        NumericsError, match=r"tokens \(patch\) are not finite for 20 of 20 pictures, the first is"
+        NumericsError, match=r"tokens \(patch\) are not finite for 20 of 20 images, the first is"
     ):
         encode_tokens(load_encoder(folder, cache=tmp_path / "cache"), Manifest.load(gallery))
 
@@ -496,7 +496,7 @@ def test_a_damaged_clip_folder_is_refused_in_words(clip: Path, tmp_path: Path, d
         (folder / "tokenizer.json").unlink()
     elif damage == "processor":
         next(folder.glob("*processor*")).unlink()
-        message = "does not say how pictures are normalised"
+        message = "does not say how images are normalized"
     else:
         weights = load_file(folder / "model.safetensors")
         weights.pop("visual_projection.weight")
@@ -512,7 +512,7 @@ def test_an_exported_folder_with_another_kind_of_tower_is_refused(
     folder = shutil.copytree(exported, tmp_path / "towers")
     shutil.rmtree(folder / "vision")
     shutil.copytree(clip, folder / "vision")
-    with pytest.raises(DataError, match="holds no CLIPVisionModel: export the model again"):
+    with pytest.raises(DataError, match="does not hold a CLIPVisionModel: export"):
         load_encoder(folder)
     assert isinstance(load_encoder(exported).module, CLIPVisionModel)
 
@@ -537,5 +537,5 @@ def test_projected_class_tokens_are_the_features_of_the_joint_space(
         torch.testing.assert_close(
             torch.nn.functional.normalize(projected[:, 0], dim=-1), found.proj
         )
-    with pytest.raises(UsageError, match="no space that pictures share with texts"):
+    with pytest.raises(UsageError, match="no space that images share with texts"):
         load_encoder(exported).project(torch.zeros(1, WIDTH))

@@ -296,7 +296,7 @@ def test_a_submission_of_other_questions_is_refused(
 
 def test_two_questions_with_one_id_are_refused(model: Path, tmp_path: Path) -> None:
     write_questions(tmp_path / "d", [questions(0), questions(0)])
-    with pytest.raises(DataError, match="1 question ids are asked more than once, first 0"):
+    with pytest.raises(DataError, match="1 question ids occur more than once, the first is 0"):
         evaluate(model, tmp_path / "d", tmp_path / "o")
 
 
