@@ -1,10 +1,10 @@
-"""Nearest neighbours of embeddings, exactly and in bounded memory: R@K, R-Precision, MAP@R and MAP of each query.
+"""Exact nearest neighbours of embeddings in bounded memory: R@K, R-Precision, MAP@R and MAP.
 
-In: embeddings and labels, with a gallery of their own or each other as the gallery. Out: values per
-query. A query that has no right item (a class of one) is left out of every mean and counted.
-Cosines are compared: rows are scaled to length one and rounded to a grid on which float64 sums are
-exact, whatever the chunk, the threads or the machine. Protocol: A Metric Learning Reality Check
-(Musgrave et al., 2020).
+In: embeddings and labels, and a gallery; without a gallery, the embeddings are ranked among each
+other. Out: values per query. A query without a relevant item (a class of one) is counted and left
+out of every mean. Cosines are compared: rows are scaled to unit length and rounded to a grid on
+which float64 sums are exact, whatever the chunk, the threads or the machine. Protocol: A Metric
+Learning Reality Check (Musgrave et al., arXiv:2003.08505).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from eval.metrics.relevant_ranks import rank_relevant
 
 KS = (1, 2, 4, 8)
 CHUNK = 256
-_GRID = (
-    2.0**26
-)  # products of two such numbers have 52 bits, and their sums stay below one: no float64 sum is rounded
+# Products of two numbers on this grid have 52 bits, and their sums stay at most 1, so that float64
+# never rounds them.
+_GRID = 2.0**26
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Values per query, in 0..1, NaN where a query has no right item; ``recall`` maps K to R@K.
+    """Values per query, in 0..1, NaN for a query without relevant items.
 
-    ``positives`` and ``candidates`` (queries,) count the right items and all items that the query
-    was ranked against.
+    ``positives`` and ``candidates`` (queries,) are the numbers of relevant and of all ranked items;
+    ``recall`` maps K to R@K.
     """
 
     positives: NDArray[np.int64]
@@ -43,11 +43,11 @@ class Neighbours:
 
     @property
     def without_positives(self) -> int:
-        """Number of queries without a right item."""
+        """Number of queries without a relevant item."""
         return int((self.positives == 0).sum())
 
     def means(self) -> dict[str, float]:
-        """Means over the queries that have a right item, in 0..1, by the metrics' names."""
+        """Means over the queries with a relevant item, in 0..1, by the names of the metrics."""
         columns = {f"recall@{k}": values for k, values in self.recall.items()}
         columns |= {
             "r_precision": self.r_precision,
@@ -71,40 +71,40 @@ def neighbours(
     Parameters
     ----------
     embeddings, labels
-        Array or tensor (queries, width) and the class of each query.
+        Array or tensor (queries, width), and the class of each query.
     gallery, gallery_labels
-        The items that are ranked; without them each query is ranked against all others, itself left
-        out by position.
+        The ranked items. Without a gallery, each query is compared with all other queries.
     ks
-        The K of R@K. The metrics at R take no K: R is each query's own number of right items.
+        The K of R@K. Metrics at R take no K: R is each query's number of relevant items.
     chunk
-        Queries at a time. Memory is 8 to 9 bytes x ``chunk`` x gallery beside the embeddings in
-        float64; results do not depend on it to the last bit.
+        Queries at a time. Memory is 8 to 9 bytes x ``chunk`` x gallery, plus the embeddings in
+        float64. Results do not depend on it, not even in the last bit.
 
     Raises
     ------
     DataError
-        If labels and embeddings differ in number, widths differ, or no query has a right item.
+        If labels and embeddings differ in number, widths differ, or no query has a relevant item.
     NumericsError
         If an embedding is not finite.
     """
-    own = gallery is None
     items = embeddings if gallery is None else gallery
-    right = LabelMatches(labels, labels if gallery_labels is None else gallery_labels)
-    if len(labels) != len(embeddings) or right.gallery != len(items):
+    matches = LabelMatches(labels, labels if gallery_labels is None else gallery_labels)
+    if len(labels) != len(embeddings) or matches.gallery != len(items):
         raise DataError(
-            f"{len(embeddings)} and {len(items)} embeddings, but {len(labels)} and {right.gallery} labels"
+            f"{len(embeddings)} and {len(items)} embeddings, "
+            f"but {len(labels)} and {matches.gallery} labels"
         )
     parts = []
     for start, scores in similarities(embeddings, items, chunk=chunk):
         rows = range(start, start + len(scores))
-        if own:
+        if gallery is None:  # a query is not its own neighbour, but a copy of it is
             scores[np.arange(len(rows)), rows] = -np.inf
-        found = rank_relevant(scores, (right[row] for row in rows))
-        parts.append(
-            [found.positives, found.candidates, *(found.hits(k) for k in ks)]
-            + [found.r_precision(), found.average_precision_at_r(), found.average_precision()]
-        )
+        ranked = rank_relevant(scores, [matches[row] for row in rows])
+        values_of_chunk = [ranked.positives, ranked.candidates]
+        values_of_chunk += [ranked.hits(k) for k in ks]
+        values_of_chunk += [ranked.r_precision(), ranked.average_precision_at_r()]
+        values_of_chunk += [ranked.average_precision()]
+        parts.append(values_of_chunk)
     positives, candidates, *values = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not positives.any():
         raise DataError("no query has another item of its class: nothing can be retrieved")
@@ -113,13 +113,17 @@ def neighbours(
 
 
 class LabelMatches:
-    """For each query the gallery positions that carry its label, found when asked for: all at once may not fit."""
+    """For each query, the gallery positions with the same label.
+
+    They are computed on access, because the lists of all queries together may not fit into memory.
+    """
 
     def __init__(self, labels: Sequence[Any], gallery_labels: Sequence[Any]) -> None:
         self.gallery = len(gallery_labels)
         number = {label: i for i, label in enumerate(dict.fromkeys([*labels, *gallery_labels]))}
         self._label = np.array([number[label] for label in labels], dtype=np.int64)
         theirs = np.array([number[label] for label in gallery_labels], dtype=np.int64)
+        # Sorted by label, so that the positions with one label are a slice.
         self._order = np.argsort(theirs, kind="stable")
         self._start = np.searchsorted(theirs[self._order], np.arange(len(number) + 1))
 
@@ -131,9 +135,10 @@ class LabelMatches:
 def similarities(
     queries: Any, gallery: Any, *, chunk: int = CHUNK
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Yield (first query, cosines (rows, gallery)) for consecutive chunks of queries; each block may be written to.
+    """Yield (first query, cosines (rows, gallery)) for consecutive chunks of queries.
 
-    Equal embeddings have equal cosines to the last bit, and no value depends on the chunk.
+    Equal embeddings have exactly equal cosines, and no value depends on the chunk. Callers may
+    write to the arrays.
 
     Raises
     ------
@@ -151,30 +156,32 @@ def similarities(
 
 
 def top_k(row: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Return the positions of the ``k`` highest of ``row``, best first, equal ones by position; none that is -inf."""
+    """Return the positions of the ``k`` highest scores, best first, without those that are -inf.
+
+    Equal scores are in the order of their positions.
+    """
     k = min(k, len(row))
-    chosen = (
-        np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
-        if k
-        else np.empty(0, np.intp)
-    )
+    if not k:
+        return np.empty(0, np.intp)
+    # Only the scores that reach the k-th highest are sorted, which may be more than k with ties.
+    chosen = np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
     chosen = chosen[np.argsort(-row[chosen], kind="stable")][:k]
     return chosen[row[chosen] > -np.inf]
 
 
 def _on_grid(embeddings: Any) -> NDArray[np.float64]:
-    values = (
-        embeddings.detach().double().cpu().numpy() if hasattr(embeddings, "detach") else embeddings
-    )
-    rows = np.array(values, dtype=np.float64, order="C")
+    """Scale rows to unit length and round them to the grid."""
+    if hasattr(embeddings, "detach"):  # a tensor
+        embeddings = embeddings.detach().double().cpu().numpy()
+    rows = np.array(embeddings, dtype=np.float64, order="C")
     if rows.ndim != 2 or 0 in rows.shape:
-        raise DataError(f"embeddings of shape {rows.shape}: need (items, width)")
+        raise DataError(f"embeddings of shape {rows.shape} instead of (items, width)")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise NumericsError(
             f"{len(bad)} of {len(rows)} embeddings are not finite, the first is number {bad[0]}"
         )
-    # einsum sums each row alone: a norm must not depend on the rows beside it.
+    # einsum sums each row separately: a norm must not depend on the other rows.
     rows /= np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows)), 1e-12)[:, None]
     rows *= _GRID
     np.rint(rows, out=rows)

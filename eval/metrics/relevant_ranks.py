@@ -1,9 +1,12 @@
-"""Where the right items of each query stand in its ranking, and every metric of retrieval that follows from it.
+"""Ranks of all relevant items of each query, and the retrieval metrics that follow from them.
 
-In: a block of scores, and for each query its right items. Out: one value per query and metric.
-Items of equal score share their places: each metric is its mean over all orders of them, as in
-`pretrain.ranking`, so that neither the order of the gallery nor a model that gives one score to
-everything can change or flatter a number.
+In: a block of scores, and for each query its relevant items. Out: one value per query and metric.
+Every metric is its mean over all orders of items with equal scores, as in `pretrain.ranking`. So
+the order of the gallery does not change a metric, and a model that gives the same score to every
+item does not gain from it.
+
+`eval/stages/multi_label/metrics.py` has another average precision: scikit-learn's, in which items
+of equal score are one step of the curve instead of a mean over their orders.
 """
 
 from __future__ import annotations
@@ -19,129 +22,129 @@ from scipy.special import comb
 from data_pipeline.errors import DataError
 from pretrain.ranking import Ranks
 
-COUNTED = (
-    32  # up to so many different scores of right items, counting what is above each beats sorting
-)
+# Up to this many distinct scores of relevant items, counting the items above each is faster than
+# sorting.
+COUNTED = 32
 
 
 @dataclass(frozen=True)
 class RelevantRanks:
-    """Groups of equal score that hold right items, from the best group of the first query to the worst of the last.
+    """Groups of items with equal scores that hold relevant items, by query, best group first.
 
-    ``above`` items of the ``query`` score higher than the group, which has ``tied`` items,
-    ``right`` of them right; all have shape (groups,). ``candidates`` (queries,) counts the items
-    that were ranked. A query without right items has no group: its values are NaN.
+    A group of ``query`` has ``tied`` items, ``relevant`` of them relevant, and ``above`` items
+    score higher; all have shape (groups,). ``candidates`` (queries,) is the number of ranked items. A
+    query without relevant items has no group, and its metrics are NaN.
     """
 
     query: NDArray[np.int64]
     above: NDArray[np.int64]
     tied: NDArray[np.int64]
-    right: NDArray[np.int64]
+    relevant: NDArray[np.int64]
     candidates: NDArray[np.int64]
 
     @property
     def positives(self) -> NDArray[np.int64]:
-        """Right items per query."""
-        return self._sum(self.right).astype(np.int64)
+        """Relevant items per query."""
+        return self._sum(self.relevant).astype(np.int64)
 
     def hits(self, k: int) -> NDArray[np.float64]:
-        """Probability that a right item is among the first ``k`` (R@k; CMC at rank k)."""
+        """Probability that a relevant item is among the first ``k`` (R@k; CMC at rank k)."""
         query, first = np.unique(self.query, return_index=True)
-        best = Ranks(self.above[first], self.tied[first], self.right[first], candidates=0)
+        best = Ranks(self.above[first], self.tied[first], self.relevant[first], candidates=0)
         values = np.full(len(self.candidates), np.nan)
         values[query] = best.hits(k)
         return values
 
     def precision(self, k: ArrayLike) -> NDArray[np.float64]:
-        """Share of right items among the first ``k``, one number or one per query."""
+        """Share of relevant items among the first ``k``, which is one number or one per query."""
         cut = np.broadcast_to(np.asarray(k, dtype=np.int64), self.candidates.shape)
-        return (
-            self._of_positives(self.right * self._reached(cut) / self.tied) * self.positives / cut
-        )
+        expected = self._of_positives(self.relevant * self._reached(cut) / self.tied)
+        return expected * self.positives / cut
 
     def r_precision(self) -> NDArray[np.float64]:
-        """Precision among the first R, where R is the query's own number of right items."""
+        """Precision among the first R, where R is the query's number of relevant items."""
         return self.precision(np.maximum(self.positives, 1))
 
     def average_precision(self) -> NDArray[np.float64]:
-        """Mean over the right items of the precision at their place (AP)."""
+        """Mean over the relevant items of the precision at their rank (AP)."""
         return self._precision_at_right(self.candidates)
 
     def average_precision_at_r(self) -> NDArray[np.float64]:
-        """AP in which right items behind the first R count nothing (MAP@R of A Metric Learning Reality Check)."""
+        """AP in which relevant items after the first R count as 0.
+
+        Its mean is the MAP@R of A Metric Learning Reality Check (arXiv:2003.08505).
+        """
         return self._precision_at_right(self.positives)
 
     def trapezoid_average_precision(self) -> NDArray[np.float64]:
-        """AP whose precision at a right item is the mean of that just before and that at its place (Oxford's rule)."""
+        """AP by Oxford's rule: the mean of the precision just before and at each relevant item."""
         harmonic = self._harmonic()
-        # The precision before place p is (right items before) / (p - 1), and 1 before the first
-        # place.
+        # The precision before rank r is (relevant items before) / (r - 1), and 1 before rank 1.
         before = harmonic[self.above + self.tied - 1] - harmonic[np.maximum(self.above, 1) - 1]
-        several = self._right_above * before + self._others * (self.tied - self.above * before)
+        several = self._relevant_above * before + self._others * (self.tied - self.above * before)
         first = 1 + self._others * (self.tied - 1)
-        single = np.where(self.above > 0, self._right_above / np.maximum(self.above, 1), 1.0)
+        single = np.where(self.above > 0, self._relevant_above / np.maximum(self.above, 1), 1.0)
         shared = np.where(self.above > 0, several, first) / self.tied
-        left = self._of_positives(self.right * np.where(self.tied == 1, single, shared))
+        # A group of one has no mean to take; its exact value avoids rounding.
+        left = self._of_positives(self.relevant * np.where(self.tied == 1, single, shared))
         return (left + self.average_precision()) / 2
 
     def precision_up_to_last_relevant(self, k: int) -> NDArray[np.float64]:
-        """Precision among the first ``k``, or among those up to the last right item where that comes sooner.
+        """Precision among the first ``k``, or up to the last relevant item if that comes first.
 
-        The mP@k of Revisited Oxford and Paris, whose evaluator takes min(k, place of the last right
-        item).
+        This is the mP@k of Revisited Oxford and Paris, whose evaluator cuts at min(k, rank of the
+        last relevant item).
         """
         values = self.precision(k)
         query, reverse = np.unique(self.query[::-1], return_index=True)
         last = len(self.query) - 1 - reverse
-        above, tied, right, total = (
-            self.above[last],
-            self.tied[last],
-            self.right[last],
-            self.positives[query],
-        )
-        for place in range(
-            1, k
-        ):  # the last right item at this place: how likely, and how much more that is worth
-            inside = place - above
-            chance = np.where(
-                inside >= right, comb(np.maximum(inside - 1, 0), right - 1) / comb(tied, right), 0.0
-            )
-            values[query] += np.where(inside <= tied, chance, 0.0) * total * (1 / place - 1 / k)
+        above, tied, relevant = self.above[last], self.tied[last], self.relevant[last]
+        total = self.positives[query]
+        # For every rank below k: the probability that the last relevant item has it, times the
+        # difference between the precision there and at k.
+        for rank in range(1, k):
+            inside = rank - above  # position within the tied group, from 1
+            orders = comb(np.maximum(inside - 1, 0), relevant - 1) / comb(tied, relevant)
+            chance = np.where((inside >= relevant) & (inside <= tied), orders, 0.0)
+            values[query] += chance * total * (1 / rank - 1 / k)
         return values
 
     def _precision_at_right(self, cut: NDArray[np.int64]) -> NDArray[np.float64]:
         reached = self._reached(cut)
         harmonic = self._harmonic()
-        # The mean over the places of the group of (right items up to there) / place.
+        # A relevant item is equally likely at every rank of its group. Its precision there is
+        # (relevant items up to that rank) / rank, summed over ranks with harmonic numbers.
         steps = harmonic[self.above + reached] - harmonic[self.above]
-        shared = (self._right_above + 1) * steps + self._others * (
-            reached - (self.above + 1) * steps
-        )
-        single = reached * (self._right_above + 1) / (self.above + 1)
-        return self._of_positives(self.right * np.where(self.tied == 1, single, shared / self.tied))
+        tied_before = self._others * (reached - (self.above + 1) * steps)
+        shared = (self._relevant_above + 1) * steps + tied_before
+        # A group of one has no mean to take; its exact value avoids rounding.
+        single = reached * (self._relevant_above + 1) / (self.above + 1)
+        precision = np.where(self.tied == 1, single, shared / self.tied)
+        return self._of_positives(self.relevant * precision)
 
     @property
-    def _right_above(self) -> NDArray[np.int64]:
-        """Right items above each group."""
-        before = np.cumsum(self.right) - self.right
+    def _relevant_above(self) -> NDArray[np.int64]:
+        """Relevant items above each group."""
+        before = np.cumsum(self.relevant) - self.relevant
         return before - before[np.searchsorted(self.query, self.query)] if len(before) else before
 
     @property
     def _others(self) -> NDArray[np.float64]:
-        """How likely another item of the group is right, for a right one."""
-        return (self.right - 1) / np.maximum(self.tied - 1, 1)
+        """Probability that another item of a relevant item's group is relevant too."""
+        return (self.relevant - 1) / np.maximum(self.tied - 1, 1)
 
     def _reached(self, cut: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Items of each group among the first ``cut`` (queries,)."""
         return np.clip(cut[self.query] - self.above, 0, self.tied)
 
     def _harmonic(self) -> NDArray[np.float64]:
+        """Harmonic numbers 0, 1, 1 + 1/2, ... up to the last rank of any group."""
         most = int((self.above + self.tied).max(initial=0))
         return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, most + 1))])
 
     def _sum(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.bincount(self.query, weights=values, minlength=len(self.candidates)).astype(
-            np.float64
-        )
+        sums = np.bincount(self.query, weights=values, minlength=len(self.candidates))
+        return sums.astype(np.float64)
 
     def _of_positives(self, values: NDArray[Any]) -> NDArray[np.float64]:
         positives = self.positives
@@ -149,68 +152,77 @@ class RelevantRanks:
 
 
 def ranks_of_constant_score(positives: ArrayLike, candidates: ArrayLike) -> RelevantRanks:
-    """Return the places under one score for everything: what guessing reaches with as many right items (queries,)."""
-    right, every = np.asarray(positives, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
-    return RelevantRanks(np.arange(len(right)), np.zeros_like(right), every, right, every)
+    """Return the ranks that guessing reaches, with these numbers of relevant items (queries,)."""
+    relevant, ranked = np.asarray(positives, dtype=np.int64), np.asarray(candidates, dtype=np.int64)
+    queries = np.arange(len(relevant))
+    return RelevantRanks(queries, np.zeros_like(relevant), ranked, relevant, ranked)
 
 
-def rank_relevant(scores: NDArray[Any], right: Iterable[NDArray[Any]]) -> RelevantRanks:
-    """Find the places of each query's right items.
+def rank_relevant(scores: NDArray[Any], relevant: Iterable[NDArray[Any]]) -> RelevantRanks:
+    """Rank the relevant items of each query.
 
     Parameters
     ----------
     scores
-        (queries, gallery), higher is better; -inf takes an item out of the query's ranking. NaN is
-        not looked for.
-    right
-        For each query the gallery positions of its right items, distinct; those out of the ranking
-        do not count.
+        (queries, gallery), higher is better. An item with -inf is removed from the query's ranking.
+        The caller must check for NaN.
+    relevant
+        For each query the gallery positions of its relevant items, distinct. Items that are removed
+        from the ranking do not count.
     """
-    found: list[tuple[int, NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    for number, (row, chosen) in enumerate(zip(scores, right, strict=True)):
-        own = row[chosen]
-        value, equal = np.unique(own[own > -np.inf], return_counts=True)
-        value, equal = value[::-1], equal[::-1]
+    queries: list[NDArray[Any]] = []
+    above_parts: list[NDArray[Any]] = []
+    tied_parts: list[NDArray[Any]] = []
+    relevant_parts: list[NDArray[Any]] = []
+    for query, (row, positions) in enumerate(zip(scores, relevant, strict=True)):
+        of_relevant = row[positions]
+        value, equal = np.unique(of_relevant[of_relevant > -np.inf], return_counts=True)
+        value, equal = value[::-1], equal[::-1]  # best first
         if not len(value):
             continue
         if len(value) <= COUNTED:
-            above = np.array([np.count_nonzero(row > one) for one in value])
-            up_to = np.array([np.count_nonzero(row >= one) for one in value])
+            above = np.array([np.count_nonzero(row > score) for score in value])
+            up_to = np.array([np.count_nonzero(row >= score) for score in value])
         else:
             ranked = np.sort(row[row >= value[-1]])
             above = len(ranked) - np.searchsorted(ranked, value, "right")
             up_to = len(ranked) - np.searchsorted(ranked, value, "left")
-        found.append((number, above, up_to - above, equal))
-    query = np.repeat(
-        np.array([one[0] for one in found], dtype=np.int64), [len(one[1]) for one in found]
-    )
-    above, tied, equal_right = (
-        np.concatenate([np.empty(0, np.int64), *(one[part] for one in found)]).astype(np.int64)
-        for part in (1, 2, 3)
-    )
+        queries.append(np.full(len(value), query))
+        above_parts.append(above)
+        tied_parts.append(up_to - above)
+        relevant_parts.append(equal)
     return RelevantRanks(
-        query, above, tied, equal_right, np.count_nonzero(scores > -np.inf, axis=1).astype(np.int64)
+        query=_joined(queries),
+        above=_joined(above_parts),
+        tied=_joined(tied_parts),
+        relevant=_joined(relevant_parts),
+        candidates=np.count_nonzero(scores > -np.inf, axis=1).astype(np.int64),
     )
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[np.int64]:
+    # With an empty part, because there may be none.
+    return np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
 
 
 def ranks_in_lists(
-    lists: NDArray[np.integer], right: Iterable[NDArray[Any]], removed: Iterable[NDArray[Any]]
+    lists: NDArray[np.integer], relevant: Iterable[NDArray[Any]], removed: Iterable[NDArray[Any]]
 ) -> RelevantRanks:
-    """Find the places of right items in rank lists (queries, gallery) of gallery positions, best first.
+    """Rank the relevant items in rank lists (queries, gallery) of gallery positions, best first.
 
-    ``removed`` items (junk) are taken out before anything is counted.
+    ``removed`` items (junk) do not count, as if they were not in the gallery.
 
     Raises
     ------
     DataError
         If a list does not name every gallery position once.
     """
-    if not np.array_equal(
-        np.sort(lists, axis=1), np.broadcast_to(np.arange(lists.shape[1]), lists.shape)
-    ):
+    positions = np.broadcast_to(np.arange(lists.shape[1]), lists.shape)
+    if not np.array_equal(np.sort(lists, axis=1), positions):
         raise DataError("a rank list must name every item of the gallery exactly once, best first")
+    # Scores that put the gallery into the order of the lists.
     scores = np.empty(lists.shape)
     np.put_along_axis(scores, lists, -np.arange(lists.shape[1], dtype=np.float64)[None], axis=1)
     for row, out in zip(scores, removed, strict=True):
         row[out] = -np.inf
-    return rank_relevant(scores, right)
+    return rank_relevant(scores, relevant)

@@ -1,8 +1,8 @@
-"""The answers that a classifier chooses from: taken from training questions, frozen in a file, and what they allow.
+"""The vocabulary of answers: a classifier's labels, built from training questions.
 
-In: data sets with questions. Out: a `Vocabulary`, whose labels are normalised answers that were the
-most frequent one of enough training questions, and the best and the average that labels can score
-on a question.
+In: data sets with questions. Out: a `Vocabulary`, whose labels are the normalized answers that are
+the most frequent answer of enough training questions; and the best and the mean accuracy that
+labels can reach on a question (`LabelScores`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from data_pipeline.shards.store import Store
 from eval.metrics.vqa_accuracy import ReferenceAnswers, Version, normalize, one_line
 
 FORMAT = "glscl-answers/1"
-BAD_SHARE = 0.01  # of the samples of training data, as while training
+BAD_SHARE = 0.01  # bad samples that are accepted, as in training
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Answers as labels 0, 1, ..., the most frequent first.
 
-    ``spellings`` are the answers of the training data, as they stand there, with the labels that
-    they normalise to; ``sources`` names these data sets with their hashes.
+    ``spellings`` are the raw answers of the training data with the labels that they normalize to;
+    ``sources`` are the names and hashes of the data sets.
     """
 
     labels: tuple[str, ...]
@@ -44,65 +44,70 @@ class Vocabulary:
 
     @classmethod
     def build(cls, data: Sequence[Path | str], min_count: int = 9) -> Vocabulary:
-        """Take the answers that are the most frequent one of at least ``min_count`` questions of data sets.
+        """Collect the answers that are the most frequent one of at least ``min_count`` questions.
 
-        Give it the training split alone: answers of the validation split would flatter its
-        accuracy.
+        Pass the training split only: answers of the validation split would raise its accuracy.
 
         Raises
         ------
         UsageError
-            If ``min_count`` is less than 1, or there is no data set.
+            If ``min_count`` is less than 1, or ``data`` is empty.
         DataError
             If a data set is missing or broken, too many of its samples are bad, or no answer is
             frequent enough.
         """
         if min_count < 1 or not data:
             raise UsageError(
-                f"a vocabulary needs data sets and min_count of at least 1, not {min_count}"
+                f"a vocabulary needs data sets and a min_count of at least 1, not {min_count}"
             )
         manifests = [Manifest.load(path) for path in data]
-        chosen: Counter[str] = Counter()
-        seen: dict[str, str] = {}
+        question_counts: Counter[str] = Counter()
+        normalized: dict[str, str] = {}
         for manifest in manifests:
             for _, question in read_questions(manifest, strict=False):
-                seen |= {
-                    answer: normalize(answer) for answer in question.answers if answer not in seen
-                }
-                if question.answers:
-                    # Of equally frequent answers the first counts, as for the data set's own
-                    # multiple_choice_answer.
-                    [(answer, _)] = Counter(
-                        seen[answer] for answer in question.answers
-                    ).most_common(1)
-                    chosen[answer] += 1
-        frequent = [answer for answer, count in chosen.items() if count >= min_count and answer]
+                if not question.answers:
+                    continue
+                answers = []
+                for raw in question.answers:
+                    if raw not in normalized:
+                        normalized[raw] = normalize(raw)
+                    answers.append(normalized[raw])
+                # Counter keeps the order of first occurrence, so that of equally frequent answers
+                # the first counts, as in the data set's own multiple_choice_answer.
+                [(most_frequent, _)] = Counter(answers).most_common(1)
+                question_counts[most_frequent] += 1
+        # An answer that consists of articles and punctuation only is empty once normalized.
+        counts = question_counts.items()
+        frequent = [answer for answer, count in counts if count >= min_count and answer]
         if not frequent:
             raise DataError(
-                f"no answer in {', '.join(map(str, data))} is the answer to {min_count} questions or more"
+                f"no answer in {', '.join(map(str, data))} is the most frequent answer of "
+                f"{min_count} questions or more"
             )
-        labels = sorted(frequent, key=lambda answer: (-chosen[answer], answer))
-        number = {answer: label for label, answer in enumerate(labels)}
+        labels = sorted(frequent, key=lambda answer: (-question_counts[answer], answer))
+        label_of = {answer: label for label, answer in enumerate(labels)}
+        spellings = []
+        for raw, answer in sorted(normalized.items()):
+            if answer in label_of:
+                spellings.append((raw, label_of[answer]))
         return cls(
             labels=tuple(labels),
-            spellings=tuple(
-                (raw, number[answer]) for raw, answer in sorted(seen.items()) if answer in number
-            ),
+            spellings=tuple(spellings),
             min_count=min_count,
             sources=tuple((manifest.name, f"sha256:{manifest.digest}") for manifest in manifests),
         )
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the vocabulary holds."""
+        """SHA-256 of the whole vocabulary."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
 
     def label_table(self) -> tuple[tuple[str, int], ...]:
-        """List the answers of the training data, as they stand there, with their labels; other spellings have none."""
+        """Return the raw answers of the training data with their labels."""
         return self.spellings
 
     def save(self, path: Path | str) -> None:
-        """Write the vocabulary as JSON with its hash; the file appears whole or not at all."""
+        """Write the vocabulary as JSON with its hash; the file is complete or not there."""
         content = {"format": FORMAT, "sha256": self.digest} | asdict(self)
         write_whole(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
@@ -113,81 +118,87 @@ class Vocabulary:
         Raises
         ------
         DataError
-            If the file is missing, is no vocabulary, or was changed after it was written.
+            If the file is missing, is not a vocabulary, or was changed after it was written.
         """
         try:
             content = json.loads(Path(path).read_text("utf-8"))
-            found_format, digest = content.pop("format"), content.pop("sha256")
+            file_format, digest = content.pop("format"), content.pop("sha256")
             vocabulary = TypeAdapter(cls).validate_python(content)
         except OSError as error:
             raise DataError(f"cannot read the vocabulary {path}: {error.strerror}") from None
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ):  # not JSON, not an object, not these fields
+        # Not JSON, not an object, or not these fields.
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise DataError(f"{path} is not a vocabulary of answers ({FORMAT})") from None
-        if found_format != FORMAT:
-            raise DataError(f"{path} has format {found_format!r}, this version reads {FORMAT!r}")
+        if file_format != FORMAT:
+            raise DataError(f"{path} has format {file_format!r}, this version reads {FORMAT!r}")
         if digest != vocabulary.digest:
             raise DataError(
-                f"{path} was changed after it was written: its sha256 does not fit: build it again"
+                f"{path} was changed after it was written (its sha256 differs): build it again"
             )
         return vocabulary
 
 
 class LabelScores:
-    """What predictions out of given labels can score on a question."""
+    """Accuracies that predictions from a list of labels can reach on a question."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._count = len(labels)
-        readings: tuple[Callable[[str], str], ...] = (one_line, normalize)
-        self._known = {read: Counter(map(read, labels)) for read in readings}
+        # By both ways in which the evaluator prepares a prediction; two labels may become equal.
+        preparations: tuple[Callable[[str], str], ...] = (one_line, normalize)
+        self._counts = {prepare: Counter(map(prepare, labels)) for prepare in preparations}
 
     def best_and_mean(
         self, answers: Sequence[str], version: Version = "2021"
     ) -> tuple[float, float]:
-        """Official accuracy of the best label and of one that is drawn at random; 0 where no label is an answer."""
-        truth = ReferenceAnswers.of(answers, version)
-        known = self._known[truth.prepare]
-        scores = {answer: truth.score(answer) for answer in set(truth.answers) if answer in known}
-        drawn = sum(score * known[answer] for answer, score in sorted(scores.items()))
-        return max(scores.values(), default=0.0), drawn / self._count
+        """Return the official accuracy of the best label, and the mean over all labels.
+
+        Both are 0 if no label is an answer.
+        """
+        references = ReferenceAnswers.of(answers, version)
+        counts = self._counts[references.prepare]
+        answerable = [answer for answer in set(references.answers) if answer in counts]
+        scores = {answer: references.score(answer) for answer in answerable}
+        # Sorted, because the order of a set changes from process to process, and with it the sum.
+        total = sum(score * counts[answer] for answer, score in sorted(scores.items()))
+        return max(scores.values(), default=0.0), total / self._count
 
 
 def read_questions(
     manifest: Manifest, limit: int | None = None, *, strict: bool = True
 ) -> Iterator[tuple[str, Question]]:
-    """Yield the questions of the first ``limit`` samples with the samples' keys; no picture is read.
+    """Yield the questions of the first ``limit`` samples with the samples' keys; read no images.
 
     Raises
     ------
     DataError
-        If a sample has no questions, or they are malformed; unless ``strict``, if so many samples
-        do that training would stop.
+        If the questions of a sample are missing or malformed. Without ``strict``, only if there are
+        too many such samples, by the rule that stops training.
     """
     total = manifest.samples if limit is None else min(limit, manifest.samples)
-    borne = max(FEWEST - 1, int(BAD_SHARE * total))
+    accepted = max(FEWEST - 1, int(BAD_SHARE * total))
     with closing(Store([manifest])) as store:
         for number in range(total):
             try:
-                found = questions_of(store, number)
+                questions = questions_of(store, number)
             except BadSample as error:
                 if strict:
                     raise
-                borne -= 1
-                if borne < 0:
+                accepted -= 1
+                if accepted < 0:
                     raise DataError(
-                        f"more than {BAD_SHARE:.0%} of the samples of {manifest.root} are bad (the last: {error}): "
+                        f"more than {BAD_SHARE:.0%} of the samples of {manifest.root} are bad "
+                        f"(the last: {error}): "
                         f'check them with "glscl data verify {manifest.root}"'
                     ) from error
                 continue
-            for question in found:
+            for question in questions:
                 yield store.key(0, number), question
 
 
 def questions_of(store: Store, number: int) -> tuple[Question, ...]:
-    """Read the questions of one sample of the store's first data set; raises DataError where there is none."""
+    """Read the questions of one sample of the store's first data set.
+
+    Raises DataError if there are none.
+    """
     key = store.key(0, number)
     return parse_questions(key, parse_annotations(key, store.members(0, number, {"json"})))
