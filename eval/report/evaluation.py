@@ -91,6 +91,11 @@ class Headline:
         return interval_text(self.metric.ci95, self.metric.unit)
 
     @property
+    def reference_name(self) -> str:
+        """The reference without its article, for where it stands alone."""
+        return self.reference.removeprefix("the ")
+
+    @property
     def reference_text(self) -> str:
         """The reference's value with its unit."""
         if self.reference_value is None:

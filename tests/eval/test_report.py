@@ -274,7 +274,7 @@ def test_accuracy_on_questions_is_beside_what_the_questions_alone_give(
     ]
     page = write_report(folders, tmp_path / "report.html").read_text("utf-8")
     text = readable(page)
-    assert "compared with 20.0% (the questions alone). above the questions alone" in text
+    assert "compared with 20.0% (the questions alone). above questions alone" in text
     assert "41.0% 31.0 to 51.0 questions alone 21.0%" in text
     # The baseline is no evaluation of the model: no tile, no verdict, no examples.
     assert page.count('class="tile"') == 1
