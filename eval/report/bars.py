@@ -89,5 +89,5 @@ class BarChart:
         return _HEADROOM * max(values)
 
     def place(self, value: float) -> str:
-        """Place of a value on the track as a CSS length; negative values stand at the left end."""
+        """Place of a value on the track as a CSS length; negative values are at the left end."""
         return f"{100 * min(max(value / self.end, 0.0), 1.0):.2f}%"

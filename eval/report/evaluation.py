@@ -91,6 +91,11 @@ class Headline:
         return interval_text(self.metric.ci95, self.metric.unit)
 
     @property
+    def reference_name(self) -> str:
+        """The reference without its article, for short labels."""
+        return self.reference.removeprefix("the ")
+
+    @property
     def reference_text(self) -> str:
         """The reference's value with its unit."""
         if self.reference_value is None:
@@ -99,7 +104,7 @@ class Headline:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Where the number stands beside the reference, judged by 95% intervals."""
+        """Whether the number is above or below its reference, judged by 95% intervals."""
         if self.difference is not None and self.difference.ci95 is not None:
             (low, high), reference = self.difference.ci95, 0.0
         elif self.metric.ci95 is not None and self.reference_value is not None:

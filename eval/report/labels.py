@@ -191,7 +191,7 @@ def value_text(value: float, unit: str) -> str:
 
 
 def interval_text(interval: tuple[float, float] | None, unit: str) -> str:
-    """Write an interval, nothing where there is none; the unit stands beside the value already."""
+    """Write an interval, nothing where there is none; the unit is printed with the value."""
     if interval is None:
         return ""
     style = "+.1f" if unit == "percentage points" else ".1f"

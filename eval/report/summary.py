@@ -27,13 +27,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class OverviewRow:
-    """An evaluation beside its reference: where its bar ends, and what that means in words."""
+    """An evaluation beside its reference, with its bar."""
 
     section: Section
     headline: Headline
     chart: BarChart
-    verdict: str
-    mark: str
 
 
 def tiles(sections: Sequence[Section]) -> list[Tile]:
@@ -60,11 +58,7 @@ def overview(sections: Sequence[Section]) -> list[OverviewRow]:
         bar = Bar(headline.label, metric.value, metric.ci95, reference=headline.reference_value)
         # The second, empty bar makes every row's scale end at 100%.
         chart = BarChart("", [bar, Bar("", 100.0)], headline.reference)
-        verdict, mark = "", "soft"
-        if headline.verdict is not None:
-            verdict = f"{headline.verdict} {headline.reference}"
-            mark = {"above": "right", "below": "wrong"}.get(headline.verdict, "soft")
-        rows.append(OverviewRow(section, headline, chart, verdict, mark))
+        rows.append(OverviewRow(section, headline, chart))
     return rows
 
 

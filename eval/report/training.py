@@ -122,7 +122,9 @@ def _facts(
 def _curves(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """Draw the total loss and validation first, then single losses and the rest."""
     first, more = [], []
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys: dict[str, None] = {}  # ordered, each once
+    for row in rows:
+        keys |= dict.fromkeys(row)
     drawn = set()
     for key in keys:
         if key == "loss":
@@ -140,8 +142,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
             title = f"Validation: {words(direction).replace(' ', '-')}, %"
             first.append(line_chart(title, recalls, from_zero=True))
     for key in keys:
-        known = key.startswith("validation/") and key.endswith(_RECALLS)
-        if key.startswith("validation/") and not known and _series(rows, key)[0]:
+        if key.startswith("validation/") and key not in drawn and _series(rows, key)[0]:
             label = metric_label(key.removeprefix("validation/"))
             first.append(_one_line(f"Validation: {label}", rows, key))
     for key, title in _OTHER_CURVES.items():

@@ -274,9 +274,9 @@ def test_accuracy_on_questions_is_beside_what_the_questions_alone_give(
     ]
     page = write_report(folders, tmp_path / "report.html").read_text("utf-8")
     text = readable(page)
-    assert "compared with 20.0% (the questions alone). above the questions alone" in text
+    assert "compared with 20.0% (the questions alone). above questions alone" in text
     assert "41.0% 31.0 to 51.0 questions alone 21.0%" in text
-    # The baseline is no evaluation of the model: no tile, no verdict, no examples.
+    # The baseline does not evaluate the model: no tile, no verdict, no examples.
     assert page.count('class="tile"') == 1
     assert page.index("Baselines without a model") < page.index("question only")
 
@@ -466,8 +466,8 @@ def test_nothing_sticks_out_on_a_phone_or_a_desk(
     results: list[Path], scenes: Path, run: Path, tmp_path: Path
 ) -> None:
     again = shutil.copytree(results[0], tmp_path / "a rather long name of a folder" / "retrieval")
-    asked = questions(tmp_path / "vqa", scenes / "test")
-    report = write_report([*results, again, asked], tmp_path / "report.html", run=run)
+    vqa = questions(tmp_path / "vqa", scenes / "test")
+    report = write_report([*results, again, vqa], tmp_path / "report.html", run=run)
     # The page reports its width from frames of two sizes. That takes a script, which the page
     # itself refuses, so the copy goes without the policy.
     page = re.sub(r"<meta http-equiv=.Content-Security-Policy[^>]*>", "", report.read_text("utf-8"))

@@ -52,7 +52,7 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
     """
     methods = evaluation.result.protocol["methods"]
     ours = _shown_method(methods)
-    found = []
+    headlines_of_forms = []
     for form in evaluation.result.protocol["episodes"]:
         accuracies = {}
         for method in methods:
@@ -60,14 +60,14 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
                 accuracies[method] = evaluation.metrics[f"{form}/{method}/accuracy"]
         best = max(accuracies, key=lambda method: accuracies[method].value, default=None)
         if ours not in _GLIML:
-            found += beside_chance(accuracies[best] if best else None)
+            headlines_of_forms += beside_chance(accuracies[best] if best else None)
             continue
         metric = _open_world(evaluation.metrics[f"{form}/{ours}/accuracy"])
         if best is None:
-            found += beside_chance(metric)
+            headlines_of_forms += beside_chance(metric)
             continue
         difference = evaluation.metrics.get(f"{form}/{ours}/above_{best}")
-        found.append(
+        headlines_of_forms.append(
             Headline(
                 metric,
                 reference_label(best),
@@ -75,7 +75,7 @@ def headlines(evaluation: Evaluation) -> list[Headline]:
                 None if difference is None else _open_world(difference),
             )
         )
-    return found
+    return headlines_of_forms
 
 
 def content(evaluation: Evaluation) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _episode(
     answers = np.array(line["predicted"][method]).reshape(way, queries)
     shown = []
     for number, name in enumerate(line["classes"]):
-        found = []
+        answered = []
         for place in range(min(queries, _QUERIES)):
             query = number * queries + place
             key, answer = line["query_pictures"][query], int(answers[number, place])
@@ -159,9 +159,9 @@ def _episode(
                 # Weights of the support images come before those of the queries.
                 heat = _weights(key, line["weights"][way * shot + query], grid, images)
             right = answer == number
-            found.append(Answer(images(key), heat, right, line["classes"][answer]))
+            answered.append(Answer(images(key), heat, right, line["classes"][answer]))
         support = line["support_pictures"][number * shot : (number + 1) * shot]
-        shown.append(ClassShown(name, [images(key) for key in support], found))
+        shown.append(ClassShown(name, [images(key) for key in support], answered))
     return shown
 
 

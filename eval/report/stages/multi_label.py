@@ -41,19 +41,21 @@ class ChosenPatches:
 
 def headlines(evaluation: Evaluation) -> list[Headline]:
     """Return the best form of the method for each number of images, beside the best baseline."""
-    found = []
+    headlines_of_shots = []
     for shot in evaluation.result.protocol["shot"]:
         measured = means(evaluation.result, shot)
-        ours = _best(measured, own=True)
-        baseline = _best(measured, own=False)
+        ours = _best(measured, ours=True)
+        baseline = _best(measured, ours=False)
         if ours is None or baseline is None:
             best = ours or baseline
-            found += beside_chance(None if best is None else measured[best])
+            headlines_of_shots += beside_chance(None if best is None else measured[best])
             continue
         difference = differences(evaluation.result, shot).get((ours, baseline))
         value = measured[baseline].value
-        found.append(Headline(measured[ours], reference_label(baseline), value, difference))
-    return found
+        headlines_of_shots.append(
+            Headline(measured[ours], reference_label(baseline), value, difference)
+        )
+    return headlines_of_shots
 
 
 def content(evaluation: Evaluation) -> dict[str, Any]:
@@ -67,10 +69,10 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
     return {"shots": shots, "chosen": chosen}
 
 
-def _best(measured: dict[str, Metric], *, own: bool) -> str | None:
+def _best(measured: dict[str, Metric], *, ours: bool) -> str | None:
     values = {}
     for name, metric in measured.items():
-        if (name in OWN) == own:
+        if (name in OWN) == ours:
             values[name] = metric.value
     return max(values, key=lambda name: values[name], default=None)
 
@@ -92,8 +94,10 @@ def _shot(result: Result, shot: int) -> dict[str, Any]:
         if any(value is not None for value in row):
             by_label.append((label, row))
     differences_by_method: dict[str, list[dict[str, str]]] = {}
-    for (own, other), metric in above.items():
-        differences_by_method.setdefault(method_label(own), []).append(_row(other, metric, "+.1f"))
+    for (method, other), metric in above.items():
+        differences_by_method.setdefault(method_label(method), []).append(
+            _row(other, metric, "+.1f")
+        )
     others = dict.fromkeys(other for _, other in above)
     return {
         "shot": shot,

@@ -1,4 +1,4 @@
-"""Retrieval: queries that were answered well, badly and worst, with what was found for them.
+"""Retrieval: queries that were answered well, badly and worst, with their best candidates.
 
 In: the records of a `retrieval` or `video-retrieval` result, and its images. Out: what
 `retrieval.html.j2` shows.
@@ -65,14 +65,14 @@ class Group:
 
 def headlines(evaluation: Evaluation) -> list[Headline]:
     """Return recall@1 and @10 of both directions, re-ranked if they were, beside chance."""
-    found = []
+    recalls = []
     for recall in ("R@1", "R@10"):
         for direction in _directions(evaluation):
             metric = evaluation.metrics.get(f"{direction}/reranked/{recall}")
             metric = metric or evaluation.metrics.get(f"{direction}/{recall}")
             if metric is not None:
-                found.append(Headline(metric, "chance", metric.chance))
-    return found
+                recalls.append(Headline(metric, "chance", metric.chance))
+    return recalls
 
 
 def content(evaluation: Evaluation) -> dict[str, Any]:
@@ -135,10 +135,10 @@ def _remark(evaluation: Evaluation) -> str:
         return ""
     name = "text_to_image/R@1"
     best, floor = baseline.metrics.get(f"ceiling/{name}"), baseline.metrics.get(name)
-    found = headlines(evaluation)
-    if best is None or floor is None or not found:
+    recalls = headlines(evaluation)
+    if best is None or floor is None or not recalls:
         return ""
-    value = found[0].metric.value
+    value = recalls[0].metric.value
     share = f"{value / best.value:.0%} of the best possible {best.value:.1f}%"
     if floor.value <= 0:
         return f"Text-to-image recall@1 is {share}."

@@ -79,9 +79,9 @@ def _chart(evaluation: Evaluation, types: list[str]) -> BarChart | None:
 
 def _blind(evaluation: Evaluation, name: str) -> float | None:
     """Return a metric's value without the image, from the result itself or from its baseline."""
-    own = evaluation.metrics.get(f"prior/{name}")
-    if own is not None:
-        return own.value
+    prior = evaluation.metrics.get(f"prior/{name}")
+    if prior is not None:
+        return prior.value
     baseline = evaluation.baseline(evaluation.result.stage)
     other = None if baseline is None else baseline.metrics.get(name)
     return None if other is None else other.value
