@@ -25,7 +25,7 @@ class DynamicConv(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, label: Tensor, local: Tensor, mask: Tensor) -> Tensor:
-        """Refine labels (labels, width) by the patches (labels, patches, width) that ``mask`` marks."""
+        """Refine labels (labels, width) by patches (labels, patches, width) in the ``mask``."""
         first, second = self.filters(label).chunk(2, dim=-1)
         inner = local @ first.unflatten(-1, (-1, self.hidden))
         inner = F.relu(self.inner_norm(inner)) @ second.unflatten(-1, (self.hidden, -1))
@@ -57,9 +57,9 @@ class CrossInteraction(nn.Module):
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.dynamic = DynamicConv(width) if dynamic_conv else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            _Block(width, heads, channel_attention, mlp_width) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList()
+        for _ in range(layers):
+            self.blocks.append(_Block(width, heads, channel_attention, mlp_width))
 
     def forward(self, label: Tensor, local: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Make prototypes (labels, width), and the last block's attention (labels, heads, patches).

@@ -151,8 +151,9 @@ def _running_importance(
             weight.copy_(_stretched(weight))
         # The published loss is a mean over images.
         weight.grad = gradient(weight) / len(weight)
-        kept = min(1 - 1 / (step + 2), most)
-        importance = kept * importance + (1 - kept) * (weight * weight.grad).abs()
+        # A plain mean of the first steps, and then one that forgets the oldest.
+        decay = min(1 - 1 / (step + 2), most)
+        importance = decay * importance + (1 - decay) * (weight * weight.grad).abs()
         adam.step()
     return importance
 

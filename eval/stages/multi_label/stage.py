@@ -136,7 +136,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
             "chosen_by": chosen_by,
             "undefined": "labels that no query of a draw has are left out of that draw",
             "precision": options.precision,
-            "intervals": "Student t over draws; pictures: infinitesimal jackknife over images, "
+            "intervals": "Student t over draws; `pictures`: infinitesimal jackknife over images, "
             "supports as drawn",
         },
         model={**encoder.description, "fitted": fitted},
