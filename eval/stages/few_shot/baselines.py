@@ -135,8 +135,8 @@ class TipAdapter:
     ) -> Tensor:
         """Return logits (..., queries, way)."""
         affinity = torch.exp(-self.beta * (1 - _proj(query) @ _proj(support).mT))
-        by_support = affinity @ F.one_hot(support_y, way).float()
-        return SCALE * _proj(query) @ _text(class_text).mT + self.alpha * by_support
+        by_name = SCALE * _proj(query) @ _text(class_text).mT
+        return by_name + self.alpha * affinity @ F.one_hot(support_y, way).float()
 
     @classmethod
     def grid(cls) -> Iterator[Self]:

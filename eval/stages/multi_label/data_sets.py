@@ -1,7 +1,7 @@
-"""The data sets of an evaluation as labelled pictures by role: what is measured, learned from and chosen on.
+"""The data sets of an evaluation by role: `data` is measured, `base` trained on, `val` chosen on.
 
-In: encoded data sets and a list of labels. Out: pictures with their labels and the labels' texts,
-and a description.
+In: encoded data sets and a list of labels. Out: images with their labels and features of the
+labels' names, and a description for result.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eval.encoding.labelled_images import ImageTokens
 from eval.encoding.prompts import label_features
 
 from .joint_space import Labelled
-from .label_sets import choose, read_label_lists, refuse_overlap
+from .label_sets import read_label_lists, refuse_shared_labels, select_images
 from .options import Filter
 
 
@@ -25,80 +25,83 @@ def labelled_sets(
     tokens: Mapping[str, ImageTokens],
     manifests: Mapping[str, Manifest],
     labels: Path | str | None,
-    keep: Filter,
+    label_filter: Filter,
 ) -> dict[str, Labelled]:
-    """Choose labels and pictures of every role (`data`, `base`, `val`).
+    """Select labels and images of every role.
 
     Parameters
     ----------
     encoder
-        Encodes the labels' names.
+        Encodes the names of labels.
     tokens, manifests
-        Of the roles' data sets.
+        Images and data sets by role.
     labels
-        A list of labels, see `read_label_lists`; a data set without one is asked what it was
-        imported for.
-    keep
-        See `choose`.
+        A list of labels, see `read_label_lists`. A role without a list has the labels that its
+        data set was imported for, or all labels of its data set.
+    label_filter
+        See `select_images`.
 
     Raises
     ------
     UsageError, DataError
-        For an unknown list, for labels that are missing or of two roles.
+        For an unknown list, a label that no image has, or a label of two roles.
     """
     lists = read_label_lists(labels)
-    chosen = {}
-    for role, found in tokens.items():
-        imported = (
-            manifests[role].source.get("label_split", {}).get("labels")
-            if role not in lists
-            else None
-        )
-        there = {name for several in found.labels for name in several}
-        wanted = lists.get(role) or (
-            [name for name in imported if name in there] if imported else None
-        )
-        chosen[role] = choose(found.labels, wanted, keep, f"--{role} {manifests[role].root}")
-    refuse_overlap(chosen)
+    selections = {}
+    for role, role_tokens in tokens.items():
+        names = lists.get(role) or _imported_labels(manifests[role], role_tokens)
+        where = f"--{role} {manifests[role].root}"
+        selections[role] = select_images(role_tokens.labels, names, label_filter, where)
+    refuse_shared_labels(selections)
     sets = {}
-    for role, found in tokens.items():
-        rows = chosen[role].rows
-        assert found.proj is not None
+    for role, role_tokens in tokens.items():
+        rows = selections[role].rows
+        assert role_tokens.proj is not None
         sets[role] = Labelled(
-            names=chosen[role].names,
-            keys=[found.keys[row] for row in rows],
-            media=[found.media[row] for row in rows],
-            patch=found.patch[rows],
-            proj=found.proj[rows].float(),
-            truth=chosen[role].truth,
-            text=label_features(encoder, chosen[role].names),
+            names=selections[role].names,
+            keys=[role_tokens.keys[row] for row in rows],
+            media=[role_tokens.media[row] for row in rows],
+            patch=role_tokens.patch[rows],
+            proj=role_tokens.proj[rows].float(),
+            truth=selections[role].truth,
+            text=label_features(encoder, selections[role].names),
         )
     return sets
 
 
-def described(
+def _imported_labels(manifest: Manifest, tokens: ImageTokens) -> list[str] | None:
+    """Return the labels that a data set was imported for, as far as its images have them."""
+    imported = manifest.source.get("label_split", {}).get("labels")
+    if not imported:
+        return None
+    # With a limit, or after quarantine, the remaining images may not show all of these labels.
+    available: set[str] = set()
+    for of_image in tokens.labels:
+        available.update(of_image)
+    return [name for name in imported if name in available]
+
+
+def describe_sets(
     manifests: Mapping[str, Manifest],
     tokens: Mapping[str, ImageTokens],
     sets: Mapping[str, Labelled],
 ) -> dict[str, Any]:
-    """Describe the data sets for a result: the measured one, and under their roles the others."""
-    parts: dict[str, Any] = {}
+    """Describe the data sets for result.json: the measured one, and the others by role."""
+    described: dict[str, Any] = {}
     for role, labelled in sets.items():
-        counts = labelled.truth.sum(axis=0)
-        part = {
+        images_by_label = labelled.truth.sum(axis=0).tolist()
+        counts = {
             "images": len(labelled.keys),
             "left_out_by_labels": len(tokens[role]) - len(labelled.keys),
-            "classes": {
-                name: int(count) for name, count in zip(labelled.names, counts, strict=True)
-            },
+            "classes": dict(zip(labelled.names, images_by_label, strict=True)),
         }
-        if role == "data":  # the runner says where it lies
-            parts |= part
+        if role == "data":
+            described |= counts  # the stage runner adds path, name and hash
         else:
-            parts[role] = {
+            described[role] = {
                 "path": str(manifests[role].root),
                 "name": manifests[role].name,
                 "hash": f"sha256:{manifests[role].digest}",
-                **part,
+                **counts,
             }
-    return parts
+    return described

@@ -1,6 +1,7 @@
-"""The classifier of an evaluation, fitted to base labels: its joint space, and the cross-interaction where asked for.
+"""The classifier of an evaluation, fitted to base labels.
 
-In: an encoder, base and validation labels. Out: the classifier and what was fitted, for the result.
+In: an encoder, images of base and validation labels, the options. Out: the classifier, with its
+joint space and, if a method needs it, the cross-interaction; and what was fitted, for result.json.
 """
 
 from __future__ import annotations
@@ -15,51 +16,58 @@ from eval.encoding.encoders import Encoder
 from .cross_interaction import CrossInteraction
 from .joint_space import JointSpace, Labelled, Projection, fit_joint
 from .model import MLFSIC, Selection
-from .options import Init, QueryPool
+from .options import Options
 from .training import TrainSettings, fit_base
 
 JOINT_EPOCHS = 30
 
 
-def fitted_classifier(
+def fit_classifier(
     encoder: Encoder,
     base: Labelled | None,
     val: Labelled | None,
+    options: Options,
     *,
-    init: Init,
-    query_pool: QueryPool,
-    patches: int,
     cross: bool,
-    epochs: int,
-    seed: int,
 ) -> tuple[MLFSIC, dict[str, Any]]:
-    """Make the classifier, fitted to base labels as far as there are any, and say what was fitted.
+    """Make the classifier, and fit it to base labels if there are any.
 
-    ``init`` is `vl_joint` or `learned`, which needs ``base``; ``cross`` asks for a
-    cross-interaction, which needs both.
+    Parameters
+    ----------
+    encoder
+        Gives the joint space, unless ``options.init`` is `learned`, which needs ``base``.
+    base, val
+        Images of base labels to learn from, and of validation labels to choose the epoch on.
+    options
+        Options of the stage.
+    cross
+        Whether to train a cross-interaction, which needs ``base``.
     """
-    said: dict[str, Any] = {}
-    if init == "learned":
+    fitted: dict[str, Any] = {}
+    if options.init == "learned":
         assert base is not None
-        space = JointSpace.learned(base.patch.shape[2], base.text.shape[1], seed=seed)
-        said["joint_loss"] = fit_joint(space, base, epochs=JOINT_EPOCHS, seed=seed)
+        space = JointSpace.learned(base.patch.shape[2], base.text.shape[1], seed=options.seed)
+        fitted["joint_loss"] = fit_joint(space, base, epochs=JOINT_EPOCHS, seed=options.seed)
     else:
         space = JointSpace(Projection(encoder), nn.Identity())
-        said["scale_fitted"] = base is not None and space.fit_scale(base)
-    said |= {"scale": space.scale, "bias": space.bias}
-    classifier = MLFSIC(space, selection=Selection(k=patches), query_pool=query_pool)
+        fitted["scale_fitted"] = base is not None and space.fit_scale(base)
+    fitted |= {"scale": space.scale, "bias": space.bias}
+    classifier = MLFSIC(
+        space, selection=Selection(k=options.patches), query_pool=options.query_pool
+    )
     if cross:
         assert base is not None
+        width = space.text(base.text[:1]).shape[1]
+        heads = max(number for number in (8, 4, 2, 1) if width % number == 0)
+        # The start of the weights depends on the seed alone, and the caller's random state stays.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            width = space.text(base.text[:1]).shape[1]
-            classifier.cross = CrossInteraction(
-                width, heads=max(h for h in (8, 4, 2, 1) if width % h == 0)
-            )
-        log = fit_base(classifier, base, val, TrainSettings(epochs=epochs), seed=seed)
-        said["cross"] = {
+            torch.manual_seed(options.seed)
+            classifier.cross = CrossInteraction(width, heads=heads)
+        settings = TrainSettings(epochs=options.epochs)
+        log = fit_base(classifier, base, val, settings, seed=options.seed)
+        fitted["cross"] = {
             "loss": log.losses,
             "validation_mAP": log.validation,
             "kept_epoch": log.best,
         }
-    return classifier.eval(), said
+    return classifier.eval(), fitted

@@ -1,9 +1,9 @@
-"""The space in which patches, pictures and labels meet, and what is fitted in it on base labels.
+"""The space in which patches, images and labels are compared, and its fit to base labels.
 
-In: patches of the tower and text features of labels. Out: vectors of one width. Either the
-contrastive space of the model itself, whose head is applied to every patch (nothing is trained but
-a scale and a bias), or two linear maps learned from base labels. Source: Yan et al., ACM TOMM
-(arXiv 2412.13732), with word vectors in the place of texts.
+In: patches of the vision tower and text features of labels. Out: vectors of one width. The space is
+either the contrastive space of the model, whose head is applied to every patch (only a scale and a
+bias are fitted), or that of two linear maps learned from base labels. Source: Yan et al., ACM TOMM
+(arXiv 2412.13732), which has word vectors instead of text features.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with their labels: patches (pictures, patches, width), truth (pictures, labels), texts of the labels.
+    """Images with their labels: ``patch`` (images, patches, width), ``truth`` (images, labels).
 
-    ``proj`` (pictures, projection) are the pictures' contrastive features, ``text`` (labels,
-    projection) the labels'; ``media`` is the same for copies.
+    ``proj`` (images, projection) are contrastive features of the images, ``text`` (labels,
+    projection) those of the labels; ``media`` is a hash, equal for copies of an image.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Labelled:
     text: Tensor
 
     def subset(self, rows: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> Labelled:
-        """Take some pictures, and where given some labels alone."""
+        """Take images ``rows``, with all labels or only the columns ``labels``."""
         columns = np.arange(len(self.names)) if labels is None else labels
         return Labelled(
             names=tuple(self.names[column] for column in columns),
@@ -57,13 +57,16 @@ class Labelled:
         )
 
     def present(self, rows: NDArray[np.int64] | slice = slice(None)) -> Tensor:
-        """Return the truth of some pictures as 0 and 1."""
+        """Return the truth of images as 0 and 1 (images, labels)."""
         return torch.from_numpy(self.truth[rows]).float()
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """What turns scores into logits: a scale above 0 and a bias; ``fitted`` is False where scores said nothing."""
+    """A scale above 0 and a bias that turn scores into logits.
+
+    ``fitted`` is False if higher scores do not go with presence of the label.
+    """
 
     scale: float
     bias: float
@@ -71,26 +74,32 @@ class Logistic:
 
     @classmethod
     def fit(cls, scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> Logistic:
-        """Fit one scale and one bias to scores and truth of any equal form.
+        """Fit one scale and one bias to scores and truth of any equal shape.
 
-        Where higher scores do not go with presence, the scale stays 1 and the bias gives the
-        labels' share. Raises DataError if all is present or none.
+        If higher scores do not go with presence, the scale stays 1 and the bias gives the share of
+        present labels.
+
+        Raises
+        ------
+        DataError
+            If all labels are present or none.
         """
         if truth.all() or not truth.any():
             raise DataError(
-                "pictures of --base have all of its labels or none, so that nothing tells a label that is there from "
-                "one that is not: add pictures to --base that have some of them"
+                "images of --base have all of its labels or none, so that presence of a label "
+                "cannot be learned: add images to --base that have some of them"
             )
-        found = LogisticRegression().fit(scores.reshape(-1, 1), truth.ravel())
-        scale, bias = float(found.coef_[0, 0]), float(found.intercept_[0])
+        regression = LogisticRegression().fit(scores.reshape(-1, 1), truth.ravel())
+        scale, bias = float(regression.coef_[0, 0]), float(regression.intercept_[0])
         if scale > 0:
             return cls(scale, bias, True)
+        # A negative scale would turn the ranking around.
         share = truth.mean()
         return cls(1.0, float(np.log(share / (1 - share)) - scores.mean()), False)
 
 
 class Projection(nn.Module):
-    """An encoder's own map into its joint space, which is not trained."""
+    """The map of an encoder into its joint space, which is not trained."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -103,7 +112,10 @@ class Projection(nn.Module):
 
 
 class JointSpace(nn.Module):
-    """Maps patches and texts into one space, where the logit of a pair is ``scale * (1 - distance) + bias``."""
+    """Maps patches and texts into one space, in which their distance gives a logit.
+
+    The logit is ``scale * (1 - distance) + bias``.
+    """
 
     def __init__(self, vision: nn.Module, text: nn.Module, scale: float = SCALE, bias: float = 0.0):
         super().__init__()
@@ -116,27 +128,32 @@ class JointSpace(nn.Module):
     ) -> JointSpace:
         """Make a space of two linear maps, to be trained by `fit_joint`."""
         generator = torch.Generator().manual_seed(seed)
-        vision, text = (nn.Linear(wide, joint, bias=False) for wide in (width, text_width))
-        for each in (vision, text):
-            nn.init.normal_(each.weight, std=each.in_features**-0.5, generator=generator)
+        vision = nn.Linear(width, joint, bias=False)
+        text = nn.Linear(text_width, joint, bias=False)
+        for linear in (vision, text):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
         return cls(vision, text)
 
     def logits(self, a: Tensor, b: Tensor) -> Tensor:
-        """Logits (..., n, c) of vectors (..., n, width) and (c, width) of the space."""
+        """Return logits (..., n, c) of vectors (..., n, width) and (c, width) of the space."""
         return joint_logits(a, b, self.scale, self.bias)
 
     @torch.no_grad()
     def local(self, patch: Tensor, at_once: int = 256) -> Tensor:
-        """Map patches (pictures, patches, width) without gradients, some pictures at once, to float32."""
+        """Map patches (images, patches, width) to float32 without gradients."""
         return torch.cat([self.vision(part.float()) for part in patch.split(at_once)])
 
     @torch.no_grad()
     def pooled(self, patch: Tensor, at_once: int = 256) -> Tensor:
-        """Mean of every picture's mapped patches (pictures, width), without gradients."""
+        """Return the mean (images, width) of every image's mapped patches, without gradients."""
         return torch.cat([self.vision(part.float()).mean(1) for part in patch.split(at_once)])
 
     def fit_scale(self, data: Labelled) -> bool:
-        """Fit scale and bias to base pictures and their labels' texts; False, and nothing done, where they disagree."""
+        """Fit scale and bias to base images and the texts of their labels.
+
+        Returns False, and changes nothing, if images are not closer to the texts of their labels
+        than to others.
+        """
         with torch.no_grad():
             closeness = joint_logits(self.pooled(data.patch), self.text(data.text), 1.0)
         fitted = Logistic.fit(closeness.double().numpy(), data.truth)
@@ -148,10 +165,12 @@ class JointSpace(nn.Module):
 def fit_joint(
     space: JointSpace, data: Labelled, *, epochs: int = 30, lr: float = 2e-3, seed: int = 0
 ) -> list[float]:
-    """Train the maps by binary cross-entropy of pictures (mean of patches) and all base labels; the loss by epoch."""
-    pooled = torch.cat(
-        [part.float().mean(1) for part in data.patch.split(_BATCH)]
-    )  # a linear map keeps means
+    """Train the maps by the binary cross-entropy of images with all base labels.
+
+    Returns the mean loss of each epoch.
+    """
+    # The mean of patches is mapped instead of the patches: a linear map keeps means.
+    pooled = torch.cat([part.float().mean(1) for part in data.patch.split(_BATCH)])
     present = data.present()
     adam = torch.optim.Adam(space.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)

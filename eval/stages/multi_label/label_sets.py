@@ -1,8 +1,8 @@
-"""Which labels are learned from, chosen on and measured, and which pictures may be shown for them.
+"""Which labels are learned from, chosen on and measured, and which images may be used for them.
 
-In: a list of labels (a file, or one that the project ships) and data sets. Out: per role its
-labels, and rows and truth of its pictures. Lists of the roles must be disjoint, and a picture of
-unseen labels must not slip in with a seen one.
+In: a list of labels (a file, or one that the project ships) and data sets. Out: for each role its
+labels, and rows and truth of its images. The labels of two roles must be disjoint, and an image
+with a measured label must not be seen in training under another one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from data_pipeline.importing.label_lists import label_lists, shipped_lists
 
 from .options import Filter
 
+# The names that a list of labels may have in a file, by role.
 SPLITS = {"base": ("train", "base"), "val": ("val",), "data": ("test", "novel")}
+# Most labels that a message names, so that it stays readable.
+_NAMED_LABELS = 5
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Labels of a role, and its pictures: their rows in the data set, and which has which label (pictures, labels)."""
+class LabelSelection:
+    """Labels of a role, rows of its images in the data set, and truth (images, labels)."""
 
     names: tuple[str, ...]
     rows: NDArray[np.int64]
@@ -34,49 +38,54 @@ class Chosen:
 
 
 def read_label_lists(source: Path | str | None) -> dict[str, tuple[str, ...]]:
-    """Read the labels of `base`, `val` and `data`; a role that a list does not name is left to its data set.
+    """Read the labels of `base`, `val` and `data`; the result lacks roles without a list.
 
     Parameters
     ----------
     source
-        A JSON list or a text file of a name a line, for `data` alone; a JSON object with any of
-        `train` (or `base`), `val` and `test` (or `novel`); or the name of a shipped one, such as
-        `coco_52_12_16`.
+        A JSON list or a text file with a name on each line, for `data` alone; a JSON object with
+        any of `train` (or `base`), `val` and `test` (or `novel`); or the name of a shipped list,
+        such as `coco_52_12_16`.
 
     Raises
     ------
     UsageError
-        If there is no such list, it is not of this form, or it names a label twice.
+        If there is no such list, it has another form, or it names a label twice.
     """
     if source is None:
         return {}
-    path = Path(source)
-    value = (
-        label_lists(str(source))
-        if not path.is_file() and str(source) in shipped_lists()
-        else _read(path)
-    )
-    lists = {("data", ""): value}
-    if isinstance(value, dict):
-        roles = {split: role for role, splits in SPLITS.items() for split in splits}
-        named = [roles.get(split) for split in value]
-        if not value or None in named or len(set(named)) < len(named):
-            known = ", ".join(" or ".join(splits) for splits in SPLITS.values())
-            raise UsageError(
-                f"{source} has {', '.join(value) or 'nothing'}, where lists are called {known}, each once"
-            )
-        lists = {(roles[split], f" under {split!r}"): names for split, names in value.items()}
-    for (_, under), names in lists.items():
-        if (
-            not isinstance(names, list)
-            or not names
-            or not all(isinstance(name, str) for name in names)
-        ):
-            raise UsageError(f"{source} must hold a list of names{under}")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UsageError(f"{source} names a label twice{under}: {', '.join(twice)}")
-    return {role: tuple(names) for (role, _), names in lists.items()}
+    # A file of that name comes first: a user can replace a shipped list.
+    if not Path(source).is_file() and str(source) in shipped_lists():
+        content = label_lists(str(source))
+    else:
+        content = _read(Path(source))
+    if not isinstance(content, dict):
+        return {"data": _checked_names(source, content, "")}
+    role_of = {}
+    for role, splits in SPLITS.items():
+        for split in splits:
+            role_of[split] = role
+    roles = [role_of.get(split) for split in content]
+    if not content or None in roles or len(set(roles)) < len(roles):
+        allowed = ", ".join(" or ".join(splits) for splits in SPLITS.values())
+        raise UsageError(
+            f"{source} has {', '.join(content) or 'nothing'}, where lists are called {allowed}, "
+            "each once"
+        )
+    lists = {}
+    for split, names in content.items():
+        lists[role_of[split]] = _checked_names(source, names, f" under {split!r}")
+    return lists
+
+
+def _checked_names(source: Path | str, names: Any, where: str) -> tuple[str, ...]:
+    is_list = isinstance(names, list) and len(names) > 0
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{source} must hold a list of names{where}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"{source} names a label twice{where}: {', '.join(repeated)}")
+    return tuple(names)
 
 
 def _read(path: Path) -> Any:
@@ -87,65 +96,82 @@ def _read(path: Path) -> Any:
         raise UsageError(
             f"cannot read the list of labels {path}: {error}; shipped lists: {shipped}"
         ) from None
+    if path.suffix != ".json":
+        lines = [line.strip() for line in text.splitlines()]
+        return [line for line in lines if line]
     try:
-        return (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [x for x in map(str.strip, text.splitlines()) if x]
-        )
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not JSON: {error.msg}") from None
 
 
-def choose(
-    labels: Sequence[tuple[str, ...]], names: Sequence[str] | None, keep: Filter, where: str
-) -> Chosen:
-    """Choose the pictures of a data set that show ``names`` (all its labels, sorted, by default).
+def select_images(
+    labels: Sequence[tuple[str, ...]],
+    names: Sequence[str] | None,
+    label_filter: Filter,
+    where: str,
+) -> LabelSelection:
+    """Select the images of a data set that show some labels.
 
-    With ``keep`` `strict` all labels of a picture must be among them, with `any` one is enough and
-    its others are ignored. A picture without a label is left out.
+    Parameters
+    ----------
+    labels
+        Labels of every image; an image without labels is left out.
+    names
+        Labels to show, in this order; by default all labels of the data set, sorted.
+    label_filter
+        `strict`: all labels of an image must be in ``names``; `any`: one is enough, and the others
+        are ignored.
+    where
+        What messages call the data set.
 
     Raises
     ------
     UsageError, DataError
-        For an unknown filter; for data without labels or with one alone, or without those that are
-        named.
+        For an unknown filter; for data without labels, with a single label, or without one of
+        ``names``.
     """
-    if keep not in ("strict", "any"):
-        raise UsageError(f"filter is {keep!r}, must be strict or any")
-    there = {name for several in labels for name in several}
-    if not there:
+    if label_filter not in ("strict", "any"):
+        raise UsageError(f"filter is {label_filter!r}, must be strict or any")
+    available: set[str] = set()
+    for of_image in labels:
+        available.update(of_image)
+    if not available:
         raise DataError(f'no sample of {where} has "labels"')
-    names = tuple(sorted(there)) if names is None else tuple(names)
-    missing = [name for name in names if name not in there]
+    selected = tuple(sorted(available)) if names is None else tuple(names)
+    if not selected:
+        raise DataError(f"no image of {where} has one of the labels that it was imported for")
+    missing = [name for name in selected if name not in available]
     if missing:
-        raise DataError(f"no picture of {where} has the label {', '.join(missing)}")
-    if len(names) < 2:
+        raise DataError(f"no image of {where} has the label {', '.join(missing)}")
+    if len(selected) < 2:
         raise DataError(
-            f"{where} has {names[0]} as its only label, where at least two are needed: add pictures of others, or "
-            "name others in the list of labels"
+            f"{where} has {selected[0]} as its only label, where at least two are needed: add "
+            "images of others, or name others in the list of labels"
         )
-    wanted = set(names)
-    rows = [
-        r
-        for r, own in enumerate(labels)
-        if wanted.intersection(own) and (keep == "any" or wanted.issuperset(own))
-    ]
-    truth = np.array([[name in labels[row] for name in names] for row in rows], dtype=bool).reshape(
-        -1, len(names)
-    )
-    return Chosen(names, np.array(rows, dtype=np.int64), truth)
+    rows = []
+    for row, of_image in enumerate(labels):
+        shows_one = not set(selected).isdisjoint(of_image)
+        # Under `strict` an image of two roles' labels is in neither: no label of another role
+        # slips in with it.
+        if shows_one and (label_filter == "any" or set(selected).issuperset(of_image)):
+            rows.append(row)
+    truth = np.zeros((len(rows), len(selected)), dtype=bool)
+    for position, row in enumerate(rows):
+        truth[position] = [name in labels[row] for name in selected]
+    return LabelSelection(selected, np.array(rows, dtype=np.int64), truth)
 
 
-def refuse_overlap(chosen: Mapping[str, Chosen]) -> None:
-    """Raise DataError if two roles share a label, by its name: what is measured must be new."""
-    roles = list(chosen)
-    for i, one in enumerate(roles):
-        for other in roles[i + 1 :]:
-            both = sorted(set(chosen[one].names) & set(chosen[other].names))
-            if both:
-                more = f" and {len(both) - 5} more" if len(both) > 5 else ""
-                raise DataError(
-                    f"labels of both --{one} and --{other}: {', '.join(both[:5])}{more}: what is learned from, chosen "
-                    "on and measured must differ; divide them with a list of labels"
-                )
+def refuse_shared_labels(selections: Mapping[str, LabelSelection]) -> None:
+    """Raise DataError if two roles share a label by its name: measured labels must be new."""
+    for (first, first_selection), (second, second_selection) in combinations(selections.items(), 2):
+        shared = sorted(set(first_selection.names) & set(second_selection.names))
+        if not shared:
+            continue
+        names = ", ".join(shared[:_NAMED_LABELS])
+        if len(shared) > _NAMED_LABELS:
+            names += f" and {len(shared) - _NAMED_LABELS} more"
+        raise DataError(
+            f"labels of both --{first} and --{second}: {names}: what is learned from, chosen on "
+            "and measured must differ; divide them with a list of labels"
+        )

@@ -1,8 +1,9 @@
-"""Metrics of pictures with several labels: average precision, precision, recall and F1, over labels and over pairs.
+"""Metrics of images with several labels: average precision, precision, recall and F1.
 
-In: scores and truth (pictures, labels). Averages over labels leave out labels that no picture has,
-for which recall and average precision are undefined. Definitions are scikit-learn's, written out
-because an interval over pictures needs every picture's influence, and because thousands of small
+In: scores and truth (images, labels). Out: metrics averaged over labels (macro) and over all pairs
+of image and label (micro). Averages over labels leave out labels that no image has: their recall
+and average precision are undefined. Definitions are scikit-learn's. They are written out here
+because an interval over images needs every image's influence, and because thousands of small
 tables are measured.
 """
 
@@ -15,77 +16,79 @@ Array = NDArray[np.float64]
 
 
 def average_precision(scores: Array, truth: NDArray[np.bool_]) -> tuple[float, Array]:
-    """Average precision in 0..1 of one label, and every picture's influence on it (pictures,).
+    """Return the average precision of one label, and every image's influence on it (images,).
 
-    Equal scores are one step of the curve, so that their order does not matter. The influence is
-    the derivative with respect to the picture's weight (1); the sum of its squares is the variance
-    of the value when other pictures are drawn (infinitesimal jackknife). Without a positive both
-    are NaN.
+    The value is in 0..1. Equal scores are one step of the curve, so that their order does not
+    matter. The influence is the derivative with respect to the weight of an image (which is 1);
+    the sum of its squares is the variance of the value when other images are drawn (infinitesimal
+    jackknife). If no image has the label, value and influence are NaN.
     """
     if not truth.any():
         return float("nan"), np.full(len(scores), np.nan)
     order = np.argsort(-scores, kind="stable")
-    new = np.append(True, np.diff(scores[order]) != 0)
-    step = np.cumsum(new) - 1  # of the curve, that each picture belongs to
-    ends = np.flatnonzero(np.append(new[1:], True))
-    above, right = ends + 1.0, np.cumsum(truth[order])[ends].astype(np.float64)
+    starts_step = np.append(True, np.diff(scores[order]) != 0)
+    step = np.cumsum(starts_step) - 1  # the step of the curve that each image belongs to
+    last_of_step = np.flatnonzero(np.append(starts_step[1:], True))
+    # At the end of each step: how many images are ranked so far, and how many of them are right.
+    ranked = last_of_step + 1.0
+    right = np.cumsum(truth[order])[last_of_step].astype(np.float64)
     gained, total = np.diff(right, prepend=0), right[-1]
-    precision = right / above
+    precision = right / ranked
     value = float((gained * precision).sum() / total)
-    # A picture moves the precision of its own step and of all below it.
-    as_one = np.cumsum((gained * right / above**2)[::-1])[::-1]
-    as_right = np.cumsum((gained / above)[::-1])[::-1]
+    # More weight on an image changes the precision of its own step and of all later ones: every
+    # image adds to the number ranked, and a right one also to the number of right ones. Both are
+    # sums from a step to the last.
+    through_ranked = np.cumsum((gained * right / ranked**2)[::-1])[::-1]
+    through_right = np.cumsum((gained / ranked)[::-1])[::-1]
+    of_right = (precision - value + through_right)[step]
     influence = np.empty(len(scores))
-    influence[order] = (truth[order] * (precision - value + as_right)[step] - as_one[step]) / total
+    influence[order] = (truth[order] * of_right - through_ranked[step]) / total
     return value, influence
 
 
 def multilabel_metrics(
     scores: Array, truth: NDArray[np.bool_], threshold: float | None = 0.0
 ) -> tuple[dict[str, float], Array]:
-    """Metrics of all labels together, and each label's average precision (labels,), all in 0..1 or NaN.
+    """Return metrics of all labels by name, and the average precision of each label (labels,).
 
-    `mAP` is the mean of the labels' average precisions, `micro_AP` that of all pairs of picture and
-    label in one ranking. `macro_F1` is the mean of the labels' F1; `macro_F1_PR` the harmonic mean
-    of `macro_P` and `macro_R`, which the published evaluation of multi-label few-shot recognition
-    calls macro F1.
+    All are in 0..1 or NaN. `mAP` is the mean of the labels' average precisions, `micro_AP` the
+    average precision of all pairs of image and label in one ranking. `macro_F1` is the mean of the
+    labels' F1, and `macro_F1_PR` the harmonic mean of `macro_P` and `macro_R`, which the published
+    evaluation of multi-label few-shot recognition calls macro F1.
 
     Parameters
     ----------
     scores, truth
-        (pictures, labels).
+        (images, labels).
     threshold
-        Scores above it (0 for logits: a probability of 0.5) say that a label is there; None leaves
-        out P, R and F1.
+        A label is predicted if its score is higher (0 for logits: a probability of 0.5). With None
+        there are no P, R and F1.
     """
-    by_label = np.array(
-        [average_precision(scores[:, c], truth[:, c])[0] for c in range(truth.shape[1])]
-    )
+    by_label = np.empty(truth.shape[1])
+    for column in range(truth.shape[1]):
+        by_label[column] = average_precision(scores[:, column], truth[:, column])[0]
     scored = truth.any(axis=0)
-    found = {"n_classes_scored": float(scored.sum())}
+    values = {"n_classes_scored": float(scored.sum())}
     if not scored.any():
-        return found, by_label
-    found |= {"mAP": float(by_label[scored].mean())}
-    found |= {"micro_AP": average_precision(scores.ravel(), truth.ravel())[0]}
+        return values, by_label
+    values["mAP"] = float(by_label[scored].mean())
+    values["micro_AP"] = average_precision(scores.ravel(), truth.ravel())[0]
     if threshold is None:
-        return found, by_label
-    said = scores > threshold
-    # Rows: right, said, there; F1 is twice the right ones over the sum of both others.
-    counts = np.stack([said & truth, said, truth]).sum(axis=1).astype(np.float64)
-    for name, (right, claimed, there) in {
-        "micro": counts.sum(axis=1),
-        "macro": counts[:, scored],
-    }.items():
-        several = {
-            "P": _share(right, claimed),
-            "R": _share(right, there),
-            "F1": _share(2 * right, claimed + there),
-        }
-        found |= {f"{name}_{which}": float(np.mean(value)) for which, value in several.items()}
-    p, r = found["macro_P"], found["macro_R"]
-    return found | {"macro_F1_PR": float(_share(np.array(2 * p * r), np.array(p + r)))}, by_label
+        return values, by_label
+    predicted = scores > threshold
+    # Rows: right, predicted, present; columns: labels.
+    counts = np.stack([predicted & truth, predicted, truth]).sum(axis=1).astype(np.float64)
+    # Micro counts all labels together, macro averages over the labels that some image has.
+    for name, of_name in (("micro", counts.sum(axis=1)), ("macro", counts[:, scored])):
+        n_right, n_predicted, n_present = of_name
+        values[f"{name}_P"] = float(np.mean(_share(n_right, n_predicted)))
+        values[f"{name}_R"] = float(np.mean(_share(n_right, n_present)))
+        values[f"{name}_F1"] = float(np.mean(_share(2 * n_right, n_predicted + n_present)))
+    p, r = values["macro_P"], values["macro_R"]
+    values["macro_F1_PR"] = float(_share(np.array(2 * p * r), np.array(p + r)))
+    return values, by_label
 
 
 def _share(part: Array, whole: Array) -> Array:
-    """Divide, 0 where the whole is 0."""
+    """Divide; the share of nothing is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

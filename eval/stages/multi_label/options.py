@@ -1,4 +1,7 @@
-"""Options of multi-label few-shot recognition."""
+"""Options of multi-label few-shot recognition: data sets, draws, methods and training.
+
+This module imports nothing heavy, because the command line reads it for `--help`.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,20 @@ from data_pipeline.errors import UsageError
 from eval.results.options import ModelOptions, option
 
 Filter = Literal["strict", "any"]
-"""Leave out images that have other labels besides, or keep them and ignore those labels."""
+"""Leave out images that have other labels too, or keep them and ignore those labels."""
 Init = Literal["vl_joint", "learned"]
-"""Where patches and labels meet: in the model's contrastive space, or in one learned on --base."""
+"""Where patches and labels are compared: in the model's contrastive space, or in a learned one."""
 QueryPool = Literal["mean", "max", "label_attention"]
 """How the patches of a query are compared with a prototype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ModelOptions):
-    """What `glscl eval multi-label` takes."""
+    """Options of `glscl eval multi-label`."""
 
     stage = "multi-label"
     about = (
-        "recognise several new labels from one or a few images of each: patches chosen by loss "
+        "recognize several new labels from one or a few images of each: patches chosen by loss "
         "change, and baselines on the same draws"
     )
     example = (
@@ -32,14 +35,15 @@ class Options(ModelOptions):
     )
 
     base: Path | None = option(
-        None, help="data set of other labels, on which scales and heads are trained", metavar="DIR"
+        None, help="data set of other labels to train scales and heads on", metavar="DIR"
     )
     val: Path | None = option(
         None,
-        help="data set of other labels, on which settings and epochs are chosen",
+        help="data set of other labels to choose settings and epochs on",
         metavar="DIR",
     )
-    labels: str | None = option(
+    # A shipped list has a name instead of a path; Path holds both.
+    labels: Path | None = option(
         None,
         help="names of labels: a file, or a shipped list such as coco_52_12_16 (default: those of "
         "the data set)",
@@ -48,31 +52,33 @@ class Options(ModelOptions):
     shot: tuple[int, ...] = option(
         (1, 5), help="support images per label; each number is evaluated", metavar="K", at_least=1
     )
+    # At least two, because intervals are over draws.
     draws: int = option(20, help="draws of the support images", metavar="R", at_least=2)
-    seed: int = option(0, help="seed that the support is drawn with", metavar="S", at_least=0)
+    seed: int = option(0, help="seed of the draw of support images", metavar="S", at_least=0)
     filter: Filter = option(
         "strict",
-        help="leave out images that have other labels besides, or ignore those labels",
+        help="leave out images that have other labels too, or ignore those labels",
     )
     methods: tuple[str, ...] | None = option(
-        None, help="methods to run (default: all that can; the others are flagged)", metavar="NAME"
+        None,
+        help="methods to run (default: all that can run; the others are flagged)",
+        metavar="NAME",
     )
     init: Init = option(
         "vl_joint",
-        help="compare patches and labels in the model's contrastive space or in one learned on --base",
+        help="compare patches and labels in the model's contrastive space, or in one learned on "
+        "--base",
     )
     patches: int = option(
-        9, help="patches that a label chooses in a support image", metavar="N", at_least=1
+        9, help="patches that a label chooses in each support image", metavar="N", at_least=1
     )
     query_pool: QueryPool = option(
-        "mean", help="how the patches of a query are compared with a prototype"
+        "mean", help="how to compare the patches of a query with a prototype"
     )
     epochs: int = option(
         8, help="training epochs of the cross-interaction", metavar="N", at_least=0
     )
-    pool_grid: int = option(
-        7, help="patches are averaged to a grid of N x N", metavar="N", at_least=1
-    )
+    pool_grid: int = option(7, help="average patches to a grid of N x N", metavar="N", at_least=1)
 
     def __post_init__(self) -> None:
         """Raise UsageError for options that exclude each other."""

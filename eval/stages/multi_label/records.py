@@ -1,9 +1,10 @@
-"""Scores of draws as lines of `samples.jsonl`, and every metric computed from them.
+"""Records of multi-label recognition, one draw on each line, and the metrics computed from them.
 
-A line is one draw: which picture has which label, the scores of every method on all pictures that
-are neither support nor copies of it, in 65,536 steps from the least to the largest. Metrics are
-those of the stored scores, so that lines give them to the last bit, and a line by itself gives
-those of its draw. Two intervals: over draws, and over pictures.
+In: scores of all methods in a draw. Out: its record (`DrawRecord`), and metrics of all records.
+A record holds the labels of all images, and the scores of every method for all images that are
+neither support nor copies of it, in 65,536 steps from the lowest to the highest. Metrics are
+computed from the stored scores, so that records reproduce them to the last bit. Every mean has two
+intervals: over draws, and over images.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +24,65 @@ from eval.results.schema import Metric
 from .methods import COMPARED_TO, OWN
 from .metrics import Array, average_precision, multilabel_metrics
 
-_STEPS = 65535
+_STEPS = 65535  # the largest number of two bytes
 _NORMAL = 1.959964  # half a 95 % interval in standard errors
 
 
-_Draw = tuple[NDArray[np.int64], NDArray[np.bool_], dict[str, Array]]
-"""Rows of the queries, their truth, and every method's scores of them (queries, labels)."""
+class PackedScores(TypedDict):
+    """Scores (queries, labels) of a method: ``low`` + ``step`` * number."""
+
+    low: float
+    step: float
+    steps: str
+    """The numbers as 16-bit little-endian integers in base64."""
+
+
+class DrawRecord(TypedDict):
+    """One draw: its support, and what every method scored."""
+
+    query: str
+    """Shots and number of the draw, such as `5shot/3`."""
+    shot: int
+    draw: int
+    classes: list[str]
+    pictures: int
+    """Number of images."""
+    labels: str
+    """Truth (images, labels) as bits in base64."""
+    left_out: list[int]
+    """Rows of the images that are not queries: support and copies of it."""
+    logits: bool
+    """Whether a score above 0 means that the label is present."""
+    scores: dict[str, PackedScores]
+    constant: NotRequired[list[str]]
+    """Methods with equal scores for all images and labels."""
+    support: NotRequired[list[str]]
+    """Keys of the support images."""
+    grid: NotRequired[list[int]]
+    """Rows and columns of the patches; like ``chosen`` only in the first draw, for the report."""
+    chosen: NotRequired[dict[str, list[dict[str, list[int]]]]]
+    """By method, for each support image, the patches that its labels chose."""
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """One method, in percent: metrics by draw, each label's average precision (draws, labels), NaN where undefined.
+class _Draw:
+    """What a record holds, unpacked."""
 
-    ``on_map`` (pictures,) and ``on_class`` (pictures, labels) are the pictures' influences on their
-    means over draws.
+    query: NDArray[np.int64]
+    """Rows of the queries."""
+    truth: NDArray[np.bool_]
+    """(queries, labels)"""
+    scores: dict[str, Array]
+    """By method (queries, labels)."""
+
+
+@dataclass(frozen=True)
+class _MethodMetrics:
+    """Metrics of one method in percent, and the influence of every image on them.
+
+    ``by_draw`` has a value for each draw, ``by_class`` (draws, labels) the average precision, NaN
+    where it is undefined. ``on_map`` (images,) and ``on_class`` (images, labels) are the images'
+    influences on the means over draws.
     """
 
     by_draw: dict[str, list[float]]
@@ -53,140 +99,183 @@ def record_of(
     query: NDArray[np.int64],
     scores: Mapping[str, Array],
     logits: bool,
-) -> dict[str, Any]:
-    """Make the line of draw ``number`` from truth (pictures, labels) and scores (queries, labels) by method.
+) -> DrawRecord:
+    """Make the record of a draw.
 
-    ``logits`` says that a score above 0 means that the label is there.
+    Parameters
+    ----------
+    shot, number
+        Support images per label, and the number of the draw.
+    classes
+        Names of the labels.
+    truth
+        Which image has which label (images, labels).
+    query
+        Rows of the images that were queries.
+    scores
+        Scores (queries, labels) by method.
+    logits
+        Whether a score above 0 means that the label is present.
     """
-    left_out = np.setdiff1d(np.arange(len(truth)), query)
-    packed = base64.b64encode(np.packbits(truth).tobytes()).decode()
+    packed = {}
+    for name, values in scores.items():
+        packed[name] = _pack(values)
     return {
         "query": f"{shot}shot/{number}",
         "shot": shot,
         "draw": number,
         "classes": list(classes),
         "pictures": len(truth),
-        "labels": packed,
-        "left_out": left_out.tolist(),
+        "labels": base64.b64encode(np.packbits(truth).tobytes()).decode(),
+        "left_out": np.setdiff1d(np.arange(len(truth)), query).tolist(),
         "logits": logits,
-        "scores": {name: _packed(values) for name, values in scores.items()},
+        "scores": packed,
     }
 
 
-def says_anything(line: Mapping[str, Any], method: str) -> bool:
-    """Whether any stored score of ``method`` is above 0, so that a label is said to be there."""
-    packed = line["scores"][method]
+def predicts_any_label(record: DrawRecord, method: str) -> bool:
+    """Return whether any stored score of ``method`` is above 0."""
+    packed = record["scores"][method]
     return bool(packed["low"] + packed["step"] * _STEPS > 0)
 
 
-def metrics(records: Iterable[dict[str, Any]]) -> list[Metric]:
-    """Compute every metric from the lines of `samples.jsonl`.
+def metrics(records: Iterable[DrawRecord]) -> list[Metric]:
+    """Compute every metric from the records.
 
     `Nshot/METHOD/mAP` and the others of `multilabel_metrics` are means over draws with Student's t
-    interval over them; mAP and `class/NAME` also have one over pictures (``intervals``), with the
-    support pictures as drawn. `Nshot/METHOD-OTHER/mAP` are differences of `OWN` and `COMPARED_TO`
-    on the same draws. A label without a picture to find in a draw is left out of it;
-    `Nshot/n_classes_scored` is the mean number of the others. Chance is the mean share of pictures
-    with a label.
+    interval. mAP and `class/NAME` also have an interval over images (``intervals``), for the
+    support images that were drawn. `Nshot/METHOD-OTHER/mAP` are differences of `OWN` and
+    `COMPARED_TO` on the same draws. A label that no query of a draw has is left out of that draw;
+    `Nshot/n_classes_scored` is the mean number of the remaining labels. Chance is the mean share
+    of images with a label.
     """
-    lines = list(records)
-    found: list[Metric] = []
-    for shot in dict.fromkeys(line["shot"] for line in lines):
-        found += _of_shot(f"{shot}shot", [line for line in lines if line["shot"] == shot])
-    return found
+    by_shot: dict[int, list[DrawRecord]] = {}
+    for record in records:
+        by_shot.setdefault(record["shot"], []).append(record)
+    computed: list[Metric] = []
+    for shot, of_shot in by_shot.items():
+        computed += _shot_metrics(f"{shot}shot", of_shot)
+    return computed
 
 
-def _of_shot(prefix: str, lines: list[dict[str, Any]]) -> list[Metric]:
-    classes, methods = lines[0]["classes"], list(lines[0]["scores"])
-    draws = [_unpacked(line) for line in lines]
-    measured = {method: _measured(lines, draws, method) for method in methods}
-    shares = np.array([truth.mean(axis=0) for _, truth, _ in draws])
-    chance = 100 * float(np.mean([share[share > 0].mean() for share in shares]))
-    found = []
-    for method, own in measured.items():
-        for name, values in own.by_draw.items():
-            if name != "n_classes_scored":
-                mean = _mean(f"{prefix}/{method}/{name}", values, chance if name == "mAP" else None)
-                found.append(_over_pictures(mean, own.on_map) if name == "mAP" else mean)
+def _shot_metrics(prefix: str, records: Sequence[DrawRecord]) -> list[Metric]:
+    classes, methods = records[0]["classes"], list(records[0]["scores"])
+    draws = [_unpack(record) for record in records]
+    measured = {method: _method_metrics(records, draws, method) for method in methods}
+    label_shares = np.array([draw.truth.mean(axis=0) for draw in draws])
+    # A ranking at random has the share of positives as average precision; labels without any
+    # positive are left out, as they are of mAP.
+    chance_by_draw = [shares[shares > 0].mean() for shares in label_shares]
+    chance = 100 * float(np.mean(chance_by_draw))
+    computed = []
+    for method, of_method in measured.items():
+        for name, values in of_method.by_draw.items():
+            if name == "mAP":
+                mean = _mean(f"{prefix}/{method}/mAP", values, chance)
+                computed.append(_with_image_interval(mean, of_method.on_map))
+            elif name != "n_classes_scored":
+                computed.append(_mean(f"{prefix}/{method}/{name}", values, None))
     for method, other in product(OWN, COMPARED_TO):
-        if method in methods and other in methods:
-            mine, theirs = measured[method], measured[other]
-            value, interval = paired_difference(mine.by_draw["mAP"], theirs.by_draw["mAP"])
-            name, unit = f"{prefix}/{method}-{other}/mAP", "percentage points"
-            metric = Metric(name=name, value=value, unit=unit, ci95=interval, n=len(lines))
-            found.append(_over_pictures(metric, mine.on_map - theirs.on_map))
+        if method in measured and other in measured:
+            computed.append(
+                _difference(f"{prefix}/{method}-{other}/mAP", measured[method], measured[other])
+            )
+    # The same for every method: it depends on the draws alone.
     scored = float(np.mean(measured[methods[0]].by_draw["n_classes_scored"]))
-    found.append(
-        Metric(name=f"{prefix}/n_classes_scored", value=scored, unit="classes", n=len(lines))
-    )
-    for method, own in measured.items():
-        for column, name in enumerate(classes):
-            values = own.by_class[~np.isnan(own.by_class[:, column]), column]
-            if len(values):
-                mean = _mean(
-                    f"{prefix}/{method}/class/{name}", values, 100 * float(shares[:, column].mean())
-                )
-                found.append(_over_pictures(mean, own.on_class[:, column]))
-    return found
+    name = f"{prefix}/n_classes_scored"
+    computed.append(Metric(name=name, value=scored, unit="classes", n=len(records)))
+    for method, of_method in measured.items():
+        for column, label in enumerate(classes):
+            by_draw = of_method.by_class[:, column]
+            defined = by_draw[~np.isnan(by_draw)]
+            if len(defined):
+                label_chance = 100 * float(label_shares[:, column].mean())
+                mean = _mean(f"{prefix}/{method}/class/{label}", defined, label_chance)
+                computed.append(_with_image_interval(mean, of_method.on_class[:, column]))
+    return computed
 
 
-def _measured(lines: Sequence[dict[str, Any]], draws: Sequence[_Draw], method: str) -> _Measured:
+def _method_metrics(
+    records: Sequence[DrawRecord], draws: Sequence[_Draw], method: str
+) -> _MethodMetrics:
+    images, labels = records[0]["pictures"], len(records[0]["classes"])
     by_draw: dict[str, list[float]] = {}
     by_class = []
-    on_map, on_class = (
-        np.zeros(lines[0]["pictures"]),
-        np.zeros((lines[0]["pictures"], len(lines[0]["classes"]))),
-    )
-    for line, (query, truth, scores) in zip(lines, draws, strict=True):
-        values, own = multilabel_metrics(scores[method], truth, 0.0 if line["logits"] else None)
+    on_map, on_class = np.zeros(images), np.zeros((images, labels))
+    for record, draw in zip(records, draws, strict=True):
+        scores = draw.scores[method]
+        threshold = 0.0 if record["logits"] else None
+        values, by_label = multilabel_metrics(scores, draw.truth, threshold)
         for name, value in values.items():
-            by_draw.setdefault(name, []).append(
-                value if name == "n_classes_scored" else 100 * value
-            )
-        by_class.append(100 * own)
-        for column in np.flatnonzero(truth.any(axis=0)):
-            influence = average_precision(scores[method][:, column], truth[:, column])[1]
-            on_class[query, column] += 100 * influence
-            on_map[query] += 100 * influence / values["n_classes_scored"] / len(lines)
-    scored = np.maximum((~np.isnan(by_class)).sum(axis=0), 1)
-    return _Measured(by_draw, np.array(by_class), on_map, on_class / scored)
+            scale = 1 if name == "n_classes_scored" else 100
+            by_draw.setdefault(name, []).append(scale * value)
+        by_class.append(100 * by_label)
+        for column in np.flatnonzero(draw.truth.any(axis=0)):
+            influence = average_precision(scores[:, column], draw.truth[:, column])[1]
+            on_class[draw.query, column] += 100 * influence
+            # mAP is a mean over the scored labels of a draw, and then over draws.
+            on_map[draw.query] += 100 * influence / values["n_classes_scored"] / len(records)
+    draws_of_label = np.maximum((~np.isnan(by_class)).sum(axis=0), 1)
+    return _MethodMetrics(by_draw, np.array(by_class), on_map, on_class / draws_of_label)
 
 
 def _mean(name: str, values: Sequence[float] | Array, chance: float | None) -> Metric:
-    value, interval = float(np.mean(values)), t_interval(values)
-    ci95 = None if interval is None else _share(interval)
-    return Metric(name=name, value=value, unit="percent", ci95=ci95, n=len(values), chance=chance)
-
-
-def _over_pictures(metric: Metric, influence: Array) -> Metric:
-    half = _NORMAL * float(np.sqrt((influence**2).sum()))
-    found = (metric.value - half, metric.value + half)
-    return metric.model_copy(
-        update={"intervals": {"pictures": _share(found) if metric.unit == "percent" else found}}
+    interval = t_interval(values)
+    return Metric(
+        name=name,
+        value=float(np.mean(values)),
+        unit="percent",
+        ci95=None if interval is None else _clip_to_percent(interval),
+        n=len(values),
+        chance=chance,
     )
 
 
-def _share(interval: tuple[float, float]) -> tuple[float, float]:
-    """Cut off what no share can be."""
+def _difference(name: str, method: _MethodMetrics, other: _MethodMetrics) -> Metric:
+    value, interval = paired_difference(method.by_draw["mAP"], other.by_draw["mAP"])
+    metric = Metric(
+        name=name,
+        value=value,
+        unit="percentage points",
+        ci95=interval,
+        n=len(method.by_draw["mAP"]),
+    )
+    return _with_image_interval(metric, method.on_map - other.on_map)
+
+
+def _with_image_interval(metric: Metric, influence: Array) -> Metric:
+    # The sum of squared influences is the variance when other images are drawn (infinitesimal
+    # jackknife); resampling would measure thousands of tables.
+    half = _NORMAL * float(np.sqrt((influence**2).sum()))
+    interval = (metric.value - half, metric.value + half)
+    if metric.unit == "percent":
+        interval = _clip_to_percent(interval)
+    return metric.model_copy(update={"intervals": {"pictures": interval}})
+
+
+def _clip_to_percent(interval: tuple[float, float]) -> tuple[float, float]:
     return max(0.0, interval[0]), min(100.0, interval[1])
 
 
-def _packed(scores: Array) -> dict[str, Any]:
+def _pack(scores: Array) -> PackedScores:
     low, high = float(scores.min()), float(scores.max())
     step = (high - low) / _STEPS
-    steps = np.rint((scores - low) / step if step else np.zeros_like(scores)).astype("<u2")
-    return {"low": low, "step": step, "steps": base64.b64encode(steps.tobytes()).decode()}
+    numbers = np.zeros_like(scores)
+    if step > 0:  # otherwise all scores are equal
+        numbers = np.rint((scores - low) / step)
+    encoded = base64.b64encode(numbers.astype("<u2").tobytes()).decode()
+    return {"low": low, "step": step, "steps": encoded}
 
 
-def _unpacked(line: Mapping[str, Any]) -> _Draw:
-    pictures, labels = line["pictures"], len(line["classes"])
-    bits = np.frombuffer(base64.b64decode(line["labels"]), dtype=np.uint8)
-    truth = np.unpackbits(bits, count=pictures * labels).reshape(pictures, labels).astype(bool)
-    query = np.setdiff1d(np.arange(pictures), np.array(line["left_out"], dtype=np.int64))
+def _unpack(record: DrawRecord) -> _Draw:
+    images, labels = record["pictures"], len(record["classes"])
+    bits = np.frombuffer(base64.b64decode(record["labels"]), dtype=np.uint8)
+    # packbits fills the last byte with zeros, which count cuts off.
+    truth = np.unpackbits(bits, count=images * labels).reshape(images, labels).astype(bool)
+    query = np.setdiff1d(np.arange(images), np.array(record["left_out"], dtype=np.int64))
     scores = {}
-    for name, packed in line["scores"].items():
-        steps = np.frombuffer(base64.b64decode(packed["steps"]), dtype="<u2").reshape(
-            len(query), labels
-        )
-        scores[name] = packed["low"] + packed["step"] * steps.astype(np.float64)
-    return query, truth[query], scores
+    for name, packed in record["scores"].items():
+        numbers = np.frombuffer(base64.b64decode(packed["steps"]), dtype="<u2")
+        table = numbers.reshape(len(query), labels).astype(np.float64)
+        scores[name] = packed["low"] + packed["step"] * table
+    return _Draw(query, truth[query], scores)

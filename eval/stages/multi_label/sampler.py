@@ -1,8 +1,8 @@
-"""Support pictures for labels, drawn again and again; what is left of the data set are the queries of every draw.
+"""Draws of support images for labels; all other images of the data set are the queries.
 
-In: which picture has which label. A draw takes so many pictures of every label; their other labels
-count too, so that a label may have more. Out: rows of the pictures. A draw depends on the seed and
-its number alone.
+In: which image has which label. Out: rows of support and query images. A draw takes a number of
+images for every label. Their other labels count too, so that a label may have more support images
+than that. A draw depends on the seed and its number alone.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ from data_pipeline.randomness import generator_at
 
 @dataclass(frozen=True)
 class Draw:
-    """Rows of the support pictures and of the queries, which share no picture and no copy of one."""
+    """Rows of support and query images, which share no image and no copy of one."""
 
     support: NDArray[np.int64]
     query: NDArray[np.int64]
 
 
 class MultiLabelEpisodeSampler:
-    """Draws of ``shot`` support pictures for every label, with the whole rest as queries.
+    """Draws of ``shot`` support images for every label, with all other images as queries.
 
     Parameters
     ----------
     truth
-        Which picture has which label (pictures, labels).
+        Which image has which label (images, labels).
     names
-        Of the labels.
+        Names of the labels.
     shot, draws, seed
-        Support pictures of a label, number of draws, and what they depend on. With the same seed
-        and draw the support of fewer shots is part of that of more.
+        Support images per label, number of draws, and the seed. With the same seed and draw, the
+        support of fewer shots is part of the support of more.
     media
-        The same for copies of a picture; without it all pictures differ.
+        Hash of every image's file; without it no image is a copy of another.
     name
-        What messages call the pictures, such as `--val`.
+        What messages call the data set, such as `--val`.
 
     Raises
     ------
-    UsageError, DataError
-        For a shot or a number of draws below 1; for labels with too few different pictures, by
-        name, and for a draw that leaves no picture with a label to find.
+    UsageError
+        For a shot or a number of draws below 1.
+    DataError
+        For labels with too few different images, by name, and for a draw without any query that
+        has a label.
     """
 
     def __init__(
@@ -61,26 +63,33 @@ class MultiLabelEpisodeSampler:
         name: str = "the data",
     ):
         if shot < 1 or draws < 1:
-            raise UsageError(f"{draws} draws of {shot} pictures a label: both must be 1 or more")
+            raise UsageError(f"{draws} draws of {shot} images per label: both must be 1 or more")
         self.truth, self.shot, self.draws, self.seed, self.name = truth, shot, draws, seed, name
-        self.same = np.unique(
-            np.arange(len(truth)) if media is None else np.asarray(media), return_inverse=True
-        )[1]
-        counts = {label: len(np.unique(self.same[truth[:, c]])) for c, label in enumerate(names)}
-        few = [f"{label} ({count})" for label, count in counts.items() if count <= shot]
-        if few:
+        if media is None:
+            self.file_numbers = np.arange(len(truth))
+        else:
+            # Copies of an image get the same number: none is a query for the other.
+            self.file_numbers = np.unique(np.asarray(media), return_inverse=True)[1]
+        too_few = []
+        for column, label in enumerate(names):
+            different = len(np.unique(self.file_numbers[truth[:, column]]))
+            if different <= shot:  # one more is needed as a query
+                too_few.append(f"{label} ({different})")
+        if too_few:
             raise DataError(
-                f"{name} has too few different pictures for {self._support} and a query: {', '.join(few)}: "
-                f"leave these labels out with a list of labels, {self._more}"
+                f"{name} has too few different images for {self._support_in_words} and a query: "
+                f"{', '.join(too_few)}: leave these labels out with a list of labels, "
+                f"{self._advice}"
             )
 
     @property
-    def _support(self) -> str:
-        return f"{self.shot} support picture{'s' * (self.shot > 1)} of each label"
+    def _support_in_words(self) -> str:
+        images = "image" if self.shot == 1 else "images"
+        return f"{self.shot} support {images} of each label"
 
     @property
-    def _more(self) -> str:
-        return "add pictures" + ", or use fewer shots" * (self.shot > 1)
+    def _advice(self) -> str:
+        return "add images" if self.shot == 1 else "add images, or use fewer shots"
 
     def all(self) -> Iterator[Draw]:
         """Yield every draw."""
@@ -93,18 +102,19 @@ class MultiLabelEpisodeSampler:
         if not 0 <= number < self.draws:
             raise IndexError(number)
         rng = generator_at(self.seed, number)
-        chosen = []
+        support_rows = []
         for label in range(self.truth.shape[1]):
+            # More shots read further into the same permutation, and so keep the earlier images.
             rows = rng.permutation(np.flatnonzero(self.truth[:, label]))
-            first = np.sort(
-                np.unique(self.same[rows], return_index=True)[1]
-            )  # of every picture one copy, in this order
-            chosen.append(rows[first[: self.shot]])
-        support = np.unique(np.concatenate(chosen))
-        query = np.flatnonzero(~np.isin(self.same, self.same[support]))
+            # One copy of every image, in the order of the permutation.
+            distinct = np.sort(np.unique(self.file_numbers[rows], return_index=True)[1])
+            support_rows.append(rows[distinct[: self.shot]])
+        support = np.unique(np.concatenate(support_rows))
+        is_shown = np.isin(self.file_numbers, self.file_numbers[support])
+        query = np.flatnonzero(~is_shown)
         if not self.truth[query].any():
             raise DataError(
-                f"{self.name} leaves no picture with a label to find beside {self._support} (draw {number}): "
-                f"{self._more}"
+                f"{self.name} leaves no image with a label to find beside "
+                f"{self._support_in_words} (draw {number}): {self._advice}"
             )
         return Draw(support, query)

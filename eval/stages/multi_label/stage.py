@@ -1,9 +1,9 @@
-"""Multi-label few-shot recognition: which of some new labels a picture has, from a few pictures of each.
+"""Multi-label few-shot recognition: which new labels an image has, from a few images of each.
 
-In: a model, labelled pictures, and where methods need them base labels to learn from, validation
-labels to choose on. Every draw takes some pictures of each label as support and asks for the labels
-of all others. Out: average precision and F1 of the method beside its baselines on the same draws,
-paired differences, both over draws and over pictures.
+In: a model, labelled images, and for some methods base labels to learn from and validation labels
+to choose on. Every draw takes some images of each label as support, and all other images are
+queries. Out: average precision and F1 of the method and its baselines on the same draws, and paired
+differences, with intervals over draws and over images.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import load_encoder
 from eval.encoding.labelled_images import ImageTokens, encode_tokens
 from eval.results.run_stage import Measured
 
-from .calibration import EPISODES, calibrated
-from .data_sets import described, labelled_sets
-from .fitting import fitted_classifier
-from .joint_space import Logistic
+from .calibration import EPISODES, calibrate
+from .data_sets import describe_sets, labelled_sets
+from .fitting import fit_classifier
+from .joint_space import Labelled, Logistic
 from .methods import ABOUT, NEEDS, SELECTIONS, Methods, Prepared, TipAdapter
 from .options import Options
-from .records import metrics, record_of
+from .records import DrawRecord, metrics, record_of
 from .sampler import MultiLabelEpisodeSampler
-from .summary import not_above, silent, table
+from .summary import flag_not_above, flag_uninformative, table
 
 __all__ = ["measure", "metrics", "table"]
 
 _TUNING_DRAWS = 5
-# Logits of equal vectors may differ by so much: a distance is the root of what was rounded.
+# Logits of equal vectors may differ by this: a distance is the root of a rounded number.
 _ROUNDING = 0.02
+# The report shows the patches that these methods chose.
+_SHOWN_METHODS = (*SELECTIONS, "text_similarity")
 
 
 def measure(options: Options, manifest: Manifest) -> Measured:
-    """Recognise the labels of images, each method on the same draws of support images.
+    """Recognize the labels of images, each method on the same draws of support images.
 
     Raises
     ------
@@ -44,17 +48,17 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         If a method lacks the data sets that it needs, or the model has no joint space.
     DataError
         If data have no labels or a single one, a label has too few images or is in two data sets,
-        a draw leaves nothing to find, or all base images have all labels.
+        no query of a draw has a label, or all base images have all labels.
     NumericsError
         If tokens are not finite.
     """
-    names, left_out = _usable(
-        options.methods, {"base": options.base is not None, "val": options.val is not None}
-    )
+    has_role = {"base": options.base is not None, "val": options.val is not None}
+    names, left_out = _usable(options.methods, has_role)
     encoder = load_encoder(options.model, options.precision, options.cache)
     if not encoder.joint:
         raise UsageError(
-            f"{options.model} has no space that images share with texts, in which labels are compared"
+            f"{options.model} has no space that images share with texts, in which labels are "
+            "compared"
         )
     manifests = {"data": manifest}
     if options.base is not None:
@@ -63,66 +67,38 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         manifests["val"] = Manifest.load(options.val)
     started = time.perf_counter()
     tokens = {}
-    for role, each in manifests.items():
+    for role, role_manifest in manifests.items():
         tokens[role] = encode_tokens(
             encoder,
-            each,
+            role_manifest,
             pool_grid=options.pool_grid,
             limit=options.limit,
             batch_size=options.batch_size,
         )
     sets = labelled_sets(encoder, tokens, manifests, options.labels, options.filter)
     timing = {"encoding_s": time.perf_counter() - started}
-    novel, learn, judge = sets["data"], sets.get("base"), sets.get("val")
-    samplers = {}
-    for shot in dict.fromkeys(options.shot):
-        samplers[shot] = MultiLabelEpisodeSampler(
-            novel.truth,
-            novel.names,
-            shot=shot,
-            draws=options.draws,
-            seed=options.seed,
-            media=novel.media,
-            name="--data",
-        )
+    data, base, val = sets["data"], sets.get("base"), sets.get("val")
+    # Before anything is fitted: data that allow no draws are an error that needs no waiting.
+    samplers = _samplers(data, options)
     started = time.perf_counter()
-    classifier, fitted = fitted_classifier(
-        encoder,
-        learn,
-        judge,
-        init=options.init,
-        query_pool=options.query_pool,
-        patches=options.patches,
-        cross="cross" in names,
-        epochs=options.epochs,
-        seed=options.seed,
-    )
+    classifier, fitted = fit_classifier(encoder, base, val, options, cross="cross" in names)
     adapters = {}
     if "tip_adapter_ml" in names:
-        assert judge is not None
+        assert val is not None
+        adapters = _tuned_adapters(val, options)
         fitted["tip_adapter_ml"] = {}
-        for shot in samplers:
-            adapter = TipAdapter.tuned(judge, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
-            adapters[shot] = adapter
-            fitted["tip_adapter_ml"][f"{shot}shot"] = {
-                "alpha": adapter.alpha,
-                "beta": adapter.beta,
-            }
+        for shot, adapter in adapters.items():
+            settings = {"alpha": adapter.alpha, "beta": adapter.beta}
+            fitted["tip_adapter_ml"][f"{shot}shot"] = settings
     methods = Methods(classifier, adapters, k=options.patches, seed=options.seed)
     logistic: dict[int, dict[str, Logistic]] = {}
-    if learn is not None:
+    if base is not None:
         for shot in samplers:
-            logistic[shot] = calibrated(
-                methods,
-                names,
-                learn,
-                labels=len(novel.names),
-                shot=shot,
-                keep=options.filter,
-                seed=options.seed,
+            logistic[shot] = calibrate(
+                methods, names, base, options, labels=len(data.names), shot=shot
             )
     timing["fitting_s"] = time.perf_counter() - started
-    records, prepared = [], Prepared.of(classifier, novel)
+    records, prepared = [], Prepared.of(classifier, data)
     grid = tokens["data"].grid
     for shot, sampler in samplers.items():
         started = time.perf_counter()
@@ -133,13 +109,14 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         timing[f"draws_per_s/{shot}shot"] = options.draws / (time.perf_counter() - started)
     computed = metrics(records)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    flags += _flags(tokens, logistic, learn is not None, fitted)
-    flags += silent(records) + not_above(computed, list(samplers))
+    flags += _flag_calibration(logistic, fitted, has_base=base is not None)
+    flags += _flag_shared_images(tokens)
+    flags += flag_uninformative(records) + flag_not_above(computed, list(samplers))
     threshold = calibration = chosen_by = None
-    if learn is not None:
+    if base is not None:
         threshold = "0.5, after a scale and a bias fitted to base labels"
         calibration = f"{EPISODES} episodes of as many base labels"
-    if judge is not None:
+    if val is not None:
         chosen_by = "mAP on draws of validation labels"
     return Measured(
         records=records,
@@ -150,20 +127,20 @@ def measure(options: Options, manifest: Manifest) -> Measured:
             "draws": options.draws,
             "seed": options.seed,
             "filter": options.filter,
-            "queries": "all pictures of the labels that are neither support nor a copy of it",
+            "queries": "all images of the labels that are neither support nor a copy of it",
             "init": options.init,
             "patches": {"grid": list(grid), "chosen": options.patches},
             "query_pool": options.query_pool,
             "threshold": threshold,
             "calibration": calibration,
             "chosen_by": chosen_by,
-            "undefined": "labels without a picture to find in a draw are left out of it",
+            "undefined": "labels that no query of a draw has are left out of that draw",
             "precision": options.precision,
-            "intervals": "Student t over draws; pictures: infinitesimal jackknife over pictures, "
+            "intervals": "Student t over draws; `pictures`: infinitesimal jackknife over images, "
             "supports as drawn",
         },
         model={**encoder.description, "fitted": fitted},
-        data=described(manifests, tokens, sets),
+        data=describe_sets(manifests, tokens, sets),
         flags=flags,
         timing=timing,
         device=str(encoder.device),
@@ -172,97 +149,121 @@ def measure(options: Options, manifest: Manifest) -> Measured:
 
 
 def _usable(
-    methods: Sequence[str] | None, there: Mapping[str, bool]
+    requested: Sequence[str] | None, has_role: Mapping[str, bool]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the methods to run, and why others cannot."""
-    wanted = list(dict.fromkeys(ABOUT if methods is None else methods))
-    unknown = [name for name in wanted if name not in ABOUT]
-    if not wanted:
+    """Return the methods to run, and why others are left out."""
+    names = list(dict.fromkeys(ABOUT if requested is None else requested))
+    if not names:
         raise UsageError(f"methods is empty: name some of {', '.join(ABOUT)}")
+    unknown = [name for name in names if name not in ABOUT]
     if unknown:
-        raise UsageError(f"unknown method {', '.join(unknown)}: choose of {', '.join(ABOUT)}")
+        raise UsageError(f"unknown method {', '.join(unknown)}: choose from {', '.join(ABOUT)}")
     left_out = {}
-    for name in wanted:
-        missing = [f"--{role}" for role in NEEDS.get(name, ()) if not there[role]]
-        if missing:
-            left_out[name] = f"needs {' and '.join(missing)}"
-            if methods is not None:
-                raise UsageError(
-                    f"{name} needs {' and '.join(missing)}: it learns from base labels, and its settings are chosen on "
-                    "validation labels, never on those that are measured"
-                )
-    return [name for name in wanted if name not in left_out], left_out
+    for name in names:
+        missing = [f"--{role}" for role in NEEDS.get(name, ()) if not has_role[role]]
+        if not missing:
+            continue
+        left_out[name] = f"needs {' and '.join(missing)}"
+        # By default what can run runs; a method that was asked for must not be dropped silently.
+        if requested is not None:
+            raise UsageError(
+                f"{name} needs {' and '.join(missing)}: it learns from base labels, and its "
+                "settings are chosen on validation labels, never on those that are measured"
+            )
+    return [name for name in names if name not in left_out], left_out
+
+
+def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSampler]:
+    samplers = {}
+    for shot in options.shot:
+        samplers[shot] = MultiLabelEpisodeSampler(
+            data.truth,
+            data.names,
+            shot=shot,
+            draws=options.draws,
+            seed=options.seed,
+            media=data.media,
+            name="--data",
+        )
+    return samplers
+
+
+def _tuned_adapters(val: Labelled, options: Options) -> dict[int, TipAdapter]:
+    adapters = {}
+    for shot in options.shot:
+        adapters[shot] = TipAdapter.tuned(val, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
+    return adapters
 
 
 def _record(
     methods: Methods,
-    names: list[str],
+    names: Sequence[str],
     prepared: Prepared,
     sampler: MultiLabelEpisodeSampler,
     number: int,
     logistic: Mapping[str, Logistic] | None,
     grid: tuple[int, int],
-) -> dict[str, Any]:
-    draw, own = sampler[number], prepared.data
-    found = methods.scores(names, prepared, draw, shot=sampler.shot, number=number)
+) -> DrawRecord:
+    """Run all methods on a draw."""
+    draw, data = sampler[number], prepared.data
+    scored = methods.scores(names, prepared, draw, shot=sampler.shot, number=number)
     scores, constant = {}, []
-    for name, (values, _) in found.items():
-        scores[name] = values.double().numpy()
-        if values.max() - values.min() < _ROUNDING:
+    for name, of_method in scored.items():
+        # Judged before the scale, which could make any difference small.
+        if of_method.scores.max() - of_method.scores.min() < _ROUNDING:
             constant.append(name)
+        scores[name] = of_method.scores.double().numpy()
         if logistic is not None:
             scores[name] = logistic[name].scale * scores[name] + logistic[name].bias
-    record = record_of(
-        sampler.shot, number, own.names, own.truth, draw.query, scores, logistic is not None
-    )
-    record |= {"constant": constant, "support": [own.keys[row] for row in draw.support]}
-    if number == 0:  # what the report draws
+    has_logits = logistic is not None
+    record = record_of(sampler.shot, number, data.names, data.truth, draw.query, scores, has_logits)
+    record["constant"] = constant
+    record["support"] = [data.keys[row] for row in draw.support]
+    if number == 0:  # the report shows the patches of one draw
         record["grid"] = list(grid)
-        shown = [
-            name
-            for name in names
-            if name in (*SELECTIONS, "text_similarity") and found[name][1] is not None
-        ]
-        record["chosen"] = {name: _listed(found[name][1], own.names) for name in shown}
+        record["chosen"] = {}
+        for name, of_method in scored.items():
+            if name in _SHOWN_METHODS and of_method.chosen is not None:
+                record["chosen"][name] = _patches_by_label(of_method.chosen, data.names)
     return record
 
 
-def _listed(chosen: Any, names: Sequence[str]) -> list[dict[str, list[int]]]:
-    """List the chosen patches of each support picture by label."""
-    return [
-        {
-            names[label]: picture[label].nonzero().flatten().tolist()
-            for label in picture.any(1).nonzero().flatten()
-        }
-        for picture in chosen
-    ]
+def _patches_by_label(chosen: Tensor, names: Sequence[str]) -> list[dict[str, list[int]]]:
+    """List the chosen patches (support images, labels, patches) of each image by label."""
+    by_image = []
+    for of_image in chosen:
+        patches = {}
+        for label, of_label in zip(names, of_image, strict=True):
+            if of_label.any():
+                patches[label] = of_label.nonzero().flatten().tolist()
+        by_image.append(patches)
+    return by_image
 
 
-def _flags(
-    tokens: Mapping[str, ImageTokens],
-    logistic: Mapping[int, Mapping[str, Logistic]],
-    based: bool,
-    said: Mapping[str, Any],
+def _flag_calibration(
+    logistic: Mapping[int, Mapping[str, Logistic]], fitted: Mapping[str, Any], *, has_base: bool
 ) -> list[str]:
-    flags = (
-        []
-        if based
-        else [
-            "uncalibrated: without --base no threshold means anything, and P, R and F1 are left out"
-        ]
-    )
-    if based and not said.get("scale_fitted", True):
+    if not has_base:
+        return ["uncalibrated: without --base there is no threshold, and P, R and F1 are left out"]
+    flags = []
+    if not fitted.get("scale_fitted", True):
         flags.append(
-            "the mean of a base picture's patches is not closer to its labels' texts than to others"
+            "the mean of a base image's patches is not closer to its labels' texts than to others"
         )
-    flags += [
-        f"scores_say_nothing/{k}shot/{name}: on base labels"
-        for k in logistic
-        for name, fitted in logistic[k].items()
-        if not fitted.fitted
-    ]
-    own = set(tokens["data"].media)
+    for shot, by_method in logistic.items():
+        for name, of_method in by_method.items():
+            if not of_method.fitted:
+                flags.append(f"scores_say_nothing/{shot}shot/{name}: on base labels")
+    return flags
+
+
+def _flag_shared_images(tokens: Mapping[str, ImageTokens]) -> list[str]:
+    """Flag measured images that are also in another data set."""
+    measured = set(tokens["data"].media)
+    flags = []
     for role in ("base", "val"):
-        shared = own & set(tokens[role].media) if role in tokens else set()
-        flags += [f"{len(shared)} pictures of --data are in --{role} too"] if shared else []
+        if role in tokens:
+            shared = measured & set(tokens[role].media)
+            if shared:
+                flags.append(f"{len(shared)} images of --data are in --{role} too")
     return flags

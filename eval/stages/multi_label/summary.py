@@ -1,122 +1,120 @@
-"""What a multi-label result says in a few lines, and what in it must not be overlooked.
+"""A multi-label result in words: a table of all methods, and flags that a reader must not miss.
 
-In: a result, or its metrics and records. Out: the table that the command prints, rows for a report,
-and flags.
+In: a result, or its metrics and records. Out: the table that the command line prints, metrics by
+method for the report, and flags.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.results.schema import Metric, Result
 
-from .records import says_anything
+from .records import DrawRecord, predicts_any_label
+
+_EXPLANATION = (
+    "In brackets: 95 % intervals over draws of the support; over the images that are queries."
+)
 
 
 def means(result: Result, shot: int) -> dict[str, Metric]:
-    """Return mAP by method, from ``shot`` support pictures of each label."""
-    return {name: metric for name, metric in _maps(result.metrics, shot).items() if "-" not in name}
+    """Return mAP by method, with ``shot`` support images per label."""
+    by_name = _map_metrics(result.metrics, shot)
+    return {name: metric for name, metric in by_name.items() if "-" not in name}
 
 
 def differences(result: Result, shot: int) -> dict[tuple[str, str], Metric]:
-    """Return what a method's mAP is above another's on the same draws, by both names."""
-    found = {
-        tuple(name.split("-")): metric
-        for name, metric in _maps(result.metrics, shot).items()
-        if "-" in name
-    }
-    return {(own, other): metric for (own, other), metric in found.items()}
+    """Return the paired difference of two methods' mAP, by the names of both."""
+    by_pair = {}
+    for name, metric in _map_metrics(result.metrics, shot).items():
+        if "-" in name:
+            method, other = name.split("-")
+            by_pair[method, other] = metric
+    return by_pair
 
 
-def interval(found: tuple[float, float] | None, form: str = ".1f") -> str:
-    """Write an interval, or a dash where there is none."""
-    return "-" if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
+def interval(ends: tuple[float, float] | None, form: str = ".1f") -> str:
+    """Write an interval, or a dash if there is none."""
+    return "-" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 
 def table(result: Result) -> str:
-    """Return mAP of every method by number of support pictures, and its differences, with both intervals."""
+    """Return mAP and paired differences of every method by number of support images."""
     shots = result.protocol["shot"]
-    lines = [["mAP in percent", *(f"{shot}-shot" for shot in shots)]]
-    by_shot = [means(result, shot) for shot in shots]
-    lines += [[name, *(_cell(several[name]) for several in by_shot)] for name in by_shot[0]]
-    lines.append(
-        ["guessing", *(f"{next(iter(several.values())).chance:.1f}" for several in by_shot)]
-    )
-    above = [differences(result, shot) for shot in shots]
-    if above[0]:
-        lines.append(["above, percentage points", *[""] * len(shots)])
-        lines += [
-            [" - ".join(pair), *(_cell(several[pair], "+.1f") for several in above)]
-            for pair in above[0]
-        ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join(
-        [
-            *rows,
-            "In brackets: 95 % intervals over draws of the support; over the pictures that are asked.",
-        ]
-    )
+    means_by_shot = [means(result, shot) for shot in shots]
+    differences_by_shot = [differences(result, shot) for shot in shots]
+    rows = [["mAP in percent", *(f"{shot}-shot" for shot in shots)]]
+    for method in means_by_shot[0]:
+        rows.append([method, *(_cell(of_shot[method]) for of_shot in means_by_shot)])
+    # All methods of a shot have the same chance.
+    chances = [next(iter(of_shot.values())).chance for of_shot in means_by_shot]
+    rows.append(["guessing", *(f"{chance:.1f}" for chance in chances)])
+    if differences_by_shot[0]:
+        rows.append(["above, percentage points", *([""] * len(shots))])
+    for pair in differences_by_shot[0]:
+        cells = [_cell(of_shot[pair], "+.1f") for of_shot in differences_by_shot]
+        rows.append([" - ".join(pair), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, _EXPLANATION])
 
 
-def not_above(measured: Sequence[Metric], shots: Sequence[int]) -> list[str]:
-    """Flag where the method is not above what it must beat on the same draws, once for each number of pictures."""
+def flag_not_above(metrics: Sequence[Metric], shots: Sequence[int]) -> list[str]:
+    """Flag the baselines that the method is not above on the same draws, for each shot."""
     flags = []
     for shot in shots:
-        for own in ("lcm", "cross"):
-            pairs = {
-                name: metric
-                for name, metric in _maps(measured, shot).items()
-                if name.startswith(f"{own}-")
-            }
-            below = [
-                name.split("-")[1] for name, m in pairs.items() if m.ci95 is None or m.ci95[0] <= 0
-            ]
-            flags += [f"{own} is not above {', '.join(below)} ({shot}shot)"] if below else []
+        by_name = _map_metrics(metrics, shot)
+        for method in ("lcm", "cross"):
+            baselines = []
+            for name, metric in by_name.items():
+                is_above = metric.ci95 is not None and metric.ci95[0] > 0
+                if name.startswith(f"{method}-") and not is_above:
+                    baselines.append(name.removeprefix(f"{method}-"))
+            if baselines:
+                flags.append(f"{method} is not above {', '.join(baselines)} ({shot}shot)")
     return flags
 
 
-def silent(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Flag methods whose scores are all equal in every draw of a shot, and those that never say that a label is there.
+def flag_uninformative(records: Sequence[DrawRecord]) -> list[str]:
+    """Flag methods with equal scores in every draw of a shot, and those that predict no label.
 
-    The second means something only where scores are logits, as they are when scale and bias were
-    fitted.
+    A method predicts labels only if its scores are logits, that is if scale and bias were fitted.
     """
-    equal, never = [], []
-    for shot in dict.fromkeys(record["shot"] for record in records):
-        lines = [record for record in records if record["shot"] == shot]
-        names = list(lines[0]["scores"])
-        equal += [
-            f"degenerate_scores/{shot}shot/{name}"
-            for name in names
-            if all(name in r["constant"] for r in lines)
-        ]
-        mute = [
-            name
-            for name in names
-            if lines[0]["logits"] and not any(says_anything(r, name) for r in lines)
-        ]
-        if mute:
-            never.append(
-                f"no label is ever said to be present at threshold 0.5: {', '.join(mute)} ({shot}shot)"
+    by_shot: dict[int, list[DrawRecord]] = {}
+    for record in records:
+        by_shot.setdefault(record["shot"], []).append(record)
+    degenerate, silent = [], []
+    for shot, of_shot in by_shot.items():
+        silent_methods = []
+        for method in of_shot[0]["scores"]:
+            if all(method in record["constant"] for record in of_shot):
+                degenerate.append(f"degenerate_scores/{shot}shot/{method}")
+            predicts = any(predicts_any_label(record, method) for record in of_shot)
+            if of_shot[0]["logits"] and not predicts:
+                silent_methods.append(method)
+        if silent_methods:
+            silent.append(
+                f"no label is ever predicted at threshold 0.5: {', '.join(silent_methods)} "
+                f"({shot}shot)"
             )
-    return equal + never
+    return degenerate + silent
 
 
-def _maps(metrics: Sequence[Metric], shot: int) -> dict[str, Metric]:
-    """Return mAP by what stands between shot and name: a method, or two with a dash; labels' names may have both."""
-    split = [(metric.name.split("/"), metric) for metric in metrics]
-    return {
-        parts[1]: metric
-        for parts, metric in split
-        if len(parts) == 3 and parts[::2] == [f"{shot}shot", "mAP"]
-    }
+def _map_metrics(metrics: Sequence[Metric], shot: int) -> dict[str, Metric]:
+    """Return mAP metrics of a shot by method, or by two methods with a dash between them."""
+    by_name = {}
+    for metric in metrics:
+        # A label's name may contain slashes and dashes: `1shot/lcm/class/NAME` has more parts.
+        parts = metric.name.split("/")
+        if len(parts) == 3 and parts[0] == f"{shot}shot" and parts[2] == "mAP":
+            by_name[parts[1]] = metric
+    return by_name
 
 
 def _cell(metric: Metric, form: str = ".1f") -> str:
-    over = (interval(metric.ci95, form), interval(metric.intervals.get("pictures"), form))
-    return f"{metric.value:{form}} ({'; '.join(over)})"
+    over_draws = interval(metric.ci95, form)
+    over_images = interval(metric.intervals.get("pictures"), form)
+    return f"{metric.value:{form}} ({over_draws}; {over_images})"

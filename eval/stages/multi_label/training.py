@@ -1,9 +1,9 @@
-"""Episodic training of the cross-interaction on base labels; how long is decided by labels that it never saw.
+"""Episodic training of the cross-interaction on base labels; validation labels choose the epoch.
 
-In: a classifier, base pictures, validation pictures of other labels. Out: the weights of the epoch
-with the best mean average precision on validation draws, the start among them, and what was seen on
-the way. Loss: L_Q + L_CM of Yan et al., ACM TOMM (arXiv 2412.13732); an episode has one support
-picture and some queries of every base label.
+In: a classifier, base images, and validation images of other labels. Out: the weights of the epoch
+with the best mean average precision on validation draws (the start counts as an epoch), and a log.
+Loss: L_Q + L_CM of Yan et al., ACM TOMM (arXiv 2412.13732). An episode has one support image and
+some queries of every base label.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from .sampler import MultiLabelEpisodeSampler
 class TrainSettings:
     """Epochs of ``episodes`` each; the learning rate rises over ``warmup`` episodes and stays.
 
-    It is ten times the published one, with which as many epochs got half as far on the scenes'
-    validation labels.
+    It is ten times the published rate. With that rate, the same number of epochs reached half the
+    gain on the validation labels of the scenes.
     """
 
     epochs: int = 8
@@ -41,8 +41,11 @@ class TrainSettings:
 
 
 @dataclass
-class TrainLog:
-    """Mean loss of every epoch; validation mAP in percent before the first and after every one; the best one kept."""
+class BaseTrainingLog:
+    """Mean loss of every epoch, and validation mAP in percent before training and after each epoch.
+
+    ``best`` is the number of the epoch whose weights were kept, 0 for the start.
+    """
 
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
@@ -56,23 +59,25 @@ def fit_base(
     settings: TrainSettings | None = None,
     *,
     seed: int,
-) -> TrainLog:
-    """Train what of ``model`` asks for gradients; without ``val`` all epochs, and the last one is kept.
+) -> BaseTrainingLog:
+    """Train all parameters of ``model`` that require gradients.
+
+    Without ``val`` the weights after the last epoch are kept.
 
     Raises
     ------
     DataError
-        If a label of either has too few pictures for an episode.
+        If a base or validation label has too few images for an episode.
     """
     settings = settings or TrainSettings()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     adam = torch.optim.Adam(weights, lr=settings.lr)
-    log = TrainLog()
+    log = BaseTrainingLog()
     best = copy.deepcopy(model.state_dict())
     if val is not None:
         log.validation.append(validate(model, val, settings.validation_draws, seed))
     total = settings.epochs * settings.episodes
-    # One draw's support pictures are an episode's; its queries are chosen among the rest.
+    # The support of a draw is that of an episode, whose queries are some of the other images.
     sampler = MultiLabelEpisodeSampler(
         base.truth,
         base.names,
@@ -83,15 +88,13 @@ def fit_base(
         name="--base",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed)  # for dropout
         for number in range(total):
-            adam.param_groups[0]["lr"] = settings.lr * min(
-                1, (number + 1) / max(1, settings.warmup)
-            )
+            warmed_up = min(1, (number + 1) / max(1, settings.warmup))
+            adam.param_groups[0]["lr"] = settings.lr * warmed_up
             model.train()
-            loss = _episode_loss(
-                model, base, *_episode(base.truth, sampler, number, settings.queries)
-            )
+            support, query = _episode(base.truth, sampler, number, settings.queries)
+            loss = _episode_loss(model, base, support, query)
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -101,6 +104,7 @@ def fit_base(
             if val is not None and (number + 1) % settings.episodes == 0:
                 model.eval()
                 log.validation.append(validate(model, val, settings.validation_draws, seed))
+                # Only a higher mAP counts: of equals the earliest is kept.
                 if log.validation[-1] > max(log.validation[:-1]):
                     log.best, best = len(log.losses), copy.deepcopy(model.state_dict())
     if val is None:
@@ -113,31 +117,32 @@ def fit_base(
 
 @torch.no_grad()
 def validate(model: MLFSIC, data: Labelled, draws: int, seed: int) -> float:
-    """Mean average precision in percent of one-shot draws."""
+    """Return the mean average precision of one-shot draws, in percent."""
     model.eval()
-    local, labels, present = (
-        model.space.local(data.patch),
-        model.space.text(data.text),
-        data.present(),
-    )
+    local, labels = model.space.local(data.patch), model.space.text(data.text)
+    present = data.present()
     sampler = MultiLabelEpisodeSampler(
         data.truth, data.names, shot=1, draws=draws, seed=seed, media=data.media, name="--val"
     )
-    found = []
+    by_draw = []
     for draw in sampler.all():
         vectors = model.prototypes(local[draw.support], present[draw.support], labels).vectors
         scores = model.predict(local[draw.query], vectors).double().numpy()
-        found.append(multilabel_metrics(scores, data.truth[draw.query], None)[0]["mAP"])
-    return 100 * float(np.mean(found))
+        by_draw.append(multilabel_metrics(scores, data.truth[draw.query], None)[0]["mAP"])
+    return 100 * float(np.mean(by_draw))
 
 
 def _episode(
     truth: NDArray[np.bool_], sampler: MultiLabelEpisodeSampler, number: int, queries: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows of support images, and of up to ``queries`` query images of each label."""
     draw = sampler[number]
+    # The last number keeps these draws apart from those of the support.
     rng = generator_at(sampler.seed, number, 1)
     rows = rng.permutation(draw.query)
-    by_label = [rows[truth[rows, label]][:queries] for label in range(truth.shape[1])]
+    by_label = []
+    for label in range(truth.shape[1]):
+        by_label.append(rows[truth[rows, label]][:queries])
     return draw.support, np.unique(np.concatenate(by_label))
 
 
@@ -146,13 +151,13 @@ def _episode_loss(
 ) -> torch.Tensor:
     space = model.space
     labels, present = space.text(base.text), base.present(support)
-    local, asked = (
-        space.vision(base.patch[support].float()),
-        space.vision(base.patch[query].float()),
-    )
+    local = space.vision(base.patch[support].float())
+    query_local = space.vision(base.patch[query].float())
     vectors = model.prototypes(local, present, labels).vectors
-    loss = F.binary_cross_entropy_with_logits(model.predict(asked, vectors), base.present(query))
-    if any(weight.requires_grad for weight in space.parameters()):  # else it is a constant
+    query_logits = model.predict(query_local, vectors)
+    loss = F.binary_cross_entropy_with_logits(query_logits, base.present(query))
+    # L_CM trains the space alone, and is a constant if the space is fixed.
+    if any(weight.requires_grad for weight in space.parameters()):
         logits = space.logits(local.mean(1), labels)
         loss = loss + F.binary_cross_entropy_with_logits(logits, present)
     return loss
