@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.regions import encode_mask
 from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
+from eval.__main__ import main as eval_main
 from eval.encoding.attention_maps import phrase_tokens
 from eval.metrics.grounding import box_mask, grounding_scores, is_background, pool_mask
 from eval.results.schema import read_records, read_result
@@ -27,6 +25,7 @@ from eval.stages.align.stage import metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 from tests.data_pipeline import official
+from tests.ranks import run_ranks
 
 from .conftest import save_model
 
@@ -421,24 +420,7 @@ def test_three_processes_write_the_same_records(
     config.write_text(
         f"model: {knowing_model}\ndata: {scenes / 'test'}\nout: {tmp_path / 'three'}\n"
     )
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1"
-    launch += " --mixed_precision no"
-    command = [
-        sys.executable,
-        "-m",
-        *launch.split(),
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    command += ["-m", "eval", "align", str(config)]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(3, eval_main, ["align", str(config)])
     one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
     assert one == three and one.count(b"\n") > 40
     assert read_result(tmp_path / "three").environment["world"] == 3

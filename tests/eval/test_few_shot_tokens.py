@@ -2,11 +2,8 @@
 
 import io
 import json
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +28,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.write import write_shards
 from eval.encoding import labelled_images as tokens
 from eval.encoding.encoders import Encoder, equally_spaced, load_encoder
-from eval.encoding.features import encode_images, encode_texts, load
+from eval.encoding.features import encode_images, encode_texts, load, processes
 from eval.encoding.labelled_images import (
     ImageTokens,
     encode_tokens,
@@ -41,6 +38,7 @@ from eval.encoding.labelled_images import (
 from eval.encoding.prompts import label_features
 from pretrain.export import export
 from pretrain.model import GLSCLConfig, GLSCLModel
+from tests.ranks import run_ranks
 
 from .conftest import PICTURES, WIDTH, save_model
 
@@ -317,45 +315,19 @@ def test_tokens_do_not_depend_on_how_pictures_are_divided(
     torch.testing.assert_close(encode_tokens(encoder, data, batch_size=3).cls, wide.cls)
 
 
-PROGRAM = """
-import pickle, sys
-from data_pipeline.manifest import Manifest
-from eval import tokens
-from eval.encoders import load_encoder
-from eval.features import processes
-
-model, data, out = sys.argv[1:]
-tokens.IMAGES_PER_BLOCK = 8
-found = tokens.encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
-assert processes().num_processes == 2
-with open(f"{out}/{processes().process_index}", "wb") as file:
-    pickle.dump(found, file)
-"""
+def encode_on_this_rank(model: Path, data: Path, out: Path) -> None:
+    """Encode in blocks of 8 images, together with the other ranks, and write the tokens to a file."""
+    tokens.IMAGES_PER_BLOCK = 8
+    found = encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
+    assert processes().num_processes == 2
+    (out / str(processes().process_index)).write_bytes(pickle.dumps(found))
 
 
 @pytest.mark.slow
 def test_two_processes_encode_the_same_tokens(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    program = tmp_path / "encode.py"
-    program.write_text(PROGRAM)
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    command = [
-        sys.executable,
-        "-m",
-        *launch.split(),
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    command += [str(program), str(knowing_model), str(gallery), str(tmp_path)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(2, encode_on_this_rank, knowing_model, gallery, tmp_path)
     alone = encode_tokens(load_encoder(knowing_model), Manifest.load(gallery), layers=(1,))
     for rank in "01":
         assert same(pickle.loads((tmp_path / rank).read_bytes()), alone)

@@ -575,9 +575,7 @@ def test_the_report_shows_methods_labels_and_chosen_patches(
     record = next(iter(read_records(out)))
     thumbnails = Thumbnails(Path(result.data["path"]), result.data["hash"])
     shown = chosen_patches(record, thumbnails)
-    assert 8 >= len(shown) > 0 and all(
-        set(each.images) == set(record["chosen"]) for each in shown
-    )
+    assert 8 >= len(shown) > 0 and all(set(each.images) == set(record["chosen"]) for each in shown)
     assert len(shown[0].others) >= len(shown[-1].others)
     assert page.count("patches of ") == sum(len(each.images) for each in shown)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from data_pipeline.shards.store import Store
 from data_pipeline.shards.write import write_shards
 from data_pipeline.sources import sugarcrepe as sugarcrepe_files
 from data_pipeline.sources import winoground as winoground_files
+from eval.__main__ import main as eval_main
 from eval.results.schema import read_records
 from eval.results.verify import verify
 from eval.stages import sugarcrepe, winoground
@@ -30,6 +28,7 @@ from eval.stages.winoground.stage import metrics as winoground_metrics
 from launch.cli import main
 from pretrain.model import GLSCLModel
 from tests.data_pipeline import official
+from tests.ranks import run_ranks
 
 from .conftest import save_model, warnings
 
@@ -152,24 +151,7 @@ def test_three_processes_write_the_same_lines(
             {"model": str(knowing_model), "data": str(ground), "out": str(tmp_path / "three")}
         )
     )
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 3 --num_machines 1"
-    launch += " --mixed_precision no"
-    command = [
-        sys.executable,
-        "-m",
-        *launch.split(),
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    command += ["-m", "eval", "winoground", str(config), "--limit", "5"]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(3, eval_main, ["winoground", str(config), "--limit", "5"])
     one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
     assert one == three
 

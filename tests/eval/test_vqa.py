@@ -1,10 +1,7 @@
 """Question answering: official numbers from the records, odd models and odd data."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from data_pipeline.decode import decode, open_image
 from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.shards.manifest import Manifest
+from eval.__main__ import main as eval_main
 from eval.encoding.features import load
 from eval.questions.inference import answer_questions
 from eval.results.compare import compare
@@ -24,6 +22,7 @@ from eval.stages.vqa import accuracy, evaluate
 from eval.stages.vqa.stage import metrics, write_submission
 from launch.cli import main
 from pretrain.model import GLSCLModel
+from tests.ranks import run_ranks
 
 from .conftest import save_model, warnings
 from .questions import answering_model, picture, question, write_questions
@@ -421,24 +420,7 @@ def test_several_processes_give_the_same_records(
             {"model": str(model), "data": str(data), "batch_size": 5, "out": str(tmp_path / "w")}
         )
     )
-    launch = f"accelerate.commands.launch --multi_gpu --num_processes {world} --num_machines 1"
-    launch += " --mixed_precision no"
-    command = [
-        sys.executable,
-        "-m",
-        *launch.split(),
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root)}
-    command += ["-m", "eval", "vqa", str(config)]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_ranks(world, eval_main, ["vqa", str(config)])
     evaluate(model, data, tmp_path / "one", batch_size=5)
     assert read_result(tmp_path / "w").environment["world"] == world
     assert list(read_records(tmp_path / "w")) == list(read_records(tmp_path / "one"))
