@@ -114,7 +114,8 @@ def changed(first, second):
         ),
         ({"matching_negatives": "random"}, {"matching"}),
     ],
-    ids=str,
+    # Sets print in an order that changes with every process, and workers compare names of tests.
+    ids=lambda value: str(sorted(value.items() if isinstance(value, dict) else value)),
 )
 def test_a_switch_changes_its_losses_and_no_others(config, scenes, switch, affected):
     model, batch = model_of(config), batch_of(config, scenes / "train", group=8)
