@@ -1,1 +1,1 @@
-"""From shards to batches: what a sample is, and how it is written, ordered, read, decoded, masked and batched."""
+"""From shards to batches: samples are written, ordered, read, decoded, masked and batched."""

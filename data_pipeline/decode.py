@@ -1,8 +1,8 @@
-"""Image bytes (JPEG, PNG, WebP) -> RGB pixels, with limits that are checked before anything is decoded.
+"""Image bytes (JPEG, PNG, WebP) to RGB pixels, with limits that are checked before decoding.
 
-JPEG goes through libjpeg-turbo; whatever it refuses, and every other format, goes through Pillow,
-whose word is final. The EXIF orientation is ignored, as by webdataset and torchvision: boxes refer
-to the pixels as stored.
+JPEG is decoded by libjpeg-turbo. Whatever it refuses, and every other format, goes to Pillow, which
+decides whether an image is readable. The EXIF orientation is ignored, as webdataset and torchvision
+do: boxes refer to the pixels as stored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from data_pipeline.sample import BadSample
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
-MAX_SCANS = 100  # a progressive JPEG of a few kB can hold thousands of scans, each as slow as a whole decode
+# A progressive JPEG of a few kB can hold thousands of scans, each as slow as a whole decode.
+MAX_SCANS = 100
 
 Pixels = NDArray[np.uint8]
 
@@ -30,7 +31,7 @@ _START_OF_SCAN = b"\xff\xda"
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image that passed the limits but is not decoded yet; width and height in pixels."""
+    """An image that passed the limits but is not decoded yet; width and height are in pixels."""
 
     data: bytes
     width: int
@@ -41,7 +42,7 @@ class Encoded:
 def open_image(data: bytes) -> Encoded:
     """Read an image's header and check the limits.
 
-    Raises BadSample: "too-large" above MAX_PIXELS, MAX_BYTES or MAX_SCANS, "undecodable" when it is
+    Raises BadSample: "too-large" above MAX_PIXELS, MAX_BYTES or MAX_SCANS, "undecodable" if it is
     not an image.
     """
     if len(data) > MAX_BYTES:
@@ -58,9 +59,10 @@ def open_image(data: bytes) -> Encoded:
 
 
 def decode(encoded: Encoded, *, halve: bool = False) -> Pixels:
-    """Decode to RGB, uint8 (height, width, 3); `halve` asks for half the size, which only JPEG gives (rounded up).
+    """Decode to RGB, uint8 (height, width, 3).
 
-    Raises BadSample("undecodable") when Pillow cannot read the image either.
+    `halve` requests half the size, rounded up, which only JPEG gives; other images come in full.
+    Raises BadSample("undecodable") if Pillow cannot read the image either.
     """
     if encoded.turbo:
         try:
@@ -71,7 +73,7 @@ def decode(encoded: Encoded, *, halve: bool = False) -> Pixels:
                 )
             return simplejpeg.decode_jpeg(encoded.data, "RGB")
         except ValueError:
-            pass  # strict about what can be recovered, such as bytes after the end: Pillow decides
+            pass  # it is strict about harmless faults, such as bytes after the end: ask Pillow
     return _decode_with_pillow(encoded.data)
 
 
@@ -79,10 +81,11 @@ def _open_jpeg(data: bytes) -> Encoded | None:
     if not data.startswith(_JPEG):
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return Encoded(data, width, height, turbo=colours in ("YCbCr", "RGB", "Gray"))  # not CMYK
+    # It cannot convert CMYK to RGB.
+    return Encoded(data, width, height, turbo=colors in ("YCbCr", "RGB", "Gray"))
 
 
 def _open_with_pillow(data: bytes) -> Encoded:
@@ -94,18 +97,16 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     with _pillow(data) as image:
         try:
             return np.asarray(image.convert("RGB"))
-        except (
-            Exception
-        ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
+        except Exception as error:
+            # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and others.
             raise BadSample("undecodable", f"the image cannot be decoded: {error}") from error
 
 
 def _pillow(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own limit is lower
+            # Our own limit, checked by the caller, is lower than Pillow's.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except Image.DecompressionBombError as error:
         raise BadSample("too-large", str(error)) from error

@@ -1,4 +1,8 @@
-"""Errors made for the person at the keyboard: one line that names the culprit, and the exit code of the command."""
+"""Errors for the person at the keyboard: one line that names the culprit, and an exit code.
+
+Every module raises these. In: an error that reached a command. Out: its line on stderr and the exit
+code of the process (`report`).
+"""
 
 from __future__ import annotations
 
@@ -38,10 +42,10 @@ class IncompleteError(UserError):
 
 
 def report(error: UserError | OSError, program: str) -> int:
-    """Print an error as one line on stderr; return the exit code of the process, 141 where nobody reads stdout.
+    """Print an error as one line on stderr; return the exit code of the process.
 
-    An OSError that is not the system's is raised again: it is a library's own, whose traceback is
-    needed.
+    It is 141 if nobody reads stdout any more. An OSError without an errno is raised again: a
+    library made it, so its traceback is needed.
     """
     if isinstance(error, UserError):
         return fail(str(error), error.exit_code, program)
@@ -49,12 +53,11 @@ def report(error: UserError | OSError, program: str) -> int:
         raise error
     try:
         sys.stdout.flush()
-    except (
-        OSError
-    ):  # stdout itself is what failed; Python would complain once more when it flushes it at exit
+    except OSError:
+        # Stdout itself failed. Python would complain again when it flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
-        return 141
+        return 141  # 128 + SIGPIPE, as shells report it
     where = f"{error.filename}: " if error.filename is not None else ""
     kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
     advice = ": make room and run the same command again" if kind is IncompleteError else ""

@@ -1,6 +1,7 @@
-"""Which frames of a clip stand for it: one at random of each part for training, evenly spaced ones for evaluation.
+"""Which frames of a video are read: random ones for training, evenly spaced ones for evaluation.
 
-As for the published GLSCL; a clip is taken whole, without cutting a part of it first.
+In: the number of frames of a video, and how many are needed. Out: rising frame numbers. Both rules
+are those of the published GLSCL; the video is taken whole, without cutting a part of it first.
 """
 
 from __future__ import annotations
@@ -9,24 +10,23 @@ import numpy as np
 
 
 def random_frames(random: np.random.Generator, total: int, count: int) -> list[int]:
-    """Choose one frame at random in each of `count` equal segments of `total` frames; rising numbers.
+    """Choose one frame at random in each of `count` equal segments of `total` frames.
 
-    A clip with fewer frames than segments repeats some of them.
+    A video with fewer frames than segments repeats some of them.
     """
-    borders = [total * segment // count for segment in range(count + 1)]
-    lengths = [max(end - start, 1) for start, end in zip(borders, borders[1:], strict=False)]
-    draws = random.random(count).tolist()
-    return [
-        start + int(draw * length)
-        for start, length, draw in zip(borders, lengths, draws, strict=False)
-    ]
+    frames = []
+    for segment, draw in enumerate(random.random(count).tolist()):
+        start, end = total * segment // count, total * (segment + 1) // count
+        frames.append(start + int(draw * max(end - start, 1)))
+    return frames
 
 
 def uniform_frames(total: int, count: int) -> list[int]:
-    """Choose `count` evenly spaced frames of `total`, the first and the last among them; of one frame the middle one.
+    """Choose `count` evenly spaced frames of `total`, with the first and the last among them.
 
-    A clip with fewer frames repeats some of them.
+    A single frame is the middle one. A video with fewer frames than `count` repeats some of them.
     """
     if count == 1:
         return [total // 2]
+    # number * (total - 1) / (count - 1), rounded to the nearest in whole numbers.
     return [(2 * number * (total - 1) + count - 1) // (2 * (count - 1)) for number in range(count)]

@@ -1,8 +1,7 @@
-"""Batches for training (in the run's order, from any step) and for evaluation (in the data set's order).
+"""Batches for training (in the run's order, from any step) and for evaluation (in data set order).
 
-In come data set folders, a seed and the division of the global batch, out come `Batch`es of
-tensors. The only state is the number of samples consumed: workers and read-ahead never appear in
-it.
+In: folders of data sets, a seed and the division of the global batch. Out: `Batch`es of tensors.
+The only state is the number of consumed samples: workers and read-ahead never appear in it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from data_pipeline.positions import (
     check_order_state,
     keys_of,
     open_manifests,
-    open_order,
     order_state,
 )
 from data_pipeline.quarantine import Quarantine
@@ -45,10 +43,10 @@ from data_pipeline.workers import Workers
 
 
 class Reading(Protocol):
-    """Where micro-batches come from, in rising order: this process, or workers."""
+    """Where micro-batches come from, in rising order: this process or workers."""
 
     def next(self, number: int) -> tuple[MicroBatch, Pixels]:
-        """Micro-batch `number` and pixels that belong to the caller."""
+        """Return micro-batch `number` and its pixels, which then belong to the caller."""
 
     def close(self) -> None:
         """Free everything."""
@@ -69,57 +67,59 @@ class Loader:
         """Use `open_loader`, which checks and completes the configuration."""
         self._config = config
         self._store = Store(config.manifests)
-        self._order = open_order(
-            config.manifests,
-            seed=config.seed,
-            global_batch=config.division.global_batch,
-            lanes=config.lanes,
-            weights=config.weights,
-        )
+        self._order = config.open_order()
         self._quarantine = Quarantine(quarantine, max_bad_fraction)
         self._number = start_step * config.division.micro_batches
-        self._reading: Reading = (
-            Workers(config, self._number, workers) if workers else _InProcess(config)
-        )
+        self._reading: Reading
+        if workers:
+            self._reading = Workers(config, self._number, workers)
+        else:
+            self._reading = _InProcess(config)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        """Return the next micro-batch; raises DataError when the data cannot be read or too much of it is bad."""
+        """Return the next micro-batch.
+
+        Raises DataError when the data cannot be read or too much of it is bad.
+        """
         try:
             read, pixels = self._reading.next(self._number)
         except NothingReadable as error:
             self._quarantine.note(1, error.bad)
             raise
         self._number += 1
-        self._quarantine.note(len(pixels), read.bad)  # negatives are read too
+        self._quarantine.note(len(pixels), read.bad)  # not len(keys): negatives are read too
         return Batch.of(read.keys, pixels, read.arrays, self._config.pairs)
 
     def step_keys(self, step: int) -> list[str]:
-        """List the keys planned for a step's global batch, equal on every rank, without stand-ins of bad samples."""
+        """List the keys planned for a step's global batch, the same on every rank.
+
+        Stand-ins for bad samples do not appear, because only reading finds bad samples.
+        """
         return keys_of(self._order.step(step, self._config.division.global_batch), self._store)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the state to save after `step` steps: a small JSON object."""
         draw = step * self._config.division.global_batch
-        state = order_state(self._order, self._store, seed=self._config.seed, draw=draw) | {
-            "group": self._config.group,
-            "tokenizer": hashlib.sha256(self._config.tokenizer.encode()).hexdigest(),
-        }
+        state = order_state(self._order, self._store, seed=self._config.seed, draw=draw)
+        state["group"] = self._config.group
+        state["tokenizer"] = _sha256_of_text(self._config.tokenizer)
         if self._config.questions is not None:
-            state["questions"] = hashlib.sha256(
-                json.dumps(asdict(self._config.questions)).encode()
-            ).hexdigest()
+            state["questions"] = _sha256_of_text(json.dumps(asdict(self._config.questions)))
         return state
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Check that a saved state leads to the same samples here; raises DataError naming what differs."""
+        """Check that a saved state leads to the same samples here.
+
+        Raises DataError naming what differs.
+        """
         step, rest = divmod(int(state.get("draw", 0)), self._config.division.global_batch)
         if rest:
             raise DataError(
-                f"the data state stands at sample {state['draw']}, which is no step boundary of a global batch of "
-                f"{self._config.division.global_batch}"
+                f"the data state stands at sample {state['draw']}, which is not a step boundary "
+                f"of a global batch of {self._config.division.global_batch}"
             )
         check_order_state(state, self.state(step))
 
@@ -167,25 +167,60 @@ def open_loader(
     quarantine: str | Path | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Loader:
-    """Open data sets for training: of images, with `frames` of clips, so many frames of each, with `pairs` of pairs.
+    """Open data sets for training.
 
-    With `questions` the text of each sample is one of its questions that have answers, and
-    `Batch.targets` says what is wanted; a sample without them is a bad one. `size` and `patch_size`
-    are pixels. `weights` are shares of the draws (default: in proportion to the samples), `lanes`
-    (default: gcd(global_batch, 64)) must stay the same for a run, `group` is the size of the
-    matching groups (default: the smallest that divides the global batch, 2 for even ones; with
-    `questions`, which need none, always 1). `dataset_negatives` reads another sample of the same
-    source for every row that does not keep its image, `local_negatives` chooses up to so many
-    masked patches and tokens of each sample (see `Batch`). Bad samples are listed in the file
-    `quarantine`; more than `max_bad_fraction` of them end the run. Raises UsageError for an
-    impossible division, DataError for data that is missing or cut.
+    Parameters
+    ----------
+    dirs, weights
+        Folders of the data sets, and their shares of the draws (default: in proportion to their
+        samples).
+    seed, lanes
+        They determine the order and must stay the same during a run. The default number of lanes is
+        gcd(global_batch, 64).
+    global_batch, rank, world, micro_batches
+        Samples of a step over all ranks, and how they are divided.
+    tokenizer, max_text_length
+        A folder or a `Tokenizer`, and the longest text in tokens, special ones included.
+    size, patch_size
+        Sides of the images and of their patches in pixels.
+    frames, pairs
+        Samples are images, clips of `frames` frames, or image pairs if `pairs`.
+    questions
+        If given, the text of each sample is one of its questions that have answers, and
+        `Batch.targets` holds soft targets; a sample without such a question is bad. Without it, the
+        text is one of the captions.
+    workers
+        Number of processes that read ahead. With 0, this process reads. It changes no sample.
+    start_step
+        Number of steps that were done before.
+    group
+        Size of the groups inside which images and texts are matched. The default is the smallest
+        number above 1 that divides the global batch, 2 for even ones. With `questions`, which are
+        not matched, it is always 1.
+    masking, augment
+        Rates of masking, and the random crop.
+    dataset_negatives
+        Read another sample of the same source for every row that does not keep its image.
+    local_negatives
+        The largest number of masked patches, and of masked tokens, of a sample that serve as
+        negatives (see `Batch`). None uses all.
+    quarantine, max_bad_fraction
+        A file that lists bad samples, and the share of them above which reading stops.
+
+    Raises
+    ------
+    UsageError
+        If the batch cannot be divided so.
+    DataError
+        If data is missing or cut.
     """
     division = Division(global_batch, world, rank, micro_batches)
     if size % patch_size:
         raise UsageError(f"patches of {patch_size} pixels do not fill an image of {size} pixels")
     if max_text_length < 3:
         raise UsageError(
-            f"max_text_length must leave room for a token between two special ones, not {max_text_length}"
+            "max_text_length must leave room for a token between two special ones, "
+            f"not {max_text_length}"
         )
     if workers < 0 or start_step < 0:
         raise UsageError(
@@ -194,14 +229,14 @@ def open_loader(
     kind = _kind(frames, pairs)
     if local_negatives is not None and local_negatives < 1:
         raise UsageError(
-            f"local_negatives must be at least 1, or left out to use all, not {local_negatives}"
+            f"local_negatives must be at least 1 (omit it to use all), not {local_negatives}"
         )
     manifests = tuple(open_manifests(dirs))
     for manifest in manifests:
         manifest.check_kind(kind)
         if dataset_negatives and manifest.samples < 2:
             raise DataError(
-                f"{manifest.root} holds a single sample, so that dataset_negatives finds no other in it"
+                f"{manifest.root} holds a single sample, so dataset_negatives finds no other in it"
             )
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     config = ReaderConfig(
@@ -233,34 +268,43 @@ def open_loader(
     )
 
 
-def matching_group(division: Division, group: int | None) -> int:
-    """Size of the matching groups: `group`, or the smallest number above 1 that divides the global batch.
+def _sha256_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
-    Raises UsageError where groups would not fill a micro-batch.
+
+def matching_group(division: Division, group: int | None) -> int:
+    """Return the size of the matching groups.
+
+    It is `group`, or the smallest number above 1 that divides the global batch. Raises UsageError
+    if groups would not fill a micro-batch.
     """
-    # The default must not depend on ranks and micro-batches: who is matched with whom is part of
-    # the run.
     total = division.global_batch
-    size = next((n for n in range(2, total) if total % n == 0), total) if group is None else group
+    size = group
+    if size is None:
+        # The default must not depend on ranks and micro-batches, because who is matched with whom
+        # is part of the run.
+        size = next((n for n in range(2, total) if total % n == 0), total)
     if size < 2 or division.micro_batch % size:
         raise UsageError(
-            f"matching groups of {size} samples must hold at least 2 and divide the micro-batch of "
-            f"{division.micro_batch} ({total} samples over {division.world} ranks x {division.micro_batches} "
-            "micro-batches): set another group"
+            f"matching groups of {size} samples must hold at least 2 and divide the micro-batch "
+            f"of {division.micro_batch} ({total} samples over {division.world} ranks x "
+            f"{division.micro_batches} micro-batches): set another group"
         )
     return size
 
 
 def _kind(frames: int | None, pairs: bool) -> Kind:
     if frames is not None and frames < 1:
-        raise UsageError(f"frames must be at least 1, or left out to read images, not {frames}")
+        raise UsageError(f"frames must be at least 1 (omit it to read images), not {frames}")
     if frames is not None and pairs:
-        raise UsageError("pairs are of images: leave frames out, or pairs")
-    return "pair" if pairs else "image" if frames is None else "video"
+        raise UsageError("pairs hold images, not videos: give either frames or pairs")
+    if pairs:
+        return "pair"
+    return "image" if frames is None else "video"
 
 
 class _InProcess:
-    """Reads where the batches are used (workers = 0)."""
+    """Reads in the process that uses the batches (workers = 0)."""
 
     def __init__(self, config: ReaderConfig) -> None:
         self._reader = Reader(config)
@@ -276,7 +320,7 @@ class _InProcess:
 
 @dataclass
 class EvaluationBatch:
-    """Samples in the data set's order: indices in the data set, the samples, pixels as in `Batch`."""
+    """Samples in data set order: their indices, the samples, and pixels as in `Batch`."""
 
     indices: list[int]
     samples: list[Sample]
@@ -297,13 +341,14 @@ def evaluation_batches(
     texts: Texts = "captions",
     boxes: bool = False,
 ) -> Iterator[EvaluationBatch]:
-    """Yield samples start + rank, start + rank + world, ... of the first `limit` once each, squashed to size x size.
+    """Yield samples start + rank, start + rank + world, ... of the first `limit`, each once.
 
-    Nothing is padded. With `frames` the samples are clips: so many frames of each, evenly spaced,
-    the first and the last among them. With `pairs` they are pairs of images. `texts` says what each
-    must have: captions, questions, none. With `boxes` an image whose annotations have a "box" [x1,
-    y1, x2, y2] is cropped to it first. Raises DataError naming the sample that cannot be read:
-    nothing is replaced in an evaluation.
+    Images are squashed to size x size; nothing is padded. With `frames` the samples are clips of
+    that many evenly spaced frames, with the first and the last among them. With `pairs` they are
+    image pairs. `texts` says what each must have: captions, questions or none. With `boxes` an
+    image whose annotations have a "box" [x1, y1, x2, y2] is cropped to it first.
+
+    Raises DataError naming the sample that cannot be read: an evaluation replaces nothing.
     """
     kind = _kind(frames, pairs)
     manifest.check_kind(kind)

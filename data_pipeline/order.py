@@ -1,18 +1,18 @@
-"""Which sample stands at each draw of a run: a pure function of (sources, seed, lanes), without any buffer or state.
+"""Which sample is read at each draw of a run: a pure function of (sources, seed, lanes).
 
-In come the shard sizes and weights of the sources, out go arrays (source, sample, epoch). Ranks,
-workers and micro-batches do not appear here: they only divide a step's batch.
+In: the shard sizes and weights of the sources. Out: arrays (source, sample, epoch). There is no
+buffer and no state. Ranks, workers and micro-batches do not appear here: they only divide a step's
+batch.
 
-Each epoch of a source: its shards are cut into spans, the spans laid in a keyed random line, the
-line cut into one part for each lane, and each part mixed completely in windows of spans. So every
-sample comes exactly once an epoch, and what is read soon lies close together. Several sources: each
-block of a lane's draws is dealt to them with exact quotas.
+In each epoch of a source its shards are cut into spans, the spans are put in a keyed random line,
+the line is cut into one part per lane, and each part is shuffled completely inside windows of
+spans. So every sample comes exactly once per epoch, and samples that are read at about the same
+time lie close together. Of several sources, each gets an exact quota of every block of a lane's
+draws.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,28 +20,31 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError, UsageError
+from data_pipeline.randomness import (
+    EPOCH,
+    SPANS,
+    WINDOW,
+    Integers,
+    Words,
+    fold,
+    hash_key,
+    mix64,
+    round_key,
+)
 
-SPAN = 256  # consecutive samples of one shard that stay neighbours in an epoch's line
-WINDOW = 64  # spans of a lane that are mixed completely
+# These numbers are part of the order: changing one changes which samples every run reads.
+SPAN = 256  # consecutive samples of one shard that stay neighbors in an epoch's line
+WINDOW_SPANS = 64  # spans of a lane that are shuffled together
 BLOCK = 1000  # draws of a lane in which every source has its exact quota
 UNLANED = 100  # a source with fewer samples per lane than this is walked by all lanes together
-ROUNDS = 6
-
-Integers = NDArray[np.int64]
-Words = NDArray[np.uint64]
-
-# What a key is for, so that no two uses share one: quarantine.py and micro_batch.py go on counting.
-_EPOCH, _SPANS, _IN_WINDOW = 0, 1, 2
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ROUNDS = 6  # of the Feistel network
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of the mixture: its name, the samples of each shard, its share of the draws."""
+    """One data set of the mixture: its name, the size of each shard, its share of the draws."""
 
     name: str
     shards: tuple[int, ...]
@@ -50,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class StepDraws:
-    """Some draws: number of the source, index of the sample in it, epoch of the source; int64 (draws,)."""
+    """Some draws: source number, index of the sample in it, epoch of the source; int64 (draws,)."""
 
     source: Integers
     sample: Integers
@@ -64,7 +67,7 @@ class StepDraws:
 
 
 class Order:
-    """The order of a run: what every lane draws, and how a step's global batch is made of the lanes."""
+    """The order of a run: what every lane draws, and how lanes make up a step's global batch."""
 
     def __init__(self, sources: Sequence[Source], seed: int, lanes: int) -> None:
         if not sources:
@@ -73,12 +76,15 @@ class Order:
             raise UsageError(f"lanes must be at least 1, not {lanes}")
         names = [source.name for source in sources]
         self.lanes = lanes
-        self.keys = tuple(
-            hash_key(seed, name, names[:n].count(name)) for n, name in enumerate(names)
-        )
-        self._lines = [
-            _Line(source, key, lanes) for source, key in zip(sources, self.keys, strict=True)
-        ]
+        keys = []
+        self._lines = []
+        for number, source in enumerate(sources):
+            # The same data set may be in the mixture twice, and shall be shuffled differently then.
+            earlier_uses = names[:number].count(source.name)
+            key = hash_key(seed, source.name, earlier_uses)
+            keys.append(key)
+            self._lines.append(_Line(source, key, lanes))
+        self.keys = tuple(keys)
         self.quotas = tuple(quotas([source.weight for source in sources], names))
         self._quotas = np.array(self.quotas, dtype=np.int64)
         self._mixture_key = hash_key(seed, "mixture", names)
@@ -86,18 +92,21 @@ class Order:
         self._steps = lru_cache(maxsize=4)(self._compute_steps)
 
     def draws(self, start: int, count: int) -> StepDraws:
-        """Locate global draws start .. start + count - 1, where draw t is draw t // lanes of lane t % lanes."""
+        """Locate global draws start .. start + count - 1.
+
+        Global draw t is draw t // lanes of lane t % lanes.
+        """
         number = np.arange(start, start + count, dtype=np.int64)
         return self._locate(number // self.lanes, number % self.lanes)
 
     def step(self, step: int, global_batch: int) -> StepDraws:
-        """Locate the global batch of a step: the same number of draws from every lane, ordered by lane.
+        """Locate the global batch of a step: equally many draws from every lane, ordered by lane.
 
         Raises UsageError unless the number of lanes divides the batch.
         """
         check_lanes(self.lanes, global_batch)
-        # Steps are computed some thousands of draws at a time: numpy's cost per call would dominate
-        # small batches. Of tiny sources fewer, because each of their epochs costs such calls.
+        # Steps are computed some thousands of draws at a time, because numpy's cost per call would
+        # dominate small batches. Tiny sources get fewer: each of their epochs costs such calls.
         samples = min(line.samples for line in self._lines)
         together = max(1, min(8192, 64 * samples) // global_batch)
         draws = self._steps(step // together, together, global_batch)
@@ -113,7 +122,7 @@ class Order:
         return self._locate(draw.ravel(), lane.ravel())
 
     def _locate(self, draw: Integers, lane: Integers) -> StepDraws:
-        """Draw number and lane of each element -> what stands there."""
+        """Return the samples at the given draw numbers of the given lanes."""
         if len(self._lines) == 1:
             sample, epoch = self._lines[0].locate(draw, lane)
             return StepDraws(np.zeros_like(draw), sample, epoch)
@@ -132,13 +141,17 @@ class Order:
         return StepDraws(source, sample, epoch)
 
     def _deal(self, block: int) -> tuple[Integers, Integers]:
-        """One block's slots dealt to the sources: source, and rank among its draws in the block; (lanes, BLOCK)."""
+        """Deal one block's slots to the sources.
+
+        Returns (lanes, BLOCK) arrays: the source of each slot, and the slot's rank among the draws
+        of that source in the block.
+        """
         slot = np.tile(np.arange(BLOCK, dtype=np.int64), self.lanes)
         lane = np.repeat(np.arange(self.lanes, dtype=np.int64), BLOCK)
         place = permute(slot, np.full_like(slot, BLOCK), fold(self._mixture_key, block, lane))
-        source = np.searchsorted(np.cumsum(self._quotas), place, side="right").reshape(
-            self.lanes, BLOCK
-        )
+        # The shuffled places 0 .. BLOCK - 1 are shared out in order, so quotas hold exactly.
+        source = np.searchsorted(np.cumsum(self._quotas), place, side="right")
+        source = source.reshape(self.lanes, BLOCK)
         rank = np.zeros_like(source)
         for number in range(len(self._quotas)):
             here = source == number
@@ -147,7 +160,7 @@ class Order:
 
 
 class _Line:
-    """One source: its spans in a keyed random line in every epoch, cut into a part for each lane."""
+    """One source: in every epoch a keyed random line of its spans, cut into a part per lane."""
 
     def __init__(self, source: Source, key: int, lanes: int) -> None:
         sizes = np.array(source.shards, dtype=np.int64)
@@ -156,16 +169,16 @@ class _Line:
             raise DataError(f"source {source.name} has no samples")
         self.key, self.lanes = key, lanes
         self.laned = self.samples >= UNLANED * lanes
-        spans = -(-sizes // SPAN)
-        within = np.arange(int(spans.sum()), dtype=np.int64) - np.repeat(
-            np.cumsum(spans) - spans, spans
-        )
+        spans = _ceil_divide(sizes, SPAN)
+        # Number of each span inside its own shard: 0, 1, ... again for every shard.
+        first_span = np.cumsum(spans) - spans
+        within = np.arange(int(spans.sum()), dtype=np.int64) - np.repeat(first_span, spans)
         self._span_start = np.repeat(np.cumsum(sizes) - sizes, spans) + within * SPAN
         self._span_size = np.minimum(SPAN, np.repeat(sizes, spans) - within * SPAN)
         self._epoch = lru_cache(maxsize=3)(self._lay_out)
 
     def locate(self, nth: Integers, lane: Integers) -> tuple[Integers, Integers]:
-        """Source-local draw number of each lane -> (sample, epoch)."""
+        """Return (sample, epoch) of the nth draws that the given lanes make from this source."""
         draw = nth * self.lanes + lane
         epoch = draw // self.samples
         sample = np.empty_like(draw)
@@ -179,28 +192,34 @@ class _Line:
     ) -> Integers:
         key, starts, ends, part = self._epoch(epoch)
         if self.laned:
+            # Lane l makes the source's draws l, l + lanes, ...; subtract those of earlier epochs.
             position = part[lane] + nth - _ceil_divide(epoch * self.samples - lane, self.lanes)
         else:
             lane, position = np.zeros_like(lane), draw - epoch * self.samples
         first_span = np.searchsorted(ends, part[:-1], side="right")[lane]
-        window = (np.searchsorted(ends, position, side="right") - first_span) // WINDOW
+        window = (np.searchsorted(ends, position, side="right") - first_span) // WINDOW_SPANS
         edges = np.concatenate(([0], ends))
-        begin = np.maximum(part[lane], edges[first_span + window * WINDOW])
-        end = np.minimum(
-            part[lane + 1], edges[np.minimum(first_span + (window + 1) * WINDOW, len(ends))]
-        )
-        mixed = begin + permute(position - begin, end - begin, fold(key, _IN_WINDOW, window, lane))
-        span = np.searchsorted(ends, mixed, side="right")
-        return starts[span] + mixed - edges[span]
+        # A span that a cut divides belongs to two lanes, so a window ends at the lane's own cuts.
+        begin = np.maximum(part[lane], edges[first_span + window * WINDOW_SPANS])
+        last_span = np.minimum(first_span + (window + 1) * WINDOW_SPANS, len(ends))
+        end = np.minimum(part[lane + 1], edges[last_span])
+        shuffled = permute(position - begin, end - begin, fold(key, WINDOW, window, lane))
+        place = begin + shuffled
+        span = np.searchsorted(ends, place, side="right")
+        return starts[span] + place - edges[span]
 
     def _lay_out(self, epoch: int) -> tuple[int, Integers, Integers, Integers]:
-        """Key of an epoch, first sample of each span in the line's order, end of each in the line, the lanes' cuts."""
-        key = int(fold(self.key, _EPOCH, epoch)[0])
+        """Lay out the line of an epoch.
+
+        Returns the epoch's key, the first sample of each span and the end of each span in the line
+        (both in the line's order), and where the line is cut into the parts of the lanes.
+        """
+        key = int(fold(self.key, EPOCH, epoch)[0])
         spans = len(self._span_start)
         order = permute(
             np.arange(spans, dtype=np.int64),
             np.full(spans, spans, dtype=np.int64),
-            fold(key, _SPANS),
+            fold(key, SPANS),
         )
         if self.laned:
             lane = np.arange(self.lanes, dtype=np.int64)
@@ -213,7 +232,7 @@ class _Line:
 
 
 def default_lanes(global_batch: int) -> int:
-    """Lanes of a run that names none: gcd(global batch, 64)."""
+    """Return the lanes of a run that does not set them: gcd(global batch, 64)."""
     return math.gcd(global_batch, 64)
 
 
@@ -223,18 +242,20 @@ def check_lanes(lanes: int, global_batch: int) -> None:
         raise UsageError(f"lanes must be at least 1, not {lanes}")
     if global_batch < 1 or global_batch % lanes:
         raise UsageError(
-            f"{lanes} lanes must divide the global batch of {global_batch}: choose another batch"
+            f"{lanes} lanes do not divide the global batch of {global_batch}: choose another batch"
         )
 
 
 def quotas(weights: Sequence[float], names: Sequence[str]) -> list[int]:
-    """Draws of each source in a block of BLOCK, by the largest remainder.
+    """Return the draws of each source in a block of BLOCK, by the method of largest remainders.
 
-    Raises UsageError for a weight that is not positive, or too small to get a single draw.
+    Raises UsageError for a weight that is not positive, or that is too small for a single draw.
     """
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise UsageError(f"weights must be positive numbers, not {', '.join(map(str, weights))}")
-    exact = [Fraction(weight) * BLOCK / sum(map(Fraction, weights)) for weight in weights]
+    # Fractions, because the quotas must be the same on every machine.
+    total = sum(map(Fraction, weights))
+    exact = [Fraction(weight) * BLOCK / total for weight in weights]
     whole = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda n: (whole[n] - exact[n], n))
     for number in by_remainder[: BLOCK - sum(whole)]:
@@ -247,39 +268,16 @@ def quotas(weights: Sequence[float], names: Sequence[str]) -> list[int]:
     return whole
 
 
-def hash_key(*parts: object) -> int:
-    """64-bit key of any JSON values, the same on every machine and in every version."""
-    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def fold(key: int | Words, *values: int | Integers) -> Words:
-    """Keys derived from keys and integers (scalars or arrays, broadcast); uint64, at least one element."""
-    words = np.atleast_1d(np.asarray(key, dtype=np.uint64))
-    for value in values:
-        words = mix64(
-            words
-            ^ mix64(np.atleast_1d(np.asarray(value, dtype=np.int64)).view(np.uint64) + _GOLDEN)
-        )
-    return words
-
-
-def mix64(words: Words) -> Words:
-    """Finaliser of splitmix64 (Steele, Lea and Flood, 2014): a bijection that scatters every bit."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
 def permute(index: Integers, size: Integers, key: Words) -> Integers:
-    """Where a keyed permutation of 0 .. size - 1 sends each index, without a table.
+    """Return where a keyed permutation of 0 .. size - 1 sends each index, without a table.
 
-    A Feistel network over a x b >= size, a = ceil(sqrt(size)), b = ceil(size / a), with cycle
-    walking (Black and Rogaway, 2002). a * b exceeds the size by less than a, so that almost no
-    index has to walk twice. All arguments broadcast.
+    This is a Feistel network over a x b >= size with a = ceil(sqrt(size)) and b = ceil(size / a),
+    and with cycle walking (Black and Rogaway, 2002). All arguments broadcast.
     """
     index, size, key = np.broadcast_arrays(index, size, key)
     result = _feistel(index.astype(np.uint64), size, key)
+    # The network permutes 0 .. a * b - 1. What lands outside of the size is sent on until it lands
+    # inside; a * b exceeds the size by less than a, so almost no index has to walk twice.
     outside = np.flatnonzero(result >= size)
     while len(outside):
         result[outside] = _feistel(result[outside].astype(np.uint64), size[outside], key[outside])
@@ -292,7 +290,7 @@ def _feistel(index: Words, size: Integers, key: Words) -> Integers:
     columns = (size.astype(np.uint64) + rows - np.uint64(1)) // rows
     row, column = index // columns, index % columns
     for number in range(1, ROUNDS + 1):
-        key = mix64(key + _GOLDEN)
+        key = round_key(key)
         if number % 2:
             row = (row + mix64(column ^ key) % rows) % rows
         else:

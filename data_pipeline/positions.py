@@ -1,4 +1,9 @@
-"""Which samples a rank reads at which step, from the data sets' manifests: keys, micro-batches and the saved state."""
+"""Which samples a rank reads at which step: keys, micro-batches and the state that is saved.
+
+In: the manifests of the data sets, a seed and the division of the global batch. Out: the order over
+them (`order.py`), the full keys of planned samples, and a small JSON state with which a resumed run
+checks that it continues with the same samples.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,12 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 
 STATE_FORMAT = "glscl-data-state/1"
-FINGERPRINT = 8  # next keys that a state remembers
+FINGERPRINT = 8  # number of next keys that a state remembers
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a global batch is divided: over `world` ranks, and on each into `micro_batches`.
+    """How a global batch is divided: over `world` ranks, and on each rank into `micro_batches`.
 
     Raises UsageError unless every part gets the same number of samples.
     """
@@ -37,17 +42,18 @@ class Division:
         ):
             raise UsageError(
                 f"a global batch of {self.global_batch} on rank {self.rank} of {self.world} ranks, "
-                f"{self.micro_batches} micro-batches each: all must be at least 1, and ranks are counted from 0"
+                f"{self.micro_batches} micro-batches each: all must be at least 1, "
+                "and ranks count from 0"
             )
         if self.global_batch % parts:
             raise UsageError(
-                f"a global batch of {self.global_batch} cannot be divided over {self.world} ranks x "
-                f"{self.micro_batches} micro-batches: choose a multiple of {parts}"
+                f"a global batch of {self.global_batch} cannot be divided over {self.world} ranks "
+                f"x {self.micro_batches} micro-batches: choose a multiple of {parts}"
             )
 
     @property
     def micro_batch(self) -> int:
-        """Samples of one micro-batch."""
+        """Number of samples of one micro-batch."""
         return self.global_batch // (self.world * self.micro_batches)
 
     @property
@@ -70,45 +76,47 @@ def open_order(
     lanes: int | None,
     weights: Sequence[float] | None,
 ) -> Order:
-    """Order over some data sets; without weights, each is drawn in proportion to its samples."""
+    """Return the order over data sets.
+
+    Without `weights`, each is drawn in proportion to its samples.
+    """
     lanes = default_lanes(global_batch) if lanes is None else lanes
     check_lanes(lanes, global_batch)
     if weights is None:
         weights = [float(manifest.samples) for manifest in manifests]
     if len(weights) != len(manifests):
         raise UsageError(f"{len(manifests)} data sets need as many weights, not {len(weights)}")
-    sources = [
-        Source(manifest.name, tuple(shard.samples for shard in manifest.shards), weight)
-        for manifest, weight in zip(manifests, weights, strict=True)
-    ]
+    sources = []
+    for manifest, weight in zip(manifests, weights, strict=True):
+        shard_sizes = tuple(shard.samples for shard in manifest.shards)
+        sources.append(Source(manifest.name, shard_sizes, weight))
     return Order(sources, seed, lanes)
 
 
 def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
-    """Manifests of the data sets, with every shard's size checked.
+    """Load the manifests of data sets and check the size of every shard.
 
-    Raises DataError naming what is missing, UsageError when two folders have one name: their keys
-    would be the same.
+    Raises DataError naming what is missing, and UsageError when two folders have the same name,
+    because their samples would have the same keys.
     """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
-    named: dict[str, Path] = {}
+    folder_by_name: dict[str, Path] = {}
     for manifest in manifests:
         manifest.check_sizes()
-        other = named.setdefault(manifest.name, manifest.root)
+        other = folder_by_name.setdefault(manifest.name, manifest.root)
         if other.resolve() != manifest.root.resolve():
             raise UsageError(
-                f'{other} and {manifest.root} are both named "{manifest.name}", so that their samples cannot be told '
-                f'apart: rename one with "glscl data index {manifest.root} --name NAME"'
+                f'{other} and {manifest.root} are both named "{manifest.name}", so their samples '
+                "cannot be told apart: rename one with "
+                f'"glscl data index {manifest.root} --name NAME"'
             )
     return manifests
 
 
 def keys_of(draws: StepDraws, store: Store) -> list[str]:
-    """Full keys of the planned samples; nothing is decoded."""
-    return [
-        store.key(source, sample)
-        for source, sample in zip(draws.source.tolist(), draws.sample.tolist(), strict=True)
-    ]
+    """Return the full keys of planned samples; nothing is decoded."""
+    places = zip(draws.source.tolist(), draws.sample.tolist(), strict=True)
+    return [store.key(source, sample) for source, sample in places]
 
 
 def planned_keys(
@@ -123,7 +131,10 @@ def planned_keys(
     weights: Sequence[float] | None = None,
     lanes: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield {"step": n, "keys": [...]}: what a rank will read at each step, whatever its workers and micro-batches."""
+    """Yield {"step": n, "keys": [...]}: what a rank will read at each step.
+
+    Workers and micro-batches do not matter for that.
+    """
     division = Division(global_batch, world, rank)
     manifests = open_manifests(dirs)
     order = open_order(
@@ -131,23 +142,18 @@ def planned_keys(
     )
     store = Store(manifests)
     for step in range(start_step, start_step + steps):
-        yield {
-            "step": step,
-            "keys": keys_of(order.step(step, global_batch)[division.of_rank], store),
-        }
+        draws = order.step(step, global_batch)[division.of_rank]
+        yield {"step": step, "keys": keys_of(draws, store)}
 
 
 def order_state(order: Order, store: Store, *, seed: int, draw: int) -> dict[str, Any]:
-    """Return the loader's whole state after `draw` samples were handed to the optimiser: one small JSON object."""
-    sources = [
-        {
-            "name": manifest.name,
-            "digest": manifest.digest,
-            "samples": manifest.samples,
-            "quota": quota,
-        }
-        for manifest, quota in zip(store.manifests, order.quotas, strict=True)
-    ]
+    """Return the loader's whole state after `draw` consumed samples: one small JSON object."""
+    sources = []
+    for manifest, quota in zip(store.manifests, order.quotas, strict=True):
+        source = {"name": manifest.name, "digest": manifest.digest}
+        sources.append(source | {"samples": manifest.samples, "quota": quota})
+    # The next keys catch what the other fields cannot, such as an order computed differently by
+    # another version of this code.
     fingerprint = keys_of(order.draws(draw, FINGERPRINT), store)
     return {
         "format": STATE_FORMAT,
@@ -164,7 +170,7 @@ def check_order_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
 
     Raises DataError naming the first thing that differs.
     """
-    names = {
+    meanings = {
         "format": "format of the state",
         "seed": "seed",
         "lanes": "number of lanes",
@@ -175,9 +181,9 @@ def check_order_state(saved: dict[str, Any], current: dict[str, Any]) -> None:
         "draw": "position in the order",
         "next": "next samples",
     }
-    for name, meaning in names.items():
+    for name, meaning in meanings.items():
         if saved.get(name) != current.get(name):
             raise DataError(
-                f"the data state does not fit this run: the {meaning} differ; saved {saved.get(name)}, "
-                f"here {current.get(name)}"
+                f"the data state does not fit this run: the {meaning} differ; "
+                f"saved {saved.get(name)}, here {current.get(name)}"
             )

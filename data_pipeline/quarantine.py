@@ -1,4 +1,8 @@
-"""What happens to a bad sample: which sample stands in for it, the record of it, and when there are too many."""
+"""What happens to bad samples: others stand in for them, they are listed, too many are an error.
+
+In: the bad samples of each micro-batch. Out: lines of `quarantine.jsonl`, or a DataError when their
+share passes a limit.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError, UsageError
-from data_pipeline.order import fold
+from data_pipeline.randomness import STAND_IN, fold
 
-ATTEMPTS = 8
-RECENT_DRAWS = 10_000
-# Fewer bad samples than this say nothing about a rate.
+ATTEMPTS = 8  # samples that are tried for one draw, the planned one included
+RECENT_DRAWS = 10_000  # the share of bad samples is taken over these
+# A rate cannot be estimated from fewer bad samples than this.
 FEWEST = 20
-_STAND_IN = 3  # purpose of the key, beside those of order.py
 
 
 @dataclass(frozen=True)
@@ -31,24 +34,31 @@ class BadRecord:
 
 
 def stand_in(key: int, samples: int, sample: int, epoch: int, attempt: int) -> int:
-    """Sample of the same source to try instead; depends on (key of seed and source, sample, epoch, attempt) alone."""
-    return int(fold(key, _STAND_IN, sample, epoch, attempt)[0]) % samples
+    """Return the sample of the same source to try instead of a bad one.
+
+    It depends only on (key of seed and source, sample, epoch, attempt), so every worker and every
+    resumed run tries the same ones.
+    """
+    return int(fold(key, STAND_IN, sample, epoch, attempt)[0]) % samples
 
 
 class Quarantine:
-    """The bad samples of a run: written once each, and refused when they become too many."""
+    """The bad samples of a run: each is listed once, and too many of them are an error."""
 
     def __init__(self, path: Path | None, limit: float = 0.01) -> None:
-        """Append to the JSON lines at `path` (None: keep no file); `limit` is the share of bad draws that is borne."""
+        """Append to the JSON lines at `path` (None: write no file).
+
+        `limit` is the share of bad draws that is tolerated.
+        """
         if not 0 <= limit <= 1:
             raise UsageError(f"the share of bad samples must lie between 0 and 1, not {limit}")
         self._path, self._limit = path, limit
-        written = (
-            path.read_text(encoding="utf-8", errors="replace") if path and path.exists() else ""
-        )
-        self._known = _keys_in(written)
-        # A start that was killed may have left half a line.
-        self._lead = "" if written.endswith("\n") or not written else "\n"
+        written = ""
+        if path and path.exists():
+            written = path.read_text(encoding="utf-8", errors="replace")
+        self._listed_keys = _keys_in(written)
+        # A run that was killed may have left half a line, which must not swallow the next one.
+        self._line_break = "" if written.endswith("\n") or not written else "\n"
         self._recent: deque[tuple[int, list[str]]] = deque()
         self._draws = 0
 
@@ -64,22 +74,25 @@ class Quarantine:
         self._draws += draws
         while self._draws - self._recent[0][0] >= RECENT_DRAWS:
             self._draws -= self._recent.popleft()[0]
-        shards = Counter(shard for _, shards in self._recent for shard in shards)
-        if shards.total() >= FEWEST and shards.total() > self._limit * self._draws:
-            worst, count = shards.most_common(1)[0]
+        bad_by_shard: Counter[str] = Counter()
+        for _, shards in self._recent:
+            bad_by_shard.update(shards)
+        total = bad_by_shard.total()
+        if total >= FEWEST and total > self._limit * self._draws:
+            worst, count = bad_by_shard.most_common(1)[0]
             raise DataError(
-                f"{shards.total()} of the last {self._draws:,} samples are bad, more than {self._limit:.1%}; worst "
-                f'shard {worst} with {count}: check it with "glscl data verify --decode"'
-                + self._where()
+                f"{total} of the last {self._draws:,} samples are bad, more than "
+                f"{self._limit:.1%}; worst shard {worst} with {count}: "
+                f'check it with "glscl data verify --decode"{self._where()}'
             )
 
     def _write(self, record: BadRecord) -> None:
         full_key = f"{record.source}/{record.shard}/{record.key}"
-        if self._path is None or full_key in self._known:
+        if self._path is None or full_key in self._listed_keys:
             return
-        self._known.add(full_key)
-        line = self._lead + json.dumps(asdict(record), ensure_ascii=False) + "\n"
-        self._lead = ""
+        self._listed_keys.add(full_key)
+        line = self._line_break + json.dumps(asdict(record), ensure_ascii=False) + "\n"
+        self._line_break = ""
         # One write in append mode, so that the lines of several ranks do not run into each other.
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -92,7 +105,7 @@ class Quarantine:
 
 
 def _keys_in(written: str) -> set[str]:
-    """Full keys recorded by earlier starts of the same run; a torn line is passed over."""
+    """Return the full keys listed by earlier starts of the same run; torn lines are ignored."""
     keys = set()
     for line in written.splitlines():
         try:

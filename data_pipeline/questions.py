@@ -1,6 +1,7 @@
-"""Questions as the text of a training batch: which answers are labels, and how much of each label a question wants.
+"""Questions as the text of a training batch: which answers are labels, and soft targets for them.
 
-In: a sample's questions. Out: a row of soft targets, float32 (labels,).
+In: a sample's questions and the labels of a classifier. Out: the questions that can be trained on,
+and for each a row of soft targets, float32 (labels,).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from data_pipeline.sample import BadSample, Question
 class QuestionConfig:
     """Labels of a classifier, and how answers become soft targets.
 
-    `labels` gives answers as they stand in the data their label, 0 to `count` - 1; what it does not
-    name counts for none. `soft` is `vqa`, the official accuracy that a label would get (the mean
-    over the annotators of min(1, m / 3), with m of the others who say so), or `share`, the share of
-    the answers, where a sample is bad if one has no label.
+    `labels` maps answers, as the data spells them, to labels 0 to `count` - 1; other answers count
+    for no label. With `soft` = `vqa`, a target is the official accuracy that the label would get:
+    the mean over the annotators of min(1, m / 3), where m of the other annotators gave that answer.
+    With `share` it is the share of the answers, and a sample is bad if an answer has no label.
     """
 
     labels: tuple[tuple[str, int], ...]
@@ -32,46 +33,53 @@ class QuestionConfig:
     soft: Literal["vqa", "share"]
 
     def __post_init__(self) -> None:
-        """Raise UsageError for labels that are out of range, or an answer with two of them."""
+        """Raise UsageError for labels that are out of range or an answer with two labels."""
         if self.soft not in ("vqa", "share"):
             raise UsageError(f'soft targets are "vqa" or "share", not {self.soft!r}')
         if not self.labels or not all(0 <= label < self.count for _, label in self.labels):
             raise UsageError(f"answers need labels from 0 to {self.count - 1}, at least one")
         for answer, times in Counter(answer for answer, _ in self.labels).items():
             if times > 1:
-                raise UsageError(f"the answer {answer!r} has {times} labels, it can have one")
+                raise UsageError(f"the answer {answer!r} has {times} labels instead of one")
 
 
 def answered(key: str, questions: Sequence[Question], config: QuestionConfig) -> list[Question]:
-    """Those questions that have answers, which training needs.
+    """Return the questions that have answers, which training needs.
 
-    Raises `BadSample` where there are none, or, of `share`, where one of the answers is no label.
+    Raises `BadSample` if there are none, or, with `share`, if an answer has no label.
     """
-    found = [question for question in questions if question.answers]
-    if not found:
+    with_answers = [question for question in questions if question.answers]
+    if not with_answers:
         raise BadSample("missing-field", f"sample {key}: none of its questions has answers")
     if config.soft == "share":
-        known = [answer for answer, _ in config.labels]
-        for answer in (answer for question in found for answer in question.answers):
-            if answer not in known:
-                names = ", ".join(map(repr, known))
-                raise BadSample(
-                    "bad-json", f"sample {key}: the answer {answer!r} is none of the labels {names}"
-                )
-    return found
+        labeled = [answer for answer, _ in config.labels]
+        for question in with_answers:
+            for answer in question.answers:
+                if answer not in labeled:
+                    names = ", ".join(map(repr, labeled))
+                    raise BadSample(
+                        "bad-json",
+                        f"sample {key}: the answer {answer!r} is not one of the labels {names}",
+                    )
+    return with_answers
 
 
 def targets(
     answers: Sequence[str], labels: dict[str, int], config: QuestionConfig
 ) -> NDArray[np.float32]:
-    """Soft targets of a question, float32 (config.count,); `labels` is `dict(config.labels)`."""
+    """Return the soft targets of a question, float32 (config.count,).
+
+    `labels` is `dict(config.labels)`, made once by the caller.
+    """
     row = np.zeros(config.count, dtype=np.float32)
     people = len(answers)
     for label, votes in Counter(labels[answer] for answer in answers if answer in labels).items():
         if config.soft == "share":
             row[label] = votes / people
-        else:  # each annotator is left out once: those who voted for the label see one vote less
-            row[label] = (
-                votes * min(1, (votes - 1) / 3) + (people - votes) * min(1, votes / 3)
-            ) / people
+        else:
+            # Each annotator is left out once. The `votes` annotators who chose this label see one
+            # vote less than the others do.
+            left_out_a_vote = votes * min(1, (votes - 1) / 3)
+            left_out_another = (people - votes) * min(1, votes / 3)
+            row[label] = (left_out_a_vote + left_out_another) / people
     return row

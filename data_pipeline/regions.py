@@ -1,8 +1,8 @@
-"""What a phrase of a caption refers to: boxes and run-length encoded masks of the picture.
+"""What phrases of a caption refer to: boxes and run-length encoded masks in the image.
 
 In: the `regions` of a sample's JSON member. Out: `Region`s. Masks are COCO's uncompressed run
-lengths: the pixels column by column, as the lengths of runs that are outside and inside by turns,
-the first one outside.
+lengths: pixels are taken column by column, and the runs are outside and inside the mask in turn,
+beginning outside.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from data_pipeline.decode import MAX_PIXELS
 from data_pipeline.sample import BadSample
 
-LARGEST = 2**31  # no coordinate or run length comes near it
+LARGEST = 2**31  # above every real coordinate and run length, and safe to compute with
 Mask = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Region:
-    """A phrase and where it is seen.
+    """A phrase and where it is seen in the image.
 
-    `caption` is the number of the sample's caption that holds it (None: any that does). `boxes` are
-    x1, y1, x2, y2 in pixels of the stored picture, x2 and y2 exclusive; `masks` are run lengths for
-    `decode_mask`. One of the two may be empty.
+    `caption` is the number of the sample's caption that contains it (None: any that does). `boxes`
+    are x1, y1, x2, y2 in pixels of the stored image, x2 and y2 exclusive; `masks` are run lengths
+    for `decode_mask`. One of the two may be empty.
     """
 
     phrase: str
@@ -39,7 +39,10 @@ class Region:
 
 
 def parse_regions(key: str, annotations: Mapping[str, Any]) -> tuple[Region, ...]:
-    """Read the regions of `key`, of its JSON member; none is fine. Raises `BadSample` where one is malformed."""
+    """Read the regions of `key` from its JSON member, which may have none.
+
+    Raises `BadSample` if one is malformed.
+    """
     entries = annotations.get("regions")
     if entries is None:
         return ()
@@ -47,26 +50,27 @@ def parse_regions(key: str, annotations: Mapping[str, Any]) -> tuple[Region, ...
         raise BadSample("bad-json", f'sample {key}: "regions" must be a list of objects')
     captions = annotations.get("captions")
     captions = captions if isinstance(captions, list) else []
-    return tuple(
-        _region(f"sample {key}: region {number}", entry, captions)
-        for number, entry in enumerate(entries)
-    )
+    regions = []
+    for number, entry in enumerate(entries):
+        regions.append(_region(f"sample {key}: region {number}", entry, captions))
+    return tuple(regions)
 
 
 def encode_mask(mask: Mask) -> dict[str, Any]:
-    """Run lengths of a mask, bool (h, w): {"size": [h, w], "counts": [...]}."""
+    """Return the run lengths of a mask, bool (h, w): {"size": [h, w], "counts": [...]}."""
     flat = np.asarray(mask, dtype=bool).ravel(order="F")
     edges = (np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist()
     if flat[:1].any():
-        edges = [0, *edges]
-    return {
-        "size": list(mask.shape),
-        "counts": [end - start for start, end in pairwise([0, *edges, flat.size])],
-    }
+        edges = [0, *edges]  # an empty run, because the first run is outside the mask
+    counts = [end - start for start, end in pairwise([0, *edges, flat.size])]
+    return {"size": list(mask.shape), "counts": counts}
 
 
 def decode_mask(rle: Mapping[str, Any]) -> Mask:
-    """Mask, bool (h, w), of run lengths; raises `BadSample` where they do not fill their size."""
+    """Return the mask of run lengths, bool (h, w).
+
+    Raises `BadSample` if they do not add up to the size.
+    """
     size, counts = _checked_mask("the mask", rle)
     inside = np.arange(len(counts)) % 2 == 1
     return np.repeat(inside, counts).reshape(size, order="F")
@@ -78,7 +82,7 @@ def _region(where: str, entry: Any, captions: list[Any]) -> Region:
     phrase = entry.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
         raise BadSample(
-            "bad-json", f'{where}: its "phrase" must be a text that is not empty, not {phrase!r}'
+            "bad-json", f'{where}: its "phrase" must be a non-empty text, not {phrase!r}'
         )
     where = f"{where} ({phrase!r})"
     boxes, masks = entry.get("boxes") or [], entry.get("masks") or []
@@ -86,7 +90,7 @@ def _region(where: str, entry: Any, captions: list[Any]) -> Region:
         raise BadSample("bad-json", f'{where} needs a list of "boxes", or of "masks"')
     sizes = {_checked_mask(f"{where}: its mask", mask)[0] for mask in masks}
     if len(sizes) > 1:
-        raise BadSample("bad-json", f"{where}: its masks are of several sizes")
+        raise BadSample("bad-json", f"{where}: its masks have different sizes")
     return Region(
         phrase.strip(),
         _caption(where, entry.get("caption"), captions),
@@ -99,20 +103,20 @@ def _caption(where: str, number: Any, captions: list[Any]) -> int | None:
     if number is None:
         return None
     if type(number) is not int or not 0 <= number < len(captions):
-        wanted = f"one of the {len(captions)} captions, counted from 0"
-        raise BadSample("bad-json", f'{where}: its "caption" must be {wanted}, not {number!r}')
+        valid = f"one of the {len(captions)} captions, counted from 0"
+        raise BadSample("bad-json", f'{where}: its "caption" must be {valid}, not {number!r}')
     present = [isinstance(text, str) and bool(text.strip()) for text in captions]
     if not present[number]:
         raise BadSample("bad-json", f"{where}: its caption {number} is empty")
-    return sum(present[:number])  # the captions of a sample are those that are not empty
+    # `Sample.captions` leaves out empty ones, so later numbers move down.
+    return sum(present[:number])
 
 
 def _checked_box(where: str, box: Any) -> Box:
     numbers = box if isinstance(box, list) else []
-    # NaN is not less than anything.
-    if len(numbers) == 4 and all(
-        type(value) in (int, float) and abs(value) < LARGEST for value in numbers
-    ):
+    # NaN fails the comparison, as it is not less than anything.
+    finite = [type(value) in (int, float) and abs(value) < LARGEST for value in numbers]
+    if len(numbers) == 4 and all(finite):
         x1, y1, x2, y2 = map(float, numbers)
         if x1 <= x2 and y1 <= y2:
             return x1, y1, x2, y2
@@ -122,19 +126,15 @@ def _checked_box(where: str, box: Any) -> Box:
 
 
 def _checked_mask(where: str, mask: Any) -> tuple[tuple[int, int], list[int]]:
-    """Size and run lengths of a mask that makes sense."""
-    size, counts = (
-        (mask.get("size"), mask.get("counts")) if isinstance(mask, Mapping) else (None, None)
-    )
+    """Return the size and the run lengths of a mask after checking both."""
+    size = counts = None
+    if isinstance(mask, Mapping):
+        size, counts = mask.get("size"), mask.get("counts")
     if isinstance(counts, str):
         raise BadSample(
             "bad-json", f"{where} is compressed: write its run lengths as a list of numbers"
         )
-    if (
-        size is None
-        or counts is None
-        or not (_are_counts(size) and _are_counts(counts) and len(size) == 2)
-    ):
+    if not _are_counts(size) or not _are_counts(counts) or len(size) != 2:
         raise BadSample(
             "bad-json", f'{where} must be an object with "size": [h, w] and "counts": [run lengths]'
         )
@@ -146,12 +146,12 @@ def _checked_mask(where: str, mask: Any) -> tuple[tuple[int, int], list[int]]:
     if sum(counts) != height * width:
         raise BadSample(
             "bad-json",
-            f"{where} has runs of {sum(counts):,} pixels, its size is {height} x {width}",
+            f"{where} has runs of {sum(counts):,} pixels, but its size is {height} x {width}",
         )
     return (height, width), counts
 
 
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < LARGEST for value in values
-    )
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    if not isinstance(values, list):
+        return False
+    return all(type(value) is int and 0 <= value < LARGEST for value in values)

@@ -2,7 +2,7 @@
 
 In: the member bytes of one key, by extension. Out: a `Sample`, or a `BadSample` that says what is
 wrong with it. Unknown members are ignored, so shards of img2dataset and other writers are read as
-they are. A pair is a sample of two pictures, `{key}.0.jpg` and `{key}.1.jpg`.
+they are. A pair is a sample of two images, `{key}.0.jpg` and `{key}.1.jpg`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Kind = Literal["image", "video", "pair"]
 Texts = Literal["captions", "questions", "none"]
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm")
-# Of a pair, those of its first picture: they tell that it is one.
+# A pair is recognized by the extension of its first image.
 EXTENSIONS: dict[Kind, tuple[str, ...]] = {
     "image": IMAGE_EXTENSIONS,
     "video": VIDEO_EXTENSIONS,
     "pair": tuple(f"0.{extension}" for extension in IMAGE_EXTENSIONS),
 }
 SECOND_EXTENSIONS = tuple(f"1.{extension}" for extension in IMAGE_EXTENSIONS)
-# Real annotation files are a few kilobytes; what is far larger is a mistake or an attack.
+# Real annotation files have a few kilobytes. One that is far larger is a mistake or an attack.
 MAX_TEXT_BYTES = 16 * 2**20
 _ARTICLES: dict[Kind, str] = {"image": "an image", "video": "a video", "pair": "a pair of images"}
 
@@ -48,10 +48,10 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture, or a statement about a pair, which is answered "True" or "False".
+    """A question about an image, or a statement about a pair that is answered "True" or "False".
 
-    `answers` holds one answer of each annotator, and none where they are kept secret. `type` and
-    `answer_type` are empty where the data set has none. Statements with the same sentence share a
+    `answers` holds one answer per annotator, or none if the data set keeps them secret. `type` and
+    `answer_type` are empty if the data set has none. Statements with the same sentence share a
     `group`.
     """
 
@@ -65,12 +65,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded image, clip or pair of images with its texts.
+    """An encoded image, video or pair of images with its texts.
 
-    `media` holds the file's bytes, `extension` says its format, `image_id` what it shows (samples
-    of the same image or clip may share it), `annotations` the JSON member ({} without), `second`
-    the second image of a pair. `captions` are non-empty texts, at least one unless questions were
-    asked for; `questions` are read only then, and at least one.
+    `media` holds the bytes of the file and `extension` its format. `image_id` says what is shown:
+    samples of the same image or video may share it. `annotations` is the JSON member ({} without
+    one), and `second` is the second image of a pair. `captions` are non-empty texts. Which texts
+    must be there depends on the `texts` of `parse_sample`: at least one caption, at least one
+    question, or none. `questions` is empty unless questions were requested.
     """
 
     key: str
@@ -86,17 +87,18 @@ class Sample:
 def parse_sample(
     key: str, members: Mapping[str, bytes], kind: Kind = "image", texts: Texts = "captions"
 ) -> Sample:
-    """Read the members of `key` (extension -> bytes); raises `BadSample`, whose message names the key.
+    """Read the members of `key`, bytes by extension.
 
-    `kind` says which of an image, a video and a pair is wanted, `texts` which text must be there: a
-    sample may hold several.
+    A sample may hold several kinds of media and texts: `kind` says which media to return, and
+    `texts` which text must be there. Raises `BadSample`, whose message names the key.
     """
     extension = _extension(key, members, kind)
-    second = None if kind != "pair" else _member(key, members, SECOND_EXTENSIONS)
-    if kind == "pair" and second is None:
-        raise BadSample(
-            "missing-field", f"sample {key} has no second image ({'|'.join(SECOND_EXTENSIONS)})"
-        )
+    second = None
+    if kind == "pair":
+        second = _member(key, members, SECOND_EXTENSIONS)
+        if second is None:
+            names = "|".join(SECOND_EXTENSIONS)
+            raise BadSample("missing-field", f"sample {key} has no second image ({names})")
     annotations = parse_annotations(key, members)
     return Sample(
         key=key,
@@ -111,20 +113,27 @@ def parse_sample(
 
 
 def parse_captions(key: str, members: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Read the captions of `key` alone, of its `json` and `txt` members; raises `BadSample` as `parse_sample` does."""
+    """Read only the captions of `key`, from its `json` and `txt` members.
+
+    Raises `BadSample` as `parse_sample` does.
+    """
     return _captions(key, members, parse_annotations(key, members))
 
 
 def parse_questions(key: str, annotations: Mapping[str, Any]) -> tuple[Question, ...]:
-    """Read the questions of `key`, of its JSON member; raises `BadSample` where there is none, or one is malformed."""
+    """Read the questions of `key` from its JSON member.
+
+    Raises `BadSample` if there is none or one is malformed.
+    """
     entries = annotations.get("questions")
     if entries is None or entries == []:
         raise BadSample("missing-field", f'sample {key} has no "questions" in its json')
     if not isinstance(entries, list):
         raise BadSample("bad-json", f'sample {key}: "questions" must be a list of objects')
-    return tuple(
-        _question(f"sample {key}: question {number}", entry) for number, entry in enumerate(entries)
-    )
+    questions = []
+    for number, entry in enumerate(entries):
+        questions.append(_question(f"sample {key}: question {number}", entry))
+    return tuple(questions)
 
 
 def _question(where: str, entry: Any) -> Question:
@@ -137,25 +146,24 @@ def _question(where: str, entry: Any) -> Question:
         )
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise BadSample(
-            "bad-json", f'{where}: "answers" must be a list of texts, one of each annotator'
+            "bad-json", f'{where}: "answers" must be a list of texts, one per annotator'
         )
     texts = {name: entry.get(name, "") for name in ("question", "type", "answer_type", "group")}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise BadSample("bad-json", f'{where}: its "{name}" must be a text, not {text!r}')
     if any(_is_broken(text) for text in (*texts.values(), *answers, str(question_id))):
-        raise BadSample(
-            "bad-json", f"{where} holds half of a surrogate pair, which is no character"
-        )
+        raise BadSample("bad-json", f"{where} holds half of a surrogate pair, not a character")
     if not texts["question"].strip():
         raise BadSample("empty-text", f'{where} has no text ("question")')
     return Question(question_id, texts.pop("question").strip(), tuple(answers), **texts)
 
 
 def _extension(key: str, members: Mapping[str, bytes], kind: Kind) -> str:
-    found = _member(key, members, EXTENSIONS[kind])
-    if found is not None:
-        return found
+    extension = _member(key, members, EXTENSIONS[kind])
+    if extension is not None:
+        return extension
+    # Say what is there instead, because a wrong --frames or pairs is the usual reason.
     for other, extensions in EXTENSIONS.items():
         if any(extension in members for extension in extensions):
             raise BadSample(
@@ -170,7 +178,7 @@ def _extension(key: str, members: Mapping[str, bytes], kind: Kind) -> str:
 
 
 def _member(key: str, members: Mapping[str, bytes], extensions: Sequence[str]) -> str | None:
-    """Return the first of the extensions that the sample has; None without."""
+    """Return the first of the extensions that the sample has, or None."""
     for extension in extensions:
         if extension in members:
             if not members[extension]:
@@ -180,7 +188,7 @@ def _member(key: str, members: Mapping[str, bytes], extensions: Sequence[str]) -
 
 
 def parse_annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
-    """Read the JSON member of `key`, {} without; raises `BadSample` as `parse_sample` does."""
+    """Read the JSON member of `key`; {} if it has none. Raises `BadSample` as `parse_sample`."""
     if "json" not in members:
         return {}
     if len(members["json"]) > MAX_TEXT_BYTES:
@@ -200,30 +208,30 @@ def parse_annotations(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
     return annotations
 
 
+def annotations_member(annotations: Mapping[str, Any]) -> bytes:
+    """Return the JSON member that holds annotations; `parse_annotations` reads it."""
+    # Without spaces, and never otherwise: equal annotations must give equal shards.
+    return json.dumps(annotations, separators=(",", ":")).encode()
+
+
 def _captions(
     key: str, members: Mapping[str, bytes], annotations: Mapping[str, Any], *, needed: bool = True
 ) -> tuple[str, ...]:
     texts = annotations.get("captions")
-    if texts is None:
-        texts = annotations.get(
-            "caption"
-        )  # img2dataset writes the singular, null where there was none
-        texts = None if texts is None else [texts]
+    if texts is None and annotations.get("caption") is not None:
+        texts = [annotations["caption"]]  # img2dataset writes the singular, or null for no caption
     if texts is None and "txt" in members:
         texts = [_text(key, members["txt"])]
     if texts is None:
         if not needed:
             return ()
-        raise BadSample(
-            "missing-field", f"sample {key} has no caption (neither in its json nor as txt)"
-        )
+        raise BadSample("missing-field", f"sample {key} has no caption in its json and no txt")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadSample("bad-json", f'sample {key}: "captions" must be a list of texts')
     captions = tuple(text.strip() for text in texts if text.strip())
     if any(_is_broken(caption) for caption in captions):
         raise BadSample(
-            "bad-json",
-            f"sample {key}: a caption holds half of a surrogate pair, which is no character",
+            "bad-json", f"sample {key}: a caption holds half of a surrogate pair, not a character"
         )
     if needed and not captions:
         raise BadSample("empty-text", f"sample {key}: its caption is empty")
@@ -242,7 +250,7 @@ def _text(key: str, payload: bytes) -> str:
 
 
 def _is_broken(text: str) -> bool:
-    """Whether JSON escapes made a text that cannot be written as UTF-8 (tokenizers refuse it)."""
+    """Tell whether JSON escapes made a text that is not UTF-8, which tokenizers refuse."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Text to token ids: any Hugging Face tokenizer folder, or a byte-level BPE trained on the captions.
+"""Text to token ids: any Hugging Face tokenizer folder, or a byte-level BPE trained on captions.
 
-In come captions, out go ids and the word that each token belongs to (whole words are masked
-together).
+In: texts. Out: token ids and, for each token, the word that it belongs to, because whole words are
+masked together. Worker processes import this module, so it does not import transformers.
 """
 
 from __future__ import annotations
@@ -28,29 +28,34 @@ _SPECIAL = len(ROBERTA)
 
 @dataclass(frozen=True)
 class Encoding:
-    """One text: token ids with the special tokens, and for each the number of its word (None for special tokens)."""
+    """One text: token ids, special ones included, and the number of each token's word.
+
+    Special tokens belong to no word (None).
+    """
 
     ids: list[int]
     words: list[int | None]
 
 
 class Tokenizer:
-    """A tokenizer with the four special tokens that training needs, light enough for worker processes."""
+    """A tokenizer with the four special tokens that training needs, light enough for workers."""
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]) -> None:
         """Wrap a `tokenizers.Tokenizer`; `special` names its cls, sep, pad and mask token.
 
         Raises DataError when one of them is missing from the vocabulary.
         """
-        found = {
-            role: backend.token_to_id(special[role]) if special.get(role) else None
-            for role in _ROLES
-        }
-        ids = {role: number for role, number in found.items() if number is not None}
+        ids = {}
+        for role in _ROLES:
+            token = special.get(role)
+            number = backend.token_to_id(token) if token else None
+            if number is not None:
+                ids[role] = number
         missing = [role for role in _ROLES if role not in ids]
         if missing:
             raise DataError(
-                f"the tokenizer has no {', '.join(missing)} token: masked language modelling needs them"
+                f"the tokenizer has no {', '.join(missing)} token: "
+                "masked language modeling needs them"
             )
         self._backend = backend
         self._special = {role: special[role] for role in _ROLES}
@@ -58,17 +63,17 @@ class Tokenizer:
         self._backend.no_truncation()
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (ids[role] for role in _ROLES)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        added = backend.get_added_tokens_decoder()
-        special_ids = {number for number, token in added.items() if token.special} | set(
-            ids.values()
-        )
-        self.ordinary_ids = np.array(
-            [n for n in range(self.vocab_size) if n not in special_ids], dtype=np.int64
-        )
+        special_ids = set(ids.values())
+        for number, added in backend.get_added_tokens_decoder().items():
+            if added.special:
+                special_ids.add(number)
+        # The ids that may replace a masked token.
+        ordinary = [number for number in range(self.vocab_size) if number not in special_ids]
+        self.ordinary_ids = np.array(ordinary, dtype=np.int64)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Load a folder with tokenizer.json, or anything that transformers' AutoTokenizer loads as a fast tokenizer.
+        """Load a folder with tokenizer.json, or any fast tokenizer that AutoTokenizer loads.
 
         Raises DataError when nothing usable is there.
         """
@@ -91,25 +96,26 @@ class Tokenizer:
             raise DataError(f"no tokenizer at {name}: {str(error).splitlines()[0]}") from error
         if not loaded.is_fast:
             raise DataError(
-                f"the tokenizer at {name} has no fast version, without which words are not known"
+                f"the tokenizer at {name} has no fast version, which is needed to find words"
             )
-        return cls(
-            loaded.backend_tokenizer, {role: getattr(loaded, f"{role}_token") for role in _ROLES}
-        )
+        special = {role: getattr(loaded, f"{role}_token") for role in _ROLES}
+        return cls(loaded.backend_tokenizer, special)
 
     def has_vocabulary_of(self, other: Tokenizer) -> bool:
-        """Whether every token has the same id; what else a file says may change when it is written again."""
-        return (
-            bool(self._backend.get_vocab(True) == other._backend.get_vocab(True))
-            and self._special == other._special
-        )
+        """Tell whether every token has the same id in both.
+
+        Other contents of the files may differ, because libraries change them when they save again.
+        """
+        same_ids = bool(self._backend.get_vocab(True) == other._backend.get_vocab(True))
+        return same_ids and self._special == other._special
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a byte-level BPE with RoBERTa's special tokens: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last.
+        """Train a byte-level BPE with RoBERTa's special tokens.
 
-        The vocabulary is smaller than `vocab_size` when the captions hold fewer merges. Raises
-        UsageError for a size that leaves no room for bytes and special tokens.
+        Their ids are <s> 0, <pad> 1, </s> 2, <unk> 3, and <mask> last. The vocabulary is smaller
+        than `vocab_size` if the captions give fewer merges. Raises UsageError for a size without
+        room for bytes and special tokens.
         """
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size < len(alphabet) + _SPECIAL:
@@ -127,7 +133,7 @@ class Tokenizer:
         )
         backend.train_from_iterator(captions, trainer)
         backend.add_special_tokens([_added(ROBERTA["mask"])])
-        # The first special tokens get the first ids, in the order they were given in.
+        # The trainer gave the first ids to its special tokens, in their order.
         sep, cls_token = (ROBERTA["sep"], 2), (ROBERTA["cls"], 0)
         backend.post_processor = processors.RobertaProcessing(
             sep, cls_token, trim_offsets=True, add_prefix_space=False
@@ -135,7 +141,10 @@ class Tokenizer:
         return cls(backend, ROBERTA)
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that `transformers.AutoTokenizer` loads, as RoBERTa's if the special tokens are RoBERTa's."""
+        """Write a folder that `transformers.AutoTokenizer` loads.
+
+        It loads as a RoBERTa tokenizer if the special tokens are RoBERTa's.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokens = {f"{role}_token": token for role, token in self._special.items()}
@@ -162,20 +171,23 @@ class Tokenizer:
         )
 
     def encode(self, texts: Sequence[str], max_length: int) -> list[Encoding]:
-        """Token ids of each text, cut to `max_length` with the special tokens kept."""
+        """Encode texts, cut to `max_length` tokens with the special tokens kept."""
         self._backend.enable_truncation(max_length)
-        encoded = self._backend.encode_batch(list(texts))  # the "fast" variant loses the words
-        return [Encoding(one.ids, one.word_ids) for one in encoded]
+        encodings = self._backend.encode_batch(list(texts))  # encode_batch_fast loses the words
+        return [Encoding(encoding.ids, encoding.word_ids) for encoding in encodings]
 
     def offsets(self, text: str, max_length: int) -> list[tuple[int, int]]:
-        """Characters (first, last + 1) that each token of `encode` stands for; (0, 0) for special tokens."""
+        """Return the characters (first, last + 1) of each token; (0, 0) for special tokens."""
         self._backend.enable_truncation(max_length)
         offsets: list[tuple[int, int]] = self._backend.encode(text).offsets
         return offsets
 
     def to_str(self) -> str:
-        """Everything about the tokenizer as one JSON string, for another process; equal for equal tokenizers."""
-        self._backend.no_truncation()  # what was encoded last is no part of it
+        """Return everything about the tokenizer as one JSON string, the same for equal tokenizers.
+
+        It is for another process, and for the hash in the state of a run.
+        """
+        self._backend.no_truncation()  # the last max_length is not part of the tokenizer
         return json.dumps({"tokenizer": self._backend.to_str(), "special": self._special})
 
     @classmethod
@@ -186,9 +198,9 @@ class Tokenizer:
 
 
 def train_tokenizer(dirs: Sequence[str | Path], out: str | Path, vocab_size: int) -> Tokenizer:
-    """Train a tokenizer on every caption of some data sets and save it to `out`; no image is decoded.
+    """Train a tokenizer on every caption of data sets and save it to `out`; decodes no image.
 
-    Raises DataError when there is no caption at all.
+    Raises DataError when there is no caption.
     """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
     if next(captions_of(manifests), None) is None:
@@ -201,7 +213,7 @@ def train_tokenizer(dirs: Sequence[str | Path], out: str | Path, vocab_size: int
 
 
 def captions_of(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Every caption of the data sets, in their order; samples that cannot be read are passed over."""
+    """Yield every caption of the data sets in order; samples that cannot be read are skipped."""
     store = Store(manifests)
     try:
         for source, manifest in enumerate(manifests):
@@ -220,7 +232,10 @@ def _added(token: str) -> AddedToken:
 
 
 def _special_tokens(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """Roles of the special tokens: as the folder's configuration says, else by RoBERTa's and BERT's customary names."""
+    """Return the special token of each role.
+
+    The folder's configuration names them; otherwise RoBERTa's and BERT's customary names are used.
+    """
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
@@ -231,15 +246,12 @@ def _special_tokens(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, st
             raise DataError(f"{folder / name} is not JSON: {error}") from error
         for role in _ROLES:
             token = stored.get(f"{role}_token")
-            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, dict):  # newer files describe tokens with their options
+                token = token.get("content")
             if token:
                 named[role] = token
     for role in _ROLES:
-        customary = [
-            token
-            for token in (ROBERTA[role], f"[{role.upper()}]")
-            if backend.token_to_id(token) is not None
-        ]
-        if role not in named and customary:
-            named[role] = customary[0]
+        for customary in (ROBERTA[role], f"[{role.upper()}]"):
+            if role not in named and backend.token_to_id(customary) is not None:
+                named[role] = customary
     return named

@@ -1,8 +1,12 @@
-"""Worker processes that read micro-batches ahead: pixels cross in one shared anonymous arena, the rest over a socket.
+"""Worker processes that read micro-batches ahead of the training loop.
 
-Micro-batch n goes to worker n mod workers, and is a pure function of n, so that a worker that died
-is started again where it was. Workers are plain `python -c` processes: they import neither torch
-nor the program's main module.
+In: a `ReaderConfig` and a first micro-batch. Out: micro-batches in order, with their pixels. Pixels
+cross between processes in one shared anonymous memory map, the arena, everything else over a
+socket.
+
+Micro-batch n goes to worker n mod workers and is a pure function of n, so a worker that died is
+started again where it was. Workers are plain `python -c` processes, which import neither torch nor
+the program's main module.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from data_pipeline.errors import DataError, IncompleteError
 from data_pipeline.micro_batch import MicroBatch, NothingReadable, Reader, ReaderConfig
 
 AHEAD = 2  # micro-batches that each worker reads ahead
-RESTARTS = 3  # starts of a worker, one after the other, that yielded nothing
+RESTARTS = 3  # how often in a row a worker is restarted for the same micro-batch
 _ENTRY = (
     "import sys; from data_pipeline.workers import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 )
@@ -38,8 +42,8 @@ _ENTRY = (
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
-    asked: deque[int] = field(default_factory=deque)
-    failures: int = 0
+    requested: deque[int] = field(default_factory=deque)  # micro-batches not handed out yet
+    failures: int = 0  # deaths in a row without an answer
 
 
 class Workers:
@@ -59,9 +63,9 @@ class Workers:
             self._ask(number)
 
     def next(self, number: int) -> tuple[MicroBatch, Pixels]:
-        """Micro-batch `number`, which must follow the one before, and a copy of its pixels.
+        """Return micro-batch `number` and a copy of its pixels; numbers must come in order.
 
-        Raises DataError as the worker met it, or when a worker keeps dying.
+        Raises the DataError that the worker met, and IncompleteError when a worker keeps dying.
         """
         if not self._workers:
             raise ValueError("the workers are closed")
@@ -72,14 +76,15 @@ class Workers:
         if isinstance(answer, Exception):
             self.close()
             raise answer
+        # Copied, because the worker reuses the slot for the micro-batch that is requested below.
         pixels = self._arena[_slot(number, len(self._workers))].copy()
-        self._workers[place].asked.popleft()
+        self._workers[place].requested.popleft()
         self._next += 1
         self._ask(number + len(self._workers) * AHEAD)
         return answer, pixels
 
     def close(self) -> None:
-        """End the workers and free the arena; a second call does nothing."""
+        """End the workers and free the arena. A second call does nothing."""
         if not self._workers:
             return
         for worker in self._workers:
@@ -88,13 +93,13 @@ class Workers:
         for worker in self._workers:
             worker.process.wait()
         self._workers = []
-        del self._arena
+        del self._arena  # a memory map cannot be closed while an array uses it
         self._memory.close()
         os.close(self._file)
 
     def _ask(self, number: int) -> None:
         worker = self._workers[number % len(self._workers)]
-        worker.asked.append(number)
+        worker.requested.append(number)
         _send(worker, (number, _slot(number, len(self._workers))))
 
     def _receive(self, place: int, number: int) -> MicroBatch | Exception:
@@ -115,26 +120,28 @@ class Workers:
         if dead.failures == RESTARTS:
             self.close()
             raise IncompleteError(
-                f"data worker {place} died {RESTARTS + 1} times at micro-batch {number} (exit code {code}; -9 is often "
-                "a lack of memory)"
+                f"data worker {place} died {RESTARTS + 1} times at micro-batch {number} "
+                f"(exit code {code}; -9 often means that memory ran out)"
             )
         print(
-            f"data worker {place} died (exit code {code}): started again at micro-batch {number}",
+            f"data worker {place} died (exit code {code}): restarting it at micro-batch {number}",
             file=sys.stderr,
         )
         self._workers[place] = worker = self._start()
         worker.failures = dead.failures + 1
         _send(worker, (self._config, self._shape))
-        for again in dead.asked:
-            self._ask(again)
+        for unanswered in dead.requested:
+            self._ask(unanswered)
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        python_path = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([root, python_path]) if python_path else root
+        # One thread each: the workers are the parallelism.
         threads = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        # Workers inherit the mask: a signal to the whole group (Ctrl-C, a scheduler) is the
-        # parent's to handle.
+        # Workers inherit the signal mask: when a signal goes to the whole process group (Ctrl-C, a
+        # scheduler), only the parent handles it.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process = subprocess.Popen(
@@ -151,28 +158,27 @@ class Workers:
 
 
 def _send(worker: _Worker, message: object) -> None:
-    # A worker that died is found out, and made good, when its next answer is due.
+    # A worker that died is noticed and restarted when its next answer is due.
     with contextlib.suppress(OSError):
         worker.connection.send(message)
 
 
 def serve(socket_fd: int, arena_fd: int) -> None:
-    """Run one worker: answer requests (micro-batch, slot) until the parent closes the socket or dies."""
+    """Run one worker: answer requests (micro-batch, slot) until the parent closes the socket."""
     import cv2
 
     cv2.setNumThreads(0)
     connection = Connection(socket_fd)
     try:
         config, shape = connection.recv()
-        arena = np.frombuffer(mmap.mmap(arena_fd, int(np.prod(shape))), dtype=np.uint8).reshape(
-            shape
-        )
+        memory = mmap.mmap(arena_fd, int(np.prod(shape)))
+        arena = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
         reader = Reader(config)
         while True:
             number, slot = connection.recv()
             connection.send(_answer(reader, number, arena[slot]))
     except (EOFError, OSError):
-        return  # the parent is gone
+        return  # the parent closed the socket or died
 
 
 def _answer(reader: Reader, number: int, pixels: Pixels) -> MicroBatch | Exception:
@@ -187,12 +193,12 @@ def _answer(reader: Reader, number: int, pixels: Pixels) -> MicroBatch | Excepti
 
 
 def _slot(number: int, workers: int) -> int:
-    """Slot of the arena that micro-batch `number` is written to: free again when it was handed out."""
+    """Return the slot of the arena for a micro-batch, which is free again once handed out."""
     return number % (workers * AHEAD)
 
 
 def _anonymous_file(size: int) -> int:
-    """Descriptor of memory without a name, so that nothing is left behind however the run ends."""
+    """Return a descriptor of memory without a name, of which nothing is left after any end."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("glscl-pixels")
     else:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import DataError, UsageError, UserError, fail, report
+from data_pipeline.sources.catalogue import SOURCES
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
 from launch.evaluation import add_compare, add_eval, add_explain, add_predict, add_report
@@ -389,7 +390,7 @@ def _add_data(commands: Any) -> None:
 
 
 def _add_import(commands: Any) -> None:
-    for name, source in imports.SOURCES.items():
+    for name, source in SOURCES.items():
         example = f"glscl data import {source.example}"
         command = add_command(commands, name, partial(imports.run, name), source.about, example)
         imports.add_arguments(command, source)

@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from data_pipeline.cores import usable_cores
 from data_pipeline.errors import UsageError
+from data_pipeline.processes import usable_cores
 
 CommandResult = tuple[dict[str, Any], str]
 """The object that `--json` prints, and the text that is printed without it."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline import errors
-from data_pipeline.cores import usable_cores
 from data_pipeline.errors import IncompleteError, UsageError, UserError
+from data_pipeline.processes import usable_cores
 
 RECIPES = Path(__file__).parent / "recipes"
 # Samples of each split.

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from data_pipeline.collate import Batch
 from data_pipeline.errors import UsageError, UserError
 from data_pipeline.loader import Loader, open_loader
-from data_pipeline.order import hash_key
+from data_pipeline.randomness import hash_key
 from data_pipeline.sample import Kind
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.text import Tokenizer

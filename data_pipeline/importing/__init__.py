@@ -1,1 +1,1 @@
-"""What every importer shares: entries, official files, plain pickles, re-encoding, labels."""
+"""What all importers share: entries, official files, plain pickles, re-encoding, labels."""

@@ -1,1 +1,1 @@
-"""The embedded data set: drawn scenes whose captions, questions, statements and regions are exactly true."""
+"""The embedded data set: generated scenes with exact captions, questions and regions."""

@@ -1,11 +1,11 @@
-"""Five captions of a scene or clip, each as a structured statement and as the text that says it.
+"""Five captions of a scene or clip, each as a structured statement and as its text.
 
 In: a scene and a generator. Out: statements; `render(statement)` is the caption. A statement names
 every object of the scene, and its form says what else it tells: `names`, `full` or `counted`;
-`sizes`; `fills`; `places`; and `relation` (for a single object `whole`). Together the five of a
-picture tell everything but pixels.
+`sizes`; `fills`; `places`; and `relation` (for a single object `whole`). Together the five of an
+image tell everything except the pixels.
 
-Statements about a clip are true of all of it. They may tell each object's motion besides; the form
+Statements about a clip are true of all of it. They may also tell each object's motion; the form
 `travels` tells where it comes from, too.
 """
 
@@ -29,6 +29,7 @@ RELATION_TESTS = {
     "below": lambda one, other: one["row"] > other["row"],
 }
 
+# What each form tells of every object.
 _TOLD = {
     "names": ("colour", "shape"),
     "counted": ("shape",),
@@ -48,6 +49,7 @@ _SYNONYMS = {
     "middle": "center",
 }
 _OPENINGS = (
+    # Data, not messages: changing one changes the captions of every generated data set.
     "there is",
     "a picture of",
     "an image of",
@@ -85,47 +87,51 @@ _RELATION_SYNONYMS = {
 
 
 def statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Five statements that fit the scene, in random order, with random wording."""
+    """Return five statements that fit the scene, in random order and with random wording."""
     several = len(scene["objects"]) > 1
     forms = [_plain(rng), "sizes", "fills", "places", "relation" if several else "whole"]
     return [_statement(scene["objects"], forms[k], rng) for k in rng.permutation(CAPTIONS).tolist()]
 
 
 def clip_statements_of(scene: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Five statements that fit all of a clip, in random order, with random wording; `names` always tells the motion."""
+    """Return five statements that fit all of a clip, in random order and with random wording.
+
+    The form `names` always tells the motion.
+    """
     objects = scene["objects"]
-    related = [
-        [one, other]
-        for one, other in permutations(range(len(objects)), 2)
-        if relations_of(objects[one], objects[other])
-    ]
+    related = []
+    for first, second in permutations(range(len(objects)), 2):
+        if relations_of(objects[first], objects[second]):
+            related.append([first, second])
+    # A relation may not hold during the whole clip, so there may be none to tell.
     travels = len(objects) == 1 or (len(objects) == 2 and rng.random() < 0.5)
     last = "travels" if travels or not related else "relation"
     forms = [_plain(rng), "sizes", "fills", "names", last]
-    moving = [False, *([len(objects) < 3] * 2), True, False]
+    few = len(objects) < 3  # so that the texts of sizes and fills with motions stay short
+    tells_motion = [False, few, few, True, False]
     statements = []
     for k in rng.permutation(CAPTIONS).tolist():
         order = None
         if forms[k] == "relation":
             pair = related[int(rng.integers(len(related)))]
             order = pair + [n for n in rng.permutation(len(objects)).tolist() if n not in pair]
-        statements.append(_statement(objects, forms[k], rng, order=order, moving=moving[k]))
+        statements.append(_statement(objects, forms[k], rng, order=order, moving=tells_motion[k]))
     return statements
 
 
-def relations_of(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Relations of one object to another that hold, in a clip from its start to its end."""
-    pairs = list(zip(moments(one), moments(other), strict=True))
-    return [
-        name
-        for name, holds in RELATION_TESTS.items()
-        if all(holds(first, second) for first, second in pairs)
-    ]
+def relations_of(item: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the relations of an object to another that hold, in a clip from start to end."""
+    relations = list(RELATION_TESTS)
+    for item_then, other_then in zip(moments(item), moments(other), strict=True):
+        relations = [name for name in relations if RELATION_TESTS[name](item_then, other_then)]
+    return relations
 
 
 def _plain(rng: np.random.Generator) -> str:
-    kind = float(rng.random())
-    return "names" if kind < 0.5 else "full" if kind < 0.8 else "counted"
+    draw = float(rng.random())
+    if draw < 0.5:
+        return "names"
+    return "full" if draw < 0.8 else "counted"
 
 
 def _statement(
@@ -138,42 +144,49 @@ def _statement(
 ) -> dict[str, Any]:
     count = len(objects)
     order = rng.permutation(count).tolist() if order is None else order
-    told_of_each = _TOLD[form] + (("motion",) if moving else ())
+    told_of_each = _TOLD[form]
+    if moving:
+        told_of_each += ("motion",)
+    described = []
+    for k in order:
+        described.append({name: objects[k][name] for name in told_of_each})
     statement: dict[str, Any] = {
         "form": form,
-        "objects": [{name: objects[k][name] for name in told_of_each} for k in order],
+        "objects": described,
         "relations": [],
         "opening": _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.7 else "",
         "synonyms": [word for word in _SYNONYMS if rng.random() < 0.3],
         "variant": int(rng.integers(2)),
     }
-    if form == "counted":  # equal shapes are counted together, so they must stand together
-        statement["objects"].sort(
-            key=lambda named: [objects[k]["shape"] for k in order].index(named["shape"])
-        )
+    if form == "counted":
+        # Equal shapes are counted together, so they must be next to each other.
+        shapes = [objects[k]["shape"] for k in order]
+        statement["objects"].sort(key=lambda told: shapes.index(told["shape"]))
     if form == "relation":
-        told = [(0, 1), (0, 2)] if count > 2 and rng.random() < 0.5 else [(0, 1)]
-        # Those of a picture's objects hold, because their cells differ; a clip's second one may
-        # not.
-        statement["relations"] = [
-            [one, relations[int(rng.integers(len(relations)))], other]
-            for one, other in told
-            if (relations := relations_of(objects[order[one]], objects[order[other]]))
-        ]
+        pairs = [(0, 1)]
+        if count > 2 and rng.random() < 0.5:
+            pairs.append((0, 2))
+        for first, second in pairs:
+            relations = relations_of(objects[order[first]], objects[order[second]])
+            # Objects of an image are always related, because their cells differ. The second pair of
+            # a clip may not be.
+            if relations:
+                relation = relations[int(rng.integers(len(relations)))]
+                statement["relations"].append([first, relation, second])
     if _opens_itself(statement) or len(render(statement).split()) > MAX_WORDS:
         statement["opening"] = ""
     return statement
 
 
 def _opens_itself(statement: dict[str, Any]) -> bool:
-    """Whether no opening can stand before the text: it begins with a place, or has no articles."""
-    return statement["form"] == "places" and (
-        statement["variant"] == 1 or len(statement["objects"]) == MAX_OBJECTS
-    )
+    """Tell whether no opening fits, because the text begins with a place or has no articles."""
+    without_articles = len(statement["objects"]) == MAX_OBJECTS
+    begins_with_place = statement["variant"] == 1
+    return statement["form"] == "places" and (begins_with_place or without_articles)
 
 
 def render(statement: dict[str, Any]) -> str:
-    """Text of a statement: lower case, at most 22 words."""
+    """Return the text of a statement: lower case, at most MAX_WORDS words."""
     form, opening = statement["form"], statement["opening"]
     if form == "places":
         text = _places(statement)
@@ -181,9 +194,10 @@ def render(statement: dict[str, Any]) -> str:
         text = _relations(statement)
     elif form == "counted":
         shapes = counted([told["shape"] for told in statement["objects"]])
-        text = _joined(
-            [words if words != shape else with_article(words) for shape, words in shapes.items()]
-        )
+        parts = []
+        for shape, words in shapes.items():
+            parts.append(with_article(words) if words == shape else words)
+        text = _joined(parts)
     elif form == "whole":
         text = f"{_named(statement, 0)} {_place(statement, 0)}"
     else:
@@ -193,10 +207,10 @@ def render(statement: dict[str, Any]) -> str:
 
 def _named(statement: dict[str, Any], k: int, article: bool = True) -> str:
     told = statement["objects"][k]
-    words = " ".join(
-        _word(statement, told[name]) for name in ("size", "fill", "colour", "shape") if name in told
-    )
-    words = with_article(words) if article else words
+    traits = [told[name] for name in ("size", "fill", "colour", "shape") if name in told]
+    words = " ".join(_word(statement, trait) for trait in traits)
+    if article:
+        words = with_article(words)
     return f"{words} {_motion(statement, k)}" if "motion" in told else words
 
 
@@ -223,30 +237,30 @@ def _joined(parts: list[str]) -> str:
 
 
 def counted(shapes: list[str]) -> dict[str, str]:
-    """Each of the shapes with the words that count it, without an article: "star", "two circles"."""
-    numbers = {shape: shapes.count(shape) for shape in shapes}
-    return {
-        shape: shape if count == 1 else f"{NUMBERS[count]} {plural(shape)}"
-        for shape, count in numbers.items()
-    }
+    """Return for each shape the words that count it, without an article.
+
+    For example "star" or "two circles".
+    """
+    words = {}
+    for shape in shapes:
+        count = shapes.count(shape)
+        words[shape] = shape if count == 1 else f"{NUMBERS[count]} {plural(shape)}"
+    return words
 
 
 def plural(shape: str) -> str:
-    """Name several of a shape."""
+    """Return the plural of a shape."""
     return shape + ("es" if shape == "cross" else "s")
 
 
 def _places(statement: dict[str, Any]) -> str:
     count = len(statement["objects"])
-    if count == MAX_OBJECTS:  # articles would pass the limit of words
-        parts = [
-            f"{_named(statement, k, article=False)} {_place(statement, k, article=False)}"
-            for k in range(count)
-        ]
-    elif statement["variant"]:
-        parts = [f"{_place(statement, k)} {_named(statement, k)}" for k in range(count)]
-    else:
-        parts = [f"{_named(statement, k)} {_place(statement, k)}" for k in range(count)]
+    article = count < MAX_OBJECTS  # with articles, the longest texts would pass MAX_WORDS
+    parts = []
+    for k in range(count):
+        name, place = _named(statement, k, article), _place(statement, k, article)
+        place_first = article and statement["variant"]
+        parts.append(f"{place} {name}" if place_first else f"{name} {place}")
     return _joined(parts)
 
 

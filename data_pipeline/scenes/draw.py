@@ -1,6 +1,6 @@
-"""A scene graph to pixels: textured background, shadows, anti-aliased objects, light, blur and sensor noise.
+"""A scene graph to pixels: background, shadows, anti-aliased objects, light, blur and noise.
 
-In: the scene of `graph.py`. Out: uint8 pixels (height, width, 3), RGB; everything random is in the
+In: the scene of `graph.py`. Out: uint8 RGB pixels (height, width, 3). Everything random is in the
 scene, so the same scene gives the same pixels again.
 """
 
@@ -18,22 +18,25 @@ from data_pipeline.scenes.motion import still_at
 
 _FINE = 4  # subpixels per pixel side in an object's mask
 
-
 Silhouette = tuple[tuple[slice, slice], np.ndarray, np.ndarray]
+"""Window, covered share and dark share of an object; see `silhouette`."""
 
 
 def draw(scene: dict[str, Any], silhouettes: list[Silhouette] | None = None) -> np.ndarray:
-    """Pixels of a scene, uint8 (size, size, 3), RGB; `silhouettes` are its objects', where they are known already."""
+    """Return the RGB pixels of a scene, uint8 (size, size, 3).
+
+    `silhouettes` are those of its objects, if the caller has them already.
+    """
     return _exposed(scene, *_surroundings(scene), silhouettes)
 
 
 def silhouettes_of(scene: dict[str, Any]) -> list[Silhouette]:
-    """Silhouettes of a scene's objects, in their order; none hides any part of another."""
+    """Return the silhouettes of a scene's objects in their order; they never overlap."""
     return [silhouette(item, scene["size"]) for item in scene["objects"]]
 
 
 def mask_of(shown: Silhouette, size: int) -> np.ndarray:
-    """Pixels that an object covers by half or more, bool (size, size)."""
+    """Return the pixels that an object covers by half or more, bool (size, size)."""
     window, alpha, _ = shown
     mask = np.zeros((size, size), dtype=bool)
     mask[window] = alpha >= 0.5
@@ -41,20 +44,23 @@ def mask_of(shown: Silhouette, size: int) -> np.ndarray:
 
 
 def draw_clip(scene: dict[str, Any]) -> np.ndarray:
-    """Pixels of a clip's frames, uint8 (frames, size, size, 3), RGB; background, light and noise stay as they are."""
+    """Return the RGB pixels of a clip's frames, uint8 (frames, size, size, 3).
+
+    Background, light and noise are the same in every frame.
+    """
     surroundings = _surroundings(scene)
-    return np.stack(
-        [_exposed(still_at(scene, frame), *surroundings) for frame in range(scene["frames"])]
-    )
+    frames = []
+    for frame in range(scene["frames"]):
+        frames.append(_exposed(still_at(scene, frame), *surroundings))
+    return np.stack(frames)
 
 
 def _surroundings(scene: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Background and sensor noise, all that is drawn at random, float32 (size, size, 3)."""
+    """Return background and sensor noise, all that is drawn at random, float32 (size, size, 3)."""
     rng = generator_at(scene["background"]["seed"])
     background = _background(rng, scene["background"], scene["size"])
-    return background, scene["camera"]["noise"] * rng.standard_normal(
-        background.shape, dtype=np.float32
-    )
+    noise = rng.standard_normal(background.shape, dtype=np.float32)
+    return background, scene["camera"]["noise"] * noise
 
 
 def _exposed(
@@ -77,19 +83,17 @@ def _exposed(
 
 
 def silhouette(item: dict[str, Any], size: int) -> Silhouette:
-    """Where an object covers the picture.
+    """Return where an object covers the image.
 
-    Returns the (rows, columns) of its window, and in that window the covered share of each pixel
+    These are the (rows, columns) of its window, and in that window the covered share of each pixel
     and the share of dark stripe in it, float32 in 0..1.
     """
     reach = item["extent"] / 2 + 1
     left, top = max(math.floor(item["x"] - reach), 0), max(math.floor(item["y"] - reach), 0)
     right, bottom = min(math.ceil(item["x"] + reach), size), min(math.ceil(item["y"] + reach), size)
     width, height = right - left, bottom - top
-    points = _outline(item["shape"], item["rotation"]) * item["extent"] + (
-        item["x"] - left,
-        item["y"] - top,
-    )
+    center = (item["x"] - left, item["y"] - top)
+    points = _outline(item["shape"], item["rotation"]) * item["extent"] + center
     fixed = np.rint(points * _FINE * 16).astype(np.int32)  # cv2 takes 4 fractional bits
     mask = np.zeros((height * _FINE, width * _FINE), np.uint8)
     cv2.fillPoly(mask, [fixed], 255, cv2.LINE_8, shift=4)
@@ -97,9 +101,8 @@ def silhouette(item: dict[str, Any], size: int) -> Silhouette:
         stroke = max(0.11 * item["extent"], size / 48)
         line = np.zeros_like(mask)
         cv2.polylines(line, [fixed], True, 255, round(2 * stroke * _FINE), cv2.LINE_8, shift=4)
-        mask &= (
-            line  # the inner half of the line, so that hollow objects are as large as solid ones
-        )
+        # Only the inner half of the line, so that hollow objects are as large as solid ones.
+        mask &= line
     alpha = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     if item["fill"] != "striped":
         return (slice(top, bottom), slice(left, right)), alpha, np.zeros_like(alpha)
@@ -112,7 +115,10 @@ def silhouette(item: dict[str, Any], size: int) -> Silhouette:
 
 
 def _outline(shape: str, rotation: float) -> np.ndarray:
-    """Corners of a shape turned by `rotation` degrees, its box centred at 0 with longest side 1."""
+    """Return the corners of a shape turned by `rotation` degrees.
+
+    Its box is centered at 0, and its longest side is 1.
+    """
     angle = math.radians(rotation)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     points = _corners(shape) @ turn
@@ -122,16 +128,16 @@ def _outline(shape: str, rotation: float) -> np.ndarray:
 
 @cache
 def _corners(shape: str) -> np.ndarray:
-    """Corners of an upright shape in any units, y downwards."""
+    """Return the corners of an upright shape in any units, y downwards."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     circle = np.stack([np.sin(turn), -np.cos(turn)], 1)
     if shape == "circle":
         return circle
     if shape == "star":
-        radius = np.where(np.arange(10) % 2, 0.42, 1.0)
-        return radius[:, None] * np.stack(
-            [np.sin(np.arange(10) * np.pi / 5), -np.cos(np.arange(10) * np.pi / 5)], 1
-        )
+        tips = np.arange(10)
+        radius = np.where(tips % 2, 0.42, 1.0)
+        directions = np.stack([np.sin(tips * np.pi / 5), -np.cos(tips * np.pi / 5)], 1)
+        return radius[:, None] * directions
     if shape == "heart":
         x = 16 * np.sin(turn) ** 3
         y = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
@@ -141,16 +147,13 @@ def _corners(shape: str) -> np.ndarray:
         # two tips.
         outer = np.linspace(0.25 * np.pi, 1.75 * np.pi, 36)
         tip = np.array([math.cos(0.25 * np.pi), math.sin(0.25 * np.pi)])
-        centre = np.array([0.62, 0.0])
-        reach = np.hypot(*(tip - centre))
-        start = math.atan2(*(tip - centre)[::-1])
+        center = np.array([0.62, 0.0])
+        reach = np.hypot(*(tip - center))
+        start = math.atan2(*(tip - center)[::-1])
         inner = np.linspace(2 * np.pi - start, start, 28)
-        return np.concatenate(
-            [
-                np.stack([np.cos(outer), np.sin(outer)], 1),
-                centre + reach * np.stack([np.cos(inner), np.sin(inner)], 1),
-            ]
-        )
+        outer_arc = np.stack([np.cos(outer), np.sin(outer)], 1)
+        inner_arc = center + reach * np.stack([np.cos(inner), np.sin(inner)], 1)
+        return np.concatenate([outer_arc, inner_arc])
     polygons = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "triangle": [(0, -1), (1.1, 0.9), (-1.1, 0.9)],
@@ -165,7 +168,7 @@ def _corners(shape: str) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, look: dict[str, Any], size: int) -> np.ndarray:
-    """Two colours mixed by a gradient and by value noise whose octaves fall off with `roughness`."""
+    """Mix two colors by a gradient and by value noise, whose octaves fall off with `roughness`."""
     noise: np.ndarray = np.zeros((size, size), np.float32)
     weight, total = 1.0, 0.0
     for cells in (3, 6, 12, 24, 48):
@@ -181,7 +184,7 @@ def _background(rng: np.random.Generator, look: dict[str, Any], size: int) -> np
 
 
 def _ramp(size: int, angle: float) -> np.ndarray:
-    """Linear ramp over the picture from about -1 to 1 along `angle` (degrees), float32 (size, size)."""
+    """Return a ramp over the image from about -1 to 1 along `angle` (degrees), (size, size)."""
     steps = np.linspace(-1, 1, size, dtype=np.float32)
     turn = math.radians(angle)
     return np.add.outer(steps * np.float32(math.sin(turn)), steps * np.float32(math.cos(turn)))
@@ -193,9 +196,8 @@ def _cast_shadows(pixels: np.ndarray, silhouettes: list[Silhouette], light: dict
     for window, alpha, _ in silhouettes:
         shade[window] = np.maximum(shade[window], alpha)
     angle, distance = math.radians(light["angle"]), 0.02 * size
-    # The light comes from where the ramp is bright, so shadows fall to the other side.
-    shift = np.array(
-        [[1, 0, -distance * math.cos(angle)], [0, 1, -distance * math.sin(angle)]], np.float32
-    )
-    soft = cv2.GaussianBlur(cv2.warpAffine(shade, shift, (size, size)), (0, 0), 0.018 * size)
+    # The light comes from where the ramp is bright, so shadows fall on the opposite side.
+    x, y = -distance * math.cos(angle), -distance * math.sin(angle)
+    shifted = cv2.warpAffine(shade, np.array([[1, 0, x], [0, 1, y]], np.float32), (size, size))
+    soft = cv2.GaussianBlur(shifted, (0, 0), 0.018 * size)
     pixels *= (1 - light["shadow"] * soft)[..., None]

@@ -1,8 +1,8 @@
-"""Which scene stands at position i of a split: objects with their attributes and places, and how the picture will look.
+"""Which scene is sample i of a split: objects with their attributes and places, and the look.
 
 In: (seed, split, i, size). Out: a scene graph of plain JSON values, from which `draw.py` makes the
 pixels and `captions.py` the texts. Splits cannot share a scene: every combination of objects
-belongs to the split that its hash names, and the held-out pairs of colour and shape stand in every
+belongs to the split that its hash selects. The held-out pairs of color and shape occur in every
 `novel` scene and nowhere else.
 """
 
@@ -28,12 +28,10 @@ COLOURS = {
     "purple": (130, 45, 175),
     "pink": (245, 120, 190),
 }
-SIZES = {
-    "small": 20 / 96,
-    "large": 33 / 96,
-}  # longest side of the object's box as a share of the picture's side
+# Longest side of the object's box as a share of the image's side.
+SIZES = {"small": 20 / 96, "large": 33 / 96}
 FILLS = ("solid", "striped", "hollow")
-GRID = 3  # objects stand in different cells of a 3 by 3 grid
+GRID = 3  # objects are in different cells of a 3 by 3 grid
 MAX_OBJECTS = 4
 HELD_OUT = frozenset(
     {
@@ -52,16 +50,18 @@ SPLITS = ("train", "val", "test", "novel")
 _PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 _FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
 _NOVEL = tuple(sorted(HELD_OUT))
-# Hundredths of all combinations that belong to each split; novel scenes are apart by their pairs.
+# Which hundredths of all combinations belong to each split. Novel scenes differ by their pairs.
 _HASH_RANGES = {"train": range(0, 70), "val": range(70, 80), "test": range(80, 100)}
 
 
 def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
-    """Scene i of a split: a pure function of its arguments; lengths in pixels of a picture of `size` x `size`."""
+    """Return scene i of a split, a pure function of its arguments.
+
+    Lengths are in pixels of an image of `size` x `size`.
+    """
     rng = generator_at(seed, SPLITS.index(split), i)
-    count = 1 + int(
-        rng.integers(MAX_OBJECTS)
-    )  # drawn once: crowded scenes are drawn again more often
+    # Drawn once, outside the loop: crowded scenes are rejected more often and would become rare.
+    count = 1 + int(rng.integers(MAX_OBJECTS))
     while True:
         objects = _combination(rng, _pairs(rng, split, count))
         if split != "novel" and combination_hash(objects) % 100 not in _HASH_RANGES[split]:
@@ -73,7 +73,7 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
 def scene_of(
     rng: np.random.Generator, kinds: Sequence[tuple[str, str, str]], size: int
 ) -> dict[str, Any]:
-    """Draw a scene of these kinds (fill, colour, shape), each one object, at most `MAX_OBJECTS`."""
+    """Draw a scene with one object of each of these kinds (fill, color, shape)."""
     while True:
         objects = _combination(rng, [(colour, shape) for _, colour, shape in kinds])
         for item, (fill, _, _) in zip(objects, kinds, strict=True):
@@ -83,14 +83,22 @@ def scene_of(
 
 
 def combination(objects: list[dict[str, Any]]) -> list[tuple[str, str, str, str, int, int]]:
-    """Return what makes two scenes the same: their objects' (colour, shape, size, fill, column, row), sorted."""
-    return sorted(
-        (o["colour"], o["shape"], o["size"], o["fill"], o["column"], o["row"]) for o in objects
-    )
+    """Return the sorted (color, shape, size, fill, column, row) of the objects.
+
+    Two scenes with equal combinations are the same scene.
+    """
+    combined = []
+    for item in objects:
+        traits = (item["colour"], item["shape"], item["size"], item["fill"])
+        combined.append((*traits, item["column"], item["row"]))
+    return sorted(combined)
 
 
 def combination_hash(objects: list[dict[str, Any]]) -> int:
-    """Hash of the combination, which does not depend on the seed: splits of different seeds are disjoint too."""
+    """Return a hash of the combination.
+
+    It does not depend on the seed, so splits of different seeds are disjoint too.
+    """
     text = repr(combination(objects)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
@@ -101,77 +109,67 @@ def _combination(
     count = len(pairs)
     cells = rng.permutation(GRID * GRID)[:count].tolist()
     traits = rng.integers((len(SIZES), len(FILLS)), size=(count, 2)).tolist()
-    return [
-        {
-            "shape": shape,
-            "colour": colour,
-            "size": tuple(SIZES)[size],
-            "fill": FILLS[fill],
-            "column": cell % GRID,
-            "row": cell // GRID,
-        }
-        for (colour, shape), cell, (size, fill) in zip(pairs, cells, traits, strict=True)
-    ]
+    objects = []
+    for (colour, shape), cell, (size, fill) in zip(pairs, cells, traits, strict=True):
+        item = {"shape": shape, "colour": colour, "size": tuple(SIZES)[size], "fill": FILLS[fill]}
+        objects.append(item | {"column": cell % GRID, "row": cell // GRID})
+    return objects
 
 
 def _pairs(rng: np.random.Generator, split: str, count: int) -> list[tuple[str, str]]:
-    """Distinct pairs of colour and shape, so that naming both names one object."""
+    """Draw distinct pairs of color and shape, so that both together identify an object."""
     if split != "novel":
         return [_FAMILIAR[k] for k in rng.choice(len(_FAMILIAR), count, replace=False).tolist()]
     first = _NOVEL[int(rng.integers(len(_NOVEL)))]
     others = [pair for pair in _PAIRS if pair != first]
-    pairs = [
-        first,
-        *(others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist()),
-    ]
-    return [
-        pairs[k] for k in rng.permutation(count).tolist()
-    ]  # drawing order must not give the novel pair away
+    pairs = [first]
+    pairs += [others[k] for k in rng.choice(len(others), count - 1, replace=False).tolist()]
+    # Shuffled, because the order of the objects must not give the novel pair away.
+    return [pairs[k] for k in rng.permutation(count).tolist()]
 
 
 def _place(rng: np.random.Generator, objects: list[dict[str, Any]], size: int) -> bool:
-    """Give every object centre and extent in pixels, so that no boxes touch; False where the cells are too narrow."""
+    """Give every object its center and extent in pixels, so that no boxes touch.
+
+    Returns False if the objects are too large for their cells.
+    """
     count, gap, margin = len(objects), size / 64, size / 96
-    share = np.array([SIZES[o["size"]] for o in objects])
+    share = np.array([SIZES[item["size"]] for item in objects])
     extent = (size * share * rng.uniform(0.95, 1.05, count)).round(2)
-    cells = np.array([(o["column"], o["row"]) for o in objects])
-    # Less than half of the cell's free way: objects of one column never look left or right of each
-    # other.
+    cells = np.array([(item["column"], item["row"]) for item in objects])
+    # 64 attempts at once. The jitter is less than half of the free space in a cell, so objects in
+    # the same column never look left or right of each other.
     jitter = rng.uniform(-0.073, 0.073, (64, count, 2))
-    centre = size * ((cells + 0.5) / GRID + jitter)
+    centers = size * ((cells + 0.5) / GRID + jitter)
     half = extent[:, None] / 2 + margin
-    centre = np.clip(centre, half, size - half)
-    apart = (
-        np.abs(centre[:, :, None] - centre[:, None]).max(-1) >= (extent[:, None] + extent) / 2 + gap
-    )
+    centers = np.clip(centers, half, size - half)
+    distance = np.abs(centers[:, :, None] - centers[:, None]).max(-1)
+    apart = distance >= (extent[:, None] + extent) / 2 + gap
     free = (apart | np.eye(count, dtype=bool)).all((1, 2))
     if not free.any():
         return False
-    chosen = centre[int(free.argmax())].round(2)
-    for number, o in enumerate(objects):
-        o["x"], o["y"] = chosen[number].tolist()
-        o["extent"] = float(extent[number])
-        o["rotation"] = round(float(rng.uniform(-10, 10)), 1)
-        o["stripe_angle"] = round(float(rng.uniform(25, 65)), 1)
+    chosen = centers[int(free.argmax())].round(2)
+    for number, item in enumerate(objects):
+        item["x"], item["y"] = chosen[number].tolist()
+        item["extent"] = float(extent[number])
+        item["rotation"] = round(float(rng.uniform(-10, 10)), 1)
+        item["stripe_angle"] = round(float(rng.uniform(25, 65)), 1)
         shift = rng.integers(-12, 13, 3)
-        o["rgb"] = np.clip(np.array(COLOURS[o["colour"]]) + shift, 0, 255).tolist()
+        item["rgb"] = np.clip(np.array(COLOURS[item["colour"]]) + shift, 0, 255).tolist()
     return True
 
 
 def _look(rng: np.random.Generator, size: int) -> dict[str, Any]:
-    """Background, light and camera, everything that changes pixels but no caption."""
-    hue, saturation, value = (
-        rng.uniform(0, 1, 2),
-        rng.uniform(0.02, 0.22, 2),
-        rng.uniform(0.35, 0.82),
-    )
+    """Draw background, light and camera: everything that changes pixels but not captions."""
+    # The order of the draws, here and in the dictionary, is part of every scene.
+    hue = rng.uniform(0, 1, 2)
+    saturation = rng.uniform(0.02, 0.22, 2)
+    value = rng.uniform(0.35, 0.82)
     values = np.clip(value + rng.uniform(-0.12, 0.12, 2), 0.25, 0.9)
+    colors = zip(hue.tolist(), saturation.tolist(), values.tolist(), strict=True)
     return {
         "background": {
-            "rgb": [
-                _rgb(*hsv)
-                for hsv in zip(hue.tolist(), saturation.tolist(), values.tolist(), strict=True)
-            ],
+            "rgb": [_rgb(*hsv) for hsv in colors],
             "gradient_angle": round(float(rng.uniform(0, 360)), 1),
             "roughness": round(float(rng.uniform(0.35, 0.75)), 3),
             "texture": round(float(rng.uniform(0.2, 0.8)), 3),

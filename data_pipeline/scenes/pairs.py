@@ -1,27 +1,29 @@
-"""Statements about two pictures, each true of half of the pairs that it is made for, as in NLVR2.
+"""Statements about two images, each true of half of the pairs that it is made for, as in NLVR2.
 
-In: the pictures of a split, eight at a time. Out: records of pairs. Each eight make a set of four
-pairs, and each of a set's statements is true of two of them: neither its words nor how often it is
-met tell the answer.
+In: the images of a split, eight at a time. Out: records of pairs. Each eight images make a set of
+four pairs, and each statement of a set is true of two of them. So neither the words of a statement
+nor how often they occur give the answer away.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.sample import annotations_member
 from data_pipeline.scenes.captions import NUMBERS, with_article
-from data_pipeline.scenes.questions import FAMILIES, Kind, choose, how_many, several
+from data_pipeline.scenes.questions import FAMILIES, Kind, Objects, how_many, pick, several
 from data_pipeline.shards.write import Record
 
-STATEMENTS = 4  # of a set
-_SET = 8  # pictures
-_ARRANGEMENTS = 20  # ways to pair the pictures that are tried
+STATEMENTS = 4  # per set
+_SET = 8  # images
+_ARRANGEMENTS = 20  # how many ways to pair the images are tried
 
+Image = tuple[bytes, dict[str, Any]]
+"""An encoded image and its annotations."""
 _Test = Callable[[int, int], bool]
 
 
@@ -29,7 +31,8 @@ def _total(number: int) -> _Test:
     return lambda left, right: left + right == number
 
 
-# What a statement says of the numbers of a kind in the left and in the right picture.
+# What a statement says about the numbers of a kind in the left and in the right image. The words
+# are data, not messages: changing them changes the generated data sets.
 _FORMS: tuple[dict[str, _Test], ...] = (
     {
         "at least one picture shows {one}": lambda left, right: left + right > 0,
@@ -53,84 +56,102 @@ _FORMS: tuple[dict[str, _Test], ...] = (
 )
 
 
-def pair_count(pictures: int) -> int:
-    """How many pairs so many pictures make: half as many in sets of eight; of what remains, two of four pictures."""
-    return pictures // _SET * (_SET // 2) + (2 if pictures % _SET >= 4 else 0)
+def pair_count(images: int) -> int:
+    """Return how many pairs that many images make.
+
+    A full set of eight makes four pairs. If four or more images remain, four of them make two.
+    """
+    pairs = images // _SET * (_SET // 2)
+    return pairs + 2 if images % _SET >= 4 else pairs
 
 
 def pair_records(
     split: str,
-    pictures: Iterable[tuple[bytes, dict[str, Any]]],
+    images: Iterable[Image],
     stream: Callable[[int], np.random.Generator],
 ) -> Iterator[Record]:
-    """Yield the pairs of a split's pictures, (JPEG, annotations) in their order; `stream(n)` is set n's generator."""
-    iterator = iter(pictures)
+    """Yield the pairs of a split's images, in order; `stream(n)` is the generator of set n."""
+    iterator = iter(images)
     number = 0
-    while len(members := list(islice(iterator, _SET))) >= 4:
-        members = members if len(members) == _SET else members[:4]
+    while True:
+        members = list(islice(iterator, _SET))
+        if len(members) < 4:
+            return
+        if len(members) < _SET:
+            members = members[:4]
         yield from _set(f"{split}-{number}", members, stream(number))
         number += 1
 
 
-def _set(
-    name: str, members: list[tuple[bytes, dict[str, Any]]], rng: np.random.Generator
-) -> Iterator[Record]:
+def _set(name: str, members: list[Image], rng: np.random.Generator) -> Iterator[Record]:
+    # Not every arrangement has enough statements that are true of half of its pairs.
     for _ in range(_ARRANGEMENTS):
         order = rng.permutation(len(members)).tolist()
-        pairs = [
-            (members[left], members[right])
-            for left, right in zip(order[::2], order[1::2], strict=True)
-        ]
-        objects = [tuple(picture[1]["scene"]["objects"] for picture in pair) for pair in pairs]
+        pairs, objects = [], []
+        for left, right in zip(order[::2], order[1::2], strict=True):
+            pairs.append((members[left], members[right]))
+            scenes = members[left][1]["scene"], members[right][1]["scene"]
+            objects.append((scenes[0]["objects"], scenes[1]["objects"]))
         statements = _statements(objects, rng)
         if len(statements) == STATEMENTS:
             break
-    for k, (left, right) in enumerate(pairs):
-        asked = [
-            {
+    for k, ((left_jpeg, left_about), (right_jpeg, right_about)) in enumerate(pairs):
+        questions = []
+        for j, (statement, truth) in enumerate(statements):
+            question = {
                 "id": f"{name}-{k}-{j}",
                 "question": statement,
                 "answers": [str(truth[k])],
                 "type": "statement",
                 "group": f"{name}-{j}",
             }
-            for j, (statement, truth) in enumerate(statements)
-        ]
-        images = [picture["image_id"] for _, picture in (left, right)]
-        annotations = {"image_id": "+".join(images), "images": images, "questions": asked}
-        content = json.dumps(annotations, separators=(",", ":")).encode()
-        yield f"{name}-{k}", {"0.jpg": left[0], "1.jpg": right[0], "json": content}
+            questions.append(question)
+        image_ids = [left_about["image_id"], right_about["image_id"]]
+        annotations = {
+            "image_id": "+".join(image_ids),
+            "images": image_ids,
+            "questions": questions,
+        }
+        content = annotations_member(annotations)
+        yield f"{name}-{k}", {"0.jpg": left_jpeg, "1.jpg": right_jpeg, "json": content}
 
 
 def _statements(
-    pairs: list[tuple[Any, ...]], rng: np.random.Generator
+    pairs: list[tuple[Objects, Objects]], rng: np.random.Generator
 ) -> list[tuple[str, list[bool]]]:
-    """Up to STATEMENTS statements, each true of half of the pairs, with that truth; forms and kinds take turns."""
-    counts = {
-        kind: [(how_many(left, kind), how_many(right, kind)) for left, right in pairs]
-        for kinds in FAMILIES.values()
-        for kind in kinds
-    }
-    found: dict[str, list[bool]] = {}
+    """Draw up to STATEMENTS statements, each true of half of the pairs, with that truth.
+
+    Forms and families of kinds take turns, so that all of them occur.
+    """
+    counts: dict[Kind, list[tuple[int, int]]] = {}
+    for kinds in FAMILIES.values():
+        for kind in kinds:
+            counts[kind] = [(how_many(left, kind), how_many(right, kind)) for left, right in pairs]
+    families = tuple(FAMILIES.values())
+    truth_of: dict[str, list[bool]] = {}
     for turn in range(2 * STATEMENTS):
-        for place in rng.permutation(len(FAMILIES)).tolist():
-            fitting = [
-                (text, truth)
-                for kind in tuple(FAMILIES.values())[place]
-                for words, test in _FORMS[turn % len(_FORMS)].items()
-                if 2 * sum(truth := [test(left, right) for left, right in counts[kind]])
-                == len(pairs)
-                and (text := _said(words, kind)) not in found
-            ]
+        form = _FORMS[turn % len(_FORMS)]
+        for place in rng.permutation(len(families)).tolist():
+            fitting = []
+            for kind in families[place]:
+                for words, test in form.items():
+                    truth = [test(left, right) for left, right in counts[kind]]
+                    text = _text(words, kind)
+                    if 2 * sum(truth) == len(pairs) and text not in truth_of:
+                        fitting.append((text, truth))
             if fitting:
-                text, truth = choose(fitting, rng)
-                found[text] = truth
+                text, truth = pick(fitting, rng)
+                truth_of[text] = truth
                 break
-        if len(found) == STATEMENTS:
+        if len(truth_of) == STATEMENTS:
             break
-    return list(found.items())
+    return list(truth_of.items())
 
 
-def _said(words: str, kind: Kind) -> str:
-    one = "shape" if kind is None else kind[1] if kind[0] == "shape" else f"{kind[1]} shape"
-    return words.format(one=with_article(one), several=several(kind))
+def _text(words: str, kind: Kind) -> str:
+    if kind is None:
+        name = "shape"
+    else:
+        attribute, value = kind
+        name = value if attribute == "shape" else f"{value} shape"
+    return words.format(one=with_article(name), several=several(kind))

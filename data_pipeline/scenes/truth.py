@@ -1,7 +1,7 @@
-"""What is true of a scene: whether a statement fits it, how well captions can identify pictures, and false captions.
+"""What is true of a scene: whether statements fit it, false captions, and the best possible recall.
 
-In: the `scene` and `statements` of samples' annotations. Out: exact answers; no pixels are looked
-at.
+In: the `scene` and `statements` of samples' annotations. Out: exact answers, without looking at
+pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from data_pipeline.scenes.captions import OPPOSITE, relations_of, render
 from data_pipeline.scenes.graph import HELD_OUT
 from data_pipeline.scenes.motion import moments
 
+# Attributes that a false caption exchanges between two objects; a place has two coordinates.
 _EXCHANGED_TOGETHER = (
     ("colour",),
     ("shape",),
@@ -26,19 +27,15 @@ _EXCHANGED_TOGETHER = (
 
 
 def is_scene(annotation: dict[str, Any]) -> bool:
-    """Whether a sample's annotation is that of a generated scene, which the other functions here need."""
-    return (
-        isinstance(annotation.get("scene"), dict)
-        and "statements" in annotation
-        and "captions" in annotation
-    )
+    """Tell whether annotations are of a generated scene; the other functions here need that."""
+    has_texts = "statements" in annotation and "captions" in annotation
+    return isinstance(annotation.get("scene"), dict) and has_texts
 
 
 def fits(statement: dict[str, Any], scene: dict[str, Any]) -> bool:
-    """Whether a caption's statement is true of a scene, or of all of a clip's.
+    """Tell whether a caption's statement is true of a scene, or of all moments of a clip.
 
-    A caption names every object of its picture, so it fits no scene with more objects than it
-    names.
+    A caption names every object of its image, so it fits no scene with more objects than it names.
     """
     named, objects = statement["objects"], scene["objects"]
     return len(named) == len(objects) and _assignable(named, statement["relations"], objects, [])
@@ -50,26 +47,38 @@ def _assignable(
     objects: list[dict[str, Any]],
     chosen: list[int],
 ) -> bool:
-    """Whether the named objects after `chosen` can be found among the scene's objects, each another one."""
+    """Tell whether every named object can be assigned an object of the scene of its own.
+
+    `chosen` are the objects assigned so far. All assignments are tried, because a description such
+    as "a circle" may fit several objects.
+    """
     if len(chosen) == len(named):
-        return all(
-            name in relations_of(objects[chosen[one]], objects[chosen[other]])
-            for one, name, other in relations
-        )
-    wanted = named[len(chosen)].items()
-    return any(
-        k not in chosen
-        and all(at.get(name) == value for at in moments(item) for name, value in wanted)
-        and _assignable(named, relations, objects, [*chosen, k])
-        for k, item in enumerate(objects)
-    )
+        for first, name, second in relations:
+            if name not in relations_of(objects[chosen[first]], objects[chosen[second]]):
+                return False
+        return True
+    told = named[len(chosen)]
+    for k, item in enumerate(objects):
+        if k in chosen or not _is_as_told(item, told):
+            continue
+        if _assignable(named, relations, objects, [*chosen, k]):
+            return True
+    return False
+
+
+def _is_as_told(item: dict[str, Any], told: dict[str, Any]) -> bool:
+    """Tell whether an object has these attributes, in a clip at its start and at its end."""
+    for moment in moments(item):
+        if any(moment.get(name) != value for name, value in told.items()):
+            return False
+    return True
 
 
 def ceiling(annotations: Sequence[dict[str, Any]]) -> float:
-    """Best possible text-to-image R@1 over this gallery, in 0..1.
+    """Return the best possible text-to-image R@1 over this gallery, in 0..1.
 
-    A caption that fits n of the gallery's scenes finds its own with probability 1/n; the mean over
-    all captions.
+    A caption that fits n of the gallery's scenes finds its own with probability 1/n. This is the
+    mean over all captions.
     """
     counts = fitting(annotations)
     return sum(1 / count for count in counts) / len(counts)
@@ -78,19 +87,19 @@ def ceiling(annotations: Sequence[dict[str, Any]]) -> float:
 def fitting(annotations: Sequence[dict[str, Any]]) -> list[int]:
     """Count for every caption, in the order of the gallery, the scenes that it fits."""
     scenes = [annotation["scene"] for annotation in annotations]
-    return [
-        sum(fits(statement, scene) for scene in scenes)
-        for annotation in annotations
-        for statement in annotation["statements"]
-    ]
+    counts = []
+    for annotation in annotations:
+        for statement in annotation["statements"]:
+            counts.append(sum(fits(statement, scene) for scene in scenes))
+    return counts
 
 
 def swapped(annotation: dict[str, Any], caption_number: int) -> str | None:
-    """Return caption `caption_number` with an attribute exchanged between two objects, or a relation or motion turned.
+    """Return a false version of a caption, always the same one for the same sample.
 
-    The text does not fit the scene, and names no held-out pair of colour and shape that the scene
-    does not hold. Always the same one for the same sample; None where there is none (a single
-    object whose motion is not told).
+    Two objects have exchanged an attribute, or a relation or a motion is reversed. The text does
+    not fit the scene, and names no held-out pair of color and shape that the scene does not hold.
+    Returns None if there is none (a single object whose motion is not told).
     """
     scene, statement = annotation["scene"], annotation["statements"][caption_number]
     shown = {(item["colour"], item["shape"]) for item in scene["objects"]}
@@ -100,38 +109,43 @@ def swapped(annotation: dict[str, Any], caption_number: int) -> str | None:
             false.setdefault(kind, []).append(render(candidate))
     if not false:
         return None
-    key = hashlib.blake2b(
-        f"{annotation['image_id']}/{caption_number}".encode(), digest_size=8
-    ).digest()
-    which, number = divmod(int.from_bytes(key, "big"), 2**32)
+    position = f"{annotation['image_id']}/{caption_number}".encode()
+    key = int.from_bytes(hashlib.blake2b(position, digest_size=8).digest(), "big")
+    which, number = divmod(key, 2**32)
+    # First the kind of change and then the text, so that rare kinds are as likely as others.
     texts = false[sorted(false)[which % len(false)]]
     return texts[number % len(texts)]
 
 
 def _looks_familiar(statement: dict[str, Any], shown: set[tuple[str, str]]) -> bool:
-    """Whether its words alone could be a true caption's: no pair twice, and none that only novel scenes hold."""
+    """Tell whether the words alone could be those of a true caption.
+
+    It must name no pair of color and shape twice, and none that only novel scenes hold, or a model
+    could tell it from true captions without looking at the image.
+    """
     pairs = [(told["colour"], told["shape"]) for told in statement["objects"] if "colour" in told]
     return len(set(pairs)) == len(pairs) and not set(pairs) & (HELD_OUT - shown)
 
 
 def _one_change_away(statement: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (what was changed, changed statement), whether or not it became false."""
-    for one, other in combinations(range(len(statement["objects"])), 2):
+    for i, j in combinations(range(len(statement["objects"])), 2):
         for names in _EXCHANGED_TOGETHER:
             objects = [dict(told) for told in statement["objects"]]
-            if names[0] not in objects[one]:
+            first, second = objects[i], objects[j]
+            if names[0] not in first:
                 continue
-            for name in names if names[-1] in objects[one] else names[:1]:
-                objects[one][name], objects[other][name] = objects[other][name], objects[one][name]
+            for name in names:
+                if name in first:  # a motion may be told without its start
+                    first[name], second[name] = second[name], first[name]
             yield names[0], {**statement, "objects": objects}
     for number, told in enumerate(statement["objects"]):
-        if (
-            told.get("motion") in OPPOSITE and "from" not in told
-        ):  # there may be no way in that direction
+        # With its start told, the reversed motion might lead out of the grid.
+        if told.get("motion") in OPPOSITE and "from" not in told:
             objects = [dict(item) for item in statement["objects"]]
             objects[number]["motion"] = OPPOSITE[told["motion"]]
             yield "direction", {**statement, "objects": objects}
-    for number, (one, name, other) in enumerate(statement["relations"]):
+    for number, (first, name, second) in enumerate(statement["relations"]):
         relations = list(statement["relations"])
-        relations[number] = [one, OPPOSITE[name], other]
+        relations[number] = [first, OPPOSITE[name], second]
         yield "relation", {**statement, "relations": relations}

@@ -1,1 +1,1 @@
-"""Shards on disk: their manifest, their index, reading, writing and checking them."""
+"""Shards on disk: their manifest and indexes, and how they are written, read and checked."""

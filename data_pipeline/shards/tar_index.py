@@ -1,7 +1,8 @@
 """Where every sample lies in a tar shard.
 
-In: a shard that anyone wrote. Out: a `ShardIndex`, saved beside the tar as plain arrays
-(safetensors), so that a sample is read with one seek and checked by its hash. No image is decoded.
+In: a shard, which anyone may have written. Out: a `ShardIndex`, saved beside the tar as plain
+arrays (safetensors), so that a sample is read with one seek and checked by its hash. No image is
+decoded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _COLUMNS = ("first_part", "offset", "size", "xxh3", "extension", "key_end", "key
 
 @dataclass(frozen=True)
 class Member:
-    """One file of a sample: its payload is `size` bytes at `offset` of the tar, with this xxh3_64."""
+    """One file of a sample: `size` bytes at `offset` of the tar, and the xxh3_64 of them."""
 
     extension: str
     offset: int
@@ -37,11 +38,11 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The samples of one shard in the order of the tar, and where the payloads of their members lie.
+    """The samples of one shard in the order of the tar, and where the bytes of their members lie.
 
     Members of sample i are rows `first_part[i]` to `first_part[i + 1] - 1` of `offset`, `size`,
-    `xxh3` and `extension` (a number into `extensions`); its key is `key_text[key_end[i -
-    1]:key_end[i]]`, UTF-8.
+    `xxh3` and `extension` (an index into `extensions`). Its key is `key_text[key_end[i -
+    1]:key_end[i]]` in UTF-8.
     """
 
     shard_bytes: int
@@ -58,39 +59,36 @@ class ShardIndex:
         return len(self.key_end)
 
     def key(self, i: int) -> str:
-        """Key of sample i, as webdataset would call it."""
+        """Return the key of sample i, the same that webdataset gives it."""
         start = int(self.key_end[i - 1]) if i else 0
         return self.key_text[start : int(self.key_end[i])].tobytes().decode("utf-8")
 
     def members(self, i: int) -> list[Member]:
-        """All members of sample i, in the order of the tar."""
-        rows = slice(int(self.first_part[i]), int(self.first_part[i + 1]))
-        columns = zip(
-            self.extension[rows].tolist(),
-            self.offset[rows].tolist(),
-            self.size[rows].tolist(),
-            self.xxh3[rows].tolist(),
-            strict=True,
-        )
-        return [
-            Member(self.extensions[code], offset, size, xxh3)
-            for code, offset, size, xxh3 in columns
-        ]
+        """Return all members of sample i in the order of the tar."""
+        members = []
+        for row in range(int(self.first_part[i]), int(self.first_part[i + 1])):
+            extension = self.extensions[int(self.extension[row])]
+            offset, size = int(self.offset[row]), int(self.size[row])
+            members.append(Member(extension, offset, size, int(self.xxh3[row])))
+        return members
 
     def save(self, path: Path) -> None:
-        """Write the index to `path`, atomically."""
+        """Write the index to `path` atomically."""
         arrays = {name: getattr(self, name) for name in _COLUMNS}
         header = {
             "format": INDEX_FORMAT,
             "shard_bytes": self.shard_bytes,
             "extensions": self.extensions,
         }
-        # As one entry: safetensors writes several in an order of chance.
+        # One entry only, because safetensors writes several in a random order.
         write_whole(path, save(arrays, metadata={"index": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
-        """Read an index that `save` wrote; raises `DataError` that names the file when it is missing or damaged."""
+        """Read an index that `save` wrote.
+
+        Raises `DataError` that names the file if it is missing or damaged.
+        """
         if not path.is_file():
             raise DataError(f'index {path} is missing: make it again with "glscl data index"')
         try:
@@ -107,7 +105,7 @@ class ShardIndex:
 
 
 def index_shard(path: Path, shard: str) -> ShardIndex:
-    """Index the tar at `path`; `shard` is what messages call it.
+    """Index the tar at `path`; `shard` is its name in messages.
 
     Raises `DataError` for a tar that is cut, holds links or unsafe names, or has duplicate or
     interleaved samples.
@@ -135,6 +133,7 @@ def index_shard(path: Path, shard: str) -> ShardIndex:
             _check_order(shard, key, extension, extensions_of[key], last)
             extensions_of[key].add(extension)
             last = key
+            # A slice of the memoryview is not a copy, unlike one of the memory map.
             checksum = xxhash.xxh3_64_intdigest(view[offset : offset + size])
             rows.append((offset, size, checksum, codes.setdefault(extension, len(codes))))
         if not rows:
@@ -157,10 +156,11 @@ def index_shard(path: Path, shard: str) -> ShardIndex:
 def _check_order(shard: str, key: str, extension: str, seen: set[str], last: str) -> None:
     if extension in seen:
         raise DataError(
-            f"shard {shard} holds sample {key} twice (member {extension}): keys must be unique in a shard"
+            f"shard {shard} holds sample {key} twice (member {extension}): "
+            "keys must be unique in a shard"
         )
     if seen and key != last:
         raise DataError(
-            f"shard {shard} holds members of sample {key} in two places (sample {last} lies between them): "
-            "write it again with its files sorted by name"
+            f"shard {shard} holds members of sample {key} in two places (sample {last} lies "
+            "between them): write it again with its files sorted by name"
         )

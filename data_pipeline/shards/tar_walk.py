@@ -1,9 +1,9 @@
 """The plain files of a tar, found by hopping from header to header; nothing is extracted.
 
-In: a memory-mapped tar that anyone wrote. Out: (member name, payload offset, payload size), or a
-`DataError` that names the shard and the sample. Names are only compared, never used as paths. Ten
-times faster than the standard library's `tarfile`, which builds an object for each member, and
-stricter: a cut tar is an error and not an end.
+In: a memory-mapped tar, which anyone may have written. Out: (member name, payload offset, payload
+size), or a `DataError` that names the shard and the sample. Names are only compared, never used as
+paths. This is ten times faster than the standard library's `tarfile`, which builds an object for
+each member, and stricter: a cut tar is an error and not an end.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BLOCK = 512
 MAX_MEMBER_BYTES = 2**30
 MAX_HEADER_BYTES = 2**20
 
-# webdataset's rules: the key ends at the first dot of the file name; what has no dot belongs to no
-# sample.
+# These are webdataset's rules: the key ends at the first dot of the file name, and a name without a
+# dot belongs to no sample.
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _WEBDATASET_META = re.compile(r"__[^/]*__($|/)")
 _AGAIN = "download or write it again"
@@ -34,27 +34,27 @@ _REFUSED = {
 
 
 def walk(shard: str, tar: mmap.mmap | bytes) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, payload offset, payload size) of every plain file; `shard` is what messages call the tar.
+    """Yield (name, payload offset, payload size) of every plain file.
 
-    Raises `DataError` for a tar that is cut or damaged, for links and devices, and for names that
-    lead out of a folder.
+    `shard` is the name of the tar in messages. Raises `DataError` for a tar that is cut or damaged,
+    for links and devices, and for names that lead out of a folder.
     """
     position, long_name, before = 0, None, "its start"
-    while header := tar[position : position + BLOCK].strip(b"\0"):
+    while True:
         header = tar[position : position + BLOCK]
+        if not header.strip(b"\0"):  # the end mark, or nothing
+            break
         size = _payload_size(shard, header, position, before)
         kind, offset = header[156:157], position + BLOCK
         name = long_name or _short_name(shard, header)
-        found = len(tar) - offset
-        if found < size:
+        rest = len(tar) - offset
+        if rest < size:
             raise DataError(
-                f"shard {shard} ends inside sample {_sample(name)} (expected {size:,} bytes, found {found:,}): {_AGAIN}"
+                f"shard {shard} ends inside sample {_sample(name)} "
+                f"(expected {size:,} bytes, found {rest:,}): {_AGAIN}"
             )
-        if kind in (
-            b"x",
-            b"g",
-            b"L",
-        ):  # a long name comes in a member of its own, before the member that it names
+        if kind in (b"x", b"g", b"L"):
+            # A long name comes in a member of its own, before the member that it names.
             long_name = _long_name(shard, kind, tar[offset : offset + min(size, MAX_HEADER_BYTES)])
         elif kind in (b"0", b"\0"):
             _check_name(shard, name)
@@ -64,14 +64,15 @@ def walk(shard: str, tar: mmap.mmap | bytes) -> Iterator[tuple[str, int, int]]:
                 )
             yield name, offset, size
             long_name, before = None, f"sample {_sample(name)}"
-        elif kind == b"5":  # folders hold no data; webdataset skips them too
+        elif kind == b"5":  # a folder, which holds no data; webdataset skips it too
             long_name = None
         else:
             what = _REFUSED.get(kind, f"a member of type {kind!r}")
             raise DataError(
-                f"shard {shard}: {name} is {what}; only plain files may stand in a shard"
+                f"shard {shard}: {name} is {what}, but a shard may hold only plain files"
             )
         position = offset + -(-size // BLOCK) * BLOCK
+    # A tar ends with blocks of zeros; without them it was cut between two members.
     if len(tar) < position + BLOCK:
         raise DataError(
             f"shard {shard} ends after {before} without an end mark: it is cut, {_AGAIN}"
@@ -79,7 +80,7 @@ def walk(shard: str, tar: mmap.mmap | bytes) -> Iterator[tuple[str, int, int]]:
 
 
 def key_and_extension(name: str) -> tuple[str, str] | None:
-    """Split a member's name into key and extension (lower case); None where it belongs to no sample."""
+    """Split a member's name into key and extension (lower case); None if it has no sample."""
     match = _KEY_AND_EXTENSION.fullmatch(name)
     if match is None or _WEBDATASET_META.match(name):
         return None
@@ -87,18 +88,20 @@ def key_and_extension(name: str) -> tuple[str, str] | None:
 
 
 def _sample(name: str) -> str:
-    found = key_and_extension(name)
-    return found[0] if found else name
+    """Return the key of a member's sample, for messages."""
+    split = key_and_extension(name)
+    return split[0] if split else name
 
 
 def _payload_size(shard: str, header: bytes, position: int, before: str) -> int:
-    """Size that a header states, after its checksum was found right."""
+    """Return the size that a header states, after checking the header's checksum."""
     checksum = _octal(header[148:156])
     if len(header) < BLOCK or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         if position == 0:
             raise DataError(f"shard {shard} is not a tar file: {_AGAIN}")
         raise DataError(
-            f"shard {shard} is damaged after {before} (no tar header at byte {position:,}): {_AGAIN}"
+            f"shard {shard} is damaged after {before} "
+            f"(no tar header at byte {position:,}): {_AGAIN}"
         )
     field = header[124:136]
     # Files of 8 GiB and more have their size in base 256, marked by the highest bit.
@@ -112,7 +115,7 @@ def _payload_size(shard: str, header: bytes, position: int, before: str) -> int:
 
 def _octal(field: bytes) -> int | None:
     digits = field.partition(b"\0")[0].strip() or b"0"
-    # int() alone would take signs and underscores, and a negative size would walk in circles.
+    # int() alone accepts signs and underscores, and a negative size would make `walk` loop forever.
     return int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else None
 
 
@@ -130,31 +133,38 @@ def _decoded(shard: str, name: bytes) -> str:
 
 
 def _long_name(shard: str, kind: bytes, payload: bytes) -> str | None:
-    """Name in a GNU long-name member or a PAX header; what would change sizes or many names is refused."""
+    """Return the name in a GNU long-name member or a PAX header.
+
+    A header that changes sizes or the names of several members is an error.
+    """
     if kind == b"L":
         return _decoded(shard, payload.rstrip(b"\0"))
     records = _pax_records(shard, payload)
     if "size" in records or any(keyword.startswith("GNU.sparse") for keyword in records):
         raise DataError(
-            f"shard {shard} uses PAX headers that change a member's size: write it again as a plain tar"
+            f"shard {shard} uses PAX headers that change a member's size: "
+            "write it again as a plain tar"
         )
     if kind == b"g" and "path" in records:
         raise DataError(
-            f"shard {shard} uses a PAX header that renames all its members: write it again as a plain tar"
+            f"shard {shard} uses a PAX header that renames all its members: "
+            "write it again as a plain tar"
         )
     return _decoded(shard, records["path"]) if "path" in records else None
 
 
 def _pax_records(shard: str, payload: bytes) -> dict[str, bytes]:
-    """Read records of the form "LENGTH KEYWORD=VALUE"; values stay bytes, because only names need to be text."""
+    """Read records of the form "LENGTH KEYWORD=VALUE".
+
+    Values stay bytes, because only names need to be text.
+    """
     records, position = {}, 0
     while position < len(payload) and payload[position]:
         length = payload[position : position + 20].partition(b" ")[0]
         if not length.isdigit() or int(length) <= len(length) + 1:
             raise DataError(f"shard {shard} holds a damaged PAX header: {_AGAIN}")
-        keyword, _, value = payload[
-            position + len(length) + 1 : position + int(length) - 1
-        ].partition(b"=")
+        record = payload[position + len(length) + 1 : position + int(length) - 1]
+        keyword, _, value = record.partition(b"=")
         records[_decoded(shard, keyword)] = value
         position += int(length)
     return records

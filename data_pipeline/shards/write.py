@@ -1,8 +1,8 @@
-"""Records to shards: webdataset's tar writer, equal bytes for equal records, and all of them or nothing.
+"""Records to shards: equal bytes for equal records, and all of them or nothing.
 
-In: records (key, members by extension) in the order they shall have. Out: a folder with
+In: records (key, members by extension) in the order that they shall have. Out: a folder with
 `PREFIX-000000.tar` ..., their indexes and `dataset.json`. It is written beside its place under
-another name and renamed when it is complete.
+another name and renamed when it is complete. webdataset's writer makes the tars.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def write_shards(
 
 
 def unfinished_folder(root: Path, *, resume: bool = False) -> Path:
-    """Make the folder in which the data set `root` is written; with `resume` what an earlier call left there stays.
+    """Make the folder in which the data set `root` is written.
 
-    Raises `UsageError` when `root` already holds files.
+    With `resume`, files of an earlier call stay in it. Raises `UsageError` when `root` already
+    holds files.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UsageError(
@@ -68,19 +69,22 @@ def publish(
     indexed: Sequence[tuple[Shard, Counter[str]]],
     source: Mapping[str, Any],
 ) -> Manifest:
-    """Write the manifest of the shards in `unfinished` and give the folder its name; `DataError` without samples."""
+    """Write the manifest of the shards in `unfinished` and give the folder its name.
+
+    Raises `DataError` if there are no samples.
+    """
     if not indexed:
         raise DataError(f"there are no samples to write to {root}")
     manifest = assemble(unfinished, indexed, source)
     manifest.save()
-    unfinished.replace(root)  # takes the place of an empty folder
+    unfinished.replace(root)  # also replaces an empty folder
     return replace(manifest, root=root)
 
 
 def write_tar(path: Path, records: Iterable[Record]) -> None:
     """Write records as one tar, whose bytes depend on nothing else."""
-    # Imported here because webdataset imports torch, which `glscl --help` and worker processes must
-    # not wait for.
+    # Imported here, because webdataset imports torch, and `glscl --help` and worker processes must
+    # not wait for that.
     from webdataset import TarWriter
 
     with path.open("wb") as file:

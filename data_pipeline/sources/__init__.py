@@ -1,1 +1,1 @@
-"""Real data sets: one file each reads the official files as they are distributed, and all write the same shards."""
+"""Real data sets, one file each, from official files to entries; `catalogue.py` lists them."""

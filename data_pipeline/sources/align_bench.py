@@ -1,14 +1,14 @@
-"""ALIGN-BENCH: `images/<id>.jpg` and `pkls/<id>.pkl`, a pickle of a caption and where its phrases are seen.
+"""ALIGN-BENCH: `images/<id>.jpg` and `pkls/<id>.pkl`, a caption and where its phrases are seen.
 
-{"caption": text, "annotation": {phrase: [{"bbox_mask": [x1, y1, x2, y2], "pixel_mask": bool
-(height, width)}, ...]}}. The pickles are read without unpickling (`plain_pickle`); masks become run
-lengths. A phrase with an empty list is no region but stands in `without_place`.
+In: the benchmark's folder. Out: one entry per image, with regions. A pickle holds {"caption": text,
+"annotation": {phrase: [{"bbox_mask": [x1, y1, x2, y2], "pixel_mask": bool (height, width)}, ...]}}.
+It is read without unpickling (`plain_pickle`), and masks become run lengths. A phrase with an empty
+list is not a region; `without_place` lists it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,68 +16,74 @@ import numpy as np
 
 from data_pipeline.decode import open_image
 from data_pipeline.errors import DataError
+from data_pipeline.files import sha256
 from data_pipeline.importing.entries import Entry, key_of
-from data_pipeline.importing.official import check_folder, source_of
+from data_pipeline.importing.official import check_box, check_folder, reason_of, source_of
 from data_pipeline.importing.plain_pickle import read_pickle
 from data_pipeline.regions import encode_mask, parse_regions
 from data_pipeline.sample import BadSample
-from data_pipeline.shards.manifest import sha256_of
 
-_LARGEST = 64 * 2**20  # bytes of a pickle; real ones have a few million
+_MAX_BYTES = 64 * 2**20  # of a pickle; real ones have a few million
 
 
 def read(folder: Path) -> tuple[list[Entry], dict[str, Any]]:
-    """List the pictures with their caption and regions, in the order of their names.
+    """List the images with their caption and regions, in the order of their names.
 
-    Raises `DataError`, which names the file, for a pickle that holds anything else than this, and
-    for masks that are not of their picture's size; pictures without pickle, too.
+    Raises `DataError` that names the file: for an image without a pickle, a pickle that holds
+    anything else, and a mask whose size is not that of its image.
     """
-    pictures, pickles = folder / "images", folder / "pkls"
-    check_folder(pictures, "pictures of ALIGN-BENCH, the benchmark's folder holds it as `images`")
+    images, pickles = folder / "images", folder / "pkls"
+    check_folder(images, "images of ALIGN-BENCH, the benchmark's folder holds it as `images`")
     check_folder(pickles, "annotations of ALIGN-BENCH, the benchmark's folder holds it as `pkls`")
     files = sorted(pickles.glob("*.pkl"))
-    if alone := sorted(
-        {path.stem for path in pictures.glob("*.jpg")} - {path.stem for path in files}
-    ):
+    image_names = {path.stem for path in images.glob("*.jpg")}
+    if unannotated := sorted(image_names - {path.stem for path in files}):
         raise DataError(
-            f"{len(alone):,} pictures of {pictures} have no annotation in {pickles}: {alone[0]}.jpg, ..."
+            f"{len(unannotated):,} images of {images} have no annotation in {pickles}: "
+            f"{unannotated[0]}.jpg, ..."
         )
-    entries = [_entry(file, pictures / f"{file.stem}.jpg") for file in files]
-    # One number for so many files: of their names and contents.
-    whole = hashlib.sha256(
-        "".join(f"{file.name} {sha256_of(file)}\n" for file in files).encode()
-    ).hexdigest()
+    entries = [_entry(file, images / f"{file.stem}.jpg") for file in files]
     source = source_of("align-bench", "align_bench", "test", "align_bench", [])
-    return entries, source | {"files": {"pkls/*.pkl": f"sha256:{whole}"}}
+    # One hash for hundreds of files, over their names and contents.
+    names_and_hashes = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    digest = hashlib.sha256(names_and_hashes.encode()).hexdigest()
+    source["files"] = {"pkls/*.pkl": f"sha256:{digest}"}
+    return entries, source
 
 
-def _entry(file: Path, picture: Path) -> Entry:
+def _entry(file: Path, image: Path) -> Entry:
     try:
-        if file.stat().st_size > _LARGEST:
-            raise ValueError(f"it has more than {_LARGEST:,} bytes")
-        document = read_pickle(file.read_bytes())
-        caption = document["caption"]
-        size = _size(picture)
-        if not isinstance(caption, str) or not caption.strip():
-            raise ValueError("its caption is no text")
-        placed = {phrase: places for phrase, places in document["annotation"].items() if places}
-        annotations = {
-            "captions": [caption],
-            "image_id": file.stem,
-            "regions": [_region(phrase, places, size) for phrase, places in placed.items()],
-            "without_place": [
-                str(phrase) for phrase in document["annotation"] if phrase not in placed
-            ],
-        }
-        parse_regions(file.stem, annotations)
+        annotations = _annotations(file, _size(image))
+        parse_regions(file.stem, annotations)  # what is written must be readable
     except BadSample as error:
         raise DataError(f"{file} is refused: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"{file} is refused: {said}; it is not the annotation of an ALIGN-BENCH picture"
+            f"{file} is refused: {reason_of(error)}; "
+            "it is not the annotation of an ALIGN-BENCH image"
         ) from error
-    return Entry(key_of(file.stem), (picture,), annotations)
+    return Entry(key_of(file.stem), (image,), annotations)
+
+
+def _annotations(file: Path, size: tuple[int, int] | None) -> dict[str, Any]:
+    if file.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+    document = read_pickle(file.read_bytes())
+    caption = document["caption"]
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("its caption is not a text")
+    regions, without_place = [], []
+    for phrase, places in document["annotation"].items():
+        if places:
+            regions.append(_region(phrase, places, size))
+        else:
+            without_place.append(str(phrase))
+    return {
+        "captions": [caption],
+        "image_id": file.stem,
+        "regions": regions,
+        "without_place": without_place,
+    }
 
 
 def _region(phrase: Any, places: Any, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -87,25 +93,25 @@ def _region(phrase: Any, places: Any, size: tuple[int, int] | None) -> dict[str,
     for place in places:
         box, mask = place["bbox_mask"], place["pixel_mask"]
         box = box.tolist() if isinstance(box, np.ndarray) else list(box)
-        if len(box) != 4 or not all(
-            isinstance(side, int | float) and math.isfinite(side) for side in box
-        ):
-            raise ValueError(f"a box of {phrase!r} is no four numbers")
+        check_box(box, f"a box of {phrase!r}")
         if not isinstance(mask, np.ndarray) or mask.ndim != 2 or not np.isin(mask, (0, 1)).all():
-            raise ValueError(f"a mask of {phrase!r} is no table of true and false")
+            raise ValueError(f"a mask of {phrase!r} is not a table of true and false")
         if size is not None and mask.shape != size:
             raise ValueError(
-                f"a mask of {phrase!r} is {mask.shape}, its picture {size} (height, width)"
+                f"a mask of {phrase!r} is {mask.shape}, but its image is {size} (height, width)"
             )
         boxes.append(box)
         masks.append(encode_mask(mask != 0))
     return {"phrase": phrase, "caption": 0, "boxes": boxes, "masks": masks}
 
 
-def _size(picture: Path) -> tuple[int, int] | None:
-    """Height and width by the header; None where there is nothing to read, which is for the writer to report."""
+def _size(image: Path) -> tuple[int, int] | None:
+    """Return height and width from the header; None for an image that cannot be read.
+
+    The import reports that later, together with all others.
+    """
     try:
-        image = open_image(picture.read_bytes())
+        encoded = open_image(image.read_bytes())
     except (OSError, BadSample):
         return None
-    return image.height, image.width
+    return encoded.height, encoded.width

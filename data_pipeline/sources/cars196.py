@@ -1,7 +1,8 @@
-"""Stanford Cars (Cars-196): `cars_annos.mat` of all 16,185 pictures, and the pictures, for zero-shot metric learning.
+"""Stanford Cars (Cars-196) for metric learning: `cars_annos.mat`, and all 16,185 images.
 
-The first 98 classes are `train`, the last 98 `test`, which is the division of metric learning (Oh
-Song et al. 2016). The file's own field `test` divides the pictures of every class and is not used.
+In: these files. Out: one entry per image of a split. The first 98 classes are `train`, the last 98
+`test`, the division of metric learning (Oh Song et al. 2016). The file's own field `test` divides
+the images of every class and is not used.
 """
 
 from __future__ import annotations
@@ -16,61 +17,62 @@ from typing import Any
 import numpy as np
 from scipy.io import loadmat
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError
 from data_pipeline.importing.entries import Entry, file_in, key_of
-from data_pipeline.importing.official import check_folder, read_bytes, reading, source_of
+from data_pipeline.importing.official import (
+    check_folder,
+    check_split,
+    read_bytes,
+    reading,
+    source_of,
+)
 
 SPLITS = ("train", "test")
 _NUMBERS = range(1, 197)
 
 
-def read(annotations: Path, pictures: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
-    """List the pictures of a split, with the name of their class as label.
+def read(annotations: Path, images: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
+    """List the images of a split, with the name of their class as label.
 
-    Pictures are looked for as `relative_im_path` (car_ims/000001.jpg) and without its folder below
-    `pictures`. Raises `DataError` for files that are missing or not those of Stanford Cars.
+    Images are searched below `images` as `relative_im_path` (car_ims/000001.jpg) and without its
+    folder. Raises `DataError` for files that are missing or not those of Stanford Cars.
     """
-    if split not in SPLITS:
-        raise UsageError(f"{split!r} is no split of Cars-196: choose of {', '.join(SPLITS)}")
-    check_folder(pictures, "pictures")
+    check_split(split, SPLITS, "Cars-196")
+    check_folder(images, "images")
     document = _read_matlab(annotations)
     with reading(annotations, "cars_annos.mat of Stanford Cars"):
-        names = [
-            _text(name, f"class {number}")
-            for number, name in enumerate(_items(document["class_names"]), 1)
-        ]
+        names = []
+        for number, name in enumerate(_items(document["class_names"]), 1):
+            names.append(_text(name, f"class {number}"))
         if len(set(names)) != len(_NUMBERS):
             raise ValueError(f"it names {len(set(names))} classes instead of {len(_NUMBERS)}")
         entries = []
         for row, described in enumerate(_items(document["annotations"]), 1):
-            path, number = (
-                _text(described["relative_im_path"], f"picture {row}"),
-                described["class"],
-            )
+            path = _text(described["relative_im_path"], f"image {row}")
+            number = described["class"]
             if not isinstance(number, int | float | np.number) or number not in _NUMBERS:
                 raise ValueError(
-                    f"the class of picture {row} ({path}) is no number of 1 to {len(_NUMBERS)}"
+                    f"the class of image {row} ({path}) is not a number from 1 to {len(_NUMBERS)}"
                 )
-            if (number <= len(_NUMBERS) // 2) == (split == "train"):
-                entries.append(_entry(path, names[int(number) - 1], pictures))
+            in_train = number <= len(_NUMBERS) // 2
+            if in_train == (split == "train"):
+                entries.append(_entry(path, names[int(number) - 1], images))
     return entries, source_of(f"cars196-{split}", "cars196", split, "cars196", [annotations])
 
 
 def _read_matlab(path: Path) -> dict[str, Any]:
     content = read_bytes(path)
-    # Apart, because there are damaged files at which the process ends that scipy reads them in.
-    with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+    # In a process of its own, because some damaged files crash the process in which scipy reads.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return apart.submit(_load, content).result()
+            return pool.submit(_load, content).result()
         except BrokenProcessPool:
             raise DataError(
-                f"{path} is no MATLAB file, or damaged: the process that read it has crashed"
+                f"{path} is not a MATLAB file, or damaged: the process that read it has crashed"
             ) from None
-        except (
-            Exception
-        ) as error:  # bytes that mean nothing lead scipy's reader to errors of any kind
+        except Exception as error:  # random bytes lead scipy's reader to errors of any kind
             raise DataError(
-                f"{path} is no MATLAB file before version 7.3, or damaged: {error}"
+                f"{path} is not a MATLAB file before version 7.3, or damaged: {error}"
             ) from None
 
 
@@ -79,7 +81,8 @@ def _load(content: bytes) -> dict[str, Any]:
 
 
 def _items(value: Any) -> np.ndarray:
-    if type(value) is not np.ndarray:  # objects and functions of MATLAB are classes below it
+    # Not isinstance, because scipy reads MATLAB's objects and functions as subclasses.
+    if type(value) is not np.ndarray:
         raise ValueError(f"it holds a {type(value).__name__} where a list is expected")
     return np.atleast_1d(value)
 
@@ -90,7 +93,7 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _entry(path: str, label: str, pictures: Path) -> Entry:
+def _entry(path: str, label: str, images: Path) -> Entry:
     name = PurePosixPath(path)
     annotations = {"labels": [label], "image_id": name.stem}
-    return Entry(key_of(name.stem), (file_in(pictures, path, name.name),), annotations)
+    return Entry(key_of(name.stem), (file_in(images, path, name.name),), annotations)

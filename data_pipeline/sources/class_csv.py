@@ -1,7 +1,8 @@
-"""A split of miniImageNet or tieredImageNet: a CSV file with columns filename and label, and the pictures.
+"""A split of miniImageNet or tieredImageNet: a CSV file with the columns filename and label.
 
-Instead, the JSON that easyfsl ships: `class_names`, and `class_roots`, of which the last part is
-the class's folder.
+In: the file and the folder of the images. Out: one entry per image. Instead of the CSV file, the
+JSON that easyfsl ships is read too: `class_names`, and `class_roots`, whose last part is the folder
+of the class.
 """
 
 from __future__ import annotations
@@ -17,68 +18,70 @@ from data_pipeline.sources.labelled_folder import entries_of_folders
 
 
 def read(
-    table: Path, pictures: Path, names: Path | None = None
+    table: Path, images: Path, names: Path | None = None
 ) -> tuple[list[Entry], dict[str, Any]]:
-    """List the pictures of a split, which the file's name tells; `names` says what the classes are called.
+    """List the images of a split, which is the file's name; `names` says how classes are called.
 
-    Pictures are looked for as FILENAME and as LABEL/FILENAME below `pictures`. Raises `DataError`
-    for a file that is no such split, a picture that comes twice, and a class without name.
+    Images are searched below `images` as FILENAME and as LABEL/FILENAME. Raises `DataError` for a
+    file that is not such a split, an image that comes twice, and a class without a name.
     """
-    check_folder(pictures, "pictures")
-    called = None if names is None else read_names(names)
+    check_folder(images, "images")
+    name_by_class = None if names is None else read_names(names)
     if table.suffix.lower() == ".json":
-        folders = _folders(table, pictures)
+        folders = _folders(table, images)
         classes = sorted(folders)
-        entries = entries_of_folders(folders, labels_of(classes, called, names))
+        entries = entries_of_folders(folders, labels_of(classes, name_by_class, names))
     else:
-        rows = _rows(table)
-        classes = sorted(set(rows.values()))
-        labels = labels_of(classes, called, names)
-        entries = [
-            _entry(filename, name, labels[name], pictures) for filename, name in rows.items()
-        ]
-    files = [table, *([names] if names else [])]
+        class_by_file = _classes_by_file(table)
+        classes = sorted(set(class_by_file.values()))
+        labels = labels_of(classes, name_by_class, names)
+        entries = []
+        for filename, class_ in class_by_file.items():
+            entries.append(_entry(filename, class_, labels[class_], images))
+    files = [table] if names is None else [table, names]
     source = source_of(f"class-csv-{table.stem}", "class_csv", table.stem, "class_csv", files)
     return entries, source | class_list(classes)
 
 
-def _rows(table: Path) -> dict[str, str]:
-    """Return the class of each picture."""
+def _classes_by_file(table: Path) -> dict[str, str]:
+    """Return the class of each image, in the order of the table."""
     rows = read_table(table)
-    heads = [cell.strip().lower() for cell in rows[0]] if rows else []
-    headed = "filename" in heads and "label" in heads
-    width, columns = (
-        (len(heads), (heads.index("filename"), heads.index("label"))) if headed else (2, (0, 1))
-    )
-    found: dict[str, str] = {}
-    for number, row in enumerate(rows[headed:], 1 + headed):
-        if len(row) != width or not all(row[column].strip() for column in columns):
+    first, width, file_column, class_column = 0, 2, 0, 1
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if "filename" in header and "label" in header:
+        first, width = 1, len(header)
+        file_column, class_column = header.index("filename"), header.index("label")
+    classes: dict[str, str] = {}
+    for number, row in enumerate(rows[first:], first + 1):
+        cells = [cell.strip() for cell in row]
+        if len(row) != width or not cells[file_column] or not cells[class_column]:
             raise DataError(
                 f"{table} row {number} is {','.join(row)!r}, which is not a filename and a label"
             )
-        filename, name = (row[column].strip() for column in columns)
-        if filename in found:
+        filename = cells[file_column]
+        if filename in classes:
             raise DataError(f"{table} names {filename} twice (row {number})")
-        found[filename] = name
-    if not found:
-        raise DataError(f"{table} names no picture: its rows are filename,label")
-    return found
+        classes[filename] = cells[class_column]
+    if not classes:
+        raise DataError(f"{table} names no image: its rows are filename,label")
+    return classes
 
 
-def _entry(filename: str, name: str, label: str, pictures: Path) -> Entry:
-    file = file_in(pictures, filename, f"{name}/{filename}")
-    return Entry(
-        key_of(filename.rpartition(".")[0]), (file,), {"labels": [label], "image_id": filename}
-    )
+def _entry(filename: str, class_: str, label: str, images: Path) -> Entry:
+    file = file_in(images, filename, f"{class_}/{filename}")
+    annotations = {"labels": [label], "image_id": filename}
+    return Entry(key_of(filename.rpartition(".")[0]), (file,), annotations)
 
 
-def _folders(spec: Path, pictures: Path) -> dict[str, Path]:
+def _folders(spec: Path, images: Path) -> dict[str, Path]:
+    """Return the folder of each class of easyfsl's JSON."""
     classes = read_classes(spec)
     document = read_json(spec)
     with reading(spec, "a split of easyfsl"):
-        folders = [Path(folder).name for folder in document["class_roots"]]
-        if not all(folders):
-            raise ValueError("a class has no folder")
-        return {
-            name: file_in(pictures, folder) for name, folder in zip(classes, folders, strict=True)
-        }
+        folders = {}
+        for class_, root in zip(classes, document["class_roots"], strict=True):
+            name = Path(root).name
+            if not name:
+                raise ValueError("a class has no folder")
+            folders[class_] = file_in(images, name)
+        return folders

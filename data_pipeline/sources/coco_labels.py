@@ -1,7 +1,7 @@
-"""COCO's categories as labels: `instances_val2014.json` or another of its files, and the pictures.
+"""COCO's categories as labels: `instances_val2014.json` or another of its files, and the images.
 
-A crowd counts as its category. Pictures have the `image_id` of COCO's captions, so that what is in
-both is seen.
+In: these files. Out: one entry per image with labels. A crowd counts as its category. Images have
+the `image_id` of COCO's captions, so that an image in both data sets is recognized.
 """
 
 from __future__ import annotations
@@ -17,41 +17,45 @@ LISTS = "coco_52_12_16"
 
 
 def read(
-    instances: Path, pictures: Path, labels: str | None = None
+    instances: Path, images: Path, labels: str | None = None
 ) -> tuple[list[Entry], dict[str, Any]]:
-    """List the pictures with the names of the categories in them, less those without any.
+    """List the images with the names of the categories in them, leaving out those without any.
 
-    With `labels` (train, val, test) only pictures that have at least one of that part of the
-    52/12/16 lists. Pictures are looked for below `pictures` and there in the folder of the split.
-    Raises `DataError` for files that are missing or not COCO's, and an annotation of an unknown
-    picture or category.
+    With `labels` (train, val, test) only images with at least one label of that part of the
+    52/12/16 lists. Images are searched below `images`, and there in the folder of the split. Raises
+    `DataError` for files that are missing or not COCO's, and for an annotation of an unknown image
+    or category.
     """
-    check_folder(pictures, "pictures")
+    check_folder(images, "images")
     split = instances.stem.removeprefix("instances_")
     document = read_json(instances)
     with reading(instances, "an instances file of COCO"):
         names = {int(category["id"]): category["name"] for category in document["categories"]}
-        found: dict[int, set[str]] = {int(image["id"]): set() for image in document["images"]}
-        if len(found) < len(document["images"]):
-            raise ValueError(f"{len(document['images']) - len(found)} pictures come twice")
+        labels_by_image: dict[int, set[str]] = {}
+        for image in document["images"]:
+            labels_by_image[int(image["id"])] = set()
+        repeated = len(document["images"]) - len(labels_by_image)
+        if repeated:
+            raise ValueError(f"{repeated} images come twice")
         for annotation in document["annotations"]:
-            image, category = int(annotation["image_id"]), int(annotation["category_id"])
-            if image not in found or category not in names:
+            number, category = int(annotation["image_id"]), int(annotation["category_id"])
+            if number not in labels_by_image or category not in names:
                 raise ValueError(
-                    f"annotation {annotation['id']} is of picture {image}, category {category}: unknown"
+                    f"annotation {annotation['id']} is of image {number}, category {category}, "
+                    "which is unknown"
                 )
-            found[image].add(names[category])
-        entries = [
-            _entry(int(image["id"]), image["file_name"], found[int(image["id"])], pictures, split)
-            for image in document["images"]
-        ]
-    entries, said = keep_labelled(entries, LISTS, labels)
+            labels_by_image[number].add(names[category])
+        entries = []
+        for image in document["images"]:
+            number = int(image["id"])
+            entry = _entry(number, image["file_name"], labels_by_image[number], images, split)
+            entries.append(entry)
+    entries, summary = keep_labelled(entries, LISTS, labels)
     name = f"coco-labels-{split}" + (f"-{labels}" if labels else "")
-    return entries, source_of(name, "coco_labels", split, "coco", [instances]) | said
+    return entries, source_of(name, "coco_labels", split, "coco", [instances]) | summary
 
 
-def _entry(image: int, filename: str, labels: set[str], pictures: Path, split: str) -> Entry:
-    annotations = {"labels": sorted(labels), "image_id": str(image), "filename": filename}
-    return Entry(
-        f"{image:012d}", (file_in(pictures, filename, f"{split}/{filename}"),), annotations
-    )
+def _entry(number: int, filename: str, labels: set[str], images: Path, split: str) -> Entry:
+    annotations = {"labels": sorted(labels), "image_id": str(number), "filename": filename}
+    file = file_in(images, filename, f"{split}/{filename}")
+    return Entry(f"{number:012d}", (file,), annotations)

@@ -1,7 +1,8 @@
-"""iMaterialist (Fashion) 2018, of FGVC5: `train.json` or `validation.json`, and the pictures that one downloaded.
+"""iMaterialist (Fashion) 2018, of FGVC5: `train.json` or `validation.json`, and the images.
 
-Labels are the numbers 1 to 228 as text. The challenge's table `iMat_fashion_2018_label_map_228.csv`
-says what they are called, and so may another file.
+In: the file, and the folder of the images that one downloaded. Out: one entry per image with
+labels. Labels are the numbers 1 to 228 as text. The challenge's table
+`iMat_fashion_2018_label_map_228.csv` or another file says how they are called.
 """
 
 from __future__ import annotations
@@ -17,59 +18,66 @@ from data_pipeline.sample import IMAGE_EXTENSIONS
 
 
 def read(
-    annotations: Path, pictures: Path, names: Path | None = None, labels: str | None = None
+    annotations: Path, images: Path, names: Path | None = None, labels: str | None = None
 ) -> tuple[list[Entry], dict[str, Any]]:
-    """List the annotated pictures; they are looked for as IMAGEID.jpg, .jpeg, .png and .webp below `pictures`.
+    """List the annotated images.
 
-    With `labels` (base, val, novel) only pictures that have at least one of that list. Raises
-    `DataError` for files that are missing or not of the challenge (`test.json` has no annotations),
-    and for a picture that comes twice.
+    Images are searched below `images` as IMAGEID.jpg, .jpeg, .png and .webp. With `labels` (base,
+    val, novel) only images with at least one label of that list. Raises `DataError` for files that
+    are missing or not of the challenge (`test.json` has no annotations), and for an image that
+    comes twice.
     """
-    check_folder(pictures, "pictures")
+    check_folder(images, "images")
+    entries = []
+    for image_id, numbers in _labels_by_image(annotations).items():
+        entries.append(_entry(image_id, numbers, images))
+    entries, summary = keep_labelled(entries, "imaterialist", labels)
+    files = [annotations]
+    if names is not None:
+        _rename_labels(entries, summary, names)
+        files.append(names)
+    name = f"imaterialist-{annotations.stem}" + (f"-{labels}" if labels else "")
+    source = source_of(name, "imaterialist", annotations.stem, "imaterialist", files)
+    return entries, source | summary
+
+
+def _labels_by_image(annotations: Path) -> dict[str, list[str]]:
     document = read_json(annotations)
     with reading(annotations, "an annotated file of iMaterialist (Fashion) 2018"):
-        # Its README calls them image_id and label_id.
-        image_id, label_id = (
-            ("imageId", "labelId")
-            if "imageId" in document["images"][0]
-            else ("image_id", "label_id")
-        )
-        listed = {str(image[image_id]) for image in document["images"]}
-        labelled = {
-            str(one[image_id]): sorted({str(int(label)) for label in one[label_id]}, key=int)
-            for one in document["annotations"]
-        }
-        if len(labelled) < len(document["annotations"]):
+        image_key, label_key = "imageId", "labelId"
+        if image_key not in document["images"][0]:
+            image_key, label_key = "image_id", "label_id"  # the names in the challenge's README
+        labels: dict[str, list[str]] = {}
+        for annotation in document["annotations"]:
+            numbers = sorted({int(label) for label in annotation[label_key]})
+            labels[str(annotation[image_key])] = [str(number) for number in numbers]
+        repeated = len(document["annotations"]) - len(labels)
+        if repeated:
+            raise ValueError(f"{repeated} images are annotated twice")
+        listed = {str(image[image_key]) for image in document["images"]}
+        if listed != labels.keys():
             raise ValueError(
-                f"{len(document['annotations']) - len(labelled)} pictures are annotated twice"
+                f"image {min(listed ^ labels.keys())} is in only one of images and annotations"
             )
-        if listed != labelled.keys():
-            raise ValueError(
-                f"picture {min(listed ^ labelled.keys())} is only in one of images and annotations"
-            )
-    entries = [_entry(image, found, pictures) for image, found in labelled.items()]
-    entries, said = keep_labelled(entries, "imaterialist", labels)
-    if names is not None:
-        _rename(entries, said, names)
-    name = f"imaterialist-{annotations.stem}" + (f"-{labels}" if labels else "")
-    files = [annotations, *([names] if names else [])]
-    return entries, source_of(name, "imaterialist", annotations.stem, "imaterialist", files) | said
+        return labels
 
 
-def _entry(image: str, labels: list[str], pictures: Path) -> Entry:
-    file = file_in(pictures, *(f"{image}.{extension}" for extension in IMAGE_EXTENSIONS))
-    return Entry(key_of(image.zfill(7)), (file,), {"labels": labels, "image_id": image})
+def _entry(image_id: str, labels: list[str], images: Path) -> Entry:
+    file = file_in(images, *(f"{image_id}.{extension}" for extension in IMAGE_EXTENSIONS))
+    return Entry(key_of(image_id.zfill(7)), (file,), {"labels": labels, "image_id": image_id})
 
 
-def _rename(entries: list[Entry], said: dict[str, Any], names: Path) -> None:
-    """Put names for numbers, in the samples and in the list that they were chosen by."""
-    split = said.get("label_split", {"labels": []})
-    used = {label for entry in entries for label in entry.annotations["labels"]} | set(
-        split["labels"]
-    )
-    called = labels_of(sorted(used, key=int), _names(names), names)
-    for holder in (split, *(entry.annotations for entry in entries)):
-        holder["labels"] = [called[label] for label in holder["labels"]]
+def _rename_labels(entries: list[Entry], summary: dict[str, Any], names: Path) -> None:
+    """Replace numbers by names, in the samples and in the list that selected them."""
+    label_lists = [entry.annotations for entry in entries]
+    if "label_split" in summary:
+        label_lists.append(summary["label_split"])
+    used: set[str] = set()
+    for holder in label_lists:
+        used.update(holder["labels"])
+    name_by_label = labels_of(sorted(used, key=int), _names(names), names)
+    for holder in label_lists:
+        holder["labels"] = [name_by_label[label] for label in holder["labels"]]
 
 
 def _names(path: Path) -> dict[str, str]:
@@ -77,5 +85,5 @@ def _names(path: Path) -> dict[str, str]:
         return read_names(path)
     rows = read_table(path)
     with reading(path, "a table with the columns labelId and labelName"):
-        number, name = (rows[0].index(column) for column in ("labelId", "labelName"))
+        number, name = rows[0].index("labelId"), rows[0].index("labelName")
         return {row[number]: row[name] for row in rows[1:]}

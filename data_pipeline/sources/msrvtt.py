@@ -1,8 +1,8 @@
-"""MSR-VTT in the split 1k-A: the captions (`MSRVTT_data.json`), JSFusion's test list, and the clips.
+"""MSR-VTT in the split 1k-A: captions (`MSRVTT_data.json`), JSFusion's test list, and the videos.
 
-Test is the list: 1,000 clips, one caption each. All others are for training, less 500 that are held
-out for validation, because 1k-A has none of its own and choosing a model on test is not allowed.
-Captions are joined by `video_id`.
+In: these files. Out: one entry per video of a split. Test is the list: 1,000 videos with one
+caption each. All others are for training, except 500 that are held out for validation: 1k-A has no
+validation split, and choosing a model on test is not allowed. Captions are joined by `video_id`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,16 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError, UsageError
+from data_pipeline.errors import DataError
 from data_pipeline.importing.entries import Entry, file_in, key_of
-from data_pipeline.importing.official import check_folder, read_json, read_table, reading, source_of
+from data_pipeline.importing.official import (
+    check_folder,
+    check_split,
+    read_json,
+    read_table,
+    reading,
+    source_of,
+)
 
 SPLITS = ("train", "val", "test")
 VALIDATION = 500
@@ -22,43 +29,54 @@ VALIDATION = 500
 def read(
     captions: Path, test_list: Path, videos: Path, split: str
 ) -> tuple[list[Entry], dict[str, Any]]:
-    """List the clips of a split: `video_id`.mp4 (or .webm) below `videos`.
+    """List the videos of a split: `video_id`.mp4 (or .webm) below `videos`.
 
-    Raises `DataError` for files that are missing or not those of MSR-VTT, and for a list with clips
-    that have no captions.
+    Raises `DataError` for files that are missing or not those of MSR-VTT, and for a list with
+    videos that have no captions.
     """
-    if split not in SPLITS:
-        raise UsageError(f"{split!r} is no split of MSR-VTT 1k-A: choose of {', '.join(SPLITS)}")
-    check_folder(videos, "clips")
-    of_clip: dict[str, list[str]] = {}
-    document = read_json(captions)
-    with reading(captions, "a captions file of MSR-VTT"):
+    check_split(split, SPLITS, "MSR-VTT 1k-A")
+    check_folder(videos, "videos")
+    captions_by_video = _captions_by_video(captions)
+    test_captions = _test_list(test_list)
+    if unknown := [video for video in test_captions if video not in captions_by_video]:
+        raise DataError(
+            f"{test_list} names {len(unknown):,} videos that {captions} does not hold: "
+            f"{unknown[0]}, ..."
+        )
+    others = [video for video in captions_by_video if video not in test_captions]
+    # By hash, so that the choice is random but does not depend on the order of the file.
+    by_hash = sorted(others, key=_sha256_of_text)
+    held_out = set(by_hash[: min(VALIDATION, len(others) // 2)])
+    entries = []
+    if split == "test":
+        for video, caption in test_captions.items():
+            entries.append(_entry(video, [caption], videos))
+    else:
+        for video in others:
+            if (video in held_out) == (split == "val"):
+                entries.append(_entry(video, captions_by_video[video], videos))
+    source = source_of(f"msrvtt-1ka-{split}", "msrvtt", split, "msrvtt", [captions, test_list])
+    source["protocol"] = "1k-A"
+    source["validation"] = (
+        f"{len(held_out)} of the videos that are not in the test list, "
+        "those with the smallest sha256 of their id"
+    )
+    return entries, source
+
+
+def _captions_by_video(path: Path) -> dict[str, list[str]]:
+    """Return the captions of each video, with the videos in the order of the file."""
+    document = read_json(path)
+    with reading(path, "a captions file of MSR-VTT"):
+        captions: dict[str, list[str]] = {}
         for sentence in sorted(document["sentences"], key=lambda sentence: int(sentence["sen_id"])):
-            of_clip.setdefault(sentence["video_id"], []).append(sentence["caption"])
+            captions.setdefault(sentence["video_id"], []).append(sentence["caption"])
         ids = [video["video_id"] for video in document["videos"]]
-        if len(set(ids)) < len(ids) or of_clip.keys() != set(ids):
+        if len(set(ids)) < len(ids) or captions.keys() != set(ids):
             raise ValueError(
                 "its videos and the videos of its sentences are not the same, or one comes twice"
             )
-    tested = _test_list(test_list)
-    if unknown := [video for video in tested if video not in of_clip]:
-        raise DataError(
-            f"{test_list} names {len(unknown):,} clips that {captions} does not hold: {unknown[0]}, ..."
-        )
-    trained = [video for video in ids if video not in tested]
-    held_out = set(sorted(trained, key=_place)[: min(VALIDATION, len(trained) // 2)])
-    chosen = {
-        "test": list(tested),
-        "val": [video for video in trained if video in held_out],
-        "train": [video for video in trained if video not in held_out],
-    }[split]
-    entries = [
-        _entry(video, [tested[video]] if split == "test" else of_clip[video], videos)
-        for video in chosen
-    ]
-    source = source_of(f"msrvtt-1ka-{split}", "msrvtt", split, "msrvtt", [captions, test_list])
-    rule = f"{len(held_out)} of the clips that are not in the test list, those with the least sha256 of their id"
-    return entries, source | {"protocol": "1k-A", "validation": rule}
+        return {video: captions[video] for video in ids}
 
 
 def _test_list(path: Path) -> dict[str, str]:
@@ -66,15 +84,16 @@ def _test_list(path: Path) -> dict[str, str]:
     with reading(path, "JSFusion's test list (a table with columns video_id and sentence)"):
         if not rows:
             raise ValueError("it is empty")
-        video, sentence = (rows[0].index(column) for column in ("video_id", "sentence"))
-        found = {row[video]: row[sentence] for row in rows[1:]}
-        if len(found) < len(rows) - 1:
-            raise ValueError(f"{len(rows) - 1 - len(found)} clips come twice")
-        return found
+        video, sentence = rows[0].index("video_id"), rows[0].index("sentence")
+        captions = {row[video]: row[sentence] for row in rows[1:]}
+        repeated = len(rows) - 1 - len(captions)
+        if repeated:
+            raise ValueError(f"{repeated} videos come twice")
+        return captions
 
 
-def _place(video: str) -> str:
-    return hashlib.sha256(video.encode()).hexdigest()
+def _sha256_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _entry(video: str, captions: list[str], videos: Path) -> Entry:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.errors import UsageError
-from data_pipeline.order import hash_key
+from data_pipeline.randomness import hash_key
 
 from .engines import Engine
 from .gather import gather_counts
