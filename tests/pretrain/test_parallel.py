@@ -84,7 +84,7 @@ def test_pictures_and_clips_train_together_on_two_ranks_for_50_steps(settings, t
     settings["data"]["video"] = {"train": [{"path": str(clips / "train")}], "frames": 2, "group": 2}
     finished = run(several(2), settings, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "8 images and 4 clips a step" in finished.stderr
+    assert "8 images and 4 videos a step" in finished.stderr
     logged = rows(Path(settings["run"]))
     assert [row["step"] for row in logged] == list(range(1, 51))
     for row in logged:
