@@ -15,16 +15,17 @@ TILE = next(spans(1 << 20, torch.device("cpu"))).stop
 
 
 def brute_force(p, q, temperature, chosen, ids=None):
+    """The definition, row by row."""
     p, q = F.normalize(p, dim=1), F.normalize(q, dim=1)
     total = 0
     for left, right in ((p, q), (q, p)):
         for row in range(len(p)):
-            columns = [
-                c
-                for c in chosen.tolist()
-                if c != row and (ids is None or not (ids[c] == ids[row]).any())
-            ]
-            similarities = left[row] @ right[[row, *columns]].T / temperature
+            columns = [row]
+            for column in chosen.tolist():
+                is_duplicate = ids is not None and (ids[column] == ids[row]).any()
+                if column != row and not is_duplicate:
+                    columns.append(column)
+            similarities = left[row] @ right[columns].T / temperature
             total = total - similarities.log_softmax(0)[0]
     return total / len(p)
 
@@ -40,22 +41,22 @@ def gradients(loss, *leaves, **options):
     rows=st.integers(1, 12),
     data=st.data(),
     temperature=st.sampled_from([0.001, 0.03, 1.0]),
-    names=st.sampled_from([None, 1, 3]),
+    distinct_ids=st.sampled_from([None, 1, 3]),
     seed=st.integers(0, 2**31),
 )
 def test_sampled_nce_has_value_and_gradients_of_a_loop_over_rows(
-    rows, data, temperature, names, seed
+    rows, data, temperature, distinct_ids, seed
 ):
-    chosen = torch.tensor(
-        data.draw(st.lists(st.integers(0, rows - 1), unique=True)), dtype=torch.int64
-    )
+    drawn = data.draw(st.lists(st.integers(0, rows - 1), unique=True))
+    chosen = torch.tensor(drawn, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.randn(rows, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    ids = None if names is None else torch.randint(names, (rows, 2), generator=generator)
+    ids = None
+    if distinct_ids is not None:
+        ids = torch.randint(distinct_ids, (rows, 2), generator=generator)
     scale = torch.tensor(temperature, dtype=torch.float64)
-    ours, reference = (
-        gradients(loss, p, q, scale, chosen=chosen, ids=ids) for loss in (sampled_nce, brute_force)
-    )
+    ours = gradients(sampled_nce, p, q, scale, chosen=chosen, ids=ids)
+    reference = gradients(brute_force, p, q, scale, chosen=chosen, ids=ids)
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
