@@ -122,8 +122,8 @@ def pretrain_features(
     )
     (b_text, b_image), (_, c_image), (mlm_states, _) = stacked[:3]
     matched_text, matched_image = stacked[3]
-    # A recovers images, and completes texts. Dropped images are shorter, so that this pair cannot be
-    # stacked with the others.
+    # A recovers images, and completes texts. Dropped images are shorter, so that this pair cannot
+    # be stacked with the others.
     dropped = model.image_side(dropped_tokens)
     ((a_text, a_image),) = model.fuse_pairs(
         text, mask, dropped, [("all" if crossed else "none", classes)]

@@ -47,7 +47,7 @@ def cross_entropy(positive: Tensor, negatives: Tensor) -> Tensor:
 
 
 def row_numbers(rows: Tensor) -> Tensor:
-    """Number the rows, int64 (rows, 1), with numbers that no other row of any rank has."""
+    """Give each row a number that no other row of any rank has: int64 (rows, 1)."""
     return torch.arange(len(rows), device=rows.device)[:, None] + (rank() << 32)
 
 

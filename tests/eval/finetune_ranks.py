@@ -1,4 +1,7 @@
-"""A fine-tuning run on tiny data and its first step; under accelerate launch, both on every rank, for test_finetune."""
+"""Tiny fine-tuning runs and their first steps, for test_finetune.
+
+finetune_ranks.py RUNS FOLDER     run under accelerate launch: both, on every rank
+"""
 
 import json
 import sys
@@ -14,8 +17,9 @@ from eval.finetuning.job import Finetuning
 from pretrain.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.config_file import parse_config
 from pretrain.loop import train_job
+from pretrain.parallel.join import leave
 from pretrain.parallel.selfcheck import start
-from pretrain.task import TaskModel
+from pretrain.protocols import TaskModel
 from tests.pretrain.runs import StopAfter
 
 
@@ -47,37 +51,36 @@ def job(settings: dict, **changed) -> Finetuning:
 
 
 def one_step(settings: dict, micro_batches: int = 1):
-    """Job, float64 model, task, and the losses and gradients of its first step through the wrapped model."""
-    made = job(settings, micro_batches=micro_batches)
-    config, tokenizer = made.config, Tokenizer.load(made.config.data.tokenizer)
+    """Take the first step in float64: the model, its batches, the losses and the gradients."""
+    run = job(settings, micro_batches=micro_batches)
+    config, tokenizer = run.config, Tokenizer.load(run.config.data.tokenizer)
     torch.manual_seed(0)
-    model = made.build(tokenizer, None)
-    task = made.task(tokenizer, model)
+    model = run.build(tokenizer, None)
+    task = run.task(tokenizer, model)
     [mixture] = config.mixtures.values()
     engine = start("fp32", (), ".", None)
-    shared = {
+    options = {
         "seed": 1,
         "global_batch": mixture.global_batch,
         "group": mixture.group,
         "size": model.config.image_size,
-    }
-    shared |= {"rank": engine.accelerator.process_index, "world": engine.accelerator.num_processes}
-    shared |= {
+        "rank": engine.accelerator.process_index,
+        "world": engine.accelerator.num_processes,
         "tokenizer": tokenizer,
         "max_text_length": 16,
         "micro_batches": micro_batches,
         "frames": mixture.frames,
     }
-    with open_loader(mixture.dirs, **shared, **made.reading()) as loader:
+    with open_loader(mixture.dirs, **options, **run.reading()) as loader:
         batches = [next(loader) for _ in range(micro_batches)]
     engine.prepare(
         TaskModel(task, model.double()), model, torch.optim.SGD(model.parameters()), 1, None
     )
-    engine.wrapped.eval()  # dropout off; the engine averages gradients all the same
+    engine.wrapped.eval()  # turns dropout off; the engine still averages gradients
     accumulate = accumulate_exactly if task.contrasts else accumulate_plainly
     shares = [1 / micro_batches] * micro_batches
-    found, _ = accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
-    losses = {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
+    parts, _ = accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
+    losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return model, batches, losses, gradients
 
@@ -89,14 +92,13 @@ def main() -> None:
     for number, settings in enumerate(runs):
         if engine.name == "ddp":
             *_, losses, gradients = one_step(settings)
-            reduced = {
-                n: engine.accelerator.reduce(v.detach(), "mean").reshape(1)
-                for n, v in losses.items()
-            }
+            reduced = {}
+            for name, value in losses.items():
+                reduced[name] = engine.accelerator.reduce(value.detach(), "mean").reshape(1)
             if engine.accelerator.is_main_process:
                 save_file(gradients | reduced, folder / f"{number}.safetensors")
         assert train_job(job(settings), StopAfter()) == 0
-    engine.accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

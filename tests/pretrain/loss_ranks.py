@@ -1,7 +1,8 @@
-"""Losses of this rank's rows, averaged over ranks as training averages; for test_nce_ranks.
+"""Losses of this rank's rows, averaged over ranks as training averages gradients.
 
-Writes the mean over ranks of each loss and of each gradient, those of features put back in the
-order of all rows. That is what a data-parallel wrapper makes of parameters in front of them.
+test_nce_ranks runs `save_averages` on every rank. It saves the mean over ranks of each loss and
+each gradient; gradients of features are in the order of all rows. A data-parallel wrapper would
+give parameters before the features the same mean.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pretrain.objectives.tcl import global_local_loss, intra_modal_loss
 
 
 class AuthorsGather(torch.autograd.Function):
-    """The published gather: every rank gets all rows, and keeps of their gradient only its own slice, unsummed."""
+    """The published gather: its backward keeps this rank's slice and does not sum over ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class AuthorsGather(torch.autograd.Function):
 
 
 def authors_nce(p: Tensor, q: Tensor, temperature: Tensor) -> Tensor:
-    """The loss of all rows, computed whole on every rank."""
+    """InfoNCE over all rows, computed in full on every rank."""
     p, q = (AuthorsGather.apply(F.normalize(side, dim=1)) for side in (p, q))
     similarity = p @ q.T / temperature
     own = torch.arange(len(p))
@@ -41,7 +42,7 @@ def authors_nce(p: Tensor, q: Tensor, temperature: Tensor) -> Tensor:
 
 
 class Case(NamedTuple):
-    """A loss, the tensors that learn, and the rest of its arguments."""
+    """A loss, the tensors that learn, and its other arguments."""
 
     loss: Callable[..., Tensor]
     leaves: tuple[str, ...]
@@ -49,10 +50,10 @@ class Case(NamedTuple):
 
 
 def cases(rows: dict[str, Tensor], counts: list[int], chosen_counts: list[int]) -> dict[str, Case]:
-    """Every loss that looks across ranks, on this rank's part of the rows."""
+    """List every loss that compares rows of all ranks, on this rank's part of the rows."""
     pair, ids = ("p", "q", "temperature"), rows["ids"]
     chosen = rows["drawn"].nonzero()[:, 0]
-    found = {
+    by_name = {
         "nce": Case(nce, pair, {"counts": counts}),
         "nce with ids": Case(nce, pair, {"counts": counts, "ids": ids}),
         "nce of this rank": Case(nce, pair, {"counts": counts, "ids": ids, "negatives": "rank"}),
@@ -71,34 +72,35 @@ def cases(rows: dict[str, Tensor], counts: list[int], chosen_counts: list[int]) 
         ),
     }
     if len(set(counts)) == 1:
-        found["nce without counts"] = Case(nce, pair, {})
-        found["intra_modal"] = Case(intra_modal_loss, pair, {"ids": ids})
+        by_name["nce without counts"] = Case(nce, pair, {})
+        by_name["intra_modal"] = Case(intra_modal_loss, pair, {"ids": ids})
         if len(counts) > 1:
-            found["authors"] = Case(authors_nce, pair, {})
-    return found
+            by_name["authors"] = Case(authors_nce, pair, {})
+    return by_name
 
 
 def averaged(rows: dict[str, Tensor], counts: list[int], rank: int) -> dict[str, Tensor]:
-    """Mean over ranks of every loss and of its gradients."""
+    """Compute the mean over ranks of every loss and of its gradients."""
     first = sum(counts[:rank])
     own = slice(first, first + counts[rank])
-    part = {name: value if name == "temperature" else value[own] for name, value in rows.items()}
-    found = {}
+    part = {name: value[own] for name, value in rows.items() if name != "temperature"}
+    part["temperature"] = rows["temperature"]
+    results = {}
     chosen_counts = [int(drawn.sum()) for drawn in rows["drawn"].split(counts)]
     for name, case in cases(part, counts, chosen_counts).items():
         leaves = {leaf: part[leaf].clone().requires_grad_() for leaf in case.leaves}
         value = case.loss(*leaves.values(), **case.options)
         value.backward()
-        found[name] = value.detach().clone()
+        results[name] = value.detach().clone()
         for leaf, tensor in leaves.items():
             whole = torch.zeros_like(rows[leaf])
             whole[... if leaf == "temperature" else own] = tensor.grad
-            found[f"{name}: {leaf}"] = whole
-    for value in found.values():
+            results[f"{name}: {leaf}"] = whole
+    for value in results.values():
         if len(counts) > 1:
             dist.all_reduce(value)
         value /= len(counts)
-    return found
+    return results
 
 
 def save_averages(source: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
-"""A tiny run, and what tests read of its folder."""
+"""A tiny run, what tests read from its folder, and what they start ranks with."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -49,7 +50,7 @@ def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
 
 
 class StopAfter:
-    """Asks a run to stop at the end of a step, counted from its start, as a signal would; never without a number."""
+    """Asks a run to stop after so many steps of this start, as a signal would; None: never."""
 
     def __init__(self, steps: int | None = None):
         self.left = steps
@@ -78,8 +79,23 @@ def assert_same_run(one: str, other: str) -> None:
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert untimed_rows(one) == untimed_rows(other)
+
+
+def untimed_rows(run: str) -> list[dict]:
+    """Rows of metrics.jsonl without the values that depend on the clock."""
     timed = ("samples_per_second", "data_wait_fraction", "flops_per_second")
     timed += ("slowest_rank", "data_wait_max", "data_wait_min")
-    assert [{k: v for k, v in row.items() if k not in timed} for row in rows(one)] == [
-        {k: v for k, v in row.items() if k not in timed} for row in rows(other)
-    ]
+    untimed = []
+    for row in rows(run):
+        untimed.append({name: value for name, value in row.items() if name not in timed})
+    return untimed
+
+
+def environment_without_ranks() -> dict[str, str]:
+    """This process's environment without what a launcher of ranks may have set in it."""
+    environment = {}
+    for name, value in os.environ.items():
+        if not name.startswith(("ACCELERATE_", "RANK", "WORLD", "LOCAL_")):
+            environment[name] = value
+    return environment

@@ -1,4 +1,4 @@
-"""Exact accumulation refuses what it could not learn, instead of logging a loss without learning it."""
+"""Exact accumulation refuses an objective that it could not learn, instead of only logging it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Configuration: YAML and command line make one object, and what is wrong is named."""
+"""Configuration: YAML and command line make one object, and errors name the key."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from eval.finetuning.config import load_finetune_config
 from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import apply_overrides, differences, load_config, parse_config, to_yaml
+from pretrain.objectives import OBJECTIVES
 
 LOSSES = (
     "contrastive",
@@ -30,22 +31,25 @@ def test_a_written_configuration_reads_back_the_same(config, tmp_path):
 
 def test_overrides_win_over_the_file(settings, tmp_path):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
-    words = [
-        "--optimizer.lr",
-        "2e-4",
-        "--data.train.0.weight=3",
-        "--validation.path",
-        "x",
-        "--steps",
-        "9",
+    words = "--optimizer.lr 2e-4 --data.train.0.weight=3 --validation.path x --steps 9"
+    config = load_config(tmp_path / "c.yaml", words.split())
+    assert config.optimizer.lr == 2e-4
+    assert config.data.train[0].weight == 3
+    assert config.validation.path == "x"
+    assert config.steps == 9
+
+
+def test_the_weight_of_an_objective_is_a_key_like_any_other(settings):
+    apply_overrides(settings, ["--objectives.matching", "0.5"])
+    config = parse_config(RunConfig, settings, "run.yaml")
+    assert config.objectives.matching == 0.5
+    assert [getattr(config.objectives, objective.name) for objective in OBJECTIVES] == [
+        *(1.0, 0.5, 1.0, 1.0, 1.0),
+        *(0.2, 0.2, 0.0, 0.0),
     ]
-    config = load_config(tmp_path / "c.yaml", words)
-    assert (
-        config.optimizer.lr,
-        config.data.train[0].weight,
-        config.validation.path,
-        config.steps,
-    ) == (2e-4, 3, "x", 9)
+    apply_overrides(settings, ["--objectives.matchin", "0.5"])
+    with pytest.raises(UsageError, match=r"did you mean objectives\.matching\?"):
+        parse_config(RunConfig, settings, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_overrides_win_over_the_file(settings, tmp_path):
         ("steps", 0, "steps and micro_batches must be at least 1"),
     ],
 )
-def test_what_is_wrong_is_named(settings, key, value, message):
+def test_errors_name_the_key(settings, key, value, message):
     with pytest.raises(UsageError) as raised:
         apply_overrides(settings, [f"--{key}", str(value)])
         parse_config(RunConfig, settings, "run.yaml")
@@ -80,7 +84,7 @@ def test_what_is_wrong_is_named(settings, key, value, message):
         (b"preset: [published]", "unknown preset"),
     ],
 )
-def test_files_that_are_no_configuration(tmp_path, content, message):
+def test_files_without_a_configuration_are_refused(tmp_path, content, message):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -88,29 +92,23 @@ def test_files_that_are_no_configuration(tmp_path, content, message):
         load_config(path)
 
 
-def test_a_preset_fills_in_what_is_not_given(settings, tmp_path):
+def test_a_preset_fills_in_the_keys_that_are_left_out(settings, tmp_path):
     settings |= {"preset": "published", "objectives": {"matching_negatives": "random"}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
     config = load_config(tmp_path / "c.yaml")
-    assert (
-        config.objectives.gradients == "published"
-        and config.objectives.global_text_negatives == "rank"
-    )
+    assert config.objectives.gradients == "published"
+    assert config.objectives.global_text_negatives == "rank"
     assert config.data.masking.mlm_unit == "token" and config.data.augment.flip
     assert config.objectives.matching_negatives == "random"
-    assert config.model.vision["num_hidden_layers"] == 1  # of the file, not the preset's 11
+    assert config.model.vision["num_hidden_layers"] == 1  # the file's, not the preset's 11
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "resolved.yaml") == config
-    assert load_config(tmp_path / "c.yaml", ["--model.vision", "{}"]).model.vision == {
-        "num_hidden_layers": 11
-    }
+    without = load_config(tmp_path / "c.yaml", ["--model.vision", "{}"])
+    assert without.model.vision == {"num_hidden_layers": 11}
 
 
-TRAINING = [
-    recipe
-    for recipe in sorted(RECIPES.glob("*.yaml"))
-    if "run" in yaml.safe_load(recipe.read_text())
-]
+# The others are options of stages.
+TRAINING = [path for path in sorted(RECIPES.glob("*.yaml")) if "\nrun:" in "\n" + path.read_text()]
 
 
 @pytest.mark.parametrize("recipe", TRAINING, ids=lambda path: path.stem)
@@ -139,7 +137,7 @@ def test_an_unknown_preset_is_named(settings, tmp_path):
             {"train": [{"path": "x"}], "frames": 0},
             "data.video.frames must be at least 1",
         ),
-        ("objectives.temperature_bounds", [0.5, 0.1], "must rise and be positive"),
+        ("objectives.temperature_bounds", [0.5, 0.1], "must be positive and ascending"),
         ("objectives.sampled_negatives", 0, "must be at least 1"),
         ("objectives.contrastive", -1, "objectives.contrastive must be a number of 0 or more"),
         ("objectives.local_text", ".nan", "objectives.local_text must be a number of 0 or more"),
@@ -153,12 +151,12 @@ def test_an_unknown_preset_is_named(settings, tmp_path):
             {"train": [{"path": "x"}], "image_size": -32},
             "data.video.image_size must be at least 1",
         ),
-        ("data.train", [{"path": "x"}, {"path": "x"}], "x is there twice"),
+        ("data.train", [{"path": "x"}, {"path": "x"}], "x is listed twice"),
         ("seed", -1, "seed must be at least 0"),
         ("world", 0, "world must be at least 1"),
     ],
 )
-def test_impossible_kinds_and_switches_are_named(settings, key, value, message):
+def test_impossible_values_are_refused_by_name(settings, key, value, message):
     apply_overrides(settings, [f"--{key}", str(value)])
     with pytest.raises(UsageError, match=message):
         parse_config(RunConfig, settings, "settings")
@@ -169,17 +167,13 @@ def test_override_without_a_value_is_an_error(settings):
         apply_overrides(settings, ["--steps"])
 
 
-def test_only_changes_of_the_mathematics_count_as_differences(settings):
+def test_only_changes_of_what_is_computed_count_as_differences(settings):
     before = parse_config(RunConfig, settings, "a")
-    apply_overrides(
-        settings,
-        ["--data.workers", "3", "--log.every", "7", "--checkpoint.keep", "9", "--world", "2"],
-    )
+    free = "--data.workers 3 --log.every 7 --checkpoint.keep 9 --world 2"
+    apply_overrides(settings, free.split())
     assert differences(parse_config(RunConfig, settings, "b"), before) == []
-    apply_overrides(
-        settings, ["--seed", "5", "--optimizer.lr", "0.5", "--model.vision.num_hidden_layers", "2"]
-    )
-    apply_overrides(settings, ["--init_from", "runs/other"])
+    fixed = "--seed 5 --optimizer.lr 0.5 --model.vision.num_hidden_layers 2 --init_from runs/other"
+    apply_overrides(settings, fixed.split())
     changed = differences(parse_config(RunConfig, settings, "c"), before)
     assert changed == ["init_from", "model.vision.num_hidden_layers", "optimizer.lr", "seed"]
 

@@ -1,4 +1,4 @@
-"""InfoNCE in tiles: the plain form's value and gradients at any size, temperature and precision, in bounded memory."""
+"""Tiled InfoNCE equals the plain form at any size, temperature and precision, in bounded memory."""
 
 import math
 import subprocess
@@ -18,7 +18,7 @@ TILE = next(spans(1 << 20, torch.device("cpu"))).stop
 
 
 def plain(p, q, temperature, ids=None, normalize=True):
-    """The definition, with the whole matrix in memory."""
+    """The definition of InfoNCE, with the whole matrix in memory."""
     if normalize:
         p, q = (F.normalize(side, dim=1, eps=1e-8) for side in (p, q))
     similarity = p @ q.T / temperature
@@ -30,12 +30,9 @@ def plain(p, q, temperature, ids=None, normalize=True):
 
 
 def with_gradients(loss, p, q, temperature, **options):
-    leaves = [
-        p.clone().requires_grad_(),
-        q.clone().requires_grad_(),
-        torch.tensor([temperature], dtype=p.dtype),
-    ]
-    leaves[2].requires_grad_()
+    leaves = [p.clone(), q.clone(), torch.tensor([temperature], dtype=p.dtype)]
+    for leaf in leaves:
+        leaf.requires_grad_()
     value = loss(*leaves, **options)
     return [value.detach(), *torch.autograd.grad(value, leaves)]
 
@@ -51,15 +48,19 @@ def assert_same(ours, reference, bound):
     rows=st.one_of(st.integers(1, 40), st.sampled_from([TILE - 1, TILE, TILE + 1])),
     width=st.integers(1, 12),
     temperature=st.sampled_from([0.001, 0.03, 0.07, 1.0, 10.0]),
-    names=st.sampled_from([None, 1, 3, 10**6]),
+    distinct_ids=st.sampled_from([None, 1, 3, 10**6]),
     seed=st.integers(0, 2**31),
 )
-def test_nce_has_value_and_gradients_of_the_plain_form(rows, width, temperature, names, seed):
+def test_nce_has_value_and_gradients_of_the_plain_form(
+    rows, width, temperature, distinct_ids, seed
+):
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(2))
-    ids = None if names is None else torch.randint(names, (rows, 2), generator=generator)
-    ours, reference = (with_gradients(loss, p, q, temperature, ids=ids) for loss in (nce, plain))
-    assert_same(ours, reference, 1e-9)
+    ids = None
+    if distinct_ids is not None:
+        ids = torch.randint(distinct_ids, (rows, 2), generator=generator)
+    ours = with_gradients(nce, p, q, temperature, ids=ids)
+    assert_same(ours, with_gradients(plain, p, q, temperature, ids=ids), 1e-9)
 
 
 @pytest.mark.parametrize("rows", [7, TILE + 5])
@@ -69,7 +70,8 @@ def test_nce_in_float32_is_the_plain_form_to_1e_6(rows):
     ours = with_gradients(nce, p, q, 0.07)
     exact = [value.float() for value in with_gradients(plain, p.double(), q.double(), 0.07)]
     assert_same(ours[:1], exact[:1], 1e-6)
-    assert_same(ours[1:], exact[1:], 5e-6)  # a similarity of 14 is rounded to 1e-6 itself
+    # Similarities of 14 have a rounding error of 1e-6 themselves.
+    assert_same(ours[1:], exact[1:], 5e-6)
 
 
 def test_nce_passes_gradcheck():
@@ -84,9 +86,8 @@ def test_nce_passes_gradcheck():
 @pytest.mark.parametrize("temperature", [0.001, 0.03, 1.0])
 def test_nce_of_identical_rows_is_twice_the_logarithm_of_their_number(rows, temperature):
     same = torch.randn(1, 16).repeat(rows, 1)
-    assert nce(same, same.clone(), temperature).item() == pytest.approx(
-        2 * math.log(rows), rel=1e-6
-    )
+    loss = nce(same, same.clone(), temperature).item()
+    assert loss == pytest.approx(2 * math.log(rows), rel=1e-6)
 
 
 def test_nce_of_perfect_pairs_is_zero_and_of_swapped_pairs_large_at_a_tiny_temperature():
@@ -129,15 +130,15 @@ def test_nce_is_exact_when_forward_and_backward_run_inside_autocast():
     assert (single.grad - exact.grad).abs().max() / exact.grad.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
-def test_leaves_without_gradient_change_nothing_for_the_others(wanted):
+@pytest.mark.parametrize("learning", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+def test_leaves_without_gradient_change_nothing_for_the_others(learning):
     torch.manual_seed(0)
     values = [torch.randn(5, 4), torch.randn(5, 4), torch.tensor(0.1)]
-    all_of_them = [value.clone().requires_grad_() for value in values]
-    expected = torch.autograd.grad(nce(*all_of_them), all_of_them)
-    some = [value.clone().requires_grad_(index in wanted) for index, value in enumerate(values)]
-    found = torch.autograd.grad(nce(*some), [some[index] for index in wanted])
-    for index, gradient in zip(wanted, found, strict=True):
+    leaves = [value.clone().requires_grad_() for value in values]
+    expected = torch.autograd.grad(nce(*leaves), leaves)
+    some = [value.clone().requires_grad_(i in learning) for i, value in enumerate(values)]
+    gradients = torch.autograd.grad(nce(*some), [some[index] for index in learning])
+    for index, gradient in zip(learning, gradients, strict=True):
         torch.testing.assert_close(gradient, expected[index], rtol=0, atol=0)
 
 
@@ -175,12 +176,12 @@ def test_rows_that_share_an_id_are_not_negatives_of_each_other():
     p, q = torch.randn(4, 8), torch.randn(4, 8)
     p[1], q[1] = p[0], q[0]  # the same sample twice
     apart = torch.tensor([[0, 10], [1, 11], [2, 12], [3, 13]])
-    same_picture, same_caption = apart.clone(), apart.clone()
-    same_picture[1, 0], same_caption[1, 1] = 0, 10
+    same_image, same_caption = apart.clone(), apart.clone()
+    same_image[1, 0], same_caption[1, 1] = 0, 10
     without = nce(p, q, 0.1)
     torch.testing.assert_close(nce(p, q, 0.1, ids=apart), without)
-    assert nce(p, q, 0.1, ids=same_picture) < without - 0.1
-    torch.testing.assert_close(nce(p, q, 0.1, ids=same_caption), nce(p, q, 0.1, ids=same_picture))
+    assert nce(p, q, 0.1, ids=same_image) < without - 0.1
+    torch.testing.assert_close(nce(p, q, 0.1, ids=same_caption), nce(p, q, 0.1, ids=same_image))
 
 
 def test_a_batch_of_one_sample_repeated_has_no_negatives_and_no_loss():
@@ -193,21 +194,17 @@ def test_a_batch_of_one_sample_repeated_has_no_negatives_and_no_loss():
 def test_nce_without_normalisation_takes_the_rows_as_they_are():
     torch.manual_seed(0)
     p, q = (torch.randn(5, 4, dtype=torch.float64) for _ in range(2))
-    ours, reference = (with_gradients(loss, p, q, 0.5, normalize=False) for loss in (nce, plain))
-    assert_same(ours, reference, 1e-9)
+    ours = with_gradients(nce, p, q, 0.5, normalize=False)
+    assert_same(ours, with_gradients(plain, p, q, 0.5, normalize=False), 1e-9)
 
 
 @pytest.mark.parametrize(
     "q, ids", [((4, 8), None), ((5, 7), None), ((5, 8), (4, 1)), ((5, 8), (5,))], ids=str
 )
 def test_sides_that_do_not_match_are_refused(q, ids):
+    rows_ids = None if ids is None else torch.zeros(ids, dtype=torch.int64)
     with pytest.raises(ValueError, match="as many rows"):
-        nce(
-            torch.randn(5, 8),
-            torch.randn(q),
-            0.1,
-            ids=None if ids is None else torch.zeros(ids, dtype=torch.int64),
-        )
+        nce(torch.randn(5, 8), torch.randn(q), 0.1, ids=rows_ids)
 
 
 @pytest.mark.parametrize(

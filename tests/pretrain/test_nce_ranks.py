@@ -1,4 +1,4 @@
-"""Losses that look across ranks, on two processes: the value and the gradients of one process."""
+"""Losses that compare rows of all ranks have the value and gradients of one process on two."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def rows() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def two_ranks(rows, tmp_path_factory) -> dict[tuple[int, ...], dict[str, torch.Tensor]]:
-    """What two processes give for each division of the rows."""
+    """Results of two processes for each division of the rows."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save({"rows": rows, "counts": COUNTS}, folder / "in.pt")
     run_ranks(2, save_averages, folder / "in.pt", folder / "out.pt")
@@ -37,11 +37,12 @@ def two_ranks(rows, tmp_path_factory) -> dict[tuple[int, ...], dict[str, torch.T
 
 
 def values_of(result: dict[str, torch.Tensor], case: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(case): value
-        for name, value in result.items()
-        if name == case or name.startswith(case + ":")
-    }
+    """Loss and gradients of a case: its own value under "", each gradient under ": leaf"."""
+    values = {}
+    for name, value in result.items():
+        if name == case or name.startswith(case + ":"):
+            values[name.removeprefix(case)] = value
+    return values
 
 
 def assert_same(ours: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
@@ -63,13 +64,12 @@ def test_equal_ranks_need_no_counts(rows, two_ranks, case):
     assert_same(values_of(two_ranks[5, 5], case), values_of(averaged(rows, [10], 0), case))
 
 
-def test_negatives_of_the_rank_are_those_of_a_process_of_its_own(rows, two_ranks):
+def test_negatives_of_the_rank_give_the_mean_of_two_separate_processes(rows, two_ranks):
     ours = values_of(two_ranks[5, 5], "nce of this rank")
     alone = []
     for half in (slice(0, 5), slice(5, 10)):
-        part = {
-            name: value if name == "temperature" else value[half] for name, value in rows.items()
-        }
+        part = {name: value[half] for name, value in rows.items() if name != "temperature"}
+        part["temperature"] = rows["temperature"]
         alone.append(values_of(averaged(part, [5], 0), "nce of this rank"))
     for name in ("", ": temperature"):
         torch.testing.assert_close(ours[name], (alone[0][name] + alone[1][name]) / 2)
@@ -84,5 +84,5 @@ def test_published_gradients_are_those_of_the_authors_gather(two_ranks):
 
 def test_published_gradients_of_features_are_half_the_exact_ones_on_two_ranks(two_ranks):
     published, exact = (values_of(two_ranks[5, 5], case) for case in ("nce published", "nce"))
-    for leaf, part in (("", 1), (": p", 0.5), (": q", 0.5), (": temperature", 1)):
-        torch.testing.assert_close(published[leaf], part * exact[leaf], rtol=1e-9, atol=1e-11)
+    for leaf, factor in (("", 1), (": p", 0.5), (": q", 0.5), (": temperature", 1)):
+        torch.testing.assert_close(published[leaf], factor * exact[leaf], rtol=1e-9, atol=1e-11)

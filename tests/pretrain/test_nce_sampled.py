@@ -1,4 +1,4 @@
-"""InfoNCE against a sample of the rows, and the sums over negatives that it is made of."""
+"""InfoNCE against a sample of the rows, and the sums over negatives that it uses."""
 
 import pytest
 import torch
@@ -15,16 +15,17 @@ TILE = next(spans(1 << 20, torch.device("cpu"))).stop
 
 
 def brute_force(p, q, temperature, chosen, ids=None):
+    """The definition, row by row."""
     p, q = F.normalize(p, dim=1), F.normalize(q, dim=1)
     total = 0
     for left, right in ((p, q), (q, p)):
         for row in range(len(p)):
-            columns = [
-                c
-                for c in chosen.tolist()
-                if c != row and (ids is None or not (ids[c] == ids[row]).any())
-            ]
-            similarities = left[row] @ right[[row, *columns]].T / temperature
+            columns = [row]
+            for column in chosen.tolist():
+                is_duplicate = ids is not None and (ids[column] == ids[row]).any()
+                if column != row and not is_duplicate:
+                    columns.append(column)
+            similarities = left[row] @ right[columns].T / temperature
             total = total - similarities.log_softmax(0)[0]
     return total / len(p)
 
@@ -40,49 +41,40 @@ def gradients(loss, *leaves, **options):
     rows=st.integers(1, 12),
     data=st.data(),
     temperature=st.sampled_from([0.001, 0.03, 1.0]),
-    names=st.sampled_from([None, 1, 3]),
+    distinct_ids=st.sampled_from([None, 1, 3]),
     seed=st.integers(0, 2**31),
 )
 def test_sampled_nce_has_value_and_gradients_of_a_loop_over_rows(
-    rows, data, temperature, names, seed
+    rows, data, temperature, distinct_ids, seed
 ):
-    chosen = torch.tensor(
-        data.draw(st.lists(st.integers(0, rows - 1), unique=True)), dtype=torch.int64
-    )
+    drawn = data.draw(st.lists(st.integers(0, rows - 1), unique=True))
+    chosen = torch.tensor(drawn, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     p, q = (torch.randn(rows, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    ids = None if names is None else torch.randint(names, (rows, 2), generator=generator)
+    ids = None
+    if distinct_ids is not None:
+        ids = torch.randint(distinct_ids, (rows, 2), generator=generator)
     scale = torch.tensor(temperature, dtype=torch.float64)
-    ours, reference = (
-        gradients(loss, p, q, scale, chosen=chosen, ids=ids) for loss in (sampled_nce, brute_force)
-    )
+    ours = gradients(sampled_nce, p, q, scale, chosen=chosen, ids=ids)
+    reference = gradients(brute_force, p, q, scale, chosen=chosen, ids=ids)
     for one, other in zip(ours, reference, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [9, TILE + 3])
 def test_sampled_nce_with_every_row_chosen_is_nce(rows):
-    p, q, scale = (
-        torch.randn(rows, 4).double(),
-        torch.randn(rows, 4).double(),
-        torch.tensor(0.07).double(),
-    )
-    ids = torch.randint(rows, (rows, 2))
+    p, q = torch.randn(rows, 4).double(), torch.randn(rows, 4).double()
+    scale, ids = torch.tensor(0.07).double(), torch.randint(rows, (rows, 2))
     whole = gradients(nce, p, q, scale, ids=ids)
-    for one, other in zip(
-        gradients(sampled_nce, p, q, scale, chosen=torch.arange(rows), ids=ids), whole, strict=True
-    ):
+    sampled = gradients(sampled_nce, p, q, scale, chosen=torch.arange(rows), ids=ids)
+    for one, other in zip(sampled, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_nce_without_a_chosen_row_is_zero():
-    value, to_p, to_q, to_scale = gradients(
-        sampled_nce,
-        torch.randn(4, 8),
-        torch.randn(4, 8),
-        torch.tensor(0.1),
-        chosen=torch.zeros(0, dtype=torch.int64),
-    )
+    p, q, nothing = torch.randn(4, 8), torch.randn(4, 8), torch.zeros(0, dtype=torch.int64)
+    results = gradients(sampled_nce, p, q, torch.tensor(0.1), chosen=nothing)
+    value, to_p, to_q, to_scale = results
     assert value == 0 and to_p.abs().max() == 0 and to_q.abs().max() == 0 and to_scale == 0
 
 
@@ -96,9 +88,8 @@ def test_sampled_nce_without_rows_is_zero_and_has_a_gradient():
 def test_sampled_nce_is_float32_inside_autocast():
     torch.manual_seed(0)
     p, q, chosen = torch.randn(16, 64), torch.randn(16, 64), torch.arange(0, 16, 3)
-    exact = gradients(
-        sampled_nce, p.double(), q.double(), torch.tensor(0.03).double(), chosen=chosen
-    )
+    scale = torch.tensor(0.03).double()
+    exact = gradients(sampled_nce, p.double(), q.double(), scale, chosen=chosen)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = gradients(sampled_nce, p, q, torch.tensor(0.03), chosen=chosen)
     for one, other in zip(ours, exact, strict=True):
@@ -119,29 +110,27 @@ def test_sums_over_negatives_are_those_of_the_whole_matrix(rows, columns):
     def whole(left, right):
         return (left @ right.T).masked_fill(excluded, -torch.inf).logsumexp(1)
 
-    def halved(
-        form,
-    ):  # through the cross-entropy, whose gradient is finite where no negative is left
-        return lambda left, right: cross_entropy(left.sum(1), form(left, right)).sum()
+    def in_tiles(left, right):
+        return log_sum(left, right, row_ids, column_ids)
 
-    ours = gradients(
-        halved(lambda left, right: log_sum(left, right, row_ids, column_ids)), left, right
-    )
+    # Rows without a negative have a sum of -inf.
     seen = ~excluded.all(1)
-    torch.testing.assert_close(
-        log_sum(left, right, row_ids, column_ids)[seen], whole(left, right)[seen]
-    )
-    expected = gradients(
-        lambda left, right: cross_entropy(left.sum(1), whole(left, right))[seen].sum(), left, right
-    )
+    torch.testing.assert_close(in_tiles(left, right)[seen], whole(left, right)[seen])
+
+    # Gradients through the cross-entropy, which is finite where no negative is left.
+    def ours_loss(left, right):
+        return cross_entropy(left.sum(1), in_tiles(left, right)).sum()
+
+    def whole_loss(left, right):
+        return cross_entropy(left.sum(1), whole(left, right))[seen].sum()
+
+    ours, expected = gradients(ours_loss, left, right), gradients(whole_loss, left, right)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_sums_over_negatives_pass_gradcheck():
-    left, right = (
-        torch.randn(3, 2).double().requires_grad_(),
-        torch.randn(4, 2).double().requires_grad_(),
-    )
+    left = torch.randn(3, 2).double().requires_grad_()
+    right = torch.randn(4, 2).double().requires_grad_()
     ids = torch.arange(3)[:, None], torch.tensor([[0], [1], [5], [6]])
     assert torch.autograd.gradcheck(lambda *sides: log_sum(*sides, *ids), (left, right))

@@ -40,32 +40,32 @@ def test_every_trainable_parameter_is_in_one_group(config, tokenizer):
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = trainable[id(parameter)]
-            fused = name.startswith(
-                ("fusion.", "text_projection.", "image_projection.", "matching_head.")
-            )
-            assert not fused or group["lr"] == 5.0, name
-            assert (
-                not name.startswith(("vision.", "text.", "contrastive_")) or group["lr"] == 1.0
-            ), name
+            if name.startswith(("fusion.", "text_projection.", "image_projection.", "matching_")):
+                assert group["lr"] == 5.0, name
+            if name.startswith(("vision.", "text.", "contrastive_")):
+                assert group["lr"] == 1.0, name
             assert (group["weight_decay"] == 0) == (parameter.ndim < 2), name
 
 
-def test_published_decay_spares_biases_and_the_norms_that_the_authors_name(config, tokenizer):
+def test_published_decay_spares_biases_and_the_norms_that_the_authors_list(config, tokenizer):
     from data_pipeline.text import Tokenizer
 
     model = build_model(config.model, Tokenizer.load(tokenizer), config.data.max_text_length)
     optimizer = build_optimizer(model, OptimizerConfig(decay="published"))
-    of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    decay = {name: of[id(p)] > 0 for name, p in model.named_parameters() if p.requires_grad}
-    assert (
-        decay["temperature"]
-        and decay["vision.post_layernorm.weight"]
-        and decay["visual_mask_token"]
-    )
-    assert (
-        decay["vision.encoder.layers.0.layer_norm1.weight"]
-        and decay["contrastive_text_head.1.weight"]
-    )
-    assert not decay["text.encoder.layer.0.output.LayerNorm.weight"]
-    assert not decay["fusion.text_layers.0.output.LayerNorm.weight"]
-    assert not any(decayed for name, decayed in decay.items() if name.endswith("bias"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, spared = set(), set()
+    for group in optimizer.param_groups:
+        members = {names[id(parameter)] for parameter in group["params"]}
+        (decayed if group["weight_decay"] > 0 else spared).update(members)
+    assert decayed >= {
+        "temperature",
+        "visual_mask_token",
+        "vision.post_layernorm.weight",
+        "vision.encoder.layers.0.layer_norm1.weight",
+        "contrastive_text_head.1.weight",
+    }
+    assert spared >= {
+        "text.encoder.layer.0.output.LayerNorm.weight",
+        "fusion.text_layers.0.output.LayerNorm.weight",
+    }
+    assert not any(name.endswith("bias") for name in decayed)

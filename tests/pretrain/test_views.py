@@ -1,4 +1,4 @@
-"""The step as a whole: sharing changes nothing, every switch does something, every loss is alive and learns."""
+"""The step as a whole: sharing changes nothing, every option acts, and every loss learns."""
 
 import math
 
@@ -13,33 +13,22 @@ from pretrain.build import build_model
 from pretrain.config import ObjectiveConfig
 from pretrain.objectives.completion import completion_loss
 from pretrain.task import PretrainTask
+from pretrain.views import with_contrasted
 
-LOSSES = (
-    *(
-        "contrastive",
-        "matching",
-        "masked_language",
-        "global_image",
-        "global_text",
-        "local_image",
-        "local_text",
-    ),
-)
+COMPLETION = ("global_image", "global_text", "local_image", "local_text")
+LOSSES = ("contrastive", "matching", "masked_language", *COMPLETION)
 
 
 def model_of(config, frames=0):
     torch.manual_seed(0)
-    model = build_model(
-        config.model, Tokenizer.load(config.data.tokenizer), config.data.max_text_length, frames
-    )
-    return model.eval()
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    return build_model(config.model, tokenizer, config.data.max_text_length, frames).eval()
 
 
 def batch_of(config, data, batch=8, **options):
-    options = {"group": 4, "max_text_length": config.data.max_text_length, "size": 48} | options
-    with open_loader(
-        [data], seed=1, global_batch=batch, tokenizer=config.data.tokenizer, **options
-    ) as loader:
+    shared = {"seed": 1, "tokenizer": config.data.tokenizer, "size": 48, "group": 4}
+    shared |= {"max_text_length": config.data.max_text_length, "global_batch": batch}
+    with open_loader([data], **shared | options) as loader:
         return next(loader)
 
 
@@ -52,18 +41,18 @@ def gradients(model, loss):
 @pytest.mark.parametrize("negatives", ["hard", "random", "dataset"])
 @pytest.mark.parametrize(
     ("kind", "dtype", "bound"),
-    # Clips in float64 alone: the float32 rounding of their longer sums reaches 1.5e-6.
+    # Videos only in float64: the float32 rounding of their longer sums reaches 1.5e-6.
     [
-        ("pictures", torch.float64, 1e-10),
-        ("pictures", torch.float32, 1e-6),
-        ("clips", torch.float64, 1e-10),
+        ("images", torch.float64, 1e-10),
+        ("images", torch.float32, 1e-6),
+        ("videos", torch.float64, 1e-10),
     ],
     ids=str,
 )
 def test_sharing_views_changes_no_loss_and_no_gradient(
     config, scenes, clips, kind, negatives, dtype, bound
 ):
-    data, frames = (scenes / "train", None) if kind == "pictures" else (clips / "train", 3)
+    data, frames = (scenes / "train", None) if kind == "images" else (clips / "train", 3)
     model = model_of(config, frames or 0).to(dtype)
     batch = batch_of(config, data, dataset_negatives=negatives == "dataset", frames=frames)
     task = PretrainTask(ObjectiveConfig(matching_negatives=negatives))
@@ -76,15 +65,14 @@ def test_sharing_views_changes_no_loss_and_no_gradient(
     assert ours.keys() == theirs.keys()
     largest = max(gradient.abs().max() for gradient in theirs.values())
     for name, gradient in theirs.items():
-        # Keys' biases have no gradient but rounding, so the scale is that of the model.
-        assert (ours[name] - gradient).abs().max() <= bound * max(
-            gradient.abs().max(), 0.1 * largest
-        ), name
+        # The gradient of a key's bias is only rounding, so that its scale is that of the model.
+        scale = max(gradient.abs().max(), 0.1 * largest)
+        assert (ours[name] - gradient).abs().max() <= bound * scale, name
 
 
 @pytest.mark.slow
 def test_a_step_never_waits_for_the_device(config, clips):
-    """On fake tensors whatever asks for a value raises: nothing in a step may depend on one."""
+    """Reading the value of a fake tensor raises an error."""
     for data, frames in ((config.data.train[0].path, None), (clips / "train", 3)):
         real = batch_of(config, data, frames=frames)
         with FakeTensorMode(allow_non_fake_inputs=False) as fake:
@@ -103,16 +91,10 @@ def changed(first, second):
 @pytest.mark.parametrize(
     ("switch", "affected"),
     [
-        ({"directions": "mean"}, {"global_image", "global_text", "local_image", "local_text"}),
-        (
-            {"completion_targets": "full"},
-            {"global_image", "global_text", "local_image", "local_text"},
-        ),
-        (
-            {"completion_temperature": 0.1},
-            {"global_image", "global_text", "local_image", "local_text"},
-        ),
-        ({"matching_negatives": "random"}, {"matching"}),
+        ({"directions": "mean"}, COMPLETION),
+        ({"completion_targets": "full"}, COMPLETION),
+        ({"completion_temperature": 0.1}, COMPLETION),
+        ({"matching_negatives": "random"}, ("matching",)),
     ],
     # Sets print in an order that changes with every process, and workers compare names of tests.
     ids=lambda value: str(sorted(value.items() if isinstance(value, dict) else value)),
@@ -120,10 +102,11 @@ def changed(first, second):
 def test_a_switch_changes_its_losses_and_no_others(config, scenes, switch, affected):
     model, batch = model_of(config), batch_of(config, scenes / "train", group=8)
     usual = PretrainTask().forward(model, batch)
-    assert changed(usual, PretrainTask(ObjectiveConfig(**switch)).forward(model, batch)) == affected
+    switched = PretrainTask(ObjectiveConfig(**switch)).forward(model, batch)
+    assert changed(usual, switched) == set(affected)
 
 
-def test_sampled_negatives_change_the_local_losses_alone(config, scenes):
+def test_sampled_negatives_change_only_the_local_losses(config, scenes):
     model = model_of(config)
     batch = batch_of(config, scenes / "train", local_negatives=1)
     usual = PretrainTask().forward(model, batch)
@@ -135,14 +118,14 @@ def test_sampled_negatives_change_the_local_losses_alone(config, scenes):
     assert sampled.local_image < usual.local_image and sampled.local_text < usual.local_text
 
 
-def test_duplicates_are_not_negatives_unless_asked(config, scenes):
+def test_duplicates_are_negatives_only_if_configured(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     alone = PretrainTask().forward(model, batch)
-    batch.identity[1, 0] = batch.identity[0, 0]  # two captions of one picture
-    ignored = PretrainTask(ObjectiveConfig(matching_negatives="random")).forward(model, batch)
-    counted = PretrainTask(
-        ObjectiveConfig(matching_negatives="random", duplicates="negatives")
-    ).forward(model, batch)
+    batch.identity[1, 0] = batch.identity[0, 0]  # two captions of one image
+    options = ObjectiveConfig(matching_negatives="random")
+    ignored = PretrainTask(options).forward(model, batch)
+    options = ObjectiveConfig(matching_negatives="random", duplicates="negatives")
+    counted = PretrainTask(options).forward(model, batch)
     assert ignored.contrastive < alone.contrastive and ignored.global_text < alone.global_text
     assert torch.equal(counted.contrastive, alone.contrastive)
 
@@ -160,24 +143,18 @@ def test_optional_terms_are_off_and_add_to_the_total(config, scenes):
 def test_leaving_a_loss_out_changes_the_gradient(config, scenes, name):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     with_it = gradients(model, PretrainTask().forward(model, batch).total)
-    without = gradients(
-        model, PretrainTask(ObjectiveConfig(**{name: 0.0})).forward(model, batch).total
-    )
+    task = PretrainTask(ObjectiveConfig(**{name: 0.0}))
+    without = gradients(model, task.forward(model, batch).total)
     assert with_it.keys() == without.keys()
-    assert any(
-        not torch.allclose(with_it[key], without[key], rtol=1e-3, atol=1e-9) for key in with_it
-    )
+    same = [torch.allclose(with_it[k], without[k], rtol=1e-3, atol=1e-9) for k in with_it]
+    assert not all(same)
 
 
 def test_targets_carry_no_gradient_and_a_detached_recovery_gives_none(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     features = PretrainTask().features(model, batch)
-    for states in (
-        features.global_image,
-        features.global_text,
-        features.local_image,
-        features.local_text,
-    ):
+    for name in COMPLETION:
+        states = getattr(features, name)
         assert not completion_loss(states.recovered.detach(), states.target, 0.03).requires_grad
         states.target.retain_grad()
         completion_loss(states.recovered, states.target, 0.03).backward(retain_graph=True)
@@ -185,54 +162,53 @@ def test_targets_carry_no_gradient_and_a_detached_recovery_gives_none(config, sc
 
 
 def train_completion(model, batch, steps, shuffle):
-    """Train on one batch with the completion losses alone; the mean of each over the last quarter of the steps."""
+    """Train only the completion losses on one batch.
+
+    Returns the mean of each over the last quarter of the steps, and its value by chance.
+    """
     task = PretrainTask(ObjectiveConfig(local_image=1.0, local_text=1.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator, seen = torch.Generator().manual_seed(0), []
+    generator, history = torch.Generator().manual_seed(0), []
     for _ in range(steps):
         features = task.features(model, batch)
-        losses = []
-        for states in (
-            features.global_image,
-            features.global_text,
-            features.local_image,
-            features.local_text,
-        ):
+        losses, chance = [], []
+        for name in COMPLETION:
+            states = getattr(features, name)
             target = states.target
             if shuffle:
                 target = target[torch.randperm(len(target), generator=generator)]
             losses.append(completion_loss(states.recovered, target, 0.03))
+            chance.append(2 * math.log(len(target)))
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()
-        seen.append(torch.stack(losses).detach())
-    return torch.stack(seen[-steps // 4 :]).mean(0), [2 * math.log(len(s)) for s in _rows(features)]
-
-
-def _rows(features):
-    return (
-        features.global_image.target,
-        features.global_text.target,
-        features.local_image.target,
-        features.local_text.target,
-    )
+        history.append(torch.stack(losses).detach())
+    return torch.stack(history[-steps // 4 :]).mean(0).tolist(), chance
 
 
 @pytest.mark.slow
 def test_completion_learns_a_batch_by_heart(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train", batch=4)
     reached, chance = train_completion(model, batch, 120, shuffle=False)
-    assert all(value < 0.25 * most for value, most in zip(reached.tolist(), chance, strict=True)), (
-        reached,
-        chance,
-    )
+    for value, by_chance in zip(reached, chance, strict=True):
+        assert value < 0.25 * by_chance, (reached, chance)
 
 
 @pytest.mark.slow
 def test_completion_learns_nothing_from_targets_that_are_shuffled_at_every_step(config, scenes):
     model, batch = model_of(config), batch_of(config, scenes / "train")
     reached, chance = train_completion(model, batch, 60, shuffle=True)
-    assert all(value > most - 0.2 for value, most in zip(reached.tolist(), chance, strict=True)), (
-        reached,
-        chance,
-    )
+    for value, by_chance in zip(reached, chance, strict=True):
+        assert value > by_chance - 0.2, (reached, chance)
+
+
+def test_features_are_replaced_by_name_and_unknown_names_are_refused(config, scenes):
+    features = PretrainTask().features(model_of(config), batch_of(config, scenes / "train"))
+    new = torch.zeros(3)
+    replaced = with_contrasted(features, {"temperature": new, "global_text.recovered": new})
+    assert replaced.temperature is new and replaced.global_text.recovered is new
+    assert replaced.global_text.target is features.global_text.target
+    # The last one: this task computes no views.
+    for name in ("no_such", "global_text.no_such", "views.masked_text"):
+        with pytest.raises(ValueError, match=f"no '{name}'"):
+            with_contrasted(features, {name: new})

@@ -1,4 +1,4 @@
-"""An objective in one file, as a contributor would write it; see `pretrain/objectives/objective.py`.
+"""An objective in one file, as a contributor would write it.
 
 It contrasts each text with the dropped view of its image, which no other objective does. In the
 project, one line in `pretrain/objectives/__init__.py` would be all that is missing.
