@@ -1,4 +1,4 @@
-"""A tiny run, and what tests read of its folder."""
+"""The settings of a tiny run, and readers of its folder, shared by tests."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ WIDTH = 32
 
 
 def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
-    """Nested configuration values of a run of a tiny model on the embedded scenes."""
+    """Return nested configuration values for a tiny model on the embedded scenes."""
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": 64,
@@ -49,7 +49,7 @@ def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
 
 
 class StopAfter:
-    """Asks a run to stop at the end of a step, counted from its start, as a signal would; never without a number."""
+    """Stops a run after a number of steps, as a signal would; without a number, never."""
 
     def __init__(self, steps: int | None = None):
         self.left = steps
@@ -74,12 +74,18 @@ def status(run: str | Path) -> dict:
     return json.loads((Path(run) / "status.json").read_text())
 
 
-def assert_same_run(one: str, other: str) -> None:
-    ours, theirs = weights(one), weights(other)
+def assert_same_run(run: str, other_run: str) -> None:
+    """Assert that two runs have the same final weights and, apart from times, the same metrics."""
+    ours, theirs = weights(run), weights(other_run)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert _without_times(rows(run)) == _without_times(rows(other_run))
+
+
+def _without_times(metrics: list[dict]) -> list[dict]:
     timed = ("samples_per_second", "data_wait_fraction", "flops_per_second")
     timed += ("slowest_rank", "data_wait_max", "data_wait_min")
-    assert [{k: v for k, v in row.items() if k not in timed} for row in rows(one)] == [
-        {k: v for k, v in row.items() if k not in timed} for row in rows(other)
-    ]
+    untimed = []
+    for row in metrics:
+        untimed.append({name: value for name, value in row.items() if name not in timed})
+    return untimed
