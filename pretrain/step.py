@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.collate import Batch
 from data_pipeline.errors import NumericsError
-from data_pipeline.order import hash_key
+from data_pipeline.randomness import hash_key
 from data_pipeline.sample import Kind
 
 from .accumulate import accumulate_exactly, accumulate_plainly
