@@ -1,4 +1,7 @@
-"""Plain pictures with questions, and pairs of them with statements: the smallest data that fine-tuning can learn."""
+"""Images of one color with questions, and pairs of them with statements.
+
+They are the smallest data that fine-tuning can learn.
+"""
 
 import io
 import json
@@ -32,7 +35,7 @@ SIZE, WIDTH = 32, 32
 
 
 def write_colours(root: Path, split: str, count: int) -> None:
-    """Write `root`/split and `root`/pairs/split, of another shade of each colour in every picture."""
+    """Write images to `root`/split and pairs to `root`/pairs/split, each image in its own shade."""
     write_shards(root / split, pictures(split, count), source={"name": f"colours-{split}"})
     write_shards(
         root / "pairs" / split, _pairs(split, count), source={"name": f"colour-pairs-{split}"}
@@ -45,7 +48,7 @@ def write_tokenizer(root: Path) -> Path:
 
 
 def write_model(root: Path, tokenizer: Path, dropout: float = 0.1) -> Path:
-    """Write a folder with a tiny random model that takes pictures of 32 pixels and clips of 2 frames."""
+    """Write a tiny random model that takes images of 32 pixels and videos of 2 frames."""
     torch.manual_seed(0)
     tower = {
         "hidden_size": WIDTH,
@@ -88,7 +91,7 @@ def _picture(colour: str, shade: int) -> bytes:
 
 
 def pictures(split: str, count: int) -> Iterator[Record]:
-    """Records of pictures, each with a caption and two questions."""
+    """Yield records of images, each with a caption and two questions."""
     for number in range(count):
         colour = list(COLOURS)[number % len(COLOURS)]
         questions = [

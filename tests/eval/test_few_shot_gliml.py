@@ -1,4 +1,4 @@
-"""GLIML: the relation's arithmetic, the worlds where neither tokens alone suffice, and its training."""
+"""GLIML: the arithmetic of the relation, worlds that need both kinds of tokens, and training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,8 +22,8 @@ from eval.stages.few_shot.episodes import Episode, EpisodeSampler
 from eval.stages.few_shot.gliml import GLICCE, GLICL, GLIMLHead
 from eval.stages.few_shot.inference import World, accuracy
 from eval.stages.few_shot.training import (
+    EpochLog,
     Finetuning,
-    TrainLog,
     TrainSettings,
     add_gradients,
     encode_again,
@@ -35,13 +35,11 @@ from tests.eval.interplay_world import EMPTY, IRRELEVANT, RELEVANT, Drawn, Inter
 SEEDS = [0, 1, 2]
 WIDTH, PATCHES, WAY = 64, 9, 5
 LOCAL = {"include_global": False}
-LOCAL_ALONE = {"interplay": "none", "include_global": False}  # nothing but a scale to learn
-HEADS = [
-    {"interplay": interplay, "head": head, "include_global": both}
-    for interplay, head, both in product(
-        ("none", "additive", "gated"), ("gated_sum", "mlp"), (False, True)
-    )
-]
+LOCAL_ALONE = {"interplay": "none", "include_global": False}  # learns only a scale
+INTERPLAYS, SCORES = ("none", "additive", "gated"), ("gated_sum", "mlp")
+HEADS: list[dict] = []
+for interplay, score, include_global in product(INTERPLAYS, SCORES, (False, True)):
+    HEADS.append({"interplay": interplay, "head": score, "include_global": include_global})
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +60,17 @@ def splits(seed: int) -> dict[str, Drawn]:
     }
 
 
-def train(head: GLIMLHead, drawn: dict[str, Drawn], settings: TrainSettings) -> TrainLog:
+def train(head: GLIMLHead, drawn: dict[str, Drawn], settings: TrainSettings) -> EpochLog:
     base, val = drawn["base"], drawn["val"]
     return train_head(head, base.world, base.episodes, val.world, val.episodes, settings)
 
 
 @cache
 def trained(seed: int) -> GLIMLHead:
-    """60 steps of 8 episodes; the block of local tokens, which the gate alone tells what counts."""
+    """Train 60 steps of 8 episodes, with only the block of local tokens.
+
+    Without a global token in the relation, it is the gate alone that uses the class token.
+    """
     head = GLIMLHead(WIDTH, PATCHES, **LOCAL, seed=seed)
     train(head, splits(seed), TrainSettings(epochs=2, seed=seed))
     return head
@@ -88,7 +89,7 @@ def random_tokens(
 
 
 def awake(head: GLIMLHead) -> GLIMLHead:
-    """Move every parameter off its start, so that nothing is zero or the identity by chance of initialisation."""
+    """Move every parameter off its start, so that none is zero or the identity."""
     drawn = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -97,25 +98,24 @@ def awake(head: GLIMLHead) -> GLIMLHead:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_interplay_recognises_parts_that_neither_global_nor_local_tokens_tell(seed: int) -> None:
+def test_interplay_recognizes_parts_that_neither_global_nor_local_tokens_show(seed: int) -> None:
     novel = splits(seed)["novel"]
     interplay = measured(trained(seed), novel)
     local = measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), novel)
-    overall = measured(Proto(), novel)
-    print(f"seed {seed}: interplay {interplay:.1f}, local {local:.1f}, global {overall:.1f}")
+    class_tokens = measured(Proto(), novel)
+    print(f"seed {seed}: interplay {interplay:.1f}, local {local:.1f}, global {class_tokens:.1f}")
     assert interplay >= 70
     assert interplay >= local + 30
-    assert abs(overall - 20) <= 4
+    assert abs(class_tokens - 20) <= 4  # chance: all class tokens of an episode are equal
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_weights_leave_what_does_not_fit_the_global_token(seed: int) -> None:
+def test_patches_that_do_not_fit_the_global_token_get_little_weight(seed: int) -> None:
     novel = splits(seed)["novel"]
     w = weights(trained(seed), novel)
-    share = {
-        role: float((w * (novel.role == role)).sum(1).mean())
-        for role in (RELEVANT, IRRELEVANT, EMPTY)
-    }
+    share = {}
+    for role in (RELEVANT, IRRELEVANT, EMPTY):
+        share[role] = float((w * (novel.role == role)).sum(1).mean())
     print(f"seed {seed}: irrelevant {share[IRRELEVANT]:.2f}, relevant {share[RELEVANT]:.2f}")
     assert share[IRRELEVANT] <= 0.6 * 4 / 9
     assert share[RELEVANT] >= 2.5 / 9
@@ -127,35 +127,31 @@ def test_pooled_features_vary_less_within_a_class_than_the_mean_does(seed: int) 
     novel = splits(seed)["novel"]
     patch = novel.world.tokens.patch
     weighted = (weights(trained(seed), novel)[..., None] * patch).sum(1)
-    within, uniform = (
-        within_share(weighted, novel.episodes),
-        within_share(patch.mean(1), novel.episodes),
-    )
+    within = within_share(weighted, novel.episodes)
+    uniform = within_share(patch.mean(1), novel.episodes)
     print(f"seed {seed}: within / total {within:.2f}, of the mean {uniform:.2f}")
     assert within <= uniform - 0.15
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_default_of_four_blocks_beats_local_tokens_and_scales_down_blocks_that_tell_nothing(
+def test_the_default_of_four_blocks_beats_local_tokens_and_scales_down_useless_blocks(
     seed: int,
 ) -> None:
     drawn, head = splits(seed), GLIMLHead(WIDTH, PATCHES, seed=seed)
     untrained = measured(head, drawn["novel"])
     train(head, drawn, TrainSettings(epochs=2, seed=seed))
-    found, local = (
-        measured(head, drawn["novel"]),
-        measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), drawn["novel"]),
-    )
-    print(f"seed {seed}: four blocks {found:.1f}, untrained {untrained:.1f}, local {local:.1f}")
-    assert found >= 65
-    assert found >= local + 30
-    assert found >= untrained + 15
+    blocks = measured(head, drawn["novel"])
+    local = measured(GLIMLHead(WIDTH, PATCHES, **LOCAL_ALONE), drawn["novel"])
+    print(f"seed {seed}: four blocks {blocks:.1f}, untrained {untrained:.1f}, local {local:.1f}")
+    assert blocks >= 65
+    assert blocks >= local + 30
+    assert blocks >= untrained + 15
     tau = head.similarity.log_tau
     assert tau[0, 0] < 0 < tau[1, 1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_class_tokens_of_other_pictures_take_the_gain_away(seed: int) -> None:
+def test_class_tokens_of_other_images_remove_the_gain(seed: int) -> None:
     novel = splits(seed)["novel"]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(novel.world.tokens)))
     tokens = replace(novel.world.tokens, cls=novel.world.tokens.cls[order])
@@ -174,16 +170,14 @@ def test_lambda_chosen_on_validation_beats_the_constant_of_cpea(seed: int) -> No
         "novel": world.draw("novel", 60),
     }
     settings = TrainSettings(epochs=1, seed=seed)
-    searched, constant = (
-        GLIMLHead(WIDTH, 2, interplay="additive", head="mlp", **LOCAL),
-        CPEAHead(WIDTH, 2),
-    )
+    searched = GLIMLHead(WIDTH, 2, interplay="additive", head="mlp", **LOCAL)
+    constant = CPEAHead(WIDTH, 2)
     log = train(searched, drawn, replace(settings, lambdas=(0.5, 2.0)))
     train(constant, drawn, settings)
-    found, published = measured(searched, drawn["novel"]), measured(constant, drawn["novel"])
-    print(f"seed {seed}: lambda {log.best.lam} {found:.1f}, 2.0 {published:.1f}")
+    chosen, published = measured(searched, drawn["novel"]), measured(constant, drawn["novel"])
+    print(f"seed {seed}: lambda {log.best.lam} {chosen:.1f}, 2.0 {published:.1f}")
     assert searched.interplay.lam == log.best.lam == 0.5
-    assert found >= published + 30
+    assert chosen >= published + 30
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -194,13 +188,13 @@ def test_interplay_gives_the_mlp_what_local_tokens_alone_do_not(seed: int) -> No
         "val": world.draw("val", 20),
         "novel": world.draw("novel", 60),
     }
-    found = {}
+    by_lambda = {}
     for lam in (0.0, 0.5):
         head = GLIMLHead(WIDTH, 2, interplay="additive", lam=lam, head="mlp", **LOCAL)
         train(head, drawn, TrainSettings(epochs=3, seed=seed))
-        found[lam] = measured(head, drawn["novel"])
-    print(f"seed {seed}: {found}")
-    assert found[0.5] >= found[0.0] + 3  # measured: 9.8, 8.3, 5.3
+        by_lambda[lam] = measured(head, drawn["novel"])
+    print(f"seed {seed}: {by_lambda}")
+    assert by_lambda[0.5] >= by_lambda[0.0] + 3  # measured: 9.8, 8.3, 5.3
 
 
 def weights(head: GLIMLHead, drawn: Drawn) -> torch.Tensor:
@@ -209,46 +203,43 @@ def weights(head: GLIMLHead, drawn: Drawn) -> torch.Tensor:
 
 
 def within_share(features: torch.Tensor, episodes: list[Episode]) -> float:
-    """Variance within classes by variance within episodes."""
+    """Return the variance within classes divided by the variance within episodes."""
     within, total = 0.0, 0.0
     for episode in episodes:
         rows = np.concatenate([episode.support, episode.query])
-        own = np.concatenate([episode.support_y, episode.query_y])
+        class_index = np.concatenate([episode.support_y, episode.query_y])
         shown = features[torch.from_numpy(rows)]
-        means = torch.stack([shown[own == one].mean(0) for one in range(WAY)])
-        within += float((shown - means[own]).square().sum())
+        means = torch.stack([shown[class_index == label].mean(0) for label in range(WAY)])
+        within += float((shown - means[class_index]).square().sum())
         total += float((shown - shown.mean(0)).square().sum())
     return within / total
 
 
-def test_cross_covariance_is_that_of_numpy() -> None:
+def test_cross_covariance_equals_that_of_numpy() -> None:
     query, support = random_tokens(3).patch.double(), random_tokens(2, 1, patches=4).patch.double()
-    found = GLICCE.cross_covariance(query, support)
-    assert found.shape == (3, 2, PATCHES, 4)
-    for one, other in product(range(3), range(2)):
-        block = np.cov(query[one].numpy(), support[other].numpy())[:PATCHES, PATCHES:]
-        assert np.abs(found[one, other].numpy() - block).max() < 1e-6
+    covariance = GLICCE.cross_covariance(query, support)
+    assert covariance.shape == (3, 2, PATCHES, 4)
+    for q, s in product(range(3), range(2)):
+        block = np.cov(query[q].numpy(), support[s].numpy())[:PATCHES, PATCHES:]
+        assert np.abs(covariance[q, s].numpy() - block).max() < 1e-6
 
 
 @pytest.mark.parametrize("settings", HEADS)
-def test_gated_sum_knows_no_order_of_patches_and_the_mlp_does(settings: dict) -> None:
+def test_gated_sum_ignores_the_order_of_patches_and_the_mlp_does_not(settings: dict) -> None:
     head = awake(GLIMLHead(16, PATCHES, **settings))
     support, query, y = random_tokens(3), random_tokens(4, 1), torch.arange(3)
     order = torch.randperm(PATCHES, generator=torch.Generator().manual_seed(5))
     moved = [EpisodeTokens(tokens.cls, tokens.patch[:, order]) for tokens in (support, query)]
-    same = torch.allclose(
-        head.logits(support, y, query, 3), head.logits(moved[0], y, moved[1], 3), atol=1e-5
-    )
+    logits, moved_logits = head.logits(support, y, query, 3), head.logits(moved[0], y, moved[1], 3)
+    same = torch.allclose(logits, moved_logits, atol=1e-5)
     assert same == (settings["head"] == "gated_sum")
 
 
 @pytest.mark.parametrize("settings", HEADS)
-def test_one_shot_leaves_nothing_to_average(settings: dict) -> None:
+def test_with_one_shot_both_averages_are_equal(settings: dict) -> None:
     support, query, y = random_tokens(3), random_tokens(4, 1), torch.tensor([2, 0, 1])
-    by_map, by_score = (
-        awake(GLIMLHead(16, PATCHES, **settings, shots=shots))
-        for shots in ("map_mean", "score_mean")
-    )
+    by_map = awake(GLIMLHead(16, PATCHES, **settings, shots="map_mean"))
+    by_score = awake(GLIMLHead(16, PATCHES, **settings, shots="score_mean"))
     torch.testing.assert_close(
         by_map.logits(support, y, query, 3), by_score.logits(support, y, query, 3)
     )
@@ -258,43 +249,31 @@ def test_one_shot_leaves_nothing_to_average(settings: dict) -> None:
 @pytest.mark.parametrize("shots", ["map_mean", "score_mean"])
 def test_several_episodes_at_once_score_as_each_alone(settings: dict, shots: str) -> None:
     head = awake(GLIMLHead(16, PATCHES, **settings, shots=shots))
-    supports, queries = (
-        [random_tokens(4, seed) for seed in (0, 1)],
-        [random_tokens(5, seed) for seed in (2, 3)],
-    )
+    supports = [random_tokens(4, seed) for seed in (0, 1)]
+    queries = [random_tokens(5, seed) for seed in (2, 3)]
     y = torch.tensor([0, 0, 1, 2])  # classes may have unequal numbers of examples
     together = head.logits(stacked(supports), y, stacked(queries), 3)
-    alone = torch.stack(
-        [
-            head.logits(support, y, query, 3)
-            for support, query in zip(supports, queries, strict=True)
-        ]
-    )
-    torch.testing.assert_close(together, alone)
+    alone = []
+    for support, query in zip(supports, queries, strict=True):
+        alone.append(head.logits(support, y, query, 3))
+    torch.testing.assert_close(together, torch.stack(alone))
     assert together.shape == (2, 5, 3)
 
 
 def stacked(several: list[EpisodeTokens]) -> EpisodeTokens:
-    return EpisodeTokens(
-        torch.stack([one.cls for one in several]), torch.stack([one.patch for one in several])
-    )
+    cls = torch.stack([tokens.cls for tokens in several])
+    return EpisodeTokens(cls, torch.stack([tokens.patch for tokens in several]))
 
 
 def test_episodes_do_not_depend_on_the_number_of_workers() -> None:
     labels = [f"class {number % 7}" for number in range(140)]
-    drawn = [
-        list(
-            DataLoader(
-                Rows(EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)),
-                None,
-                num_workers=n,
-            )
-        )
-        for n in (0, 1, 2)
-    ]
+    drawn = []
+    for workers in (0, 1, 2):
+        sampler = EpisodeSampler(labels, way=5, shot=1, queries=3, episodes=12, seed=4)
+        drawn.append(list(DataLoader(Rows(sampler), None, num_workers=workers)))
     assert len(drawn[0]) == 12
     for other in drawn[1:]:
-        assert all(np.array_equal(one, two) for one, two in zip(drawn[0], other, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(drawn[0], other, strict=True))
 
 
 class Rows(torch.utils.data.Dataset):
@@ -329,33 +308,33 @@ def test_cpea_scores_as_its_equations_say() -> None:
     )
 
 
-def test_gates_untrained_are_the_fit_of_patch_and_class_token() -> None:
+def test_an_untrained_gate_is_the_fit_of_patch_and_class_token() -> None:
     tokens = random_tokens(3)
-    found = GLICL(16)(tokens.cls, tokens.patch)
+    features = GLICL(16)(tokens.cls, tokens.patch)
 
     def standard(x: torch.Tensor) -> torch.Tensor:
         return (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
 
     fit = torch.einsum("nd,nld->nl", standard(tokens.cls), standard(tokens.patch)) / 4
-    torch.testing.assert_close(found.w, fit.softmax(-1), atol=1e-4, rtol=1e-4)
-    assert torch.equal(found.z, tokens.patch)
+    torch.testing.assert_close(features.w, fit.softmax(-1), atol=1e-4, rtol=1e-4)
+    assert torch.equal(features.z, tokens.patch)
 
 
-def test_gated_sum_fits_any_grid_and_the_mlp_says_which_it_wants() -> None:
+def test_gated_sum_fits_any_grid_and_the_mlp_names_the_grid_that_it_needs() -> None:
     support, query, y = random_tokens(2, patches=4), random_tokens(3, 1, patches=4), torch.arange(2)
     assert GLIMLHead(16, 9).logits(support, y, query, 2).shape == (3, 2)
-    with pytest.raises(UsageError, match="reads 9 patches a picture, the tokens have 4"):
+    with pytest.raises(UsageError, match="reads 9 patches per image, the tokens have 4"):
         GLIMLHead(16, 9, head="mlp").logits(support, y, query, 2)
 
 
 def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() -> None:
     support, query = random_tokens(2), random_tokens(3, 1)
     head = GLIMLHead(16, PATCHES, interplay="additive", head="mlp", include_global=True)
-    found = head.explain(support, query)
-    assert found.query_weights.shape == (3, PATCHES)
-    assert found.support_weights.shape == (2, PATCHES)
-    torch.testing.assert_close(found.shares.sum((-2, -1)), torch.ones(3, 2))
-    assert (found.shares > 0).all()
+    explanation = head.explain(support, query)
+    assert explanation.query_weights.shape == (3, PATCHES)
+    assert explanation.support_weights.shape == (2, PATCHES)
+    torch.testing.assert_close(explanation.shares.sum((-2, -1)), torch.ones(3, 2))
+    assert (explanation.shares > 0).all()
     local = GLIMLHead(16, PATCHES, **LOCAL).explain(support, query).shares
     torch.testing.assert_close(local[..., 1, 1], torch.ones(3, 2))
 
@@ -363,14 +342,14 @@ def test_shares_of_the_blocks_sum_to_one_and_are_local_without_a_global_token() 
 @pytest.mark.parametrize(
     "settings", [{}, {"interplay": "additive", "head": "mlp", "include_global": True}]
 )
-def test_trainings_of_one_seed_are_equal_to_the_bit_and_leave_the_random_state_alone(
+def test_training_with_one_seed_repeats_to_the_bit_and_leaves_the_random_state_alone(
     settings: dict,
 ) -> None:
     drawn = splits(0)
     few = {name: replace(part, episodes=part.episodes[:16]) for name, part in drawn.items()}
     runs = []
     for seed in (3, 3, 4):
-        torch.rand(1)  # what others draw in between does not matter
+        torch.rand(1)  # draws of others in between do not matter
         before = torch.random.get_rng_state()
         head = GLIMLHead(WIDTH, PATCHES, seed=seed, **settings)
         log = train(head, few, TrainSettings(epochs=2, episodes_per_step=4, seed=seed))
@@ -379,18 +358,16 @@ def test_trainings_of_one_seed_are_equal_to_the_bit_and_leave_the_random_state_a
     (log, first), (again, second), (_, third) = runs
     assert log == again
     assert all(torch.equal(first[name], second[name]) for name in first)
-    if settings:  # only what draws can differ
-        assert any(not torch.equal(first[name], third[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)  # another seed
 
 
 def test_the_head_kept_is_that_of_the_best_epoch() -> None:
     drawn = splits(1)
     head = GLIMLHead(WIDTH, PATCHES)
     log = train(head, drawn, TrainSettings(epochs=3, head_rate=0.3))  # a rate that destroys
-    assert [one.epoch for one in log.epochs] == [0, 1, 2, 3]
-    assert (
-        log.best.accuracy == max(one.accuracy for one in log.epochs) == measured(head, drawn["val"])
-    )
+    assert [epoch.epoch for epoch in log.epochs] == [0, 1, 2, 3]
+    assert log.best.accuracy == max(epoch.accuracy for epoch in log.epochs)
+    assert log.best.accuracy == measured(head, drawn["val"])
 
 
 def test_without_training_nothing_changes_and_validation_is_measured() -> None:
@@ -405,16 +382,16 @@ def test_without_training_nothing_changes_and_validation_is_measured() -> None:
 @pytest.mark.parametrize(
     ("head", "settings", "message"),
     [
-        ({"head": "mlp"}, {"mode": "none"}, "says nothing untrained"),
+        ({"head": "mlp"}, {"mode": "none"}, "is random without training"),
         ({}, {"lambdas": (0.0, 1.0)}, "gated interplay has no lambda"),
-        ({}, {"mode": "finetune"}, "an encoder and pictures are given"),
+        ({}, {"mode": "finetune"}, "the mode finetune needs an encoder and pixels"),
         ({}, {"epochs": 1000}, "480 base episodes are too few for 1000 epochs"),
-        ({}, {"mode": "freeze"}, '"freeze", which is none of frozen, finetune, none'),
+        ({}, {"mode": "freeze"}, '"freeze", must be one of frozen, finetune, none'),
         ({}, {"epochs": 0}, "epochs must be above 0"),
         ({}, {"label_smoothing": 1.0}, "label_smoothing"),
-        ({"interplay": "gate"}, {}, '"gate", which is none of none, additive, gated'),
-        ({"head": "sum"}, {}, '"sum", which is none of gated_sum, mlp'),
-        ({"shots": "mean"}, {}, '"mean", which is none of map_mean, score_mean'),
+        ({"interplay": "gate"}, {}, '"gate", must be one of none, additive, gated'),
+        ({"head": "sum"}, {}, '"sum", must be one of gated_sum, mlp'),
+        ({"shots": "mean"}, {}, '"mean", must be one of map_mean, score_mean'),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(head: dict, settings: dict, message: str) -> None:
@@ -437,7 +414,7 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     drawn = splits(0)
     broken = replace(drawn["base"].world.tokens, cls=drawn["base"].world.tokens.cls * float("nan"))
     base = replace(drawn["base"], world=replace(drawn["base"].world, tokens=broken))
-    with pytest.raises(NumericsError, match="the loss of training is nan"):
+    with pytest.raises(NumericsError, match="the training loss is nan"):
         train(GLIMLHead(WIDTH, PATCHES), drawn | {"base": base}, TrainSettings(epochs=1))
 
 
@@ -448,103 +425,101 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tinted(classes: list[int], count: int) -> tuple[torch.Tensor, list[str]]:
-    """Noisy pictures of 32 pixels with a faint tint of each class's hue on any grey; bytes, and names."""
-    drawn = np.random.default_rng(len(classes))
+    """Return noisy images of 32 pixels with a faint tint of the class's hue on a random grey.
+
+    Also returns the name of each image's class.
+    """
+    rng = np.random.default_rng(len(classes))
     pixels, names = [], []
-    for one, _ in product(classes, range(count)):
-        hue = np.cos(2 * np.pi * (one / 9 + np.arange(3) / 3))
-        pixels.append(drawn.uniform(70, 185) + 40 * hue + drawn.normal(0, 15, (32, 32, 3)))
-        names.append(f"hue {one}")
+    for number, _ in product(classes, range(count)):
+        hue = np.cos(2 * np.pi * (number / 9 + np.arange(3) / 3))
+        pixels.append(rng.uniform(70, 185) + 40 * hue + rng.normal(0, 15, (32, 32, 3)))
+        names.append(f"hue {number}")
     return torch.from_numpy(np.stack(pixels).clip(0, 255).astype(np.uint8)), names
 
 
 def world_of(encoder: Encoder, classes: list[int], count: int) -> tuple[World, torch.Tensor]:
     pixels, names = tinted(classes, count)
     keys = [str(row) for row in range(len(names))]
-    empty = torch.zeros(len(names), 1, WIDTH)
-    shape = ImageTokens(
-        keys, [(name,) for name in names], [{}] * len(keys), keys, empty[:, 0], empty, None, (1, 1)
+    # `encode_again` replaces the tokens and reads the grid alone.
+    placeholder = ImageTokens(
+        keys=keys,
+        labels=[(name,) for name in names],
+        annotations=[{}] * len(keys),
+        media=keys,
+        cls=torch.zeros(len(names), WIDTH),
+        patch=torch.zeros(len(names), 4, WIDTH),
+        proj=None,
+        grid=(2, 2),
     )
-    tokens = encode_again(
-        encoder,
-        lambda rows: pixels[list(rows)],
-        replace(shape, patch=empty.repeat(1, 4, 1), grid=(2, 2)),
-    )
+    tokens = encode_again(encoder, lambda rows: pixels[list(rows)], placeholder)
     return World(tokens, names, None), pixels
 
 
-def finetune(folder: Path) -> tuple[Encoder, TrainLog]:
+def finetune(folder: Path) -> tuple[Encoder, EpochLog]:
     encoder = load_encoder(folder)
-    (base, base_pixels), (val, val_pixels) = (
-        world_of(encoder, [0, 1, 3, 4, 6, 7], 20),
-        world_of(encoder, [2, 5, 8], 20),
-    )
-    drawn = [
-        EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=episodes, seed=0)
-        for world, episodes in ((base, 60), (val, 60))
-    ]
-    tuning = Finetuning(
+    base, base_pixels = world_of(encoder, [0, 1, 3, 4, 6, 7], 20)
+    val, val_pixels = world_of(encoder, [2, 5, 8], 20)
+    form = {"way": 3, "shot": 1, "queries": 3, "episodes": 60, "seed": 0}
+    base_episodes = EpisodeSampler(base.labels, **form)
+    val_episodes = list(EpisodeSampler(val.labels, **form))
+    finetuning = Finetuning(
         encoder, lambda rows: base_pixels[list(rows)], lambda rows: val_pixels[list(rows)]
     )
     settings = TrainSettings("finetune", epochs=3, episodes_per_step=4, encoder_rate=1e-3)
-    return encoder, train_head(
-        GLIMLHead(32, 4), base, drawn[0], val, list(drawn[1]), settings, tuning
-    )
+    head = GLIMLHead(32, 4)
+    log = train_head(head, base, base_episodes, val, val_episodes, settings, finetuning)
+    return encoder, log
 
 
-def test_fine_tuning_encodes_one_episode_at_a_time_with_the_gradient_of_all(
+def test_fine_tuning_encodes_one_episode_at_a_time_and_gives_the_gradient_of_all(
     encoder_folder: Path,
 ) -> None:
-    encoder, head, seen = load_encoder(encoder_folder), awake(GLIMLHead(32, 4)), []
+    encoder, head = load_encoder(encoder_folder), awake(GLIMLHead(32, 4))
+    images_read: list[int] = []
     world, pixels = world_of(encoder, [0, 1, 3, 4], 20)
     episodes = list(EpisodeSampler(world.labels, way=3, shot=1, queries=3, episodes=4, seed=0))
 
     def read(rows: Sequence[int]) -> torch.Tensor:
-        seen.append(len(rows))
+        images_read.append(len(rows))
         return pixels[list(rows)]
 
     learning = torch.nn.ModuleList([encoder.module.requires_grad_(True), head])
     loss = add_gradients(head, world, episodes, 0.1, Finetuning(encoder, read, read))
-    assert seen == [3 * (1 + 3)] * 4
-    found = {
-        name: value.grad.clone()
-        for name, value in learning.named_parameters()
-        if value.grad is not None
-    }
+    assert images_read == [3 * (1 + 3)] * 4
+    gradients = {}
+    for name, value in learning.named_parameters():
+        if value.grad is not None:
+            gradients[name] = value.grad.clone()
     learning.zero_grad()
     encoded = encoder.encode(pixels)
-    everything = EpisodeTokens(
-        encoded.tokens[:, 0], pool_patches(encoded.tokens[:, 1:], encoder.grid, 2)
-    )
-    own, wanted = torch.from_numpy(episodes[0].support_y), torch.from_numpy(episodes[0].query_y)
-    logits = [
-        head.logits(everything[one.support], own, everything[one.query], 3) for one in episodes
-    ]
-    expected = F.cross_entropy(torch.cat(logits), wanted.repeat(4), label_smoothing=0.1)
+    patch = pool_patches(encoded.tokens[:, 1:], encoder.grid, 2)
+    tokens = EpisodeTokens(encoded.tokens[:, 0], patch)
+    support_y = torch.from_numpy(episodes[0].support_y)
+    query_y = torch.from_numpy(episodes[0].query_y)
+    logits = []
+    for episode in episodes:
+        logits.append(head.logits(tokens[episode.support], support_y, tokens[episode.query], 3))
+    expected = F.cross_entropy(torch.cat(logits), query_y.repeat(4), label_smoothing=0.1)
     expected.backward()
     assert loss == pytest.approx(expected.item())
     for name, value in learning.named_parameters():
-        if name in found:
-            torch.testing.assert_close(found[name], value.grad, atol=1e-5, rtol=1e-3)
-    assert sum(name.startswith("0.") for name in found) > 10
+        if name in gradients:
+            torch.testing.assert_close(gradients[name], value.grad, atol=1e-5, rtol=1e-3)
+    assert sum(name.startswith("0.") for name in gradients) > 10
 
 
-def test_fine_tuning_changes_the_encoder_for_the_better_and_equally_each_time(
+def test_fine_tuning_improves_the_encoder_and_repeats_to_the_bit(
     encoder_folder: Path,
 ) -> None:
     start = load_encoder(encoder_folder).module.state_dict()
     encoder, log = finetune(encoder_folder)
     assert log.best.accuracy > log.epochs[0].accuracy + 10
-    moved = [
-        name
-        for name, value in encoder.module.state_dict().items()
-        if not torch.equal(value, start[name])
-    ]
-    assert any("vision" in name for name in moved)
-    assert not any("text" in name for name in moved)  # they took no part
+    state = encoder.module.state_dict()
+    changed = [name for name, value in state.items() if not torch.equal(value, start[name])]
+    assert any("vision" in name for name in changed)
+    assert not any("text" in name for name in changed)  # the text tower took no part
     again, log_again = finetune(encoder_folder)
     assert log_again == log
-    state = again.module.state_dict()
-    assert all(
-        torch.equal(value, state[name]) for name, value in encoder.module.state_dict().items()
-    )
+    state_again = again.module.state_dict()
+    assert all(torch.equal(value, state_again[name]) for name, value in state.items())

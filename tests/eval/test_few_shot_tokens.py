@@ -313,10 +313,10 @@ def test_tokens_do_not_depend_on_the_division_into_blocks(
 
 def encode_on_this_rank(model: Path, data: Path, out: Path) -> None:
     """Encode in blocks of 8 images, together with the other ranks, and write the tokens to a file."""
-    labelled_images.IMAGES_PER_BLOCK = 8
-    tokens = encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
+    tokens.IMAGES_PER_BLOCK = 8
+    encoded = encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
     assert processes().num_processes == 2
-    (out / str(processes().process_index)).write_bytes(pickle.dumps(tokens))
+    (out / str(processes().process_index)).write_bytes(pickle.dumps(encoded))
 
 
 @pytest.mark.slow

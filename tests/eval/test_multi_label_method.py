@@ -1,8 +1,8 @@
-"""Patches that a label's loss depends on, in worlds where it is known which patches show which label.
+"""Patches that a label's loss depends on, in worlds where the patches of each label are known.
 
-A picture has 49 patches of noise, four of which carry each of its one to three labels. Texts are
-random, what a label looks like is a linear map of its text, blurred; the joint space is learned
-from base labels, all else is on new ones.
+An image has 49 patches of noise. Four patches show each of its one to three labels. Texts are
+random, and the look of a label is a blurred linear map of its text. The joint space is learned from
+base labels; everything else is measured on new ones.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,10 @@ from eval.stages.multi_label.cross_interaction import CrossInteraction, DynamicC
 from eval.stages.multi_label.joint_space import JointSpace, Labelled, Logistic, fit_joint
 from eval.stages.multi_label.loss_change import joint_logits, loss_change, select_local
 from eval.stages.multi_label.methods import Methods, Prepared
+from eval.stages.multi_label.metrics import multilabel_metrics
 from eval.stages.multi_label.model import MLFSIC
 from eval.stages.multi_label.sampler import MultiLabelEpisodeSampler
-from eval.stages.multi_label.training import TrainSettings, fit_base
-
-from eval.stages.multi_label.metrics import multilabel_metrics  # isort: skip
+from eval.stages.multi_label.training import TrainSettings, fit_base, validate
 
 PATCHES, PLANTED, WIDTH, TEXT = 49, 4, 64, 48
 SEEDS = (0, 1, 2)
@@ -34,7 +33,7 @@ class World:
     space: JointSpace
     base: Labelled
     novel: Labelled
-    planted: Tensor  # (pictures, labels, patches) of the novel ones
+    planted: Tensor  # patches that show a label in the novel images (images, labels, patches)
 
     @property
     def labels(self) -> Tensor:
@@ -42,21 +41,18 @@ class World:
             return self.space.text(self.novel.text)
 
 
-def pictures(
+def make_images(
     looks: Tensor, count: int, noise: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches, which picture has which label, and which patch shows it."""
+    """Return patches, truth (images, labels), and which patch shows a label."""
     labels = len(looks)
     patch = noise * torch.randn(count, PATCHES, WIDTH, generator=generator)
     planted = torch.zeros(count, labels, PATCHES, dtype=torch.bool)
     for row in range(count):
-        own = torch.randperm(labels, generator=generator)[
-            : int(torch.randint(1, 4, (), generator=generator))
-        ]
-        places = torch.randperm(PATCHES, generator=generator)[: len(own) * PLANTED].view(
-            -1, PLANTED
-        )
-        for label, places_of_label in zip(own, places, strict=True):
+        order = torch.randperm(labels, generator=generator)
+        shown = order[: int(torch.randint(1, 4, (), generator=generator))]
+        places = torch.randperm(PATCHES, generator=generator)[: len(shown) * PLANTED]
+        for label, places_of_label in zip(shown, places.view(-1, PLANTED), strict=True):
             patch[row, places_of_label] += looks[label]
             planted[row, label, places_of_label] = True
     return patch, planted.any(-1), planted
@@ -70,11 +66,9 @@ def make_world(seed: int, *, novel: int, blur: float, noise: float) -> World:
     looks = F.normalize(looks, dim=-1) * WIDTH**0.5
 
     def labelled(which: slice, count: int) -> tuple[Labelled, Tensor]:
-        patch, truth, planted = pictures(looks[which], count, noise, generator)
-        names, keys = (
-            [f"label {n}" for n in range(len(text))[which]],
-            [f"{which.start}/{n}" for n in range(count)],
-        )
+        patch, truth, planted = make_images(looks[which], count, noise, generator)
+        names = [f"label {number}" for number in range(len(text))[which]]
+        keys = [f"{which.start}/{number}" for number in range(count)]
         proj = torch.zeros(count, 1)
         return Labelled(tuple(names), keys, keys, patch, proj, truth.numpy(), text[which]), planted
 
@@ -105,7 +99,7 @@ def blurred_world(request: pytest.FixtureRequest) -> World:
 
 
 def scores(world: World, **options: object) -> Tensor:
-    """Changes of the loss in the first 100 new pictures."""
+    """Return loss changes in the first 100 new images."""
     present = world.novel.present(slice(100))
     return loss_change(
         world.novel.patch[:100], present, world.labels, world.space.vision, **options
@@ -113,20 +107,19 @@ def scores(world: World, **options: object) -> Tensor:
 
 
 def precision(score: Tensor, planted: Tensor) -> float:
-    """Share of planted patches among as many with the highest scores."""
+    """Return the share of planted patches among the same number of highest scores."""
     count = planted.sum(-1)
     order = score.expand(planted.shape).argsort(-1, descending=True)
-    hits = (
-        planted.gather(-1, order).cumsum(-1).gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
-    )
+    hits_so_far = planted.gather(-1, order).cumsum(-1)
+    hits = hits_so_far.gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
     return (hits[count > 0] / count[count > 0]).mean().item()
 
 
 def test_first_order_scores_correlate_with_exact_removal(world: World) -> None:
-    there = world.novel.present(slice(100)).bool()
-    by_label = [scores(world, mode=mode)[there] for mode in ("taylor", "exact")]
-    by_picture = [scores(world, mode=mode, scope="image") for mode in ("taylor", "exact")]
-    for pair in (by_label, by_picture):
+    present = world.novel.present(slice(100)).bool()
+    by_label = [scores(world, mode=mode)[present] for mode in ("taylor", "exact")]
+    by_image = [scores(world, mode=mode, scope="image") for mode in ("taylor", "exact")]
+    for pair in (by_label, by_image):
         assert np.corrcoef(*(score.flatten().numpy() for score in pair))[0, 1] >= 0.9
 
 
@@ -141,7 +134,7 @@ def test_ranking_ignores_the_scale_of_the_loss_and_the_published_threshold_does_
     assert (select_local(score, rule="tau") != select_local(smaller, rule="tau")).any()
 
 
-def test_label_scope_finds_the_patches_of_the_asked_label_and_image_scope_does_not(
+def test_label_scope_finds_the_patches_of_a_given_label_and_image_scope_does_not(
     world: World,
 ) -> None:
     planted = world.planted[:100]
@@ -152,20 +145,21 @@ def test_label_scope_finds_the_patches_of_the_asked_label_and_image_scope_does_n
     assert of_label["taylor"] >= of_image + 0.3 and of_label["taylor"] >= source + 0.3
 
 
-def test_patches_of_a_label_that_the_picture_is_said_not_to_have_score_below_zero(
+def test_patches_of_a_label_that_is_annotated_as_absent_score_below_zero(
     world: World,
 ) -> None:
     present = world.novel.present(slice(100))
     first = present.argmax(1)
-    present[torch.arange(100), first] = 0  # shown, and said to be absent
+    present[torch.arange(100), first] = 0  # shown, but annotated as absent
     hidden = world.planted[torch.arange(100), first]
     for scope in ("label", "image"):
-        found = loss_change(
+        score = loss_change(
             world.novel.patch[:100], present, world.labels, world.space.vision, scope=scope
         )
-        own = found[torch.arange(100), first] if scope == "label" else found
-        assert own[hidden].mean() < 0 and (own[hidden] < 0).float().mean() > 0.9
-        assert own[hidden].mean() < own[~hidden].mean()
+        if scope == "label":
+            score = score[torch.arange(100), first]
+        assert score[hidden].mean() < 0 and (score[hidden] < 0).float().mean() > 0.9
+        assert score[hidden].mean() < score[~hidden].mean()
 
 
 def draws_of(world: World, shot: int, draws: int = 20) -> dict[str, list[float]]:
@@ -175,25 +169,22 @@ def draws_of(world: World, shot: int, draws: int = 20) -> dict[str, list[float]]
     sampler = MultiLabelEpisodeSampler(
         world.novel.truth, world.novel.names, shot=shot, draws=draws, seed=0
     )
-    found: dict[str, list[float]] = {name: [] for name in names}
+    precision: dict[str, list[float]] = {name: [] for name in names}
     for number, draw in enumerate(sampler.all()):
-        for name, (values, _) in methods.scores(
-            names, prepared, draw, shot=shot, number=number
-        ).items():
-            truth = world.novel.truth[draw.query]
-            found[name].append(
-                100 * multilabel_metrics(values.double().numpy(), truth, None)[0]["mAP"]
-            )
-    return found
+        truth = world.novel.truth[draw.query]
+        scored = methods.scores(names, prepared, draw, shot=shot, number=number)
+        for name, of_method in scored.items():
+            values, _ = multilabel_metrics(of_method.scores.double().numpy(), truth, None)
+            precision[name].append(100 * values["mAP"])
+    return precision
 
 
 def test_chosen_patches_beat_the_text_which_beats_all_patches_which_beat_random_ones(
     blurred_world: World,
 ) -> None:
-    found = draws_of(blurred_world, shot=1)
-    intervals = [
-        t_interval(found[name]) for name in ("lcm", "text_proto", "all_patch", "random_patch")
-    ]
+    precision = draws_of(blurred_world, shot=1)
+    names = ("lcm", "text_proto", "all_patch", "random_patch")
+    intervals = [t_interval(precision[name]) for name in names]
     for higher, lower in zip(intervals, intervals[1:], strict=False):
         assert higher is not None and lower is not None and higher[0] > lower[1]
 
@@ -201,11 +192,10 @@ def test_chosen_patches_beat_the_text_which_beats_all_patches_which_beat_random_
 def test_more_support_helps_and_choosing_by_text_similarity_is_as_good_here(
     blurred_world: World,
 ) -> None:
-    one, five = (draws_of(blurred_world, shot, draws=5) for shot in (1, 5))
-    assert np.mean(five["lcm"]) > np.mean(one["lcm"]) + 3
-    assert (
-        abs(np.mean(five["lcm"]) - np.mean(five["text_similarity"])) < 3
-    )  # so it has to stay beside it
+    one_shot, five_shot = (draws_of(blurred_world, shot, draws=5) for shot in (1, 5))
+    assert np.mean(five_shot["lcm"]) > np.mean(one_shot["lcm"]) + 3
+    # Text similarity is as good here: a result must always show it beside the method.
+    assert abs(np.mean(five_shot["lcm"]) - np.mean(five_shot["text_similarity"])) < 3
 
 
 def test_loss_changes_are_measured_under_no_grad_and_leave_no_gradient(world: World) -> None:
@@ -216,52 +206,40 @@ def test_loss_changes_are_measured_under_no_grad_and_leave_no_gradient(world: Wo
     assert all(weight.grad is None for weight in world.space.parameters())
 
 
-def test_scores_of_a_picture_do_not_depend_on_the_pictures_beside_it(world: World) -> None:
+def test_scores_of_an_image_do_not_depend_on_other_images_in_the_batch(world: World) -> None:
     patch, present = world.novel.patch[:8], world.novel.present(slice(8))
     for options in ({"mode": "taylor"}, {"mode": "exact"}, {"mode": "taylor", "scope": "image"}):
         together = loss_change(patch, present, world.labels, world.space.vision, **options)
-        alone = torch.cat(
-            [
-                loss_change(
-                    patch[i : i + 1],
-                    present[i : i + 1],
-                    world.labels,
-                    world.space.vision,
-                    **options,
-                )
-                for i in range(8)
-            ]
-        )
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+        alone = []
+        for row in range(8):
+            image, truth = patch[row : row + 1], present[row : row + 1]
+            alone.append(loss_change(image, truth, world.labels, world.space.vision, **options))
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-6)
 
 
 def test_exact_scores_are_the_losses_with_and_without_a_patch() -> None:
     generator = torch.Generator().manual_seed(0)
-    local, labels = (
-        torch.randn(2, 5, 6, generator=generator),
-        torch.randn(3, 6, generator=generator),
-    )
+    local = torch.randn(2, 5, 6, generator=generator)
+    labels = torch.randn(3, 6, generator=generator)
     present = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
-    found = loss_change(local, present, labels, mode="exact", scale=7, bias=0.5)
+
+    def loss(patches: Tensor) -> Tensor:
+        logits = joint_logits(patches.mean(1), labels, 7, 0.5)
+        return F.binary_cross_entropy_with_logits(logits, present, reduction="none")
+
+    score = loss_change(local, present, labels, mode="exact", scale=7, bias=0.5)
     for patch in range(5):
-        rest = local.clone()
-        rest[:, patch] = 0
-        with_it, without = (
-            F.binary_cross_entropy_with_logits(
-                joint_logits(x.mean(1), labels, 7, 0.5), present, reduction="none"
-            )
-            for x in (local, rest)
-        )
-        torch.testing.assert_close(found[:, :, patch], without - with_it)
+        without = local.clone()
+        without[:, patch] = 0
+        torch.testing.assert_close(score[:, :, patch], loss(without) - loss(local))
 
 
 def test_joint_logits_go_from_scale_to_minus_scale_with_the_distance() -> None:
     a = torch.tensor([[2.0, 0], [0, 3]])
-    expected = torch.tensor(
-        [[20, 20 * (1 - 2**0.5), -20], [20 * (1 - 2**0.5), 20, 20 * (1 - 2**0.5)]]
-    )
-    found = joint_logits(a, torch.tensor([[1.0, 0], [0, 1], [-5, 0]]))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    orthogonal = 20 * (1 - 2**0.5)
+    expected = torch.tensor([[20, orthogonal, -20], [orthogonal, 20, orthogonal]])
+    logits = joint_logits(a, torch.tensor([[1.0, 0], [0, 1], [-5, 0]]))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
 def test_selection_keeps_the_first_of_equal_scores_and_a_share_rounded_up() -> None:
@@ -279,13 +257,12 @@ def test_a_label_without_patches_keeps_its_vector(extras: bool) -> None:
     label, local = torch.randn(3, 32), torch.randn(3, 7, 32)
     mask = torch.rand(3, 7) < 0.5
     mask[1] = False
-    made, attention = cross(label, local.requires_grad_(), mask)
-    assert (made[1] == label[1]).all() and not torch.allclose(made[0], label[0])
-    assert (attention[1] == 0).all() and torch.isfinite(made).all()
-    made.sum().backward()
-    assert torch.isfinite(local.grad).all() and all(
-        torch.isfinite(w.grad).all() for w in cross.parameters()
-    )
+    prototypes, attention = cross(label, local.requires_grad_(), mask)
+    assert (prototypes[1] == label[1]).all() and not torch.allclose(prototypes[0], label[0])
+    assert (attention[1] == 0).all() and torch.isfinite(prototypes).all()
+    prototypes.sum().backward()
+    assert torch.isfinite(local.grad).all()
+    assert all(torch.isfinite(weight.grad).all() for weight in cross.parameters())
 
 
 @pytest.mark.parametrize("extras", [True, False])
@@ -294,12 +271,12 @@ def test_masked_patches_are_ignored_exactly(extras: bool) -> None:
     cross = CrossInteraction(
         32, heads=4, layers=2, channel_attention=extras, dynamic_conv=extras
     ).eval()
-    for weight in cross.parameters():  # what starts as nothing must be masked too
+    for weight in cross.parameters():  # parts that start at zero must be masked too
         torch.nn.init.normal_(weight, std=0.3)
     label, local, mask = torch.randn(4, 32), torch.randn(4, 9, 32), torch.rand(4, 9) < 0.6
     other = torch.where(mask[..., None], local, 100 * torch.randn_like(local))
-    for one, two in zip(cross(label, local, mask), cross(label, other, mask), strict=True):
-        assert (one == two).all()
+    for a, b in zip(cross(label, local, mask), cross(label, other, mask), strict=True):
+        assert (a == b).all()
     conv = DynamicConv(32)
     assert (conv(label, local, mask) == conv(label, other, mask)).all()
 
@@ -308,17 +285,16 @@ def test_a_new_cross_interaction_predicts_like_the_mean_of_the_chosen_patches(wo
     torch.manual_seed(0)
     model = MLFSIC(world.space, CrossInteraction(WIDTH, heads=4)).eval()
     local, present = world.space.local(world.novel.patch), world.novel.present()
-    draw = MultiLabelEpisodeSampler(world.novel.truth, world.novel.names, shot=1, draws=1, seed=0)[
-        0
-    ]
-    with torch.no_grad():
-        both = [
-            model.prototypes(
-                local[draw.support], present[draw.support], world.labels, cross=cross
-            ).vectors
-            for cross in (True, False)
-        ]
-    assert F.cosine_similarity(*both).min() > 0.8
+    sampler = MultiLabelEpisodeSampler(
+        world.novel.truth, world.novel.names, shot=1, draws=1, seed=0
+    )
+    rows = sampler[0].support
+    vectors = {}
+    for cross in (True, False):
+        with torch.no_grad():
+            made = model.prototypes(local[rows], present[rows], world.labels, cross=cross)
+        vectors[cross] = made.vectors
+    assert F.cosine_similarity(vectors[True], vectors[False]).min() > 0.8
 
 
 def test_training_keeps_the_epoch_that_is_best_on_validation_labels(world: World) -> None:
@@ -332,23 +308,19 @@ def test_training_keeps_the_epoch_that_is_best_on_validation_labels(world: World
     assert len(log.losses) == 2 and len(log.validation) == 3
     assert log.validation[log.best] == max(log.validation)
     assert log.losses[1] < log.losses[0]
-    from eval.stages.multi_label.training import validate
-
-    assert (
-        validate(model, world.novel, 2, 0) == log.validation[log.best]
-    )  # its weights are those kept
+    # The model has the weights of that epoch.
+    assert validate(model, world.novel, 2, 0) == log.validation[log.best]
 
 
-def test_training_with_the_joint_space_moves_both_and_repeats_bit_by_bit() -> None:
+def test_training_with_the_joint_space_changes_both_and_repeats_to_the_bit() -> None:
     small = make_world(5, novel=4, blur=0.3, noise=1.0)
     weights = []
     for _ in range(2):
         torch.manual_seed(0)
         space = JointSpace.learned(WIDTH, TEXT, 32, seed=0)
         model = MLFSIC(space, CrossInteraction(32, heads=4))
-        fit_base(
-            model, small.base, None, TrainSettings(epochs=1, episodes=2, lr=1e-3, warmup=1), seed=0
-        )
+        settings = TrainSettings(epochs=1, episodes=2, lr=1e-3, warmup=1)
+        fit_base(model, small.base, None, settings, seed=0)
         weights.append(model.state_dict())
     start = JointSpace.learned(WIDTH, TEXT, 32, seed=0).state_dict()
     assert not torch.equal(weights[0]["space.text.weight"], start["text.weight"])
@@ -358,31 +330,29 @@ def test_training_with_the_joint_space_moves_both_and_repeats_bit_by_bit() -> No
 def test_the_query_pools_compare_mean_best_and_attended_patches(world: World) -> None:
     local = world.space.local(world.novel.patch[:200])
     truth = world.novel.truth[:200]
-    found = {}
+    precision = {}
     for pool in ("mean", "max", "label_attention"):
         with torch.no_grad():
             logits = MLFSIC(world.space, query_pool=pool).predict(local, world.labels)
         assert logits.shape == truth.shape
-        found[pool] = multilabel_metrics(logits.double().numpy(), truth, None)[0]["mAP"]
+        precision[pool] = multilabel_metrics(logits.double().numpy(), truth, None)[0]["mAP"]
     best = joint_logits(local[3], world.labels).amax(0)
     with torch.no_grad():
-        torch.testing.assert_close(
-            MLFSIC(world.space, query_pool="max").predict(local, world.labels)[3], best
-        )
-    assert found["label_attention"] > found["mean"]
+        by_max = MLFSIC(world.space, query_pool="max").predict(local, world.labels)
+    torch.testing.assert_close(by_max[3], best)
+    assert precision["label_attention"] > precision["mean"]
 
 
-def test_scale_and_bias_are_fitted_where_scores_say_something() -> None:
+def test_scale_and_bias_are_fitted_if_scores_go_with_presence() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random((400, 5)) < 0.2
-    found = Logistic.fit(0.1 * (truth + rng.normal(size=truth.shape)) + 3, truth)
-    assert found.fitted and found.scale > 0
-    probability = 1 / (
-        1 + np.exp(-(found.scale * (0.1 * (truth + rng.normal(size=truth.shape)) + 3) + found.bias))
-    )
+    logistic = Logistic.fit(0.1 * (truth + rng.normal(size=truth.shape)) + 3, truth)
+    assert logistic.fitted and logistic.scale > 0
+    new_scores = 0.1 * (truth + rng.normal(size=truth.shape)) + 3
+    probability = 1 / (1 + np.exp(-(logistic.scale * new_scores + logistic.bias)))
     assert probability.mean() == pytest.approx(0.2, abs=0.03)
-    against = Logistic.fit(-truth.astype(float), truth)
-    assert not against.fitted and against.scale > 0  # never turns a ranking round
+    inverted = Logistic.fit(-truth.astype(float), truth)
+    assert not inverted.fitted and inverted.scale > 0  # a ranking is never turned around
 
 
 def test_a_space_is_calibrated_on_base_labels(world: World) -> None:
@@ -391,5 +361,5 @@ def test_a_space_is_calibrated_on_base_labels(world: World) -> None:
     with torch.no_grad():
         logits = space.logits(space.pooled(world.base.patch), space.text(world.base.text))
     assert logits.sigmoid().mean().item() == pytest.approx(world.base.truth.mean(), rel=0.2)
-    copied = replace(world.base, truth=~world.base.truth)
-    assert not space.fit_scale(copied)
+    inverted = replace(world.base, truth=~world.base.truth)
+    assert not space.fit_scale(inverted)
