@@ -145,7 +145,7 @@ def test_every_listed_engine_can_be_loaded():
         ({"data.group": "5"}, "matching groups of 5 samples"),
         ({"data.lanes": "7"}, "7"),
         ({"data.train.0.path": "{clips}"}, "holds no images"),
-        ({"model.vision.image_size": "40"}, "no multiple of patch_size"),
+        ({"model.vision.image_size": "40"}, "not a multiple of patch_size"),
     ],
     ids=str,
 )
