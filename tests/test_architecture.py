@@ -14,6 +14,57 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each room imports only itself and the rooms to its left.
 ROOMS = ("data_pipeline", "pretrain", "eval", "launch")
+# Floors inside each room, from the ground up. A file or folder imports itself and what stands on
+# floors below it; what stands on one floor does not know its neighbors.
+FLOORS = {
+    "data_pipeline": """
+        errors files frames randomness cores
+        sample order
+        decode questions quarantine
+        decode_video regions
+        shards augment
+        text positions importing scenes
+        masking sources
+        collate
+        micro_batch
+        workers
+        loader
+    """,
+    "pretrain": """
+        model ranking utilization
+        parallel
+        objectives counts
+        config
+        config_file optim protocols views validation
+        run accumulate
+        build step task resume export
+        job planning
+        loop
+        __main__
+    """,
+    "eval": """
+        metrics encoding
+        questions
+        results
+        stages
+        registry
+        finetuning report
+        finetune
+        __main__
+    """,
+    "launch": """
+        commands imports stage_docs
+        evaluation
+        cli
+        demo
+    """,
+}
+# A result names its stage, and is measured, checked and compared by that stage's own functions.
+LOOKED_UP_BY_NAME = {("eval.results", "eval.registry")}
+# Stages that are another stage with something changed.
+BUILT_ON = {"video_retrieval": "retrieval", "sugarcrepe": "preference", "vqa_prior": "vqa"}
+# Commands: what `python -m` and `glscl` start. Library modules must not import a `__main__`.
+COMMANDS = {"eval/finetune.py", "launch/cli.py"}
 
 
 def _sources(folder: str) -> list[Path]:
@@ -43,6 +94,105 @@ def test_a_room_imports_only_rooms_to_its_left(room: str) -> None:
         for name in names
         if name.partition(".")[0] in forbidden
     ]
+    assert not wrong
+
+
+def _runtime_imports(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of each import that runs: not those for type checkers.
+
+    `from a import b` names the module a.b if there is one, else a.
+    """
+    tree = ast.parse(file.read_text("utf-8"))
+    for_types: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for statement in node.body:
+                for_types.update(range(statement.lineno, (statement.end_lineno or 0) + 1))
+    for line, node, names in _imports(file):
+        if line in for_types:
+            continue
+        for name in names:
+            folder = ROOT.joinpath(*name.split("."))
+            for alias in node.names if isinstance(node, ast.ImportFrom) else []:
+                inner = folder / alias.name
+                if inner.is_dir() or inner.with_suffix(".py").is_file():
+                    yield line, f"{name}.{alias.name}"
+                else:
+                    yield line, name
+            if isinstance(node, ast.Import):
+                yield line, name
+
+
+def _unit(module: str) -> str:
+    """Name a module's file or folder directly under its room: eval.results for eval.results.schema."""
+    return ".".join(module.split(".")[:2])
+
+
+def _module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_file_of_a_room_stands_on_a_floor(room: str) -> None:
+    units = {_unit(_module(file)) for file in _sources(room)} - {room}
+    listed = [f"{room}.{name}" for name in FLOORS[room].split()]
+    assert sorted(listed) == sorted(units)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_inside_a_room_go_down(room: str) -> None:
+    floor_of: dict[str, int] = {}
+    for number, names in enumerate(FLOORS[room].strip().splitlines()):
+        for name in names.split():
+            floor_of[f"{room}.{name}"] = number
+    wrong = []
+    for file in _sources(room):
+        above = _unit(_module(file))
+        if above == room:
+            continue  # the room's own __init__ stands outside of its floors
+        for line, name in _runtime_imports(file):
+            below = _unit(name)
+            if below not in floor_of or below == above or (above, below) in LOOKED_UP_BY_NAME:
+                continue
+            if floor_of[below] >= floor_of[above]:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+def test_a_stage_knows_no_other_stage_except_the_one_it_is_built_on() -> None:
+    wrong = []
+    for file in _sources("eval/stages"):
+        stage = file.relative_to(ROOT / "eval" / "stages").parts[0]
+        allowed = {stage, BUILT_ON.get(stage)}
+        for line, name in _runtime_imports(file):
+            other = name.removeprefix("eval.stages.").partition(".")[0]
+            if name.startswith("eval.stages.") and other not in allowed:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+def test_only_a_stage_s_own_section_of_the_report_knows_the_stage() -> None:
+    wrong = []
+    for file in _sources("eval/report"):
+        own = f"eval.stages.{file.stem}"
+        in_stages = file.parent.name == "stages"
+        for line, name in _runtime_imports(file):
+            if name.startswith("eval.stages.") and not (
+                in_stages and f"{name}.".startswith(f"{own}.")
+            ):
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+def test_no_library_module_imports_a_main_module() -> None:
+    wrong = []
+    for room in ROOMS:
+        for file in _sources(room):
+            if str(file.relative_to(ROOT)) in COMMANDS or file.name == "__main__.py":
+                continue
+            for line, name in _runtime_imports(file):
+                if name.endswith(".__main__"):
+                    wrong.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
     assert not wrong
 
 
