@@ -52,6 +52,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     NumericsError
         If tokens are not finite.
     """
+    # Wrong options are refused before the model is loaded.
     has_role = {"base": options.base is not None, "val": options.val is not None}
     names, left_out = _usable(options.methods, has_role)
     encoder = load_encoder(options.model, options.precision, options.cache)
@@ -174,6 +175,7 @@ def _usable(
 
 
 def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSampler]:
+    # By shot, so that a shot that is given twice is measured once.
     samplers = {}
     for shot in options.shot:
         samplers[shot] = MultiLabelEpisodeSampler(
