@@ -86,7 +86,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     adapters = {}
     if "tip_adapter_ml" in names:
         assert val is not None
-        adapters = _tuned_adapters(val, options)
+        adapters = _tuned_adapters(val, list(samplers), options)
         fitted["tip_adapter_ml"] = {}
         for shot, adapter in adapters.items():
             settings = {"alpha": adapter.alpha, "beta": adapter.beta}
@@ -190,9 +190,9 @@ def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSa
     return samplers
 
 
-def _tuned_adapters(val: Labelled, options: Options) -> dict[int, TipAdapter]:
+def _tuned_adapters(val: Labelled, shots: Sequence[int], options: Options) -> dict[int, TipAdapter]:
     adapters = {}
-    for shot in options.shot:
+    for shot in shots:
         adapters[shot] = TipAdapter.tuned(val, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
     return adapters
 
