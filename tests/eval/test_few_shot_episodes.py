@@ -173,9 +173,9 @@ def write_list(tmp_path: Path, **changes: object) -> Path:
             {"query": [[1.0, 2], [4, 5]]},
             "list.json .*must name images by whole numbers from 0 to 5",
         ),
-        ({"query": [[True, 2], [4, 5]]}, "must name pictures by whole numbers"),
-        ({"query": [[1, 10**30], [4, 5]]}, "must name pictures by whole numbers"),
-        ({"query": [["1", 2], [4, 5]]}, "must name pictures by whole numbers"),
+        ({"query": [[True, 2], [4, 5]]}, "must name images by whole numbers"),
+        ({"query": [[1, 10**30], [4, 5]]}, "must name images by whole numbers"),
+        ({"query": [["1", 2], [4, 5]]}, "must name images by whole numbers"),
         ({"query": [1, 2]}, "is not a list of episodes"),
         (
             {"classes": ["a"], "support": [[0]], "query": [[1, 2]]},

@@ -109,6 +109,7 @@ class SimpleShot:
         class_text: Tensor | None = None,
     ) -> Tensor:
         """Return negative squared distances (..., queries, way)."""
+        # Never the mean of queries: a query must not be helped by the other queries.
         centre = support.cls.mean(dim=-2, keepdim=True) if self.centre is None else self.centre
         means = class_means(F.normalize(support.cls - centre, dim=-1), support_y, way)
         return -torch.cdist(F.normalize(query.cls - centre, dim=-1), means).square()
@@ -180,6 +181,7 @@ class LinearProbe:
     @classmethod
     def grid(cls) -> Iterator[Self]:
         """Yield all settings that are tried on validation episodes."""
+        # Small settings first: of equal accuracies the first setting is chosen.
         for learning_rate, steps in product((1e-5, 1e-4, 1e-3, 1e-2), (10, 30, 100)):
             yield cls(learning_rate, steps)
 
@@ -187,9 +189,11 @@ class LinearProbe:
 def class_means(features: Tensor, classes: Tensor, way: int) -> Tensor:
     """Return the means (..., way, width) of support features (..., n, width) by class."""
     members = F.one_hot(classes, way).to(features.dtype)
+    # A product instead of an index, so that it works for several episodes at once.
     return (members / members.sum(dim=0)).mT @ features
 
 
+# Both errors are for callers from Python: the stage leaves out methods that cannot run.
 def _proj(tokens: EpisodeTokens) -> Tensor:
     if tokens.proj is None:
         raise ValueError("the encoder has no contrastive space")

@@ -147,6 +147,7 @@ class GLICCE(nn.Module):
         check_choice("the head", head, Score)
         self.head, self.patches, self.include_global = head, patches, include_global
         if head == "gated_sum":
+            # One tau for each block; as logarithms, so that they stay positive.
             self.log_tau = nn.Parameter(torch.zeros(2, 2))
         else:
             size = (patches + include_global) ** 2
@@ -169,7 +170,10 @@ class GLICCE(nn.Module):
     def relation(self, query: GLFeatures, support: GLFeatures) -> Tensor:
         """Return squared, weighted covariances (..., q, s, n, n) of tokens of unit length."""
         covariance = self.cross_covariance(self._tokens(query), self._tokens(support))
-        return (covariance.relu() if self.head == "gated_sum" else covariance).square()
+        if self.head == "gated_sum":
+            # Squared, opposite tokens would count as similar ones. The MLP learns from all squares.
+            covariance = covariance.relu()
+        return covariance.square()
 
     def forward(self, query: GLFeatures, support: GLFeatures) -> Tensor:
         """Return scores (..., q, s)."""
@@ -250,6 +254,7 @@ class GLIMLHead(nn.Module):
             torch.manual_seed(seed)
             self.interplay = GLICL(width, interplay, lam, include_global=include_global)
             self.similarity = GLICCE(patches, head, include_global=include_global)
+        # Training switches dropout on for its own steps.
         self.eval()
 
     def logits(

@@ -80,6 +80,7 @@ def predict(images: Sequence[Path | str], support: Path | str, model: Path | str
     counts = {name: len(files_of_class) for name, files_of_class in examples.items()}
     support_y = torch.arange(len(examples)).repeat_interleave(torch.tensor(list(counts.values())))
     patches, width = shown.patch.shape[1:]
+    # The two methods that need neither base classes nor settings.
     methods: dict[str, Method] = {"proto": Proto(), "gliml_untrained": GLIMLHead(width, patches)}
     probabilities = {}
     for name, method in methods.items():
@@ -156,6 +157,7 @@ def _list_examples(folder: Path) -> dict[str, list[Path]]:
 
 
 def _encode(encoder: Encoder, files: Sequence[Path]) -> EpisodeTokens:
+    # A small model may have fewer patches than the grid.
     size, side = encoder.image_size, min(POOL_GRID, *encoder.grid)
     cls, patch = [], []
     for start in range(0, len(files), _IMAGES_AT_ONCE):

@@ -48,6 +48,7 @@ def metrics(records: Iterable[EpisodeRecord]) -> list[Metric]:
 def _form_metrics(form: str, records: Sequence[EpisodeRecord]) -> list[Metric]:
     closed_records = [record for record in records if record["kind"] == "closed_world"]
     open_records = [record for record in records if record["kind"] == "open_world"]
+    # The kinds may have different numbers of queries, so they are tabled separately.
     closed_world = accuracies_by_method(closed_records)
     open_world = accuracies_by_method(open_records)
     chance = 100 / records[0]["way"]

@@ -81,6 +81,7 @@ class Split:
         What is measured keeps the number of queries that the user asked for. Base and validation
         classes may be smaller, and fewer queries there change no protocol.
         """
+        # With one query the sampler refuses only classes that allow no episode at all.
         most = self.sampler(way, shot, 1, 1, seed).smallest_class - shot
         return self.sampler(way, shot, min(queries, most), episodes, seed)
 
@@ -128,6 +129,7 @@ def load_split(
     labels = [tokens.labels[row][0] for row in rows]
     names = sorted(set(labels))
     texts = None
+    # An encoder of images alone has no features of names; methods that need them are left out.
     if encoder.joint:
         texts = dict(zip(names, label_features(encoder, names, templates), strict=True))
     world = World(_selected(tokens, rows), labels, texts)
@@ -185,6 +187,7 @@ def flag_shared_images(splits: Mapping[str, Split]) -> list[str]:
 
 def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
     """Describe the data sets for result.json; `split` is a hash of the classes by role."""
+    # Two results with the same hash measured the same classes and learned from the same ones.
     classes = {role: split.classes for role, split in splits.items()}
     digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode()).hexdigest()
     described: dict[str, Any] = {}

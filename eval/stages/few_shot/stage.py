@@ -60,6 +60,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     NumericsError
         If tokens or scores are not finite.
     """
+    # Wrong options are refused before the model is loaded.
     templates = checked_templates(options.templates)
     encoder = load_encoder(options.model, options.precision, options.cache)
     methods, left_out = usable(
@@ -78,6 +79,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     splits = {}
     for role, role_manifest in manifests.items():
         splits[role] = load_split(encoder, role_manifest, role, options, templates)
+    # Classes are known only now: they are read together with the images.
     refuse_shared_classes(splits)
     data = splits["data"]
     timing = {"encoding_s": time.perf_counter() - started}
@@ -160,6 +162,7 @@ def _measure_form(
             f"no_open_world_interval/{lists.name}: the data allow no two disjoint episodes"
         )
     shown_episodes = lists.closed_world.episodes[:_SHOWN_EPISODES]
+    # Trained GLIML if it runs, otherwise the untrained one.
     explained_method = next((name for name in GLIML if name in methods), None)
     for name in methods:
         label, started = f"{lists.name}/{name}", time.perf_counter()

@@ -138,7 +138,7 @@ def train_head(
         finetuning.encoder.cache = None
     start = deepcopy(trained.state_dict())
     epochs = 0 if settings.mode == "none" else settings.epochs
-    episodes_per_epoch = len(episodes) // max(epochs, 1)
+    episodes_per_epoch = len(episodes) // max(epochs, 1)  # the mode none has no epochs
     log: list[Epoch] = []
     best: Epoch | None = None
     best_state: dict[str, Any] = {}
@@ -212,6 +212,7 @@ def _encode(encoder: Encoder, pixels: Tensor, grid: tuple[int, int]) -> EpisodeT
 
 
 def _optimizer(trained: nn.ModuleDict, settings: TrainSettings) -> torch.optim.Adam:
+    # The encoder is trained already, so its rate is much lower.
     rates = {"head": settings.head_rate, "encoder": settings.encoder_rate}
     groups = []
     for name, module in trained.items():
@@ -235,6 +236,7 @@ def _epoch(
         of_step = episodes[start : start + settings.episodes_per_step]
         losses.append(add_gradients(head, base, of_step, settings.label_smoothing, finetuning))
         optimizer.step()
+    # Without dropout, for the validation that follows.
     head.eval()
     return math.fsum(losses) / len(losses)
 
@@ -317,6 +319,7 @@ def _check(
             "epoch and lambda are chosen on validation episodes, and there are none: "
             "give a validation split"
         )
+    # An epoch without episodes would have no loss.
     if settings.mode != "none" and len(episodes) < settings.epochs:
         raise UsageError(f"{len(episodes)} base episodes are too few for {settings.epochs} epochs")
     if settings.mode == "none" and head.similarity.head != "gated_sum":

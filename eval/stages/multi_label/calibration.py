@@ -56,6 +56,7 @@ def calibrate(
     scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     truth = []
     for number in range(EPISODES):
+        # The last number keeps these draws apart from those of the support.
         rng = generator_at(options.seed, number, 3)
         columns = np.sort(rng.permutation(len(base.names))[:labels])
         rows, draw = _episode(base, columns, shot, options, number)
@@ -63,6 +64,7 @@ def calibrate(
         query = np.sort(rng.permutation(draw.query)[:_QUERIES])
         images = base.subset(rows[np.concatenate([draw.support, query])], columns)
         supports = len(draw.support)
+        # The draw's rows within `images`: support first, then queries.
         sampled = Draw(np.arange(supports), np.arange(supports, supports + len(query)))
         prepared = Prepared.of(methods.model, images)
         for name, scored in methods.scores(
@@ -111,6 +113,6 @@ def _draw(
         draws=number + 1,
         seed=options.seed,
         media=[base.media[row] for row in rows],
-        name="--base",
+        name="--base",  # errors name the option
     )
     return sampler[number]

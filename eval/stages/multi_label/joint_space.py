@@ -22,6 +22,7 @@ from eval.encoding.encoders import Encoder
 
 from .loss_change import joint_logits
 
+# Scale of the logits unless it is fitted to base labels.
 SCALE = 20.0
 _JOINT_WIDTH = 512
 _BATCH = 256
@@ -108,6 +109,7 @@ class Projection(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (..., width) to (..., projection) on the CPU."""
         with torch.no_grad():
+            # The encoder may be on a GPU; draws are small and computed on the CPU.
             return self.project(tokens).float().cpu()
 
 
@@ -120,6 +122,7 @@ class JointSpace(nn.Module):
     def __init__(self, vision: nn.Module, text: nn.Module, scale: float = SCALE, bias: float = 0.0):
         super().__init__()
         self.vision, self.text = vision, text
+        # Numbers instead of parameters: `fit_scale` sets them, and no optimizer does.
         self.scale, self.bias = scale, bias
 
     @classmethod
@@ -131,6 +134,7 @@ class JointSpace(nn.Module):
         vision = nn.Linear(width, joint, bias=False)
         text = nn.Linear(text_width, joint, bias=False)
         for linear in (vision, text):
+            # Vectors keep their length on average.
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
         return cls(vision, text)
 
@@ -155,6 +159,7 @@ class JointSpace(nn.Module):
         than to others.
         """
         with torch.no_grad():
+            # With a scale of 1: the regression finds the scale.
             closeness = joint_logits(self.pooled(data.patch), self.text(data.text), 1.0)
         fitted = Logistic.fit(closeness.double().numpy(), data.truth)
         if fitted.fitted:

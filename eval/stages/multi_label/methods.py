@@ -38,6 +38,7 @@ ABOUT = {
     "tip_adapter_ml": "zero_shot and closeness to support images (Tip-Adapter), weighted by "
     "validation labels",
 }
+# Every one of OWN is compared with every one of COMPARED_TO.
 OWN = ("lcm", "lcm_exact", "lcm_source", "cross")
 COMPARED_TO = tuple(name for name in ABOUT if name not in OWN)
 SELECTIONS = {
@@ -45,6 +46,7 @@ SELECTIONS = {
     "lcm_exact": Selection(mode="exact"),
     "lcm_source": Selection(mode="ema", scope="image"),
 }
+# Data sets without which a method cannot run.
 NEEDS = {"cross": ("base", "val"), "tip_adapter_ml": ("val",)}
 _ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _BETAS = (1.0, 3.0, 5.5, 10.0)

@@ -60,6 +60,7 @@ class MLFSIC(nn.Module):
         query_pool: QueryPool = "mean",
     ):
         super().__init__()
+        # The options check this too; a classifier made from Python has not passed them.
         if query_pool not in ("mean", "max", "label_attention"):
             raise UsageError(f"query_pool is {query_pool!r}, must be mean, max or label_attention")
         self.space, self.cross, self.query_pool = space, cross, query_pool
@@ -120,6 +121,7 @@ class MLFSIC(nn.Module):
         weight = used.to(local.dtype)
         count = weight.sum((0, 2))
         mean = torch.einsum("scl,sle->ce", weight, local) / count.clamp_min(1)[:, None]
+        # The rule `tau` may choose no patch of a label.
         return Prototypes(torch.where(count[:, None] > 0, mean, labels), used)
 
     def predict(self, local: Tensor, vectors: Tensor) -> Tensor:

@@ -258,6 +258,8 @@ def _clip_to_percent(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def _pack(scores: Array) -> PackedScores:
+    # Two bytes per score keep metrics to a hundredth of a point, at a quarter of the size of
+    # float64.
     low, high = float(scores.min()), float(scores.max())
     step = (high - low) / _STEPS
     numbers = np.zeros_like(scores)

@@ -52,6 +52,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     NumericsError
         If tokens are not finite.
     """
+    # Wrong options are refused before the model is loaded.
     has_role = {"base": options.base is not None, "val": options.val is not None}
     names, left_out = _usable(options.methods, has_role)
     encoder = load_encoder(options.model, options.precision, options.cache)
@@ -85,7 +86,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     adapters = {}
     if "tip_adapter_ml" in names:
         assert val is not None
-        adapters = _tuned_adapters(val, options)
+        adapters = _tuned_adapters(val, list(samplers), options)
         fitted["tip_adapter_ml"] = {}
         for shot, adapter in adapters.items():
             settings = {"alpha": adapter.alpha, "beta": adapter.beta}
@@ -174,6 +175,7 @@ def _usable(
 
 
 def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSampler]:
+    # By shot, so that a shot that is given twice is measured once.
     samplers = {}
     for shot in options.shot:
         samplers[shot] = MultiLabelEpisodeSampler(
@@ -188,9 +190,9 @@ def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSa
     return samplers
 
 
-def _tuned_adapters(val: Labelled, options: Options) -> dict[int, TipAdapter]:
+def _tuned_adapters(val: Labelled, shots: Sequence[int], options: Options) -> dict[int, TipAdapter]:
     adapters = {}
-    for shot in options.shot:
+    for shot in shots:
         adapters[shot] = TipAdapter.tuned(val, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
     return adapters
 

@@ -73,6 +73,7 @@ def fit_base(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     adam = torch.optim.Adam(weights, lr=settings.lr)
     log = BaseTrainingLog()
+    # The start is a candidate too: training may only make the prototypes worse.
     best = copy.deepcopy(model.state_dict())
     if val is not None:
         log.validation.append(validate(model, val, settings.validation_draws, seed))
@@ -119,6 +120,7 @@ def fit_base(
 def validate(model: MLFSIC, data: Labelled, draws: int, seed: int) -> float:
     """Return the mean average precision of one-shot draws, in percent."""
     model.eval()
+    # The space may be in training, so images are mapped anew each time.
     local, labels = model.space.local(data.patch), model.space.text(data.text)
     present = data.present()
     sampler = MultiLabelEpisodeSampler(
