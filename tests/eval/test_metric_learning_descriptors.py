@@ -1,4 +1,4 @@
-"""Heads that describe pictures by global and local features: what DOLG, ViTGaL and part pooling promise."""
+"""Heads that describe images by global and local features: DOLG, ViTGaL and part pooling."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def randn(seed, *shape):
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 1000), patches=st.integers(1, 20), scale=st.floats(-100, 100))
-def test_what_is_left_of_local_features_is_orthogonal_to_the_global_one(seed, patches, scale):
+def test_the_rest_of_local_features_is_orthogonal_to_the_global_one(seed, patches, scale):
     local, global_ = randn(seed, 3, patches, DIM), randn(seed + 1, 3, DIM)
     left = orthogonal_complement(local, global_)
     assert (left @ F.normalize(global_, dim=1)[:, :, None]).abs().max() < 1e-5
@@ -38,7 +38,7 @@ def test_what_is_left_of_local_features_is_orthogonal_to_the_global_one(seed, pa
     torch.testing.assert_close(moved, left, rtol=0, atol=1e-6 * (10 + abs(scale)) * DIM)
 
 
-def test_a_global_feature_of_zeros_takes_nothing_away():
+def test_a_global_feature_of_zeros_removes_nothing():
     local, global_ = randn(0, 2, 5, DIM), torch.zeros(2, DIM, requires_grad=True)
     left = orthogonal_complement(local, global_)
     assert torch.equal(left, local)
@@ -47,9 +47,9 @@ def test_a_global_feature_of_zeros_takes_nothing_away():
 
 
 def planted(seed, places=16, shown=3):
-    """Pictures of 8 global kinds x 8 local details, each kind with each; a detail stands in one patch of 16.
+    """Make images of 8 global kinds x 8 local details, each kind with each.
 
-    How much of the global direction stands in the patches, and with which sign, is chance.
+    A detail is in one patch of 16. How much of the global direction the patches hold is random.
     """
     generator = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0]
@@ -73,10 +73,10 @@ def recall_at_1(features, labels):
 def test_a_planted_detail_is_found_with_the_fused_descriptor_alone(seed):
     global_, local, label = planted(seed)
     seen, added = local.mean(dim=1), orthogonal_complement(local, global_).mean(dim=1)
-    found = {"global": global_, "local": seen, "added": added}
+    result = {"global": global_, "local": seen, "added": added}
     for name, part in (("beside", seen), ("fused", added)):
-        found[name] = torch.cat([F.normalize(global_, dim=1), F.normalize(part, dim=1)], dim=1)
-    recalls = {name: recall_at_1(features, label) for name, features in found.items()}
+        result[name] = torch.cat([F.normalize(global_, dim=1), F.normalize(part, dim=1)], dim=1)
+    recalls = {name: recall_at_1(features, label) for name, features in result.items()}
     assert recalls.pop("fused") >= 95
     assert max(recalls.values()) <= 70, recalls
 
@@ -145,20 +145,20 @@ def test_every_head_gives_unit_descriptors_and_shares_of_patches(number, grid):
         head = PartHead(DIM, 2, parts=1, each=12)
     patches = grid[0] * grid[1]
     layers = {layer: randn(layer, 5, 1 + patches, DIM) for layer in (1, 2, 3)}
-    found = head(layers, grid)
-    assert set(head.layers) <= set(layers) and found.embedding.shape == (5, 24)
-    torch.testing.assert_close(found.embedding.norm(dim=1), torch.ones(5))
-    for layer, weights in found.weights.items():
+    result = head(layers, grid)
+    assert set(head.layers) <= set(layers) and result.embedding.shape == (5, 24)
+    torch.testing.assert_close(result.embedding.norm(dim=1), torch.ones(5))
+    for layer, weights in result.weights.items():
         assert layer in head.layers and weights.shape == (5, patches)
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(5))
-    found.embedding[:, 0].sum().backward()
+    result.embedding[:, 0].sum().backward()
     assert all(
         p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad
     )
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_descriptor_depends_on_its_own_picture_alone(number):
+def test_a_descriptor_depends_on_its_own_image_alone(number):
     head = heads()[number]
     tokens = randn(0, 6, 17, DIM)
     with torch.no_grad():
@@ -169,23 +169,23 @@ def test_a_descriptor_depends_on_its_own_picture_alone(number):
 
 def test_parts_are_the_class_token_and_bands_of_rows():
     tokens = randn(0, 2, 1 + 6 * 3, DIM)
-    found = part_features(tokens, (6, 3), 3)
-    assert found.shape == (2, 4, DIM)
-    torch.testing.assert_close(found[:, 0], tokens[:, 0])
-    torch.testing.assert_close(found[:, 2], tokens[:, 1 + 6 : 1 + 12].mean(dim=1))
+    result = part_features(tokens, (6, 3), 3)
+    assert result.shape == (2, 4, DIM)
+    torch.testing.assert_close(result[:, 0], tokens[:, 0])
+    torch.testing.assert_close(result[:, 2], tokens[:, 1 + 6 : 1 + 12].mean(dim=1))
     torch.testing.assert_close(part_features(tokens, (6, 3), 1)[:, 1], tokens[:, 1:].mean(dim=1))
 
 
 def test_the_cosine_of_part_descriptors_is_the_mean_of_their_parts():
     tokens = randn(0, 2, 1 + 12, DIM)
-    one, other = part_descriptor(tokens.half(), (4, 3), 2)
+    first, second = part_descriptor(tokens.half(), (4, 3), 2)
     parts = F.normalize(part_features(tokens.half().float(), (4, 3), 2), dim=2)
-    torch.testing.assert_close(one @ other, (parts[0] * parts[1]).sum(dim=1).mean())
+    torch.testing.assert_close(first @ second, (parts[0] * parts[1]).sum(dim=1).mean())
 
 
 @SEEDS
-def test_part_descriptors_tell_people_apart_who_differ_in_one_band(seed):
-    """Eight identities of three bands that come in two kinds each: their mean is the same for several."""
+def test_part_descriptors_distinguish_people_who_differ_in_one_band(seed):
+    """Identities are three bands of two kinds each; several have the same mean over bands."""
     generator = torch.Generator().manual_seed(seed)
     kinds = torch.randn(2, DIM, generator=generator)
     bands = torch.cartesian_prod(*[torch.arange(2)] * 3)  # (8, 3)

@@ -1,10 +1,9 @@
-"""Retrieval metrics of embeddings against values counted by hand, brute force and pytorch-metric-learning."""
+"""Retrieval metrics against hand counts, brute force and pytorch-metric-learning."""
 
 import json
 import math
 import subprocess
 import sys
-from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,10 @@ from data_pipeline.errors import DataError, NumericsError, UsageError
 from eval.metrics.neighbours import neighbours, similarities, top_k
 from eval.metrics.relevant_ranks import rank_relevant, ranks_in_lists
 from eval.stages.metric_learning.clustering import kmeans_clusters, mutual_information
-from eval.stages.metric_learning.protocols.pictures import Pictures
-from eval.stages.metric_learning.protocols.records import metrics_of, records
+from eval.stages.metric_learning.protocols.ranking import metrics_of, rank_gallery
+from eval.stages.metric_learning.protocols.task import EmbeddedImages
+
+from .tie_orders import orders
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,31 +38,29 @@ def random_embeddings(
 
 
 def brute_force(scores: list[float], right: set[int], ks: tuple[int, ...]) -> dict[str, float]:
-    """Mean of every metric over all orders that the scores allow, one order at a time."""
-    levels = sorted(set(scores), reverse=True)
-    groups = [[i for i, score in enumerate(scores) if score == level] for level in levels]
-    found: list[dict[str, float]] = []
-    for parts in product(*(permutations(group) for group in groups)):
-        order = [i for part in parts for i in part]
+    """Return the mean of every metric over all orders that the scores allow."""
+    sums: dict[str, list[float]] = {}
+    for order in orders(scores):
         hit = [i in right for i in order]
         r = len(right)
         precision = [sum(hit[: i + 1]) / (i + 1) for i in range(len(hit))]
-        one = {f"recall@{k}": float(any(hit[:k])) for k in ks}
-        one["r_precision"] = sum(hit[:r]) / r
-        one["map@r"] = sum(precision[i] for i in range(r) if hit[i]) / r
-        one["map"] = sum(precision[i] for i in range(len(hit)) if hit[i]) / r
-        found.append(one)
-    return {name: math.fsum(one[name] for one in found) / len(found) for name in found[0]}
+        values = {f"recall@{k}": float(any(hit[:k])) for k in ks}
+        values["r_precision"] = sum(hit[:r]) / r
+        values["map@r"] = sum(precision[i] for i in range(r) if hit[i]) / r
+        values["map"] = sum(precision[i] for i in range(len(hit)) if hit[i]) / r
+        for name, value in values.items():
+            sums.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in sums.items()}
 
 
 def test_hand_values_of_seven_items_on_a_line() -> None:
     # On an arc of less than half a circle, cosine orders neighbours as distance on the line does.
     angle = np.array([0, 1, 2.1, 3.3, 10, 11, 12.1]) / 8
-    found = neighbours(
+    result = neighbours(
         np.stack([np.cos(angle), np.sin(angle)], axis=1), [0, 0, 1, 0, 1, 1, 2], ks=(1, 2, 4)
     )
-    means = found.means()
-    assert found.without_positives == 1
+    means = result.means()
+    assert result.without_positives == 1
     assert means["recall@1"] == pytest.approx(4 / 6) and means["recall@2"] == pytest.approx(5 / 6)
     assert means["recall@4"] == 1
     assert means["r_precision"] == pytest.approx(0.416667, abs=1e-6)
@@ -101,10 +100,10 @@ def test_a_model_that_gives_one_embedding_to_everything_scores_chance() -> None:
     labels = np.repeat(
         np.arange(4), 5
     )  # sorted by class, where ties broken by position would score high
-    found = neighbours(np.ones((20, 8)), labels, ks=(1, 4))
-    assert found.means()["recall@1"] == pytest.approx(4 / 19)
-    assert found.means()["recall@4"] == pytest.approx(1 - math.comb(15, 4) / math.comb(19, 4))
-    assert found.means()["r_precision"] == pytest.approx(4 / 19)
+    result = neighbours(np.ones((20, 8)), labels, ks=(1, 4))
+    assert result.means()["recall@1"] == pytest.approx(4 / 19)
+    assert result.means()["recall@4"] == pytest.approx(1 - math.comb(15, 4) / math.comb(19, 4))
+    assert result.means()["r_precision"] == pytest.approx(4 / 19)
 
 
 def test_a_query_is_not_its_own_neighbour_but_its_copy_is() -> None:
@@ -152,11 +151,11 @@ def test_every_metric_is_its_mean_over_the_orders_of_ties(data: st.DataObject) -
     size = data.draw(st.integers(1, 6))
     scores = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5]), min_size=size, max_size=size))
     right = data.draw(st.sets(st.integers(0, size - 1), min_size=1))
-    found = rank_relevant(np.array([scores]), [np.array(sorted(right))])
+    result = rank_relevant(np.array([scores]), [np.array(sorted(right))])
     expected = brute_force(scores, right, (1, 2, 4))
-    got = {f"recall@{k}": found.hits(k) for k in (1, 2, 4)}
-    got |= {"r_precision": found.r_precision(), "map@r": found.average_precision_at_r()}
-    got |= {"map": found.average_precision()}
+    got = {f"recall@{k}": result.hits(k) for k in (1, 2, 4)}
+    got |= {"r_precision": result.r_precision(), "map@r": result.average_precision_at_r()}
+    got |= {"map": result.average_precision()}
     for name, value in expected.items():
         assert got[name][0] == pytest.approx(value, abs=1e-9), name
 
@@ -167,12 +166,12 @@ def test_sorting_and_counting_find_the_same_places() -> None:
     right = [
         np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)
     ]  # many scores: sorted
-    found = rank_relevant(scores, right)
+    result = rank_relevant(scores, right)
     for query in range(4):
-        rows = np.flatnonzero(found.query == query)
+        rows = np.flatnonzero(result.query == query)
         values = np.unique(scores[query, right[query]])[::-1]
-        assert found.above[rows].tolist() == [(scores[query] > value).sum() for value in values]
-        assert found.tied[rows].tolist() == [(scores[query] == value).sum() for value in values]
+        assert result.above[rows].tolist() == [(scores[query] > value).sum() for value in values]
+        assert result.tied[rows].tolist() == [(scores[query] == value).sum() for value in values]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -250,65 +249,66 @@ def test_metrics_come_back_from_their_lines_to_the_last_bit() -> None:
     embeddings, labels = random_embeddings(80, 8, 7, 0)
     labels[5] = 100
     keys = [f"s{i}" for i in range(80)]
-    pictures = Pictures(
+    images = EmbeddedImages(
         keys, [(str(label),) for label in labels], [{}] * 80, torch.from_numpy(embeddings)
     )
-    lines = records("classes", pictures)
-    found = {metric.name: metric for metric in metrics_of(lines)}
-    assert list(found.values()) == metrics_of(json.loads(json.dumps(lines)))
+    lines = rank_gallery("classes", images)
+    result = {metric.name: metric for metric in metrics_of(lines)}
+    assert list(result.values()) == metrics_of(json.loads(json.dumps(lines)))
     direct = neighbours(embeddings, labels)
     for name, value in direct.means().items():
-        assert found[name].value == pytest.approx(100 * value, abs=1e-9) and found[name].n == 79
-        low, high = found[name].ci95
-        assert low <= found[name].value <= high
-    assert found["left_out"].value == 1 and found["left_out"].n == 80
+        assert result[name].value == pytest.approx(100 * value, abs=1e-9) and result[name].n == 79
+        low, high = result[name].ci95
+        assert low <= result[name].value <= high
+    assert result["left_out"].value == 1 and result["left_out"].n == 80
     runs = kmeans_clusters(embeddings, len(set(labels)))
     of_clusters = [normalized_mutual_info_score(labels, run) for run in runs]
-    assert found["nmi"].value == pytest.approx(100 * np.mean(of_clusters))
+    assert result["nmi"].value == pytest.approx(100 * np.mean(of_clusters))
     assert lines[5]["positives"] == 0 and "values" not in lines[5]
     own = [(key, right) for line in lines for key, _, right in line["top"][:1]]
     assert sum(right for _, right in own) == round(79 * direct.means()["recall@1"])
 
 
 def test_chance_stands_beside_every_metric() -> None:
-    pictures = Pictures(
+    images = EmbeddedImages(
         [str(i) for i in range(20)], [(str(i % 4),) for i in range(20)], [{}] * 20, np.ones((20, 3))
     )
-    for metric in metrics_of(records("classes", pictures, cluster_seeds=0)):
+    for metric in metrics_of(rank_gallery("classes", images, cluster_seeds=0)):
         assert metric.name == "left_out" or metric.chance == pytest.approx(metric.value)
 
 
-def test_query_and_gallery_of_their_own_are_ranked_by_label_alone() -> None:
-    gallery = Pictures(
+def test_separate_queries_are_ranked_by_label_alone() -> None:
+    gallery = EmbeddedImages(
         ["g0", "g1", "g2"], [("a",), ("b",), ()], [{}] * 3, np.array([[1, 0.1], [0.1, 1], [1, 0.0]])
     )
-    query = Pictures(["q0", "q1"], [("a",), ("c",)], [{}] * 2, np.array([[1.0, 0.02], [0, 1]]))
-    lines = records("query-gallery", gallery, query, ks=(1, 2))
-    assert (
-        lines[0]["values"]["recall@1"] == 0 and lines[0]["values"]["recall@2"] == 1
-    )  # g2 is of no class
-    found = {metric.name: metric for metric in metrics_of(lines)}
-    assert found["left_out"].value == 1
+    query = EmbeddedImages(
+        ["q0", "q1"], [("a",), ("c",)], [{}] * 2, np.array([[1.0, 0.02], [0, 1]])
+    )
+    lines = rank_gallery("query-gallery", gallery, query, ks=(1, 2))
+    # g2, which has no class, comes first.
+    assert lines[0]["values"]["recall@1"] == 0 and lines[0]["values"]["recall@2"] == 1
+    result = {metric.name: metric for metric in metrics_of(lines)}
+    assert result["left_out"].value == 1
     assert [key for key, _, _ in lines[0]["top"]] == ["g2", "g0", "g1"]
 
 
-def test_a_protocol_says_what_it_lacks() -> None:
-    pictures = Pictures(["x", "y"], [("a",), ("a", "b")], [{}, {}], np.eye(2))
+def test_an_error_says_what_a_protocol_lacks() -> None:
+    images = EmbeddedImages(["x", "y"], [("a",), ("a", "b")], [{}, {}], np.eye(2))
     with pytest.raises(DataError, match='sample y has 2 "labels"'):
-        records("classes", pictures)
-    with pytest.raises(DataError, match="sample y has 2 .* a gallery picture needs one"):
-        records("query-gallery", pictures, Pictures(["x"], [("a",)], [{}], np.eye(2)[:1]))
-    with pytest.raises(UsageError, match="needs queries"):
-        records("query-gallery", pictures)
+        rank_gallery("classes", images)
+    with pytest.raises(DataError, match="sample y has 2 .* a gallery image needs one"):
+        rank_gallery("query-gallery", images, EmbeddedImages(["x"], [("a",)], [{}], np.eye(2)[:1]))
+    with pytest.raises(UsageError, match="needs separate queries"):
+        rank_gallery("query-gallery", images)
     with pytest.raises(UsageError, match="query-gallery"):
-        records("classes", pictures, pictures)
-    with pytest.raises(UsageError, match="none of classes"):
-        records("nearest", pictures)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="no query has a right item"):
+        rank_gallery("classes", images, images)
+    with pytest.raises(UsageError, match="protocol is 'nearest', must be one of classes"):
+        rank_gallery("nearest", images)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no query has a right image"):
         metrics_of(
-            records(
+            rank_gallery(
                 "classes",
-                Pictures(["x", "y"], [("a",), ("b",)], [{}, {}], np.eye(2)),
+                EmbeddedImages(["x", "y"], [("a",), ("b",)], [{}, {}], np.eye(2)),
                 cluster_seeds=0,
             )
         )
@@ -320,7 +320,9 @@ def test_memory_is_bounded_by_the_chunk() -> None:
 import numpy as np
 from eval.metrics.neighbours import neighbours
 def status(field):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) / 1024
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
 embeddings = np.random.default_rng(0).standard_normal((6000, 64)).astype(np.float32)
 neighbours(embeddings[:64], np.arange(64) // 4)
 before = status("VmRSS")

@@ -1,4 +1,4 @@
-"""SYSU-MM01 and Revisited Oxford, imported from miniatures of their official files, through protocols and stage."""
+"""SYSU-MM01 and Revisited Oxford from miniatures of their official files, through the stage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ from eval.report import write_report
 from eval.results.schema import read_records
 from eval.results.verify import verify
 from eval.stages.metric_learning import evaluate
-from eval.stages.metric_learning.protocols.pictures import Pictures
-from eval.stages.metric_learning.protocols.records import records
+from eval.stages.metric_learning.protocols.ranking import rank_gallery
+from eval.stages.metric_learning.protocols.task import EmbeddedImages
 from launch.cli import main
 from tests.data_pipeline import official_identities as official
 
@@ -47,35 +47,34 @@ def imported(words: list[str], folder: Path, split: str) -> Path:
     return folder / split
 
 
-def pictures(model: Path, data: Path) -> Pictures:
+def embedded(model: Path, data: Path) -> EmbeddedImages:
     tokens = encode_tokens(load_encoder(model), Manifest.load(data))
-    return Pictures(tokens.keys, tokens.labels, tokens.annotations, tokens.cls)
+    return EmbeddedImages(tokens.keys, tokens.labels, tokens.annotations, tokens.cls)
 
 
-def test_sysu_as_it_is_imported_asks_with_its_query_and_draws_its_gallery(
+def test_imported_sysu_uses_its_queries_and_draws_its_gallery(
     knowing_model: Path, tmp_path: Path
 ) -> None:
     words = official.sysu_mm01(tmp_path)
     query, gallery = (
-        pictures(knowing_model, imported(words, tmp_path, split)) for split in ("query", "gallery")
+        embedded(knowing_model, imported(words, tmp_path, split)) for split in ("query", "gallery")
     )
-    lines = records("sysu-all", gallery, query)
-    asked = [(line["query"], line["setting"]) for line in lines]
-    assert (
-        len(set(asked)) == len(lines) == 10 * len(query.keys) == 10 * 4
-    )  # person 6 by cameras 3 and 6, twice each
-    # One picture of each view: person 6 by cameras 1, 2 and 4, person 333 by 4 and 5; camera 3 does
-    # not ask camera 2.
+    lines = rank_gallery("sysu-all", gallery, query)
+    rankings = {(line["query"], line["setting"]) for line in lines}
+    # Person 6 by cameras 3 and 6, twice each.
+    assert len(rankings) == len(lines) == 10 * len(query.keys) == 10 * 4
+    # One image per view: person 6 by cameras 1, 2 and 4, person 333 by 4 and 5. Queries of camera 3
+    # are not compared with camera 2.
     assert {line["candidates"] for line in lines} == {4, 5} and {
         line["positives"] for line in lines
     } == {2, 3}
     with pytest.raises(DataError, match=r"cameras 3, 6: name the infrared queries \(--query DIR\)"):
-        records("sysu-all", gallery)
+        rank_gallery("sysu-all", gallery)
     with pytest.raises(DataError, match=r"cameras 1, 2: name the visible gallery \(--data DIR\)"):
-        records("sysu-indoor", query, query)
+        rank_gallery("sysu-indoor", query, query)
 
 
-def test_a_result_of_sysu_says_how_its_galleries_were_drawn(
+def test_a_result_of_sysu_describes_how_its_galleries_were_drawn(
     knowing_model: Path, base: Path, tmp_path: Path
 ) -> None:
     words = official.sysu_mm01(tmp_path)
@@ -91,7 +90,7 @@ def test_a_result_of_sysu_says_how_its_galleries_were_drawn(
     assert "drawn gallery 0" in (tmp_path / "report.html").read_text()
 
 
-def test_revisited_as_it_is_imported_asks_with_the_boxes_and_shows_one_setup(
+def test_imported_revisited_crops_its_queries_and_reports_one_setup(
     knowing_model: Path, base: Path, tmp_path: Path
 ) -> None:
     words = official.revisited(tmp_path)

@@ -1,27 +1,28 @@
-"""CMC and AP with cameras, junk and distractors, by hand and against an evaluator that goes through the list."""
+"""CMC and AP with cameras, junk and distractors, by hand and against a plain evaluator."""
 
 import math
-from itertools import permutations, product
 
 import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
 from eval.metrics.relevant_ranks import rank_relevant
-from eval.stages.metric_learning.protocols.pictures import Pictures
-from eval.stages.metric_learning.protocols.records import metrics_of, records, task_of
+from eval.stages.metric_learning.protocols.ranking import metrics_of, rank_gallery, task_of
 from eval.stages.metric_learning.protocols.reidentification import judge, values, views
+from eval.stages.metric_learning.protocols.task import EmbeddedImages
 from eval.stages.metric_learning.protocols.visible_infrared import best_of_identities, draw_gallery
+
+from .tie_orders import orders
 
 Seen = tuple[str, str, bool]
 
 
-def seen(who: list[Seen], embedding: np.ndarray | None = None, name: str = "g") -> Pictures:
-    """Pictures of (identity or "", camera, junk)."""
+def seen(who: list[Seen], embedding: np.ndarray | None = None, name: str = "g") -> EmbeddedImages:
+    """Make images of (identity or "", camera, junk)."""
     labels = [(identity,) if identity else () for identity, _, _ in who]
     annotations = [{"camera": camera, "junk": junk} for _, camera, junk in who]
     points = np.eye(len(who), 4) if embedding is None else embedding
-    return Pictures([f"{name}{i}" for i in range(len(who))], labels, annotations, points)
+    return EmbeddedImages([f"{name}{i}" for i in range(len(who))], labels, annotations, points)
 
 
 def walk(order: list[int], query: Seen, gallery: list[Seen]) -> dict[str, float] | None:
@@ -42,17 +43,6 @@ def walk(order: list[int], query: Seen, gallery: list[Seen]) -> dict[str, float]
     return {**{f"rank@{k}": float(first <= k) for k in (1, 5, 10, 20)}, "map": total / correct}
 
 
-def orders(scores: list[float]) -> list[list[int]]:
-    groups = [
-        [i for i, score in enumerate(scores) if score == level]
-        for level in sorted(set(scores), reverse=True)
-    ]
-    return [
-        [i for part in parts for i in part]
-        for parts in product(*(permutations(group) for group in groups))
-    ]
-
-
 def test_a_hand_made_ranking() -> None:
     gallery = [
         ("p", "c1", False),  # of the query's camera: leaves the ranking
@@ -62,14 +52,14 @@ def test_a_hand_made_ranking() -> None:
         ("", "c4", False),  # distractor
         ("p", "c3", False),  # place 4
     ]
-    own = views(["x"], [("p",)], [{"camera": "c1"}])
+    queries = views(["x"], [("p",)], [{"camera": "c1"}])
     theirs = seen(gallery)
-    right, out = judge(own, 0, views(theirs.keys, theirs.labels, theirs.annotations))
+    right, out = judge(queries, 0, views(theirs.keys, theirs.labels, theirs.annotations))
     assert right.tolist() == [2, 5] and out.tolist() == [0, 3]
     scores = np.array([[6.0, 5, 4, 3, 2, 1]])
     scores[:, out] = -np.inf
-    found = {name: column[0] for name, column in values(rank_relevant(scores, [right])).items()}
-    assert found == {
+    result = {name: column[0] for name, column in values(rank_relevant(scores, [right])).items()}
+    assert result == {
         "rank@1": 0,
         "rank@5": 1,
         "rank@10": 1,
@@ -83,14 +73,11 @@ def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
     left_out = 0
     for _ in range(1000):
         size = int(generator.integers(1, 8))
-        gallery = [
-            (
-                str(generator.choice(["p", "q", ""])),
-                f"c{generator.integers(1, 4)}",
-                bool(generator.random() < 0.2),
-            )
-            for _ in range(size)
-        ]
+        gallery = []
+        for _ in range(size):
+            identity = str(generator.choice(["p", "q", ""]))
+            camera = f"c{generator.integers(1, 4)}"
+            gallery.append((identity, camera, bool(generator.random() < 0.2)))
         scores = generator.choice([0.0, 0.25, 0.5, 0.75], size=size)
         expected = [walk(order, ("p", "c1", False), gallery) for order in orders(scores.tolist())]
         theirs = seen(gallery)
@@ -101,13 +88,13 @@ def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
         )
         row = scores[None].copy()
         row[:, out] = -np.inf
-        found = rank_relevant(row, [right])
+        result = rank_relevant(row, [right])
         if expected[0] is None:
             left_out += 1
-            assert found.positives[0] == 0
+            assert result.positives[0] == 0
             continue
-        for name, column in values(found).items():
-            mean = math.fsum(one[name] for one in expected if one) / len(expected)
+        for name, column in values(result).items():
+            mean = math.fsum(walked[name] for walked in expected if walked) / len(expected)
             assert column[0] == pytest.approx(mean, abs=1e-9), name
     assert 100 < left_out < 900
 
@@ -115,37 +102,37 @@ def test_agrees_with_going_through_every_order_on_1000_random_cases() -> None:
 def test_queries_without_a_valid_match_are_left_out_and_counted() -> None:
     gallery = seen([("p", "c1", False), ("q", "c1", False), ("", "c2", False)])
     query = seen([("p", "c1", False), ("p", "c2", False), ("r", "c1", False)], name="q")
-    lines = records("re-identification", gallery, query)
+    lines = rank_gallery("re-identification", gallery, query)
     assert [line["positives"] for line in lines] == [0, 1, 0]
     assert [line["candidates"] for line in lines] == [2, 3, 3]
-    found = {metric.name: metric for metric in metrics_of(lines)}
-    assert found["left_out"].value == 2 and found["left_out"].n == 3
-    assert found["rank@1"].n == 1
-    junk = records(
+    result = {metric.name: metric for metric in metrics_of(lines)}
+    assert result["left_out"].value == 2 and result["left_out"].n == 3
+    assert result["rank@1"].n == 1
+    junk = rank_gallery(
         "re-identification", seen([("", "c1", False), ("p", "c2", True)]), seen([("p", "c1", True)])
     )
     assert junk[0]["positives"] == 0  # no identity matches no identity
 
 
-def test_junk_and_pictures_of_the_own_camera_are_not_named_as_neighbours() -> None:
+def test_junk_and_images_of_the_same_camera_are_not_named_as_neighbours() -> None:
     points = np.array([[1, 0.0], [1, 0.1], [1, 0.2], [0, 1]])
     gallery = seen(
         [("p", "c1", False), ("p", "c2", True), ("p", "c3", False), ("q", "c1", False)], points
     )
-    lines = records(
+    lines = rank_gallery(
         "re-identification", gallery, seen([("p", "c1", False)], np.array([[1.0, 0]]), "q")
     )
     assert [(key, right) for key, _, right in lines[0]["top"]] == [("g2", True), ("g3", False)]
     assert lines[0]["values"]["rank@1"] == 1
 
 
-def test_a_missing_camera_is_said_by_the_sample() -> None:
-    gallery = Pictures(["a/1"], [("p",)], [{}], np.eye(1))
+def test_an_error_about_a_missing_camera_names_the_sample() -> None:
+    gallery = EmbeddedImages(["a/1"], [("p",)], [{}], np.eye(1))
     with pytest.raises(DataError, match='sample a/1 has no "camera"'):
-        records("re-identification", gallery, seen([("p", "c1", False)], np.eye(1)))
-    distractor = Pictures(["a/1"], [()], [{}], np.eye(1))  # needs none
+        rank_gallery("re-identification", gallery, seen([("p", "c1", False)], np.eye(1)))
+    distractor = EmbeddedImages(["a/1"], [()], [{}], np.eye(1))  # needs none
     assert (
-        records("re-identification", distractor, seen([("p", "c1", False)], np.eye(1)))[0][
+        rank_gallery("re-identification", distractor, seen([("p", "c1", False)], np.eye(1)))[0][
             "positives"
         ]
         == 0
@@ -154,23 +141,21 @@ def test_a_missing_camera_is_said_by_the_sample() -> None:
         views(["b"], [("p", "q")], [{"camera": "c1"}])
 
 
-def visible_infrared(people: int, per_view: int, seed: int) -> Pictures:
+def visible_infrared(people: int, per_view: int, seed: int) -> EmbeddedImages:
     generator = np.random.default_rng(seed)
-    who = [
-        (f"p{person}", f"cam{camera}", False)
-        for person in range(people)
-        for camera in range(1, 7)
-        for _ in range(per_view)
-    ]
+    who = []
+    for person in range(people):
+        for camera in range(1, 7):
+            who += [(f"p{person}", f"cam{camera}", False)] * per_view
     identity = generator.standard_normal((people, 8))
     points = np.repeat(identity, 6 * per_view, axis=0) + 0.8 * generator.standard_normal(
         (len(who), 8)
     )
-    pictures = seen(who, points)
-    for annotation in pictures.annotations:
+    images = seen(who, points)
+    for annotation in images.annotations:
         infrared = annotation["camera"] in ("cam3", "cam6")
         annotation["modality"] = "infrared" if infrared else "visible"  # type: ignore[index]
-    return pictures
+    return images
 
 
 @pytest.mark.parametrize(
@@ -178,50 +163,49 @@ def visible_infrared(people: int, per_view: int, seed: int) -> Pictures:
 )
 @pytest.mark.parametrize("shots", [1, 2])
 def test_visible_infrared_agrees_with_ranking_identities_by_hand(protocol, cameras, shots) -> None:
-    pictures = visible_infrared(6, 3, 0)
-    lines = records(protocol, pictures, shots=shots, draws=3, seed=4, chunk=7)
+    images = visible_infrared(6, 3, 0)
+    lines = rank_gallery(protocol, images, shots=shots, draws=3, seed=4, chunk=7)
     assert len(lines) == 3 * 6 * 2 * 3
-    task = task_of(protocol, pictures, shots=shots, draws=3, seed=4)
-    unit = pictures.embedding / np.linalg.norm(pictures.embedding, axis=1, keepdims=True)
-    where = {key: row for row, key in enumerate(pictures.keys)}
+    task = task_of(protocol, images, shots=shots, draws=3, seed=4)
+    unit = images.embedding / np.linalg.norm(images.embedding, axis=1, keepdims=True)
+    where = {key: row for row, key in enumerate(images.keys)}
     theirs = [where[key] for key in task.gallery.keys]
-    assert {int(pictures.annotations[row]["camera"][-1]) for row in theirs} == set(cameras)
+    assert {int(images.annotations[row]["camera"][-1]) for row in theirs} == set(cameras)
     number = {key: row for row, key in enumerate(task.query.keys)}
     for line in lines:
         row = where[line["query"]]
         _, removed = task.judge(number[line["query"]], line["setting"])
-        kept = [item for place, item in enumerate(theirs) if place not in set(removed.tolist())]
-        camera = pictures.annotations[row]["camera"]
-        allowed = [one for one in cameras if not (camera == "cam3" and one == 2)]
-        assert len(kept) == line["candidates"] == 6 * len(allowed) * shots
-        assert {int(pictures.annotations[item]["camera"][-1]) for item in kept} == set(allowed)
-        order = sorted(kept, key=lambda item: -float(unit[row] @ unit[item]))
-        people = list(dict.fromkeys(pictures.labels[item][0] for item in order))
+        ranked = [item for place, item in enumerate(theirs) if place not in removed.tolist()]
+        camera = images.annotations[row]["camera"]
+        allowed = [c for c in cameras if not (camera == "cam3" and c == 2)]
+        assert len(ranked) == line["candidates"] == 6 * len(allowed) * shots
+        assert {int(images.annotations[item]["camera"][-1]) for item in ranked} == set(allowed)
+        order = sorted(ranked, key=lambda item: -float(unit[row] @ unit[item]))
+        people = list(dict.fromkeys(images.labels[item][0] for item in order))
         place = people.index(line["label"]) + 1
         assert line["identities"] == 6 == len(people)
         assert line["values"]["rank@1"] == (place <= 1) and line["values"]["rank@5"] == (place <= 5)
-        hits = [pictures.labels[item][0] == line["label"] for item in order]
+        hits = [images.labels[item][0] == line["label"] for item in order]
         precision = [sum(hits[: i + 1]) / (i + 1) for i in range(len(hits)) if hits[i]]
         assert line["values"]["map"] == pytest.approx(sum(precision) / len(precision))
-    found = {metric.name: metric for metric in metrics_of(lines)}
-    assert found["rank@1"].value > 3 * found["rank@1"].chance > 0
-    assert found["rank@1"].chance == pytest.approx(100 / 6)
+    result = {metric.name: metric for metric in metrics_of(lines)}
+    assert result["rank@1"].value > 3 * result["rank@1"].chance > 0
+    assert result["rank@1"].chance == pytest.approx(100 / 6)
 
 
-def test_drawn_galleries_depend_on_seed_and_draw_and_hold_one_picture_a_view() -> None:
+def test_drawn_galleries_depend_on_seed_and_draw_and_hold_one_image_per_view() -> None:
     identity = np.repeat(["a", "b"], 8)
     camera = np.tile(np.repeat([1, 2], 4), 2)
     draws = [draw_gallery(identity, camera, shots=1, seed=0, draw=draw) for draw in range(10)]
-    assert all(
-        [(identity[row], camera[row]) for row in rows] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
-        for rows in draws
-    )
+    for rows in draws:
+        drawn = [(identity[row], camera[row]) for row in rows]
+        assert drawn == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
     assert len({tuple(rows) for rows in draws}) > 5
     np.testing.assert_array_equal(draws[3], draw_gallery(identity, camera, shots=1, seed=0, draw=3))
     assert len(draw_gallery(identity, camera, shots=10, seed=0, draw=0)) == 16
 
 
-def test_identities_stand_where_their_best_picture_stands() -> None:
+def test_identities_rank_by_their_best_image() -> None:
     scores, names = best_of_identities(
         np.array([[1.0, 5, 3, -np.inf]]), np.array(["b", "a", "b", "c"])
     )
@@ -229,12 +213,12 @@ def test_identities_stand_where_their_best_picture_stands() -> None:
 
 
 def test_cameras_of_visible_infrared_are_checked() -> None:
-    pictures = visible_infrared(2, 1, 0)
-    pictures.annotations[4]["modality"] = "infrared"  # type: ignore[index]
+    images = visible_infrared(2, 1, 0)
+    images.annotations[4]["modality"] = "infrared"  # type: ignore[index]
     with pytest.raises(DataError, match="sample g4 of camera 5 is marked infrared"):
-        records("sysu-all", pictures)
-    pictures.annotations[4]["camera"] = "c9"  # type: ignore[index]
+        rank_gallery("sysu-all", images)
+    images.annotations[4]["camera"] = "c9"  # type: ignore[index]
     with pytest.raises(DataError, match="sample g4 is seen by camera 'c9'"):
-        records("sysu-all", pictures)
+        rank_gallery("sysu-all", images)
     with pytest.raises(DataError, match="cameras 3, 6"):
-        records("sysu-all", seen([("p", "c1", False), ("p", "c2", False)]))
+        rank_gallery("sysu-all", seen([("p", "c1", False), ("p", "c2", False)]))

@@ -1,4 +1,4 @@
-"""A copy with its patches in place rises above a picture of the same patches in disorder, and nothing else moves."""
+"""Re-ranking lifts copies of an image above the same patches in disorder, and nothing else."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 
 from eval.metrics.neighbours import similarities, top_k
 from eval.stages.metric_learning.local_reranking import LocalFeatures, by_inliers, inliers
-from eval.stages.metric_learning.protocols.pictures import Pictures
-from eval.stages.metric_learning.protocols.records import metrics_of, records
+from eval.stages.metric_learning.protocols.ranking import metrics_of, rank_gallery
+from eval.stages.metric_learning.protocols.task import EmbeddedImages
 
 SIDE, WIDTH = 7, 24
 
@@ -21,7 +21,7 @@ def one_thread():
 
 
 def world(seed: int) -> tuple[LocalFeatures, LocalFeatures, torch.Tensor, torch.Tensor]:
-    """Six queries; of each a bag of its patches in disorder, then a shifted copy, which also has a strange border."""
+    """Six queries, and for each its shuffled patches and a shifted copy with a random border."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(6, SIDE, SIDE, WIDTH, generator=generator)
     order = torch.randperm(SIDE * SIDE, generator=generator)
@@ -43,13 +43,13 @@ def world(seed: int) -> tuple[LocalFeatures, LocalFeatures, torch.Tensor, torch.
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_copy_in_place_rises_above_the_same_patches_in_disorder(seed: int) -> None:
-    query, gallery, asked, shown = world(seed)
+    query, gallery, query_means, gallery_means = world(seed)
     labels = [(f"{i}",) for i in range(6)]
     theirs: list[tuple[str, ...]] = [(), (), (), (), (), (), *labels, *[()] * 28]
-    galleries = Pictures([f"g{i}" for i in range(40)], theirs, [{}] * 40, shown)
-    queries = Pictures([f"q{i}" for i in range(6)], labels, [{}] * 6, asked)
-    before = records("query-gallery", galleries, queries)
-    after = records(
+    galleries = EmbeddedImages([f"g{i}" for i in range(40)], theirs, [{}] * 40, gallery_means)
+    queries = EmbeddedImages([f"q{i}" for i in range(6)], labels, [{}] * 6, query_means)
+    before = rank_gallery("query-gallery", galleries, queries)
+    after = rank_gallery(
         "query-gallery", galleries, queries, reorder=by_inliers(query, gallery), depth=20
     )
     assert (
@@ -59,10 +59,10 @@ def test_a_copy_in_place_rises_above_the_same_patches_in_disorder(seed: int) -> 
     assert all(-1 <= cosine <= 1.0001 for line in after for _, cosine, _ in line["top"])
 
 
-def test_nothing_below_the_depth_moves_and_the_same_pictures_stay_above_it() -> None:
-    query, gallery, asked, shown = world(0)
+def test_nothing_below_the_depth_moves_and_the_same_images_stay_above_it() -> None:
+    query, gallery, query_means, gallery_means = world(0)
     reorder = by_inliers(query, gallery)
-    for row, scores in enumerate(next(similarities(asked, shown))[1]):
+    for row, scores in enumerate(next(similarities(query_means, gallery_means))[1]):
         order = top_k(scores, 40)
         first = reorder(row, order[:9])
         assert sorted(first.tolist()) == sorted(order[:9].tolist())
@@ -72,10 +72,10 @@ def test_nothing_below_the_depth_moves_and_the_same_pictures_stay_above_it() -> 
         ]
         assert [item for item in first.tolist() if item in unmoved] == unmoved
     labels: list[tuple[str, ...]] = [("a",), ("b",)] * 20
-    galleries = Pictures([f"g{i}" for i in range(40)], labels, [{}] * 40, shown)
-    queries = Pictures([f"q{i}" for i in range(6)], labels[:6], [{}] * 6, asked)
-    plain = records("query-gallery", galleries, queries, ks=(9, 20, 30))
-    other = records(
+    galleries = EmbeddedImages([f"g{i}" for i in range(40)], labels, [{}] * 40, gallery_means)
+    queries = EmbeddedImages([f"q{i}" for i in range(6)], labels[:6], [{}] * 6, query_means)
+    plain = rank_gallery("query-gallery", galleries, queries, ks=(9, 20, 30))
+    other = rank_gallery(
         "query-gallery",
         galleries,
         queries,
@@ -83,13 +83,12 @@ def test_nothing_below_the_depth_moves_and_the_same_pictures_stay_above_it() -> 
         reorder=lambda _, some: some[::-1],
         depth=9,
     )
-    for one, two in zip(plain, other, strict=True):
-        assert [one["values"][f"recall@{k}"] for k in (9, 20, 30)] == [
-            two["values"][f"recall@{k}"] for k in (9, 20, 30)
-        ]
-        assert one["top"][0] != two["top"][0]
+    for before, after in zip(plain, other, strict=True):
+        for k in (9, 20, 30):
+            assert before["values"][f"recall@{k}"] == after["values"][f"recall@{k}"]
+        assert before["top"][0] != after["top"][0]
     with pytest.raises(ValueError, match="same gallery rows"):
-        records("query-gallery", galleries, queries, reorder=lambda _, some: some[:-1])
+        rank_gallery("query-gallery", galleries, queries, reorder=lambda _, some: some[:-1])
 
 
 def test_turned_and_grown_copies_are_found_and_strangers_are_not() -> None:
@@ -125,14 +124,14 @@ def test_an_object_on_a_plain_background_is_found_where_it_moved_to() -> None:
     tokens = torch.randn(WIDTH, generator=generator).expand(1, SIDE, SIDE, WIDTH).clone()
     tokens[:, 1:5, 1:4] = torch.randn(4, 3, WIDTH, generator=generator)
     moved = tokens.roll((1, 2), (1, 2))
-    query, gallery = (
-        LocalFeatures(one.flatten(1, 2), torch.ones(1, 49), (SIDE, SIDE)) for one in (tokens, moved)
-    )
-    # 37 patches of background are nearest to any one of background: matched one way they would
+    weights = torch.ones(1, 49)
+    query = LocalFeatures(tokens.flatten(1, 2), weights, (SIDE, SIDE))
+    gallery = LocalFeatures(moved.flatten(1, 2), weights, (SIDE, SIDE))
+    # All 37 patches of background match the same one: if one direction were enough, they would
     # outvote the object.
     assert inliers(query, 0, gallery, np.array([0]))[0] >= 12
 
 
 def test_patches_must_fill_their_grid() -> None:
-    with pytest.raises(ValueError, match="no grids of 7 x 6"):
+    with pytest.raises(ValueError, match="do not fit grids of 7 x 6"):
         LocalFeatures(torch.zeros(2, 49, 3), torch.zeros(2, 49), (7, 6))

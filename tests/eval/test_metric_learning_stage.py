@@ -1,4 +1,4 @@
-"""The stage from a model and data sets to a result: methods side by side, what it says of them, and what it refuses."""
+"""Metric learning from a model and data sets to a result: methods, verdicts, refused input."""
 
 import inspect
 import json
@@ -51,7 +51,7 @@ def one_thread() -> Iterator[None]:
 def write(
     out: Path, source: Path, labels: Sequence[Sequence[str]], start: int = 0, **more: Sequence[Any]
 ) -> Path:
-    """Pictures of a data set from ``start`` on, with other labels and further keys."""
+    """Write the images of a data set from ``start`` on, with other labels and further keys."""
     store = Store([Manifest.load(source)])
     records = []
     for row, names in enumerate(labels):
@@ -64,7 +64,7 @@ def write(
 
 @pytest.fixture(scope="module")
 def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures, most of one of five classes."""
+    """Forty images, most of them of one of five classes."""
     labels = [[f"class {row % 5}"] for row in range(36)] + [
         ["class 0", "class 1"],
         [],
@@ -76,7 +76,7 @@ def base(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def novel(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of three other classes, one of them alone in a fourth."""
+    """Twenty images of three other classes, and one of a fourth."""
     labels = [[f"other {row % 3}"] for row in range(19)] + [["lone"]]
     return write(tmp_path_factory.mktemp("ml") / "novel", gallery, labels)
 
@@ -90,7 +90,7 @@ def done(
     return out, evaluate(knowing_model, novel, out, base=base, rerank_k=5, parts=2, **QUICK)
 
 
-def test_every_method_stands_beside_the_frozen_tower_on_the_same_queries(
+def test_every_method_is_measured_on_the_same_queries(
     done: tuple[Path, Result],
 ) -> None:
     out, result = done
@@ -127,7 +127,7 @@ def test_metrics_follow_from_the_records_to_the_last_bit(done: tuple[Path, Resul
     assert metrics(read_records(out)) == result.metrics
 
 
-def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(
+def test_leakage_is_the_accuracy_of_fresh_probes_on_images_they_did_not_see(
     done: tuple[Path, Result],
 ) -> None:
     out, result = done
@@ -139,11 +139,10 @@ def test_leakage_is_what_fresh_probes_say_of_pictures_they_did_not_see(
                 line for line in lines if line["method"] == method and line["probe"] == probe
             ]
             expected = 100 * np.mean([line["said"] == line["label"] for line in several])
-            found = result.metric(f"leakage/{method}/{probe}")
-            assert found.value == pytest.approx(expected) and found.chance == 20
-            assert (
-                found.n == len(several) / 2 == 18
-            )  # half of 8, 7, 8, 8 and 7 pictures, rounded down
+            evaluated = result.metric(f"leakage/{method}/{probe}")
+            assert evaluated.value == pytest.approx(expected) and evaluated.chance == 20
+            # Half of 8, 7, 8, 8 and 7 images, rounded down.
+            assert evaluated.n == len(several) / 2 == 18
 
 
 def test_two_runs_give_the_same_lines(
@@ -168,26 +167,26 @@ def test_two_models_are_compared_by_query_and_class(
             weight.add_(torch.randn_like(weight) * 0.05)
     other = save_model(model, tokenizer, tmp_path / "other")
     evaluate(other, novel, tmp_path / "out", base=base, rerank_k=5, parts=2, **QUICK)
-    found = compare(done[0], tmp_path / "out")
-    differences = {each.name: each for each in found.differences}
+    result = compare(done[0], tmp_path / "out")
+    differences = {each.name: each for each in result.differences}
     for name in (
         "frozen_cls/map",
         "gdfl/recall@1",
         "gdfl/above/frozen_cls/recall@1",
         "leakage/gdfl/linear",
     ):
-        one = differences[name]
-        assert (
-            one.difference == pytest.approx(one.b - one.a)
-            and one.ci95[0] <= one.difference <= one.ci95[1]
-        )
+        paired = differences[name]
+        assert paired.difference == pytest.approx(paired.b - paired.a)
+        assert paired.ci95[0] <= paired.difference <= paired.ci95[1]
     assert (
         differences["frozen_cls/map"].pictures == 3
         and differences["leakage/gdfl/linear"].pictures == 5
     )
     assert differences["frozen_cls/map"].difference != 0
-    assert found.resampled == "classes" and "gdfl/nmi" in found.left_out and not found.only_in_one
-    assert "classes resampled" in compared_table(found)
+    assert (
+        result.resampled == "classes" and "gdfl/nmi" in result.left_out and not result.only_in_one
+    )
+    assert "classes resampled" in compared_table(result)
 
 
 def test_reranking_that_changed_nothing_is_flagged() -> None:
@@ -203,15 +202,15 @@ def test_reranking_that_changed_nothing_is_flagged() -> None:
         for method, key in (("gdfl", "a"), ("gdfl_reranked", "a"))
         for row in range(7)
     ]
-    few = "gdfl_reranked: 0 of 7 rankings changed: the grid has too few patches (9, and 10 mutual matches are needed)"
-    assert unmoved(lines, (3, 3)) == [few]
-    assert "no two pictures have 10 mutual matches" in unmoved(lines, (6, 6))[0]
+    few = "the grid has too few patches (9, and 10 mutual matches are needed)"
+    assert unmoved(lines, (3, 3)) == [f"gdfl_reranked: 0 of 7 rankings changed: {few}"]
+    assert "no two images have 10 mutual matches" in unmoved(lines, (6, 6))[0]
     lines[-1] = {**lines[-1], "top": [["b", 0.5, True]]}
     assert unmoved(lines, (6, 6)) == []
 
 
 def two_methods(head: float, frozen: float) -> list[Metric]:
-    """Metrics of a head and of the frozen tower."""
+    """Make the metrics of a head and of the frozen tower."""
     queries = [
         {"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""}
         for i in range(100)
@@ -226,7 +225,7 @@ def two_methods(head: float, frozen: float) -> list[Metric]:
     )
 
 
-def test_a_head_below_the_frozen_tower_is_said_first_and_the_tower_is_listed_first() -> None:
+def test_a_head_below_the_frozen_tower_is_flagged_and_the_tower_is_listed_first() -> None:
     worse = two_methods(head=40, frozen=60)
     assert worse[0].name == "frozen_cls/recall@1"
     assert flags(worse) == ["below_frozen: recall@1 40.0 of gdfl is below 60.0 of frozen_cls"]
@@ -273,7 +272,7 @@ def test_other_heads_are_trained_in_the_same_way(
     assert not any("no_adversary" in metric.name for metric in result.metrics)
 
 
-def test_re_identification_takes_out_the_query_s_own_camera(
+def test_re_identification_leaves_out_the_camera_of_the_query(
     knowing_model: Path, base: Path, gallery: Path, tmp_path: Path
 ) -> None:
     people = [[f"person {row % 2}"] for row in range(10)]
@@ -289,7 +288,7 @@ def test_re_identification_takes_out_the_query_s_own_camera(
         evaluate(knowing_model, bare, tmp_path / "none", **common)
 
 
-def test_classes_in_both_data_sets_are_refused_by_name_and_pictures_flagged(
+def test_shared_classes_are_refused_by_name_and_shared_images_are_flagged(
     knowing_model: Path, base: Path, scenes: Path, gallery: Path, tmp_path: Path
 ) -> None:
     both = write(tmp_path / "both", gallery, [[f"class {row % 3}"] for row in range(9)])
@@ -302,14 +301,14 @@ def test_classes_in_both_data_sets_are_refused_by_name_and_pictures_flagged(
     assert "pictures_shared_with/base/9" in result.flags
 
 
-def test_one_picture_per_class_and_missing_labels_are_refused(
+def test_a_single_image_per_class_and_missing_labels_are_refused(
     knowing_model: Path, base: Path, scenes: Path, gallery: Path, tmp_path: Path
 ) -> None:
     single = write(tmp_path / "single", gallery, [[f"other {row}"] for row in range(9)])
     with pytest.raises(DataError, match="no query has"):
         evaluate(knowing_model, single, tmp_path / "out", base=base, **QUICK)
     alone = write(tmp_path / "alone", scenes / "train", [[f"class {row}"] for row in range(9)])
-    with pytest.raises(DataError, match="classes to learn from have two pictures"):
+    with pytest.raises(DataError, match="classes to learn from have two images"):
         evaluate(knowing_model, gallery, tmp_path / "out", base=alone, **QUICK)
     unlabelled = write(tmp_path / "unlabelled", gallery, [[]] * 9)
     with pytest.raises(DataError, match='to be measured on has exactly one of "labels"'):
@@ -364,7 +363,7 @@ def test_wrong_options_are_refused_before_anything_is_opened(
 @pytest.mark.parametrize(
     ("option", "message"), [({"layers": (9,)}, "9"), ({"parts": 5}, "into 5 parts")]
 )
-def test_options_that_the_tower_cannot_follow_are_refused(
+def test_options_that_do_not_fit_the_tower_are_refused(
     option: dict[str, Any],
     message: str,
     knowing_model: Path,
@@ -389,20 +388,20 @@ def test_data_that_cannot_work_are_refused_before_a_model_is_opened(
     refuse("first 3 that --limit takes", limit=3)
     refuse("share the classes 'class 0'", write(tmp_path / "both", gallery, [["class 0"]] * 9))
     others = write(tmp_path / "others", gallery, [["stranger"]] * 3)
-    refuse("no query has a right picture", query=others, protocol="query-gallery")
-    # Four classes of which two have a second picture: both may be held out together.
+    refuse("no query has a right image", query=others, protocol="query-gallery")
+    # Two of four classes have a second image, and both may be held out together.
     rare = write(tmp_path / "rare", gallery, [[f"class {row % 4}"] for row in (0, 1, 2, 3, 0, 1)])
-    refuse("two pictures", base=rare)
+    refuse("two images", base=rare)
 
 
 def test_the_command_prints_every_method_and_the_report_shows_them(
     knowing_model: Path, base: Path, novel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = f"eval metric-learning --model {knowing_model} --base {base} --data {novel} --out {tmp_path / 'out'}"
-    command += " --steps 4 --seeds 0 --folds 2 --clusterings 1 --lam 0.1"
+    command = f"eval metric-learning --model {knowing_model} --base {base} --data {novel}"
+    command += f" --out {tmp_path / 'out'} --steps 4 --seeds 0 --folds 2 --clusterings 1 --lam 0.1"
     assert main(command.split()) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("The trained head gdfl is ")
+    printed = capsys.readouterr().out
+    assert printed.startswith("The trained head gdfl is ")
     for method in (
         "frozen_cls",
         "frozen_mean_patch",
@@ -411,7 +410,7 @@ def test_the_command_prints_every_method_and_the_report_shows_them(
         "last_layer_only",
         "no_attention",
     ):
-        assert f"\n{method} " in said
+        assert f"\n{method} " in printed
     write_report([tmp_path / "out"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     for part in (

@@ -1,4 +1,4 @@
-"""Heads of metric learning on made worlds in which what should be learnt, and what should be forgotten, is known."""
+"""Heads of metric learning on synthetic data with known signals to learn and to forget."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ from eval.stages.metric_learning.methods import Trained
 from eval.stages.metric_learning.options import LOSSES
 from eval.stages.metric_learning.probes import MOST_CLASSES, leakage_probe
 from eval.stages.metric_learning.scores import metrics
-from eval.stages.metric_learning.selection import Selection, choose
+from eval.stages.metric_learning.selection import Selection, select_settings
 from eval.stages.metric_learning.stage import WEIGHTS
 from eval.stages.metric_learning.training import (
     ClassBatches,
@@ -64,12 +64,12 @@ def recall_at_1(descriptors: Tensor, labels: np.ndarray) -> float:
 
 
 def leakage(general: Tensor, labels: np.ndarray, probe: str = "linear") -> float:
-    held, said = leakage_probe(general.numpy(), labels, probe)
-    return 100 * float((said == labels[held]).mean())
+    held, predicted = leakage_probe(general.numpy(), labels, probe)
+    return 100 * float((predicted == labels[held]).mean())
 
 
 def tokens_of(features: np.ndarray) -> dict[int, Tensor]:
-    """One block with one patch, which is the picture's features."""
+    """Make one block with one patch, which holds the features of the image."""
     return {1: torch.tensor(features, dtype=torch.float32)[:, None].repeat(1, 2, 1)}
 
 
@@ -78,10 +78,10 @@ def tokens_of(features: np.ndarray) -> dict[int, Tensor]:
 
 def test_reversal_is_the_identity_forwards_and_minus_lambda_backwards() -> None:
     features = torch.randn(5, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
-    found = GradientReversal.apply(features, 0.7)
-    assert torch.equal(found, features)
+    result = GradientReversal.apply(features, 0.7)
+    assert torch.equal(result, features)
     weights = torch.arange(15.0).reshape(5, 3)
-    (gradient,) = torch.autograd.grad((found * weights).sum(), features)
+    (gradient,) = torch.autograd.grad((result * weights).sum(), features)
     assert torch.equal(gradient, -0.7 * weights)
 
 
@@ -107,7 +107,7 @@ def test_the_adversary_learns_with_the_plain_sign_and_the_features_with_the_othe
 
 def test_an_adversary_of_weight_0_trains_the_same_embedder_as_none() -> None:
     tokens, coarse, fine = nested_world(0)
-    found = []
+    result = []
     for kind in ("grl", "none"):
         embedder = Perceptron(0)
         train_dml(
@@ -118,31 +118,30 @@ def test_an_adversary_of_weight_0_trains_the_same_embedder_as_none() -> None:
             Settings(adversary=kind, strength=0.0, steps=5),
             against=fine,
         )
-        found.append(embed(embedder, tokens, GRID)[0])
-    assert torch.equal(*found)
+        result.append(embed(embedder, tokens, GRID)[0])
+    assert torch.equal(*result)
 
 
 # --- leakage --------------------------------------------------------------------------------------
 
 
-def test_a_probe_tells_no_more_than_500_classes_apart_the_same_ones_with_any_seed() -> None:
+def test_a_probe_distinguishes_at_most_500_classes_and_the_same_ones_for_any_seed() -> None:
     classes = np.repeat(np.arange(620), 4)
     angle = 2 * np.pi * classes / 620
     probed = []
     for seed in (0, 1):
-        held, said = leakage_probe(
+        held, predicted = leakage_probe(
             np.stack([np.sin(angle), np.cos(angle)], axis=1), classes, seed=seed
         )
-        assert held.sum() == len(said) == 2 * MOST_CLASSES == 1000
+        assert held.sum() == len(predicted) == 2 * MOST_CLASSES == 1000
         probed.append(set(classes[held].tolist()))
-        assert set(said.tolist()) <= probed[-1]
-    assert (
-        probed[0] == probed[1] and min(probed[0]) < 50 and max(probed[0]) > 570
-    )  # drawn, not the first
+        assert set(predicted.tolist()) <= probed[-1]
+    # Drawn from all classes, not the first 500.
+    assert probed[0] == probed[1] and min(probed[0]) < 50 and max(probed[0]) > 570
 
 
 def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:
-    """Six coarse classes of five fine ones each: the coarse class is to be kept, the fine one forgotten."""
+    """Make six coarse classes of five fine classes each: features should keep only the coarse."""
     generator = np.random.default_rng([seed, 7])
     coarse_codes, fine_codes = 1.5 * generator.normal(size=(6, 12)), generator.normal(size=(30, 12))
     fine = np.repeat(np.arange(30), 40)
@@ -153,15 +152,17 @@ def nested_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_kept(
+def test_an_adversary_halves_what_a_fresh_probe_reads_and_the_task_is_kept(
     seed: int,
 ) -> None:
     tokens, coarse, fine = nested_world(seed)
     read = {}
     for kind in ("none", "grl", "ridge"):
         embedder = Perceptron(seed)
-        one = Settings("supcon", kind, strength=1.0, steps=300, classes=6, per_class=16, seed=seed)
-        train_dml(embedder, tokens, GRID, coarse, one, against=fine)
+        training = Settings(
+            "supcon", kind, strength=1.0, steps=300, classes=6, per_class=16, seed=seed
+        )
+        train_dml(embedder, tokens, GRID, coarse, training, against=fine)
         descriptors, general = embed(embedder, tokens, GRID)
         read[kind] = leakage(general, fine)
         assert recall_at_1(descriptors, coarse) >= 99
@@ -169,24 +170,24 @@ def test_a_fresh_probe_reads_half_as_much_behind_an_adversary_and_the_task_is_ke
     assert read["ridge"] <= 0.5 * read["none"]
 
 
-def test_the_leakage_that_is_reported_is_a_fresh_probe_s_whatever_the_adversary_s_own_accuracy() -> (
-    None
-):
-    """Weightless adversaries: gradient reversal's reads the class, ridge regression's accuracy is 0 by definition."""
+def test_reported_leakage_is_that_of_a_fresh_probe_and_not_the_adversary_s_accuracy() -> None:
+    """Adversaries of weight 0: one reads the class, the accuracy of `ridge` is 0 by definition."""
     tokens, labels, unseen, unseen_labels = code_world(0)
     learnt, measured = image_tokens(tokens, labels), image_tokens(unseen, unseen_labels)
     comparison = Comparison(learnt, {"data": measured}, "classes", (1,), 0, 0, torch.device("cpu"))
     head = Trained("gdfl", lambda: Perceptron(0), adversary=True)
-    own, reported = {}, {}
+    accuracy, reported = {}, {}
     for kind in ("none", "grl", "ridge"):
-        one = Settings("supcon", kind, strength=0.0, steps=30)
+        training = Settings("supcon", kind, strength=0.0, steps=30)
         embedder = Perceptron(0)
-        own[kind] = np.mean(train_dml(embedder, tokens, GRID, labels, one).adversary[-10:])
-        lines = list(comparison.of_trained([head], Selection(one, one, []), [0]))
+        curves = train_dml(embedder, tokens, GRID, labels, training)
+        accuracy[kind] = np.mean(curves.adversary[-10:])
+        selection = Selection(training, training, [])
+        lines = list(comparison.of_trained([head], selection, [0]))
         reported[kind] = {m.name: m.value for m in metrics(lines) if m.name.startswith("leakage/")}
         fresh = leakage(embed(embedder, tokens, GRID)[1], labels)
         assert reported[kind]["leakage/gdfl/linear"] == pytest.approx(fresh)
-    assert own["ridge"] == 0 and own["grl"] >= 0.3
+    assert accuracy["ridge"] == 0 and accuracy["grl"] >= 0.3
     assert (
         reported["none"] == reported["grl"] == reported["ridge"]
         and min(reported["ridge"].values()) >= 60
@@ -206,7 +207,7 @@ def image_tokens(layers: dict[int, Tensor], labels: np.ndarray) -> ImageTokens:
 
 
 def code_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray]:
-    """Noisy attributes that all classes share, and clean codes that only tell the seen ones apart."""
+    """Make noisy attributes that all classes share, and clean codes that only seen classes have."""
     generator = np.random.default_rng([seed, 11])
     attributes, codes = generator.normal(size=(80, 16)), generator.normal(size=(40, 24))
     labels = np.repeat(np.arange(80), 12)
@@ -220,24 +221,24 @@ def code_world(seed: int) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tens
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_an_adversary_makes_the_head_retrieve_unseen_classes_better_but_not_better_than_frozen_features(
+def test_an_adversary_helps_the_head_on_unseen_classes_but_frozen_features_are_better(
     seed: int,
 ) -> None:
-    """The weight is the largest that the stage tries; features scaled alike within the batch give it its scale.
+    """The weight is the largest that the stage tries.
 
-    The features as they are hold the attributes of unseen classes whole (about 76 %): a head on
-    seen classes alone loses most of them, with an adversary (25 %) as without (19 %).
+    The frozen features hold all attributes of unseen classes (about 76 %): a head trained on seen
+    classes loses most of them, with an adversary (25 %) and without (19 %).
     """
     tokens, labels, unseen, unseen_labels = code_world(seed)
-    found = {}
+    result = {}
     for kind, strength in (("none", 0.0), ("grl", WEIGHTS[-1])):
         embedder = Perceptron(seed)
         train_dml(
             embedder, tokens, GRID, labels, Settings("supcon", kind, strength, steps=200, seed=seed)
         )
-        found[kind] = recall_at_1(embed(embedder, unseen, GRID)[0], unseen_labels)
-    assert found["grl"] >= found["none"] + 5
-    assert recall_at_1(F.normalize(unseen[1][:, 1], dim=1), unseen_labels) >= found["grl"] + 30
+        result[kind] = recall_at_1(embed(embedder, unseen, GRID)[0], unseen_labels)
+    assert result["grl"] >= result["none"] + 5
+    assert recall_at_1(F.normalize(unseen[1][:, 1], dim=1), unseen_labels) >= result["grl"] + 30
 
 
 # --- blocks and attention -------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_an_adversary_makes_the_head_retrieve_unseen_classes_better_but_not_bett
 def layered_world(
     seed: int,
 ) -> tuple[dict[int, Tensor], np.ndarray, dict[int, Tensor], np.ndarray, np.ndarray]:
-    """Attributes that all classes share in 2 of 16 patches of the first block; codes of seen classes in the last."""
+    """Put shared attributes in 2 of 16 patches of block 1, and seen classes' codes in block 2."""
     generator = np.random.default_rng([seed, 5])
     labels = np.repeat(np.arange(80), 10)
     seen, count = labels < 40, len(labels)
@@ -264,25 +265,21 @@ def layered_world(
         generator.normal(size=(count, 32)),
     )
     last = 2 * code[:, None] + 0.5 * generator.normal(size=(count, 16, 32))
-    blocks = {
-        number: torch.tensor(
-            np.concatenate([each.mean(axis=1, keepdims=True), each], axis=1), dtype=torch.float32
-        )
-        for number, each in ((1, early), (2, last))
-    }
-    ours, theirs = (
-        {number: each[rows] for number, each in blocks.items()} for rows in (seen, ~seen)
-    )
-    return ours, labels[seen], theirs, labels[~seen], planted[~seen]
+    seen_blocks, unseen_blocks = {}, {}
+    for number, patches in ((1, early), (2, last)):
+        with_mean = np.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)
+        tokens = torch.tensor(with_mean, dtype=torch.float32)
+        seen_blocks[number], unseen_blocks[number] = tokens[seen], tokens[~seen]
+    return seen_blocks, labels[seen], unseen_blocks, labels[~seen], planted[~seen]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patches_do_not_hold(
+def test_attention_over_several_blocks_finds_what_the_last_block_or_mean_patches_lack(
     seed: int,
 ) -> None:
     tokens, labels, unseen, unseen_labels, planted = layered_world(seed)
-    found = {}
+    result = {}
     for name, layers, kind in (
         ("all", (1, 2), "spatial"),
         ("last", (2,), "spatial"),
@@ -293,7 +290,7 @@ def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patche
         train_dml(
             embedder, tokens, (4, 4), labels, Settings("supcon", "none", steps=150, seed=seed)
         )
-        found[name] = recall_at_1(embed(embedder, unseen, (4, 4))[0], unseen_labels)
+        result[name] = recall_at_1(embed(embedder, unseen, (4, 4))[0], unseen_labels)
         if name == "all":
             mass = (
                 attention(embedder, unseen, (4, 4))[1]
@@ -301,8 +298,8 @@ def test_attention_over_several_blocks_finds_what_the_last_block_and_mean_patche
                 .sum(1)
                 .mean()
             )
-    assert found["all"] >= found["last"] + 20
-    assert found["all"] >= found["unattended"] + 20
+    assert result["all"] >= result["last"] + 20
+    assert result["all"] >= result["unattended"] + 20
     assert mass >= 0.4
 
 
@@ -328,9 +325,8 @@ def test_every_loss_falls_when_classes_come_together(loss: str) -> None:
     centres = F.normalize(torch.randn(4, 16, generator=generator), dim=1)
     torch.manual_seed(0)
     module = metric_loss(loss, 4, 16)
-    for (
-        proxies
-    ) in module.parameters():  # of proxy_anchor (classes, size), of arcface the other way round
+    # Proxies of proxy_anchor are (classes, size), those of arcface the other way round.
+    for proxies in module.parameters():
         proxies.data = centres.clone() if proxies.shape[0] == 4 else centres.T.clone()
     spread = F.normalize(torch.randn(24, 16, generator=generator), dim=1)
     with torch.no_grad():
@@ -344,22 +340,20 @@ def test_an_unknown_loss_and_adversary_are_refused_by_name() -> None:
         ClassAdversary(4, 3, "dann")
 
 
-def test_a_batch_depends_on_seed_and_step_alone_and_holds_so_many_of_each_class() -> None:
+def test_a_batch_depends_on_seed_and_step_alone_and_holds_four_images_of_each_class() -> None:
     labels = np.repeat(np.arange(9), [1, 3, 5, 5, 5, 5, 5, 5, 5])
-    one, other = ClassBatches(labels, 4, 4, 3), ClassBatches(labels, 4, 4, 3)
-    assert np.array_equal(one.rows(7), other.rows(7)) and not np.array_equal(
-        one.rows(7), one.rows(8)
-    )
+    batches, again = ClassBatches(labels, 4, 4, 3), ClassBatches(labels, 4, 4, 3)
+    assert np.array_equal(batches.rows(7), again.rows(7))
+    assert not np.array_equal(batches.rows(7), batches.rows(8))
     for step in range(50):
-        classes, counts = np.unique(labels[one.rows(step)], return_counts=True)
-        assert (
-            len(classes) == 4 and set(counts) == {4} and 0 not in classes
-        )  # a class of one has no pair
+        classes, counts = np.unique(labels[batches.rows(step)], return_counts=True)
+        assert len(classes) == 4 and set(counts) == {4}
+        assert 0 not in classes  # a single image has no pair
 
 
 def test_training_twice_gives_the_same_bits() -> None:
     tokens, coarse, fine = nested_world(1)
-    found = []
+    result = []
     for _ in range(2):
         embedder = Perceptron(1)
         torch.manual_seed(torch.seed())  # torch's own generator must not matter
@@ -371,13 +365,13 @@ def test_training_twice_gives_the_same_bits() -> None:
             Settings("proxy_anchor", "grl", 1.0, steps=10),
             against=fine,
         )
-        found.append(embed(embedder, tokens, GRID)[0])
-    assert torch.equal(*found)
+        result.append(embed(embedder, tokens, GRID)[0])
+    assert torch.equal(*result)
 
 
-def test_one_picture_per_class_is_refused() -> None:
+def test_a_single_image_per_class_is_refused() -> None:
     tokens, _, _ = nested_world(0)
-    with pytest.raises(DataError, match="0 of 1200 classes to learn from have two pictures"):
+    with pytest.raises(DataError, match="0 of 1200 classes to learn from have two images"):
         train_dml(Perceptron(0), tokens, GRID, np.arange(1200), Settings())
 
 
@@ -404,11 +398,12 @@ def test_no_class_of_a_fold_is_trained_on_and_every_class_is_held_out_once(
 def test_weight_and_step_are_chosen_on_held_out_classes_alone() -> None:
     tokens, labels, _, _ = code_world(0)
     names = [f"class {label:02d}" for label in labels]
-    one = Settings("supcon", "grl", steps=8)
-    chosen = choose(lambda seed: Perceptron(seed), tokens, GRID, names, one, (0.1, 10.0), 2)
-    assert [row["lambda"] for row in chosen.table] == [0.0, 0.1, 10.0]
-    best = max(chosen.table[1:], key=lambda row: max(row["map@r"].values()))
-    assert chosen.chosen.strength == best["lambda"] and best["map@r"][chosen.chosen.stop] == max(
-        best["map@r"].values()
+    training = Settings("supcon", "grl", steps=8)
+    selection = select_settings(
+        lambda seed: Perceptron(seed), tokens, GRID, names, training, (0.1, 10.0), 2
     )
-    assert chosen.without.adversary == "none"
+    assert [row["lambda"] for row in selection.table] == [0.0, 0.1, 10.0]
+    best = max(selection.table[1:], key=lambda row: max(row["map@r"].values()))
+    assert selection.chosen.strength == best["lambda"]
+    assert best["map@r"][selection.chosen.stop] == max(best["map@r"].values())
+    assert selection.without.adversary == "none"

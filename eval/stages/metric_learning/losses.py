@@ -14,11 +14,11 @@ from torch import nn
 
 from data_pipeline.errors import UsageError
 
-from .options import LOSSES
+from .options import LOSSES, Loss
 
 
-def metric_loss(name: str, classes: int, size: int) -> nn.Module:
-    """Make the loss called ``name``; those with proxies draw them from torch's generator.
+def metric_loss(name: Loss, classes: int, size: int) -> nn.Module:
+    """Make the loss called ``name``; losses with proxies draw them from torch's generator.
 
     The margin and scale of `arcface` are those of DOLG and ViTGaL; the others keep the library's
     defaults, with cosine similarities for triplets.
@@ -28,19 +28,20 @@ def metric_loss(name: str, classes: int, size: int) -> nn.Module:
     UsageError
         If there is no such loss.
     """
-    if name not in LOSSES:
-        raise UsageError(f"loss is {name!r}, must be one of {', '.join(LOSSES)}")
-    made: nn.Module
+    loss: nn.Module
     if name == "triplet":
-        made = losses.TripletMarginLoss(margin=0.1, distance=CosineSimilarity())
+        loss = losses.TripletMarginLoss(margin=0.1, distance=CosineSimilarity())
     elif name == "multi_similarity":
-        made = losses.MultiSimilarityLoss()
+        loss = losses.MultiSimilarityLoss()
     elif name == "proxy_anchor":
-        made = losses.ProxyAnchorLoss(classes, size)
+        loss = losses.ProxyAnchorLoss(classes, size)
     elif name == "supcon":
-        made = losses.SupConLoss()
+        loss = losses.SupConLoss()
     elif name == "margin":
-        made = losses.MarginLoss()
+        loss = losses.MarginLoss()
+    elif name == "arcface":
+        # DOLG gives the margin in radians, the library takes degrees.
+        loss = losses.ArcFaceLoss(classes, size, margin=math.degrees(0.15), scale=30)
     else:
-        made = losses.ArcFaceLoss(classes, size, margin=math.degrees(0.15), scale=30)
-    return made
+        raise UsageError(f"loss is {name!r}, must be one of {', '.join(LOSSES)}")
+    return loss

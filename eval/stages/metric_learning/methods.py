@@ -1,6 +1,6 @@
-"""Descriptors that are compared on the same pictures: frozen ones, the trained head, and the head without its parts.
+"""The descriptors that are compared: frozen ones, the trained head, and the head's ablations.
 
-In: tokens. Out: for frozen methods a descriptor for each picture, for trained ones a new embedder.
+In: tokens. Out: for frozen methods a descriptor of each image, for trained ones a new embedder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ FROZEN = ("frozen_cls", "frozen_mean_patch", "frozen_proj", "frozen_parts")
 
 @dataclass(frozen=True)
 class Trained:
-    """A method that learns: ``build`` makes a new embedder; ``adversary`` says whether it has one."""
+    """A method that learns.
+
+    ``build`` makes a new embedder; ``adversary`` says whether it is trained with one.
+    """
 
     name: str
     build: Callable[[], nn.Module]
@@ -33,20 +36,19 @@ class Trained:
 
 
 def frozen_descriptors(tokens: ImageTokens, parts: int = 0) -> dict[str, Tensor]:
-    """Return the unit descriptors (pictures, size) that need no training.
+    """Return the unit descriptors (images, size) that need no training, by method.
 
-    The class token, the mean patch, the contrastive feature, and with ``parts`` the class token of
-    the last block joined to the mean patches of so many bands of rows. Raises UsageError where
-    there are more parts than rows.
+    They are the class token, the mean patch, the contrastive feature if there is one, and with
+    ``parts`` the class token of the last block joined to the mean patch of each band of rows.
+    Raises UsageError if there are more parts than rows.
     """
-    found = {"frozen_cls": tokens.cls, "frozen_mean_patch": tokens.patch.float().mean(dim=1)}
+    descriptors = {"frozen_cls": tokens.cls, "frozen_mean_patch": tokens.patch.float().mean(dim=1)}
     if tokens.proj is not None:
-        found["frozen_proj"] = tokens.proj
+        descriptors["frozen_proj"] = tokens.proj
     if parts:
-        found["frozen_parts"] = part_descriptor(
-            tokens.layers[max(tokens.layers)], tokens.grid, parts
-        )
-    return {name: F.normalize(values.float(), dim=1) for name, values in found.items()}
+        last_block = tokens.layers[max(tokens.layers)]
+        descriptors["frozen_parts"] = part_descriptor(last_block, tokens.grid, parts)
+    return {name: F.normalize(values.float(), dim=1) for name, values in descriptors.items()}
 
 
 def trained_methods(
@@ -59,19 +61,31 @@ def trained_methods(
     parts: int,
     adversary: bool,
 ) -> list[Trained]:
-    """Return the head, and what it is compared with: no adversary, and for `gdfl` its last block alone, no attention.
+    """Return the head first, then its ablations.
 
-    DOLG's local features are of the last block but one.
+    All heads are also trained without the adversary; `gdfl` also with its last block alone, and
+    with mean pooling in place of attention.
+
+    Parameters
+    ----------
+    head
+        Name of the head.
+    dim, layers
+        Width of the tower's tokens, and the blocks whose tokens are read.
+    embed_dim, per_layer_dim, parts
+        Sizes, as the options say.
+    adversary
+        Whether the head is trained with an adversary.
     """
 
-    def gdfl(
-        chosen: tuple[int, ...] = layers, attention: Attention = "spatial"
-    ) -> Callable[[], nn.Module]:
-        return lambda: GDFLEmbedder(dim, chosen, per_layer_dim, embed_dim, attention)
+    def gdfl(blocks: tuple[int, ...], attention: Attention) -> Callable[[], nn.Module]:
+        return lambda: GDFLEmbedder(dim, blocks, per_layer_dim, embed_dim, attention)
 
+    # DOLG takes local features from the last block but one; with a single block, from that one.
+    local_layer = layers[-2:][0]
     builders: dict[Head, Callable[[], nn.Module]] = {
-        "gdfl": gdfl(),
-        "dolg": lambda: DOLGHead(dim, layers[-2:][0], layers[-1], embed_dim),
+        "gdfl": gdfl(layers, "spatial"),
+        "dolg": lambda: DOLGHead(dim, local_layer, layers[-1], embed_dim),
         "vitgal": lambda: ViTGaLHead(dim, layers[-1], embed_dim),
         "parts": lambda: PartHead(dim, layers[-1], parts, per_layer_dim),
     }
@@ -79,8 +93,8 @@ def trained_methods(
     if adversary:
         methods.append(Trained("no_adversary", builders[head], False))
     if head == "gdfl":
-        methods.append(Trained("last_layer_only", gdfl(layers[-1:]), adversary))
-        methods.append(Trained("no_attention", gdfl(attention="mean"), adversary))
+        methods.append(Trained("last_layer_only", gdfl(layers[-1:], "spatial"), adversary))
+        methods.append(Trained("no_attention", gdfl(layers, "mean"), adversary))
     return methods
 
 

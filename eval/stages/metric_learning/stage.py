@@ -1,4 +1,4 @@
-"""Zero-shot metric learning: train a descriptor on some classes, then retrieve images of other classes.
+"""Zero-shot metric learning: train a descriptor on some classes, retrieve images of others.
 
 In: a model, a data set of labelled images to train on, and a data set that shares no class with it
 to evaluate on. Out: retrieval metrics of the trained head, of frozen descriptors and of the head's
@@ -26,15 +26,15 @@ from .local_reranking import unmoved
 from .methods import Trained, seeded, trained_methods
 from .options import Options
 from .probes import MOST_CLASSES
-from .protocols.records import rules
+from .protocols.ranking import rules
 from .scores import metrics
-from .selection import Selection, choose
+from .selection import Selection, select_settings
 from .splits import (
     counts,
     labels_in,
     learnt_from,
     measured_on,
-    nothing_right,
+    no_match_message,
     refuse_unlearnable,
     refuse_unmeasurable,
     shared_pictures,
@@ -89,9 +89,9 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         encoder.device,
     )
     records = list(comparison.of_frozen(options.parts))
-    # Labels alone could not tell this where cameras or relevance decide: found out before training.
+    # Where cameras or relevance decide, labels could not tell; but training would be for nothing.
     if not any("values" in record for record in records):
-        raise DataError(nothing_right(options.data, options.limit))
+        raise DataError(no_match_message(options.data, options.limit))
     methods = trained_methods(
         options.head,
         learnt.layers[layers[0]].shape[-1],
@@ -109,6 +109,9 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     finished = time.perf_counter()
 
     used = counts(tokens, {"base": learnt, **measured})
+    sets = {}
+    for name, numbers in used.items():
+        sets[name] = _identify(options, name, manifests[name]) | numbers
     heads = {
         "summary": summary(computed),
         "layers": list(layers),
@@ -121,9 +124,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         model=encoder.description | {"heads": heads},
         data={
             "images": used["data"]["pictures"],
-            "sets": {
-                name: _described(options, name, manifests[name]) | used[name] for name in used
-            },
+            "sets": sets,
         },
         flags=flags(computed)
         + unmoved(records, tokens["data"].grid)
@@ -139,7 +140,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
 
 
 def _refuse_labels(options: Options, manifests: Mapping[str, Manifest]) -> None:
-    """Raise DataError for labels that cannot work; reading them is quick, encoding images is not."""
+    """Raise DataError for labels that cannot work: reading them is quick, encoding is not."""
     labels = {}
     for name, manifest in manifests.items():
         labels[name] = labels_in(manifest, _limit(options, name))
@@ -149,7 +150,7 @@ def _refuse_labels(options: Options, manifests: Mapping[str, Manifest]) -> None:
 
 
 def _limit(options: Options, name: str) -> int | None:
-    """Return how many images of a data set are read: `--limit` is about evaluation, not training."""
+    """Return how many images of a set are read: `--limit` is for evaluation, not training."""
     return None if name == "base" else options.limit
 
 
@@ -181,7 +182,7 @@ def _select(options: Options, encoder: Encoder, learnt: ImageTokens, head: Train
         steps=options.steps,
         seed=options.seeds[0],
     )
-    return choose(
+    return select_settings(
         lambda seed: seeded(head.build, seed, encoder.device),
         learnt.layers,
         learnt.grid,
@@ -223,12 +224,12 @@ def _protocol(options: Options, probed_classes: int) -> dict[str, Any]:
         "seeds": list(options.seeds),
         "probed_classes": probed_classes,
         "precision": options.precision,
-        "intervals": "ci95 and classes: percentile bootstrap over classes; seeds: Student t over "
-        "trainings",
+        "intervals": "ci95 and classes: Wilson score for proportions, else percentile bootstrap; "
+        "over classes. seeds: Student t over trainings",
     }
 
 
-def _described(options: Options, name: str, manifest: Manifest) -> dict[str, str]:
+def _identify(options: Options, name: str, manifest: Manifest) -> dict[str, str]:
     digest, limit = f"sha256:{manifest.digest}", _limit(options, name)
     # Part of a data set must never pass for all of it.
     if limit is not None and limit < manifest.samples:

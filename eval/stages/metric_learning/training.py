@@ -1,8 +1,8 @@
 """Train an embedder on the tokens of a frozen tower, against a class adversary.
 
-In: tokens of chosen blocks and the classes of pictures. Out: the trained embedder and its curves.
-Batches and the first weights depend on the seed alone; the last bits of the result depend on the
-device and on the number of threads too.
+In: tokens of chosen blocks and the classes of images. Out: the trained embedder and its curves.
+Batches and the first weights depend on the seed alone; the last bits of the result also depend on
+the device and on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .heads.gdfl import Embedded
 from .losses import metric_loss
 from .options import Adversary, Loss
 
-PICTURES_AT_ONCE = 512
+IMAGES_AT_ONCE = 512  # of a forward pass without gradients
 
 
 @dataclass(frozen=True)
 class Settings:
     """How an embedder is trained.
 
-    ``adversary`` weighs ``strength`` times the metric loss after a linear ramp over the first
-    ``ramp`` of the steps; a batch holds ``classes`` classes with ``per_class`` pictures each. The
-    learning rate falls along a cosine to zero at ``steps``; ``stop`` ends before.
+    The loss of the ``adversary`` has the weight ``strength``, after a linear ramp over the share
+    ``ramp`` of the steps. A batch holds ``classes`` classes with ``per_class`` images each. The
+    learning rate falls along a cosine to zero at ``steps``; training may end earlier, at ``stop``.
     """
 
     loss: Loss = "multi_similarity"
@@ -51,8 +51,8 @@ class Settings:
 
 
 @dataclass
-class TrainLog:
-    """Curves of a training: losses and the adversary's own accuracy per step, and what was observed after some."""
+class TrainingCurves:
+    """Losses and accuracies of the adversary by step, and observations after some steps."""
 
     losses: list[float] = field(default_factory=list)
     adversary: list[float] = field(default_factory=list)
@@ -70,7 +70,7 @@ def train_dml(
     adversary: ClassAdversary | None = None,
     observe: Callable[[], float] | None = None,
     observed_at: Sequence[int] = (),
-) -> TrainLog:
+) -> TrainingCurves:
     """Train ``embedder`` in place and leave it in eval mode.
 
     Parameters
@@ -78,22 +78,22 @@ def train_dml(
     embedder
         Maps tokens of blocks to `Embedded`.
     layers, grid
-        Tokens by block, each (pictures, 1 + rows * columns, width), and their grid.
+        Tokens by block, each (images, 1 + rows * columns, width), and their grid.
     labels
-        Class of each picture, from 0.
+        Class of each image, from 0.
     settings
         Losses, steps and seed.
     against
-        What the adversary tells instead of ``labels``: a nuisance that the features are to lose.
+        What the adversary predicts in place of ``labels``: a nuisance that features should lose.
     adversary
-        Instead of the one that the settings describe.
+        Used in place of the adversary that the settings describe.
     observe, observed_at
         Called after these steps, in eval mode; what it returns is logged.
 
     Raises
     ------
     DataError
-        If fewer than two classes have two pictures.
+        If fewer than two classes have two images.
     """
     device = next(embedder.parameters()).device
     target = torch.from_numpy(labels).to(device)
@@ -101,49 +101,60 @@ def train_dml(
     batches = ClassBatches(labels, settings.classes, settings.per_class, settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        made = _embed(embedder, layers, grid, batches.rows(0), device)
-        sizes = [made.embedding.shape[1], *(feature.shape[1] for feature in made.per_layer)]
-        classes = int(labels.max()) + 1
-        losses = nn.ModuleList(metric_loss(settings.loss, classes, size) for size in sizes).to(
-            device
-        )
+        # A first batch shows the sizes of the features; losses and adversary are made to fit them.
+        embedded = _embed(embedder, layers, grid, batches.rows(0), device)
+        losses = _losses(settings.loss, embedded, int(labels.max()) + 1).to(device)
         if adversary is None:
             adversary = ClassAdversary(
-                made.general.shape[1], int(hidden.max()) + 1, settings.adversary
+                embedded.general.shape[1], int(hidden.max()) + 1, settings.adversary
             )
         adversary = adversary.to(device)
     parameters = [*embedder.parameters(), *losses.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=True)
-    log = TrainLog()
+    curves = TrainingCurves()
+    ramp_steps = max(1.0, settings.ramp * settings.steps)
     for step in range(settings.steps if settings.stop is None else settings.stop):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * (1 + math.cos(math.pi * step / settings.steps)) / 2
         embedder.train()
         rows = batches.rows(step)
-        made = _embed(embedder, layers, grid, rows, device)
-        several = [made.embedding, *made.per_layer]
-        loss = sum(
-            one(each, target[rows]) for one, each in zip(losses, several, strict=True)
-        ) / len(several)
-        log.adversary.append(adversary.adversary_step(made.general, hidden[rows]))
-        strength = settings.strength * min(
-            1.0, (step + 1) / max(1.0, settings.ramp * settings.steps)
-        )
+        embedded = _embed(embedder, layers, grid, rows, device)
+        loss = _metric_loss(losses, embedded, target[rows])
+        # The adversary learns first, so that the embedder meets it at its best.
+        curves.adversary.append(adversary.adversary_step(embedded.general, hidden[rows]))
+        strength = settings.strength * min(1.0, (step + 1) / ramp_steps)
         optimizer.zero_grad()
-        (loss + adversary.encoder_loss(made.general, hidden[rows], strength)).backward()
+        (loss + adversary.encoder_loss(embedded.general, hidden[rows], strength)).backward()
         optimizer.step()
-        log.losses.append(float(loss.detach()))
+        curves.losses.append(float(loss.detach()))
         if observe is not None and step + 1 in observed_at:
             embedder.eval()
-            log.observed[step + 1] = observe()
+            curves.observed[step + 1] = observe()
     embedder.eval()
-    return log
+    return curves
+
+
+def _losses(name: Loss, embedded: Embedded, classes: int) -> nn.ModuleList:
+    """Make a metric loss for the descriptor and one for each block's feature."""
+    losses = nn.ModuleList()
+    for features in (embedded.embedding, *embedded.per_layer):
+        losses.append(metric_loss(name, classes, features.shape[1]))
+    return losses
+
+
+def _metric_loss(losses: nn.ModuleList, embedded: Embedded, classes: Tensor) -> Tensor:
+    """Average the losses of the descriptor and of each block's feature."""
+    all_features = [embedded.embedding, *embedded.per_layer]
+    total = sum(loss(f, classes) for loss, f in zip(losses, all_features, strict=True))
+    mean: Tensor = total / len(all_features)
+    return mean
 
 
 class ClassBatches:
-    """Batches of ``classes`` classes with ``per_class`` pictures each; a batch depends on the seed and its step alone.
+    """Batches of ``classes`` classes with ``per_class`` images each.
 
-    pytorch-metric-learning's own sampler draws from numpy's global generator.
+    A batch depends on the seed and its step alone. The sampler of pytorch-metric-learning draws
+    from numpy's global generator, whose state a resumed run would not have.
     """
 
     def __init__(self, labels: NDArray[np.int64], classes: int, per_class: int, seed: int) -> None:
@@ -151,25 +162,20 @@ class ClassBatches:
         self._members = [rows for rows in members if len(rows) > 1]
         if len(self._members) < 2:
             raise DataError(
-                f"{len(self._members)} of {len(members)} classes to learn from have two pictures: metric learning "
-                "needs two such classes at least"
+                f"{len(self._members)} of {len(members)} classes to learn from have two images: "
+                "metric learning needs at least two such classes"
             )
-        self._classes, self._per_class, self._seed = (
-            min(classes, len(self._members)),
-            per_class,
-            seed,
-        )
+        self._classes = min(classes, len(self._members))
+        self._per_class, self._seed = per_class, seed
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Return the rows of the pictures of a step; pictures repeat where a class has fewer than a batch takes."""
+        """Return the rows of a step's images; a class with too few images repeats some."""
         generator = generator_at(self._seed, step)
-        drawn = generator.permutation(len(self._members))[: self._classes]
         chosen = []
-        for number in drawn:
+        for number in generator.permutation(len(self._members))[: self._classes]:
             rows = self._members[number]
-            chosen.append(
-                generator.choice(rows, self._per_class, replace=len(rows) < self._per_class)
-            )
+            repeat = len(rows) < self._per_class
+            chosen.append(generator.choice(rows, self._per_class, replace=repeat))
         return np.concatenate(chosen)
 
 
@@ -177,52 +183,56 @@ class ClassBatches:
 def embed(
     embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Return all pictures' descriptors and general features, on the CPU; the embedder must be in eval mode."""
-    made = list(_all(embedder, layers, grid))
-    return torch.cat([each.embedding for each in made]).cpu(), torch.cat(
-        [each.general for each in made]
-    ).cpu()
+    """Return the descriptors and general features of all images, on the CPU.
+
+    The embedder must be in eval mode.
+    """
+    descriptors, general = [], []
+    for embedded in _embed_all(embedder, layers, grid):
+        descriptors.append(embedded.embedding.cpu())
+        general.append(embedded.general.cpu())
+    return torch.cat(descriptors), torch.cat(general)
 
 
 @torch.inference_mode()
 def attention(
     embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
 ) -> dict[int, Tensor]:
-    """Return all pictures' attention over patches (pictures, rows * columns) by block, on the CPU."""
-    made = [each.weights for each in _all(embedder, layers, grid)]
-    return {layer: torch.cat([weights[layer] for weights in made]).cpu() for layer in made[0]}
+    """Return by block the attention of all images over patches (images, patches), on the CPU."""
+    weights: dict[int, list[Tensor]] = {}
+    for embedded in _embed_all(embedder, layers, grid):
+        for layer, of_batch in embedded.weights.items():
+            weights.setdefault(layer, []).append(of_batch.cpu())
+    return {layer: torch.cat(batches) for layer, batches in weights.items()}
 
 
 def class_folds(
     labels: Sequence[str], folds: int, seed: int = 0
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Divide classes into ``folds`` parts; return rows to train on and rows to validate on, which share no class.
+    """Divide classes into ``folds`` parts.
+
+    Returns for each part the rows to train on and the rows to validate on, which share no class.
 
     Raises
     ------
     DataError
-        If there are fewer classes than twice the folds: one class cannot be confused with another.
+        If there are fewer classes than twice the folds: a held-out class needs another to be
+        confused with.
     """
     names = sorted(set(labels))
     if len(names) < 2 * folds:
         raise DataError(
-            f"{len(names)} classes to learn from cannot be divided into {folds} folds of two classes each"
+            f"{len(names)} classes to learn from cannot be divided into {folds} folds of two "
+            "classes each"
         )
-    generator = generator_at(seed)
-    fold_of = dict(
-        zip(
-            [names[i] for i in generator.permutation(len(names))],
-            np.arange(len(names)) % folds,
-            strict=True,
-        )
-    )
+    fold_of = {}
+    for position, number in enumerate(generator_at(seed).permutation(len(names))):
+        fold_of[names[number]] = position % folds
     fold = np.array([fold_of[label] for label in labels])
-    return [
-        (np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(folds)
-    ]
+    return [(np.flatnonzero(fold != part), np.flatnonzero(fold == part)) for part in range(folds)]
 
 
-def _all(
+def _embed_all(
     embedder: nn.Module, layers: Mapping[int, Tensor], grid: tuple[int, int]
 ) -> Iterator[Embedded]:
     if embedder.training:
@@ -231,10 +241,9 @@ def _all(
         )
     device = next(embedder.parameters()).device
     count = len(next(iter(layers.values())))
-    for start in range(0, count, PICTURES_AT_ONCE):
-        yield _embed(
-            embedder, layers, grid, np.arange(start, min(start + PICTURES_AT_ONCE, count)), device
-        )
+    for start in range(0, count, IMAGES_AT_ONCE):
+        rows = np.arange(start, min(start + IMAGES_AT_ONCE, count))
+        yield _embed(embedder, layers, grid, rows, device)
 
 
 def _embed(
@@ -245,7 +254,9 @@ def _embed(
     device: torch.device,
 ) -> Embedded:
     chosen = torch.from_numpy(rows)
-    made: Embedded = embedder(
-        {layer: tokens[chosen].to(device).float() for layer, tokens in layers.items()}, grid
-    )
-    return made
+    tokens = {}
+    for layer, all_tokens in layers.items():
+        # Tokens are kept in float16; heads compute in float32.
+        tokens[layer] = all_tokens[chosen].to(device).float()
+    embedded: Embedded = embedder(tokens, grid)
+    return embedded

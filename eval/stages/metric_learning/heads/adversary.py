@@ -1,9 +1,10 @@
-"""A class adversary: features from which the class cannot be told are not tied to the classes that were seen.
+"""A class adversary: it keeps features from encoding which of the training classes an image has.
 
-In: general features of a batch and their classes. Out: a loss for the embedder that grows with what
-the features say of the class. Gradient reversal follows DANN and MIC; the inner steps, the
-normalised features and Adam's beta1 are what a fresh probe confirms (docs/metric_learning.md): with
-one step the adversary is fooled and the features keep the class.
+In: general features of a batch and their classes. Out: a loss for the embedder that grows with how
+well the class can be read from the features. Gradient reversal follows DANN and MIC; the number of
+inner steps, the normalised features and Adam's beta1 are those that fresh probes confirm
+(docs/metric_learning.md): with one inner step the adversary is fooled and the features keep the
+class.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from ..options import ADVERSARIES, Adversary
 
 
 class GradientReversal(torch.autograd.Function):
-    """Identity whose gradient comes back times -``strength``."""
+    """Identity whose gradient is multiplied by -``strength``."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, strength: float) -> Tensor:
-        """Return the features as they are."""
+        """Return the features unchanged."""
         ctx.strength = strength
         return features.view_as(features)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Turn the gradient around."""
+        """Reverse the gradient."""
         return -ctx.strength * gradients[0], None
 
 
 class ClassAdversary(nn.Module):
-    """Tell classes from general features, against an embedder that hides them.
+    """Predict classes from general features, against an embedder that hides them.
 
     Parameters
     ----------
@@ -47,9 +48,9 @@ class ClassAdversary(nn.Module):
         the embedder; `ridge`: the share of the classes' variance that a ridge regression explains,
         in closed form; `none`.
     hidden, steps, lr, beta1
-        Of the classifier.
+        Hidden sizes and training of the classifier.
     penalty
-        Of the ridge regression, per sample of a batch.
+        Penalty of the ridge regression, per sample of a batch.
 
     Raises
     ------
@@ -84,24 +85,26 @@ class ClassAdversary(nn.Module):
             )
 
     def encoder_loss(self, general: Tensor, labels: Tensor, strength: float) -> Tensor:
-        """Return the embedder's loss for features (batch, dim) of classes (batch,); its gradient grows with strength.
+        """Return the embedder's loss for features (batch, dim) of classes (batch,).
 
-        Through `grl` the value is the classifier's cross-entropy, and the embedder's gradient is
-        turned around.
+        Its gradient is proportional to ``strength``. With `grl` the value is the classifier's
+        cross-entropy, and the gradient that reaches the embedder is reversed.
         """
         if self.kind == "grl":
-            return F.cross_entropy(
-                self.classifier(GradientReversal.apply(_seen(general), strength)), labels
-            )
+            reversed_features = GradientReversal.apply(_standardised(general), strength)
+            return F.cross_entropy(self.classifier(reversed_features), labels)
         if self.kind == "ridge":
-            return strength * self._explained(F.normalize(general, dim=1), labels)
+            return strength * self._explained_variance(F.normalize(general, dim=1), labels)
         return general.new_zeros(())
 
     def adversary_step(self, general: Tensor, labels: Tensor) -> float:
-        """Let the classifier learn from detached features; return its accuracy before, which proves nothing."""
+        """Train the classifier on detached features; return its accuracy before that.
+
+        The accuracy is good for a curve only: it proves nothing about the features.
+        """
         if self.kind != "grl":
             return 0.0
-        features = _seen(general.detach())
+        features = _standardised(general.detach())
         with torch.no_grad():
             accuracy = float((self.classifier(features).argmax(dim=1) == labels).float().mean())
         for _ in range(self.steps):
@@ -110,19 +113,22 @@ class ClassAdversary(nn.Module):
             self.optimizer.step()
         return accuracy
 
-    def _explained(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Share of the variance of one-hot classes that ridge regression on the batch explains, within 0 and 1."""
-        wanted = F.one_hot(labels, self.classes).to(features)
-        wanted = wanted - wanted.mean(dim=0)
+    def _explained_variance(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the share, in 0..1, of the variance of one-hot classes that a ridge explains."""
+        target = F.one_hot(labels, self.classes).to(features)
+        target = target - target.mean(dim=0)
         centred = features - features.mean(dim=0)
-        # The dual form: batches are smaller than features are long.
+        # The dual form: a batch has fewer samples than features have dimensions.
         kernel = centred @ centred.T
         ridge = self.penalty * len(features) * torch.eye(len(features), device=features.device)
-        left = wanted - kernel @ torch.linalg.solve(kernel + ridge, wanted)
-        return 1 - left.square().sum() / wanted.square().sum().clamp_min(1e-12)
+        residual = target - kernel @ torch.linalg.solve(kernel + ridge, target)
+        return 1 - residual.square().sum() / target.square().sum().clamp_min(1e-12)
 
 
-def _seen(general: Tensor) -> Tensor:
-    """Scale unit features alike within the batch: what is small is no better hidden, a probe finds it all the same."""
+def _standardised(general: Tensor) -> Tensor:
+    """Standardise unit features per batch.
+
+    Low-variance directions stay visible to the adversary then, as they are to a probe.
+    """
     unit = F.normalize(general, dim=1)
     return (unit - unit.mean(dim=0)) / unit.std(dim=0).clamp_min(1e-4)

@@ -1,9 +1,9 @@
-"""Deep orthogonal fusion of local and global features (DOLG, arXiv 2108.02927) as a head on a tower's tokens.
+"""Deep orthogonal fusion of local and global features (DOLG, arXiv 2108.02927) as a head.
 
 In: tokens of two blocks. Out: one unit descriptor of the global feature and of what attended local
-features add to it. The global feature is the projected class token of the later block where DOLG
-pools the last map of a ResNet, and layer norms stand in for its batch norms: a picture's descriptor
-must not depend on those beside it.
+features add to it. The global feature is the projected class token of the later block, whereas DOLG
+pools the last map of a ResNet. Layer norms replace its batch norms: the descriptor of an image must
+not depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .gdfl import Embedded
 
 
 def orthogonal_complement(local: Tensor, global_: Tensor) -> Tensor:
-    """Take from local features (batch, patches, size) their part along the global one (batch, size).
+    """Remove from local features (batch, patches, size) their part along the global one.
 
-    A global feature of zeros has no direction: nothing is taken then.
+    ``global_`` is (batch, size). A global feature of zeros has no direction, so nothing is removed.
     """
     squared = global_.square().sum(dim=1)[:, None, None]
     along = local @ global_[:, :, None] / torch.where(squared > 0, squared, 1)
@@ -29,18 +29,19 @@ def orthogonal_complement(local: Tensor, global_: Tensor) -> Tensor:
 
 
 class DOLGHead(nn.Module):
-    """Fuse the global feature with the parts of local ones that are orthogonal to it.
+    """Fuse the global feature with the parts of local features that are orthogonal to it.
 
     Parameters
     ----------
     dim
         Width of the tower's tokens.
     layer_local, layer_global
-        Blocks that the local and the global feature are read from, 1 is the first.
+        Blocks that the local and the global features are read from, counted from 1.
     out, inner
         Size of the descriptor, and of the features that are fused.
     dilations
-        Of the local branch, in patches; the patch itself and the whole picture come besides.
+        Dilations of the local branch, in patches, in addition to the patch itself and the whole
+        image.
     """
 
     def __init__(
@@ -63,13 +64,16 @@ class DOLGHead(nn.Module):
         self.fuse = nn.Linear(2 * inner, out)
 
     def forward(self, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> Embedded:
-        """Tokens of both blocks, each (batch, 1 + rows * columns, dim), to descriptors (batch, out)."""
+        """Map tokens of both blocks to descriptors (batch, out).
+
+        Each block has tokens (batch, 1 + rows * columns, dim).
+        """
         local, last = (layers[layer] for layer in self.layers)
         global_ = self.to_global(self.normalize_global(last[:, 0]))
         mixed = self.mix(self.atrous(on_grid(self.normalize_local(local), grid)).relu())
-        seen = self.to_local(mixed.flatten(2).transpose(1, 2))
-        scores = F.softplus(self.score(seen.relu()))
-        attended = scores * F.normalize(seen, dim=2)
+        local_features = self.to_local(mixed.flatten(2).transpose(1, 2))
+        scores = F.softplus(self.score(local_features.relu()))
+        attended = scores * F.normalize(local_features, dim=2)
         general = torch.cat([global_, orthogonal_complement(attended, global_).mean(dim=1)], dim=1)
         weights = scores[..., 0] / scores[..., 0].sum(dim=1, keepdim=True).clamp_min(1e-12)
         return Embedded(

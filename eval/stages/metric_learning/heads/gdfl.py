@@ -1,9 +1,9 @@
-"""Descriptors from attention over the patches of several blocks (general discriminative feature learning).
+"""Descriptors from attention over patches of several blocks: general discriminative features.
 
-In: tokens of chosen blocks of a frozen tower. Out: a unit descriptor, what the class adversary
-reads, and where each block looked. Source: Al-Kaabi, Monsefi, Zabihzadeh (arXiv 2106.06420) names
-intermediate layers, attention and the adversary; its equations could not be read, and the form
-below is a reconstruction.
+In: tokens of chosen blocks of a frozen tower. Out: a unit descriptor, the features that the class
+adversary reads, and each block's attention. Source: Al-Kaabi, Monsefi, Zabihzadeh (arXiv
+2106.06420) name intermediate layers, attention and the adversary; their equations could not be
+read, and the form below is a reconstruction.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Embedded:
     """A batch of descriptors.
 
     ``embedding`` (batch, size) has length one; ``general`` (batch, features) is what the class
-    adversary reads; ``per_layer`` are the blocks' own unit features, each trained like the
-    embedding, none where only that is; ``weights`` maps a block to its attention over patches
-    (batch, patches), which sums to one.
+    adversary reads; ``per_layer`` are unit features of the blocks that are trained like the
+    embedding (none if only the embedding is trained); ``weights`` maps a block to its attention
+    over patches (batch, patches), which sums to one.
     """
 
     embedding: Tensor
@@ -43,8 +43,8 @@ class LayerAttentionPool(nn.Module):
     dim, out, hidden
         Width of tokens, of the feature, and inside the scorer.
     kind
-        `spatial` weighs patches by softplus scores divided by their sum; `channel` gates the mean
-        patch's channels; `both` does the two in turn; `mean` neither.
+        `spatial` weights patches by softplus scores divided by their sum; `channel` gates the
+        channels of the mean patch; `both` does one after the other; `mean` neither.
     """
 
     def __init__(self, dim: int, out: int, hidden: int = 64, kind: Attention = "spatial") -> None:
@@ -54,7 +54,10 @@ class LayerAttentionPool(nn.Module):
         self.project = nn.Linear(dim, out)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (batch, 1 + patches, dim), class token first, to features (batch, out), weights (batch, patches)."""
+        """Map tokens (batch, 1 + patches, dim), class token first, to features (batch, out).
+
+        Also returns the weights of the patches (batch, patches).
+        """
         # Blocks differ in scale, and a few channels of a tower may dwarf the others.
         patches = F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
         if self.score is None:
@@ -76,13 +79,13 @@ class GDFLEmbedder(nn.Module):
     dim
         Width of tokens.
     layers
-        Blocks that are read, 1 is the first.
+        Blocks that are read, counted from 1.
     per_layer, embed
         Size of a block's feature and of the descriptor.
     attention
-        As `kind` of `LayerAttentionPool`.
+        The `kind` of `LayerAttentionPool`.
     per_layer_loss
-        Whether every block's feature is trained by the metric loss too, besides the descriptor.
+        Whether the metric loss also trains the feature of every block, not only the descriptor.
     """
 
     def __init__(
@@ -97,23 +100,25 @@ class GDFLEmbedder(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.per_layer_loss = per_layer_loss
-        self.pools = nn.ModuleList(
-            LayerAttentionPool(dim, per_layer, kind=attention) for _ in self.layers
-        )
+        pools = [LayerAttentionPool(dim, per_layer, kind=attention) for _ in self.layers]
+        self.pools = nn.ModuleList(pools)
         self.join = nn.Linear(per_layer * len(self.layers), embed)
 
     def forward(self, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> Embedded:
-        """Tokens of blocks, each (batch, 1 + rows * columns, dim), to descriptors (batch, embed)."""
-        pooled = [pool(layers[layer]) for layer, pool in zip(self.layers, self.pools, strict=True)]
-        features = tuple(feature for feature, _ in pooled)
+        """Map tokens of blocks to descriptors (batch, embed).
+
+        Each block has tokens (batch, 1 + rows * columns, dim).
+        """
+        features, weights = [], {}
+        for layer, pool in zip(self.layers, self.pools, strict=True):
+            feature, weights[layer] = pool(layers[layer])
+            features.append(feature)
         general = torch.cat(features, dim=1)
         return Embedded(
             embedding=F.normalize(self.join(general), dim=1),
             general=general,
-            per_layer=features if self.per_layer_loss else (),
-            weights={
-                layer: weights for layer, (_, weights) in zip(self.layers, pooled, strict=True)
-            },
+            per_layer=tuple(features) if self.per_layer_loss else (),
+            weights=weights,
         )
 
 

@@ -1,7 +1,7 @@
-"""Part pooling for re-identification: what the whole picture shows, and each band of patch rows from top to bottom.
+"""Part pooling for re-identification: the whole image, and horizontal bands from top to bottom.
 
-In: tokens of one block. Out: global and part features as one descriptor, in which each weighs the
-same. Source: bands as in PCB (arXiv 1711.09349).
+In: tokens of one block. Out: global and part features as one descriptor, in which each feature has
+the same weight. Source: bands as in PCB (arXiv 1711.09349).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .gdfl import Embedded
 
 
 def part_features(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
-    """Return the class token and the mean patch of each of ``parts`` bands, (batch, 1 + parts, width).
+    """Return the class token and the mean patch of each band (batch, 1 + parts, width).
 
-    Bands differ by at most one row where they do not divide the grid; neighbours then share it
-    (adaptive pooling). Raises UsageError where there are more bands than rows, or none.
+    If the number of bands does not divide the rows, neighbouring bands share a row (adaptive
+    pooling). Raises UsageError if there are more bands than rows, or none.
     """
     refuse_parts(parts, grid[0])
     bands = F.adaptive_avg_pool2d(on_grid(tokens, grid), (parts, 1))
@@ -30,7 +30,7 @@ def part_features(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
 
 
 def refuse_parts(parts: int, rows: int) -> None:
-    """Raise UsageError where ``rows`` of patches cannot be divided into so many bands."""
+    """Raise UsageError if ``rows`` of patches cannot be divided into ``parts`` bands."""
     if not 1 <= parts <= rows:
         raise UsageError(
             f"{rows} rows of patches cannot be divided into {parts} parts: choose 1 to {rows}"
@@ -38,7 +38,7 @@ def refuse_parts(parts: int, rows: int) -> None:
 
 
 def part_descriptor(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
-    """Join global and part features without learning: (batch, (1 + parts) * width), of length one.
+    """Join global and part features without training: (batch, (1 + parts) * width), length one.
 
     The cosine of two descriptors is the mean of the cosines of their features.
     """
@@ -47,14 +47,14 @@ def part_descriptor(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor
 
 
 class PartHead(nn.Module):
-    """Learn a projection of the global and of each part feature, and join them as `part_descriptor` does.
+    """Learn a projection of each feature, and join them as `part_descriptor` does.
 
     Parameters
     ----------
     dim
         Width of the tower's tokens.
     layer
-        Block that is read, 1 is the first.
+        Block that is read, counted from 1.
     parts
         Bands of patch rows.
     each
@@ -69,11 +69,12 @@ class PartHead(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(dim, each) for _ in range(1 + parts))
 
     def forward(self, layers: Mapping[int, Tensor], grid: tuple[int, int]) -> Embedded:
-        """Tokens of the block (batch, 1 + rows * columns, dim) to descriptors (batch, (1 + parts) * each)."""
-        features = self.normalize(part_features(layers[self.layers[0]], grid, self.parts)).unbind(1)
-        projected = [
-            project(feature) for project, feature in zip(self.projections, features, strict=True)
-        ]
-        unit = tuple(F.normalize(feature, dim=1) for feature in projected)
+        """Map tokens (batch, 1 + patches, dim) to descriptors (batch, (1 + parts) * each)."""
+        [layer] = self.layers
+        features = self.normalize(part_features(layers[layer], grid, self.parts)).unbind(1)
+        unit = []
+        for project, feature in zip(self.projections, features, strict=True):
+            unit.append(F.normalize(project(feature), dim=1))
+        # Divided so that the joined descriptor has length one too.
         joined = torch.cat(unit, dim=1) / (1 + self.parts) ** 0.5
-        return Embedded(joined, joined, per_layer=unit)
+        return Embedded(joined, joined, per_layer=tuple(unit))

@@ -1,9 +1,9 @@
-"""Re-identification: which gallery pictures count for a query, by identity and camera.
+"""Re-identification: which gallery images count for a query, by identity and camera.
 
-In: identities, cameras and junk marks. Out: per query the right gallery positions and those taken
-out of its ranking: junk, and pictures of its identity by its own camera. A picture without identity
-is a distractor and never right. Source: Market-1501 (Zheng et al., ICCV 2015), VeRi-776; AP without
-the trapezoids of Market's first evaluator, as most published code has it.
+In: identities, cameras and junk marks. Out: per query the right gallery positions, and the
+positions that leave its ranking: junk, and images of its identity by its own camera. An image
+without identity is a distractor and never right. Source: Market-1501 (Zheng et al., ICCV 2015),
+VeRi-776; AP without the trapezoids of Market's first evaluator, as in most published code.
 """
 
 from __future__ import annotations
@@ -17,24 +17,32 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from eval.metrics.relevant_ranks import RelevantRanks
-from eval.stages.metric_learning.protocols.pictures import Judged, Pictures, Task
+from eval.stages.metric_learning.protocols.task import EmbeddedImages, Judged, Task
 
 RANKS = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Who is seen by which camera, all of shape (pictures,); ``identity`` is empty for distractors and junk."""
+    """Identities and cameras of images, all of shape (images,).
+
+    ``identity`` is empty for distractors and junk.
+    """
 
     identity: NDArray[np.str_]
     camera: NDArray[np.str_]
     junk: NDArray[np.bool_]
 
 
-def task(gallery: Pictures, query: Pictures) -> Task:
-    """Return who is right for whom; errors of :func:`views`, and DataError for a query without identity."""
-    theirs, own = (views(side.keys, side.labels, side.annotations) for side in (gallery, query))
-    return Task(query, gallery, query.only_labels(), lambda row, _: judge(own, row, theirs))
+def task(gallery: EmbeddedImages, query: EmbeddedImages) -> Task:
+    """Return who is right for whom.
+
+    Raises DataError for a query without identity, and the errors of :func:`views`.
+    """
+    in_gallery = views(gallery.keys, gallery.labels, gallery.annotations)
+    queries = views(query.keys, query.labels, query.annotations)
+    identities = query.only_labels()
+    return Task(query, gallery, identities, lambda row, _: judge(queries, row, in_gallery))
 
 
 def views(
@@ -45,41 +53,50 @@ def views(
     Raises
     ------
     DataError
-        If a picture has several identities, or an identity and no camera; the message names the
+        If an image has several identities, or an identity and no camera; the message names the
         sample.
     """
-    identity, camera, junk = [], [], []
+    identities, cameras, junk = [], [], []
     for key, names, annotation in zip(keys, labels, annotations, strict=True):
         if len(names) > 1:
             raise DataError(
                 f'sample {key} has {len(names)} "labels"; re-identification needs the one identity'
             )
-        junk.append(annotation.get("junk") is True)
-        identity.append("" if junk[-1] or not names else names[0])
-        seen_by = annotation.get("camera")
-        if identity[-1] and not (isinstance(seen_by, str) and seen_by):
+        is_junk = annotation.get("junk") is True
+        identity = names[0] if names and not is_junk else ""
+        camera = annotation.get("camera")
+        if not isinstance(camera, str):
+            camera = ""
+        if identity and not camera:
             raise DataError(
-                f'sample {key} has no "camera", without which pictures of the same camera cannot be left out: '
-                "import the data set with its camera ids, or measure it as query-gallery"
+                f'sample {key} has no "camera", without which images of the same camera cannot be '
+                "left out: import the data set with its camera ids, or measure it as query-gallery"
             )
-        camera.append(seen_by if isinstance(seen_by, str) else "")
+        identities.append(identity)
+        cameras.append(camera)
+        junk.append(is_junk)
     return Views(
-        np.array(identity, dtype=np.str_),
-        np.array(camera, dtype=np.str_),
+        np.array(identities, dtype=np.str_),
+        np.array(cameras, dtype=np.str_),
         np.array(junk, dtype=bool),
     )
 
 
 def judge(query: Views, row: int, gallery: Views) -> Judged:
-    """Return the gallery positions that are right for query ``row``, and those taken out of its ranking."""
-    same = (gallery.identity == query.identity[row]) & (gallery.identity != "")
-    own_camera = same & (gallery.camera == query.camera[row])
-    return np.flatnonzero(same & ~own_camera), np.flatnonzero(gallery.junk | own_camera)
+    """Return the gallery positions that are right for query ``row``, and those that are removed."""
+    is_same = (gallery.identity == query.identity[row]) & (gallery.identity != "")
+    # The same camera at about the same time shows almost the same image: too easy to count.
+    by_same_camera = is_same & (gallery.camera == query.camera[row])
+    return np.flatnonzero(is_same & ~by_same_camera), np.flatnonzero(gallery.junk | by_same_camera)
 
 
 def values(
-    found: RelevantRanks, ranked: RelevantRanks | None = None
+    ranked: RelevantRanks, ranked_identities: RelevantRanks | None = None
 ) -> dict[str, NDArray[np.float64]]:
-    """Return per query, in 0..1: `rank@K` (CMC, of ``ranked`` if that is given) and `map`."""
-    cmc = found if ranked is None else ranked
-    return {**{f"rank@{k}": cmc.hits(k) for k in RANKS}, "map": found.average_precision()}
+    """Return per query, in 0..1: `rank@K` (CMC) and `map`.
+
+    CMC is that of the identities where their ranks are given.
+    """
+    cmc = ranked if ranked_identities is None else ranked_identities
+    columns = {f"rank@{k}": cmc.hits(k) for k in RANKS}
+    return columns | {"map": ranked.average_precision()}

@@ -1,4 +1,4 @@
-"""What a protocol makes of embedded pictures: who asks, who is ranked, and what is right for whom."""
+"""What a protocol makes of embedded images: queries, gallery, and what is right for whom."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 
+# Gallery positions that are right for a query, and those that leave its ranking.
 Judged = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Embedded pictures: ``embedding`` (pictures, width), the other fields as in `eval.tokens.ImageTokens`."""
+class EmbeddedImages:
+    """Images with their ``embedding`` (images, width).
+
+    The other fields are those of `eval.encoding.labelled_images.ImageTokens`.
+    """
 
     keys: Sequence[str]
     labels: Sequence[tuple[str, ...]]
     annotations: Sequence[Mapping[str, Any]]
     embedding: Any
 
-    def rows(self, rows: NDArray[np.intp]) -> Pictures:
-        """Return the pictures at ``rows``."""
-        some = rows.tolist()
-        keys, labels, annotations = (
-            [every[row] for row in some] for every in (self.keys, self.labels, self.annotations)
+    def rows(self, rows: NDArray[np.intp]) -> EmbeddedImages:
+        """Return the images at ``rows``."""
+        positions = rows.tolist()
+        return EmbeddedImages(
+            keys=[self.keys[row] for row in positions],
+            labels=[self.labels[row] for row in positions],
+            annotations=[self.annotations[row] for row in positions],
+            embedding=self.embedding[positions],
         )
-        return Pictures(keys, labels, annotations, self.embedding[some])
 
     def only_labels(self) -> list[str]:
-        """Return the one label of each picture; raises DataError for a sample with none or several."""
+        """Return the label of each image; raises DataError for a sample with none or several."""
         for key, names in zip(self.keys, self.labels, strict=True):
             if len(names) != 1:
                 raise DataError(
@@ -45,14 +51,14 @@ class Pictures:
 class Task:
     """Queries and gallery of a protocol.
 
-    ``judge(row, setting)`` gives for a query the gallery positions that are right and those that
+    ``judge(row, setting)`` returns for a query the gallery positions that are right and those that
     leave its ranking. ``clusters`` names for each query its class (identity, place), which
-    intervals resample. ``identities`` (gallery,) are given where the places of identities are
-    counted beside those of pictures.
+    intervals resample. ``identities`` (gallery,) are given if the ranks of identities count beside
+    those of images.
     """
 
-    query: Pictures
-    gallery: Pictures
+    query: EmbeddedImages
+    gallery: EmbeddedImages
     clusters: Sequence[str]
     judge: Callable[[int, str], Judged]
     settings: Sequence[str] = ("",)
