@@ -1,9 +1,9 @@
-"""InfoNCE in tiles beside the dense form: forward and backward of both sides, time and peak memory.
+"""InfoNCE in tiles, compared with the dense form: time and peak memory of forward and backward.
 
-Dense is one similarity matrix, two cross-entropies and autograd. Times alternate in one process;
-memory is the growth of the resident set above the inputs, each in a process of its own. On a GPU,
-both come from the GPU. Then global batches of several sizes over two ranks, each with its own rows
-against all columns.
+Dense is one similarity matrix, two cross-entropies and autograd. Times of both forms alternate in
+one process. Memory is the growth of the resident set above the inputs, or the allocations of the
+GPU, each measured in a separate process. On a CPU, the memory of two ranks follows: they share
+global batches of several sizes, and each compares its rows with all columns.
 """
 
 import json
@@ -19,131 +19,125 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.measurement import device_name, process_memory, run_alone, seconds
 from pretrain.objectives.nce import nce
 
-WIDTH, TEMPERATURE = 512, 0.07
+WIDTH, TEMPERATURE, ROUNDS = 512, 0.07, 8
+# Rows at which both forms are timed.
 SIZES = {"cpu": (1024, 4096), "cuda": (4096, 16384, 32768)}
-"""Rows at which both forms are timed."""
+# Rows of the tiles alone: the dense form needs two matrices of 4 GB and their gradients here.
 LARGE = 32768
+# Global batches of the two ranks.
 GATHERED = (256, 1024, 4096, 16384, 32768)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def dense(p: Tensor, q: Tensor, temperature: Tensor) -> Tensor:
-    """Both cross-entropies of one whole matrix."""
+    """Both cross-entropies of the whole similarity matrix."""
     similarity = F.normalize(p, dim=-1, eps=1e-8) @ F.normalize(q, dim=-1, eps=1e-8).T / temperature
-    own = torch.arange(len(p), device=p.device)
-    return F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+    matches = torch.arange(len(p), device=p.device)
+    return F.cross_entropy(similarity, matches) + F.cross_entropy(similarity.T, matches)
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"tiled": nce, "dense": dense}
 
 
 def inputs(rows: int) -> list[Tensor]:
-    """Random features and a temperature that learn."""
+    """Random features (rows, width) of both sides and a temperature, all of which learn."""
     torch.manual_seed(0)
-    p, q = (torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True) for _ in range(2))
+    p = torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True)
+    q = torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True)
     return [p, q, torch.tensor(TEMPERATURE, device=DEVICE, requires_grad=True)]
 
 
-def seconds(form: str, leaves: list[Tensor]) -> float:
-    """One forward and backward."""
+def step_seconds(form: str, leaves: list[Tensor]) -> float:
+    """Time of one forward and backward pass."""
+    # Without gradients of an earlier pass, to which this one would have to add.
     for leaf in leaves:
         leaf.grad = None
-    started = time.perf_counter()
-    FORMS[form](*leaves).backward()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return seconds(lambda: FORMS[form](*leaves).backward())
 
 
-def megabytes(form: str, rows: int) -> float:
-    """Peak memory of one forward and backward above its inputs; of this process, so call it in a fresh one."""
-    seconds(form, inputs(8))
+def peak_memory(form: str, rows: int) -> float:
+    """Peak megabytes of one forward and backward pass above its inputs.
+
+    This is the peak of the process so far: call it in a fresh one.
+    """
+    # A first small pass loads the libraries, whose memory is not the loss's.
+    step_seconds(form, inputs(8))
     leaves = inputs(rows)
     if DEVICE == "cuda":
-        before = torch.cuda.memory_allocated()
-        seconds(form, leaves)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    before = status("VmRSS")
-    seconds(form, leaves)
-    return status("VmHWM") - before
+        allocated = torch.cuda.memory_allocated()
+        step_seconds(form, leaves)
+        return (torch.cuda.max_memory_allocated() - allocated) / 1e6
+    before = process_memory("VmRSS")
+    step_seconds(form, leaves)
+    return process_memory("VmHWM") - before
 
 
-def status(field: str) -> float:
-    """Megabytes of this process, from the kernel; a child's ru_maxrss would start at its parent's."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
-
-
-def gathered(batch: int, world: int = 2) -> float:
-    """Peak megabytes of a rank above its inputs, where `world` ranks share a global batch over gloo."""
+def peak_memory_of_ranks(batch: int, world: int = 2) -> float:
+    """Peak megabytes of a rank above its inputs; `world` ranks share a global batch over gloo."""
+    command = [sys.executable, "-m", "benchmarks.nce", "tiled", str(batch // world)]
+    processes = []
     with tempfile.TemporaryDirectory() as folder:
-        words = [
-            sys.executable,
-            "-m",
-            "benchmarks.nce",
-            "tiled",
-            str(batch // world),
-            f"{folder}/meet",
-            str(world),
-        ]
-        ranks = [
-            subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True)
-            for rank in range(world)
-        ]
-        said = [process.communicate()[0] for process in ranks]
-    return max(json.loads(line)["megabytes"] for line in said)
+        for rank in range(world):
+            words = [*command, f"{folder}/meet", str(world), str(rank)]
+            # All ranks must have started before one is waited for: each waits for the others.
+            processes.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        outputs = [process.communicate()[0] for process in processes]
+    return max(json.loads(output)["megabytes"] for output in outputs)
 
 
-def fresh(form: str, rows: int) -> dict[str, float]:
-    """Memory and seconds of one call, in a process of its own."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks.nce", form, str(rows)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(finished.stdout)
-
-
-if __name__ == "__main__":
+def measure_alone() -> None:
+    """Print the memory and time of one pass; arguments are FORM ROWS [FILE WORLD RANK]."""
+    form, rows = sys.argv[1:3]
     if len(sys.argv) > 3:
         meet, world, rank = sys.argv[3:]
         dist.init_process_group(
             "gloo", init_method=f"file://{meet}", rank=int(rank), world_size=int(world)
         )
+    started = time.perf_counter()
+    megabytes = peak_memory(form, int(rows))
+    print(json.dumps({"megabytes": megabytes, "seconds": time.perf_counter() - started}))
+
+
+def compare_forms(rows: int) -> None:
+    """Print time and memory of both forms."""
+    leaves = inputs(rows)
+    times: dict[str, list[float]] = {form: [] for form in FORMS}
+    for _ in range(ROUNDS):
+        for form in FORMS:
+            times[form].append(step_seconds(form, leaves))
+    medians, parts = {}, []
+    for form, values in times.items():
+        # The first round warms up.
+        medians[form] = statistics.median(values[1:])
+        memory = run_alone("benchmarks.nce", form, str(rows))["megabytes"]
+        parts.append(f"{form} {medians[form] * 1e3:.1f} ms and {memory:.0f} MB above the inputs")
+    ratio = medians["tiled"] / medians["dense"]
+    print(f"{rows} rows: {', '.join(parts)}; time ratio tiled / dense {ratio:.2f}", flush=True)
+
+
+def main() -> None:
+    """Print all comparisons, or measure as one of the separate processes."""
     if len(sys.argv) > 1:
-        started = time.perf_counter()
-        used = megabytes(sys.argv[1], int(sys.argv[2]))
-        print(json.dumps({"megabytes": used, "seconds": time.perf_counter() - started}))
-        sys.exit()
-    name = (
-        torch.cuda.get_device_name()
-        if DEVICE == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    print(f"{name}, float32, width {WIDTH}, forward and backward")
+        measure_alone()
+        return
+    print(f"{device_name()}, float32, width {WIDTH}, forward and backward")
     for rows in SIZES[DEVICE]:
-        leaves = inputs(rows)
-        times: dict[str, list[float]] = {form: [] for form in FORMS}
-        for _ in range(8):
-            for form in FORMS:
-                times[form].append(seconds(form, leaves))
-        medians = {form: statistics.median(values[1:]) for form, values in times.items()}
-        memory = {form: fresh(form, rows)["megabytes"] for form in FORMS}
-        print(
-            f"{rows} rows: tiled {medians['tiled'] * 1e3:.1f} ms and {memory['tiled']:.0f} MB above the inputs, "
-            f"dense {medians['dense'] * 1e3:.1f} ms and {memory['dense']:.0f} MB; "
-            f"time ratio tiled / dense {medians['tiled'] / medians['dense']:.2f}"
-        )
-    alone = fresh("tiled", LARGE)
+        compare_forms(rows)
+    large = run_alone("benchmarks.nce", "tiled", str(LARGE))
     print(
-        f"{LARGE} rows: tiled {alone['seconds']:.1f} s and {alone['megabytes']:.0f} MB above the inputs"
+        f"{LARGE} rows: tiled {large['seconds']:.1f} s and {large['megabytes']:.0f} MB "
+        "above the inputs"
     )
     if DEVICE == "cpu":
         for batch in GATHERED:
+            memory = peak_memory_of_ranks(batch)
             print(
-                f"{batch} rows over 2 ranks: {gathered(batch):.0f} MB of a rank above its inputs",
-                flush=True,
+                f"{batch} rows over 2 ranks: {memory:.0f} MB of a rank above its inputs", flush=True
             )
+
+
+if __name__ == "__main__":
+    main()

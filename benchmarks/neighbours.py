@@ -1,13 +1,16 @@
-"""Retrieval metrics of 60,000 embeddings in chunks: time, and peak memory of a process of its own.
+"""Retrieval metrics of 60,000 embeddings, in chunks: time, and peak memory of a separate process.
 
-Beside it, on fewer items, the plain form: all cosines in one matrix, every row sorted whole, the
-same four metrics. A tenth of the 60,000 asks the whole gallery, and the time of all is told by rule
-of three: all of them asking (`python -m benchmarks.neighbours 60000`) takes minutes on two cores.
+    python -m benchmarks.neighbours [QUERIES]
+
+First the chunked metrics of the package and the plain form alternate on fewer items. Plain means
+that all cosines are in one matrix, whose rows are sorted whole, and gives the same four metrics.
+Then QUERIES of the 60,000 embeddings are ranked against all others, and the time of all queries is
+extrapolated. The default is a tenth: all of them (`python -m benchmarks.neighbours 60000`) take
+minutes on two cores.
 """
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,47 +18,48 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measurement import process_memory, run_alone
 from eval.metrics.neighbours import neighbours
 
-ITEMS, WIDTH, PER_CLASS = (
-    60_000,
-    512,
-    5,
-)  # Stanford Online Products has 60,502 items, five of a class
+# About the size of Stanford Online Products: 60,502 items, five per class.
+ITEMS, PER_CLASS = 60_000, 5
+WIDTH = 512
 SMALL = 4_000
+ROUNDS = 3
 
 
 def inputs(items: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Classes whose items lie near each other, so that some of the neighbours are right."""
+    """Draw embeddings (items, width) near the center of their class, and the classes (items,)."""
     generator = np.random.default_rng(0)
     labels = np.arange(items) // PER_CLASS
-    centres = generator.standard_normal((labels[-1] + 1, WIDTH), dtype=np.float32)
-    return centres[labels] + 2.5 * generator.standard_normal(
-        (items, WIDTH), dtype=np.float32
-    ), labels
+    centers = generator.standard_normal((labels[-1] + 1, WIDTH), dtype=np.float32)
+    noise = generator.standard_normal((items, WIDTH), dtype=np.float32)
+    # With this much noise some of the nearest items are right and some are wrong.
+    return centers[labels] + 2.5 * noise, labels
 
 
 def plain(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Sort one matrix."""
+    """Compute the metrics from one sorted matrix of all cosines."""
     unit = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float64)
     scores = unit @ unit.T
+    # An item is not its own neighbor: it comes last, and the last column is cut off.
     np.fill_diagonal(scores, -np.inf)
     hit = labels[np.argsort(-scores, axis=1)[:, :-1]] == labels[:, None]
-    right = np.bincount(labels)[labels] - 1
-    place = np.arange(1, hit.shape[1] + 1)
-    precision = np.cumsum(hit, axis=1) / place * hit
-    first = place <= right[:, None]
+    relevant = np.bincount(labels)[labels] - 1
+    rank = np.arange(1, hit.shape[1] + 1)
+    precision_of_hits = np.cumsum(hit, axis=1) / rank * hit
+    within_r = rank <= relevant[:, None]
     return {
         "recall@1": float(hit[:, 0].mean()),
-        "r_precision": float(((hit & first).sum(axis=1) / right).mean()),
-        "map@r": float(((precision * first).sum(axis=1) / right).mean()),
-        "map": float((precision.sum(axis=1) / right).mean()),
+        "r_precision": float(((hit & within_r).sum(axis=1) / relevant).mean()),
+        "map@r": float(((precision_of_hits * within_r).sum(axis=1) / relevant).mean()),
+        "map": float((precision_of_hits.sum(axis=1) / relevant).mean()),
     }
 
 
 def chunked(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Measure as the stage does."""
-    return neighbours(embeddings, labels, ks=(1,)).means()
+    """Compute the metrics as the evaluation stage does."""
+    return neighbours(embeddings, labels.tolist(), ks=(1,)).means()
 
 
 FORMS: dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]], dict[str, float]]] = {
@@ -64,51 +68,56 @@ FORMS: dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]], dict[str, fl
 }
 
 
-def asking(queries: int) -> dict[str, float]:
-    """So many of all items ask all others: seconds, and megabytes of the process above its embeddings."""
+def rank_queries(queries: int) -> dict[str, float]:
+    """Rank all items for some of them; return seconds, and megabytes above the embeddings."""
     embeddings, labels = inputs(ITEMS)
-    before, started = status("VmRSS"), time.perf_counter()
-    neighbours(
-        embeddings[:queries], labels[:queries], *((embeddings, labels) if queries < ITEMS else ())
-    )
+    before, started = process_memory("VmRSS"), time.perf_counter()
+    if queries < ITEMS:
+        neighbours(embeddings[:queries], labels[:queries].tolist(), embeddings, labels.tolist())
+    else:
+        neighbours(embeddings, labels.tolist())
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": status("VmHWM") - before, "whole": status("VmHWM")}
+    peak = process_memory("VmHWM")
+    return {"seconds": seconds, "megabytes": peak - before, "whole": peak}
 
 
-def status(field: str) -> float:
-    """Megabytes of this process, from the kernel."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
+def compare_forms() -> None:
+    """Print the times of both forms, and how far apart their metrics are."""
+    embeddings, labels = inputs(SMALL)
+    times: dict[str, list[float]] = {form: [] for form in FORMS}
+    metrics: dict[str, dict[str, float]] = {}
+    for _ in range(ROUNDS):
+        for form, compute in FORMS.items():
+            started = time.perf_counter()
+            metrics[form] = compute(embeddings, labels)
+            times[form].append(time.perf_counter() - started)
+    differences = []
+    for name, value in metrics["plain"].items():
+        differences.append(abs(metrics["chunked"][name] - value))
+    chunked_time = statistics.median(times["chunked"])
+    plain_time = statistics.median(times["plain"])
+    print(
+        f"{SMALL} x {WIDTH}: chunked {chunked_time:.2f} s, plain {plain_time:.2f} s; "
+        f"time ratio chunked / plain {chunked_time / plain_time:.2f}; "
+        f"metrics differ by {max(differences):.0e}",
+        flush=True,
+    )
 
 
-def fresh(queries: int) -> dict[str, float]:
-    """`asking` in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.neighbours", "asking", str(queries)]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def main() -> None:
+    """Print both comparisons, or measure as the separate process."""
+    if sys.argv[1:2] == ["alone"]:
+        print(json.dumps(rank_queries(int(sys.argv[2]))))
+        return
+    queries = int(sys.argv[1]) if len(sys.argv) > 1 else ITEMS // 10
+    compare_forms()
+    large = run_alone("benchmarks.neighbours", "alone", str(queries))
+    print(
+        f"{ITEMS} x {WIDTH}, {queries} queries: {large['seconds']:.1f} s, "
+        f"all queries {large['seconds'] * ITEMS / queries:.0f} s; "
+        f"{large['megabytes']:.0f} MB above the embeddings, {large['whole']:.0f} MB in all"
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["asking"]:
-        print(json.dumps(asking(int(sys.argv[2]))))
-        sys.exit()
-    queries = int(sys.argv[1]) if len(sys.argv) > 1 else ITEMS // 10
-    small = inputs(SMALL)
-    times: dict[str, list[float]] = {form: [] for form in FORMS}
-    found: dict[str, dict[str, float]] = {}
-    for _ in range(3):
-        for form, metrics in FORMS.items():
-            started = time.perf_counter()
-            found[form] = metrics(*small)
-            times[form].append(time.perf_counter() - started)
-    apart = max(abs(found["chunked"][name] - found["plain"][name]) for name in found["plain"])
-    medians = {form: statistics.median(values) for form, values in times.items()}
-    print(
-        f"{SMALL} x {WIDTH}: chunked {medians['chunked']:.2f} s, plain {medians['plain']:.2f} s; time ratio chunked / "
-        f"plain {medians['chunked'] / medians['plain']:.2f}; metrics differ by {apart:.0e}",
-        flush=True,
-    )
-    large = fresh(queries)
-    print(
-        f"{ITEMS} x {WIDTH}, {queries} ask: {large['seconds']:.1f} s, all {large['seconds'] * ITEMS / queries:.0f} s; "
-        f"{large['megabytes']:.0f} MB above the embeddings, {large['whole']:.0f} MB in all"
-    )
+    main()

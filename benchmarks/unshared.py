@@ -1,8 +1,10 @@
-"""The mathematics of a step executed as the authors' release executes it, to compare with: nothing is shared.
+"""A training step's mathematics, executed as the authors' release executes it: nothing is shared.
 
-Six image passes, six text passes and five fusion passes, texts padded to a fixed length, every
-state of every layer computed, and the masked-language head on every position (glscl spec of the
-release: objectives.py of IIGROUP/SCL).
+Computes the same features as `pretrain.views.pretrain_features`, from the same batch: six image
+passes, six text passes and five fusion passes, texts padded to a fixed length, every state of every
+layer, and the masked-language head at every position. The release is `objectives.py` of
+https://github.com/IIGROUP/SCL. Speed is compared with it, and tests check that sharing changes no
+result.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from pretrain.views import Completion, PretrainFeatures, part_identity, similari
 def unshared_features(
     model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int
 ) -> PretrainFeatures:
-    """Compute what `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
+    """Compute the result of `pretrain_features`, up to rounding, with texts padded to `length`.
 
-    Pictures or clips, with targets of the crossed passes.
+    Pixels are images or videos; the targets of completion are those of the crossed passes.
     """
     size, width = batch.text_ids.shape
     pad = int(model.config.text_config.pad_token_id)
@@ -31,13 +33,13 @@ def unshared_features(
     def padded(ids: Tensor, value: int) -> Tensor:
         return torch.nn.functional.pad(ids, (0, length - width), value=value)
 
+    # Flat positions of the batch, which is padded to `width`, as positions of the longer rows.
     def moved(positions: Tensor) -> Tensor:
         return positions // width * length + positions % width
 
     mask = padded(batch.text_mask, 0)
-    ids, masked_ids, mlm_ids = (
-        padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids)
-    )
+    ids = padded(batch.text_ids, pad)
+    masked_ids, mlm_ids = padded(batch.masked_text_ids, pad), padded(batch.mlm_ids, pad)
     count = (batch.pixels.shape[-2] // int(model.config.vision_config.patch_size)) ** 2
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     hidden = torch.zeros(size * count, dtype=torch.bool, device=ids.device)
@@ -46,10 +48,10 @@ def unshared_features(
     def fuse(text_ids: Tensor, image: Tensor) -> Fused:
         return model.fuse(model.encode_text(text_ids, mask), mask, image, frames)
 
-    # Contrast
+    # Contrastive loss
     contrastive_text = model.contrastive_text(model.encode_text(ids, mask))
     contrastive_image = model.contrastive_image(model.encode_image(batch.pixels), frames)
-    # Matching
+    # Image-text matching
     labels, pixels = batch.itm_labels, batch.pixels
     if batch.negative_pixels is None:
         identity = batch.identity if config.duplicates == "ignored" else None
@@ -61,16 +63,18 @@ def unshared_features(
         pixels = pixels.clone()
         pixels[labels == 0] = batch.negative_pixels
     matched = fuse(ids, model.encode_image(pixels))
-    # Masked language
+    # Masked language modeling
     predicted = model.masked_language_head(fuse(mlm_ids, model.encode_image(batch.pixels)).text)
-    # Completion
+    # Completion: `a` misses most patches, `b` has masked tokens, `c` has masked patches.
     a = fuse(ids, model.encode_image(batch.pixels, keep_patches=batch.keep_patches))
     b = fuse(masked_ids, model.encode_image(batch.pixels))
     c = fuse(ids, model.encode_image(batch.pixels, masked_patches=hidden))
 
     every = frames * count
-    rows = hidden.repeat(1, frames).flatten().nonzero()[:, 0]  # the same patches of every frame
+    # A video hides the same patches of every frame.
+    rows = hidden.repeat(1, frames).flatten().nonzero()[:, 0]
 
+    # Class tokens, one per frame, come before the patches.
     def patches_at(states: Tensor) -> Tensor:
         return states[:, frames:].flatten(0, 1)[rows]
 

@@ -1,47 +1,54 @@
-"""Attention of clips: two calls on shared projections beside one call with a mask, time and memory.
+"""Attention over video: two calls on shared projections, compared with one masked call.
 
     python -m benchmarks.video [--batch 2] [--rounds 5]
 
-CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each side in a
-process of its own, so that its peak memory is its own.
+Prints time, peak memory and operations of the image tower, CLIP ViT-B/16 (11 blocks), forward and
+backward in fp32 on 4 frames of 224 pixels. Each side runs in a separate process, because the peak
+of a process includes everything that ran in it before.
 """
 
 import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
-import time
 
 import torch
+from torch import Tensor
 from transformers import CLIPVisionConfig
 
+from benchmarks.measurement import run_alone, seconds
 from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.model.vision import Patches
 from pretrain.planning.plan import flop_counter
 
-FRAMES, SIDE = 4, 224
+FRAMES, SIZE = 4, 224
+SIDES = ("structured", "masked")
 
 
-def masked_form(model: GLSCLModel, patches: Patches) -> torch.Tensor:
-    """Encode with one attention call per block over all tokens, allowed by a mask of (frames x tokens) squared."""
+def encode_masked(model: GLSCLModel, patches: Patches) -> Tensor:
+    """Encode a video with one attention call per block, over all tokens under a mask.
+
+    The mask has the size (frames x tokens) squared. A token sees its own frame and the class tokens
+    of all frames, as in the structured form.
+    """
     tower, count = model.vision, patches.values.shape[2]
-    tokens = patches.values + patches.positions[1:] + model.temporal_embedding[:FRAMES, None]
-    first = (
-        tower.embeddings.class_embedding + patches.positions[0] + model.temporal_embedding[:FRAMES]
-    )
-    hidden = torch.cat([first[:, None].expand(len(tokens), -1, 1, -1), tokens], dim=2).flatten(1, 2)
+    assert model.temporal_embedding is not None
+    time_embedding = model.temporal_embedding[:FRAMES]
+    tokens = patches.values + patches.positions[1:] + time_embedding[:, None]
+    class_tokens = tower.embeddings.class_embedding + patches.positions[0] + time_embedding
+    class_tokens = class_tokens[:, None].expand(len(tokens), -1, 1, -1)
+    hidden = torch.cat([class_tokens, tokens], dim=2).flatten(1, 2)
     frame = torch.arange(FRAMES).repeat_interleave(1 + count)
-    allowed = (frame[:, None] == frame) | (torch.arange(len(frame)) % (1 + count) == 0)[:, None]
+    is_class_token = torch.arange(len(frame)) % (1 + count) == 0
+    allowed = (frame[:, None] == frame) | is_class_token[:, None]
     hidden = tower.pre_layrnorm(hidden)
     for layer in tower.encoder.layers:
         hidden = layer(hidden, allowed[None, None])
     return model.image_projection(tower.post_layernorm(hidden))
 
 
-def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward, and peak memory above what stood before in MB."""
+def measure(side: str, batch: int, rounds: int) -> dict[str, float]:
+    """Median seconds of forward and backward, peak memory above the model, and operations."""
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
         hidden_size=768,
@@ -49,26 +56,25 @@ def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
         num_hidden_layers=11,
         num_attention_heads=12,
         patch_size=16,
-        image_size=SIDE,
+        image_size=SIZE,
     )
     model = GLSCLModel(GLSCLConfig(vision_config=tower, max_frames=FRAMES))
-    pixels = torch.randn(batch, FRAMES, 3, SIDE, SIDE)
+    pixels = torch.randn(batch, FRAMES, 3, SIZE, SIZE)
 
     def work() -> None:
         model.zero_grad()
         patches = model.embed_patches(pixels)
-        states = model.encode_patches(patches) if structured else masked_form(model, patches)
+        if side == "structured":
+            states = model.encode_patches(patches)
+        else:
+            states = encode_masked(model, patches)
         states.square().mean().backward()
 
-    with torch.no_grad():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The counted call also warms up.
     with flop_counter() as counter:
         work()
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
+    times = [seconds(work) for _ in range(rounds)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "seconds": statistics.median(times),
@@ -77,31 +83,36 @@ def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", choices=("structured", "masked"))
+def main() -> None:
+    """Print both sides and their ratios, or measure one side as the separate process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.video", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--batch", type=int, default=2, help="videos per step (default: 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps per side (default: 5)")
+    parser.add_argument("--side", choices=SIDES, help="measure one side and print it as JSON")
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(side(options.side == "structured", options.batch, options.rounds)))
-        sys.exit()
-    found = {}
-    for name in ("structured", "masked"):
-        command = [sys.executable, "-m", "benchmarks.video", "--side", name]
-        command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
-        found[name] = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        )
-    print(
-        f"{FRAMES} frames of {SIDE} px, batch {options.batch}, fp32, {torch.get_num_threads()} threads"
-    )
-    for name, values in found.items():
+        print(json.dumps(measure(options.side, options.batch, options.rounds)))
+        return
+    sizes = ("--batch", str(options.batch), "--rounds", str(options.rounds))
+    threads = torch.get_num_threads()
+    print(f"{FRAMES} frames of {SIZE} px, batch {options.batch}, fp32, {threads} threads")
+    results = {}
+    for side in SIDES:
+        result = run_alone("benchmarks.video", "--side", side, *sizes)
         print(
-            f"{name:11} {values['seconds']:8.2f} s {values['megabytes']:8.0f} MB {values['gflop']:8.1f} GFLOP/clip"
+            f"{side:11} {result['seconds']:8.2f} s {result['megabytes']:8.0f} MB "
+            f"{result['gflop']:8.1f} GFLOP/video",
+            flush=True,
         )
-    masked, structured = found["masked"], found["structured"]
+        results[side] = result
+    masked, structured = results["masked"], results["structured"]
     print(
         f"masked / structured: time {masked['seconds'] / structured['seconds']:.2f}, "
         f"memory {masked['megabytes'] / structured['megabytes']:.2f}"
     )
+
+
+if __name__ == "__main__":
+    main()
