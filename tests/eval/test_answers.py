@@ -1,4 +1,4 @@
-"""The vocabulary holds what training questions say often enough, and what it cannot say still counts."""
+"""The vocabulary holds the answers that are frequent enough; others still count in the accuracy."""
 
 import json
 from itertools import pairwise
@@ -35,7 +35,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_questions(tmp_path_factory.mktemp("answers") / "train", samples)
 
 
-def test_answers_are_counted_as_normalised_the_most_frequent_first(training: Path) -> None:
+def test_normalized_answers_are_counted_and_the_most_frequent_is_first(training: Path) -> None:
     vocabulary = Vocabulary.build([training], min_count=2)
     assert vocabulary.labels == ("cat", "2")
     assert Vocabulary.build([training, training], min_count=2).labels == ("cat", "2", "dog")
@@ -44,7 +44,7 @@ def test_answers_are_counted_as_normalised_the_most_frequent_first(training: Pat
     ]
 
 
-def test_every_spelling_of_a_label_counts_for_it(training: Path) -> None:
+def test_every_spelling_of_a_label_maps_to_it(training: Path) -> None:
     vocabulary = Vocabulary.build([training], min_count=2)
     table = dict(vocabulary.label_table())
     assert table == {"Two": 1, "2": 1, "two.": 1, "The cat": 0, "cat": 0, "a cat": 0}
@@ -55,7 +55,7 @@ def test_every_spelling_of_a_label_counts_for_it(training: Path) -> None:
     assert targets(["a cat"] * 3 + ["ox"] * 7, table, config).tolist() == [pytest.approx(0.9), 0.0]
 
 
-def test_a_vocabulary_is_read_back_equal_and_not_after_a_change(
+def test_a_vocabulary_is_read_back_unchanged_and_refused_after_a_change(
     training: Path, tmp_path: Path
 ) -> None:
     vocabulary = Vocabulary.build([training], min_count=2)
@@ -75,8 +75,10 @@ def test_a_vocabulary_is_read_back_equal_and_not_after_a_change(
         Vocabulary.load(tmp_path / "none.json")
 
 
-def test_what_makes_no_vocabulary_is_refused(training: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no answer in .* is the answer to 9 questions"):
+def test_too_rare_answers_and_missing_data_are_refused(training: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="no answer in .* is the most frequent answer of 9 questions"
+    ):
         Vocabulary.build([training])
     with pytest.raises(UsageError, match="min_count of at least 1, not 0"):
         Vocabulary.build([training], min_count=0)
@@ -84,28 +86,25 @@ def test_what_makes_no_vocabulary_is_refused(training: Path, tmp_path: Path) -> 
         Vocabulary.build([])
 
 
-def test_a_vocabulary_passes_over_as_many_bad_samples_as_training_does(tmp_path: Path) -> None:
+def test_a_vocabulary_skips_as_many_bad_samples_as_training_does(tmp_path: Path) -> None:
     good = [[question(i, "what is it?", answers)] for i, answers in enumerate(TRAINING)]
-    one = write_questions(tmp_path / "one", [[], *good])
-    assert Vocabulary.build([one], min_count=2).labels == ("cat", "2")
+    one_bad = write_questions(tmp_path / "one", [[], *good])
+    assert Vocabulary.build([one_bad], min_count=2).labels == ("cat", "2")
     with pytest.raises(DataError, match='has no "questions"'):
-        list(read_questions(Manifest.load(one)))
-    many = write_questions(tmp_path / "many", [*good, *[[]] * 20])
+        list(read_questions(Manifest.load(one_bad)))
+    many_bad = write_questions(tmp_path / "many", [*good, *[[]] * 20])
     with pytest.raises(
         DataError, match='more than 1% of the samples of .*many are bad .* has no "questions"'
     ):
-        Vocabulary.build([many], min_count=2)
+        Vocabulary.build([many_bad], min_count=2)
 
 
-def test_a_question_that_no_label_answers_allows_nothing() -> None:
-    """V6."""
+def test_a_question_that_no_label_answers_has_accuracy_zero() -> None:
     scores = LabelScores(["cat", "2"])
     assert scores.best_and_mean(["ox"] * 10) == (0.0, 0.0)
     assert scores.best_and_mean(["cat"] * 10) == (1.0, 0.5)
-    assert scores.best_and_mean(["two"] * 10) == (
-        0.0,
-        0.0,
-    )  # of 2021 alone: nothing is normalised where all agree
+    # Only the version of 2021 compares without normalization if all people agree.
+    assert scores.best_and_mean(["two"] * 10) == (0.0, 0.0)
     assert scores.best_and_mean(["two"] * 10, "always") == (1.0, 0.5)
 
 
@@ -117,19 +116,17 @@ WORDS = st.sampled_from(["cat", "the cat", "two", "2", "t-shirt", "t shirt", "3.
     st.lists(WORDS, min_size=1, unique=True),
     st.sampled_from(VERSIONS),
 )
-def test_the_best_and_the_mean_are_those_of_all_labels_tried_in_turn(
+def test_best_and_mean_equal_those_over_all_labels_in_turn(
     answers: list[str], labels: list[str], version: str
 ) -> None:
-    tried = [accuracy(label, answers, version) for label in labels]
+    accuracies = [accuracy(label, answers, version) for label in labels]
     best, mean = LabelScores(labels).best_and_mean(answers, version)
-    assert best == max(tried)
-    assert mean == pytest.approx(sum(tried) / len(tried))
+    assert best == max(accuracies)
+    assert mean == pytest.approx(sum(accuracies) / len(accuracies))
 
 
-def test_labels_are_in_falling_order_of_how_often_they_answer(training: Path) -> None:
+def test_labels_are_sorted_by_falling_frequency(training: Path) -> None:
     vocabulary = Vocabulary.build([training], min_count=1)
-    count = [
-        sum(normalize(answers[0]) == label for answers in TRAINING if answers)
-        for label in vocabulary.labels
-    ]
-    assert all(before >= after for before, after in pairwise(count))
+    normalized = [normalize(answers[0]) for answers in TRAINING if answers]
+    counts = [normalized.count(label) for label in vocabulary.labels]
+    assert all(before >= after for before, after in pairwise(counts))

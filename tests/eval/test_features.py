@@ -1,4 +1,4 @@
-"""Features on disk: nothing is encoded twice, nothing of another model, other data or a damaged file is ever used."""
+"""The cache of features: nothing is encoded twice, and foreign features are never used."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Encoding:
-    """A loaded model that counts its encoder's calls, and is killed at one of them."""
+    """A loaded model that counts the calls of its encoders and is killed at one of them."""
 
     def __init__(self, model: Path, cache: Path | None, killed_at: int | None = None) -> None:
         self.loaded: LoadedModel = load(model, cache=cache)
@@ -69,7 +69,7 @@ def written(cache: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
 
 
-def test_what_is_kept_is_what_is_computed_and_is_not_computed_again(
+def test_cached_features_equal_computed_ones_and_are_not_computed_again(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
     plain, first = Encoding(knowing_model, None), Encoding(knowing_model, tmp_path)
@@ -80,16 +80,17 @@ def test_what_is_kept_is_what_is_computed_and_is_not_computed_again(
     files = written(tmp_path)
     again = Encoding(knowing_model, tmp_path)
     assert same(again.images(gallery), images)
-    found = again.texts()
-    assert np.array_equal(found.features, texts.features) and torch.equal(found.mask, texts.mask)
+    texts_again = again.texts()
+    assert np.array_equal(texts_again.features, texts.features) and torch.equal(
+        texts_again.mask, texts.mask
+    )
     assert again.calls == 0
     assert written(tmp_path) == files
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(
+def test_a_killed_evaluation_resumes_where_it_stopped(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    """G2."""
     with pytest.raises(KeyboardInterrupt):
         Encoding(knowing_model, tmp_path, killed_at=3).images(gallery)
     before = written(tmp_path)
@@ -100,7 +101,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     assert before.items() < written(tmp_path).items()
 
 
-def test_a_limit_shares_its_whole_blocks(
+def test_a_limited_evaluation_shares_its_complete_blocks(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
     Encoding(knowing_model, tmp_path).images(gallery, limit=7)
@@ -109,10 +110,10 @@ def test_a_limit_shares_its_whole_blocks(
     assert rest.calls == 5
 
 
-def test_another_model_under_the_same_name_encodes_anew(
+def test_another_model_under_the_same_name_is_encoded_again(
     knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    """G3; and the same model under another name does not."""
+    """The same model under another name is not encoded again."""
     folder, cache = tmp_path / "model", tmp_path / "cache"
     model = GLSCLModel.from_pretrained(knowing_model)
     save_model(model, tokenizer, folder)
@@ -127,7 +128,7 @@ def test_another_model_under_the_same_name_encodes_anew(
     assert other.calls == 7
 
 
-def test_other_data_precision_and_texts_encode_anew(
+def test_other_data_precision_and_texts_are_encoded_again(
     knowing_model: Path, gallery: Path, tmp_path: Path, jpeg: bytes
 ) -> None:
     encoding = Encoding(knowing_model, tmp_path)
@@ -163,10 +164,9 @@ def another_format(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, another_format])
-def test_a_damaged_file_is_told_and_computed_again(
+def test_a_damaged_file_is_reported_and_computed_again(
     knowing_model: Path, gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage
 ) -> None:
-    """G4."""
     images = Encoding(knowing_model, tmp_path).images(gallery)
     damaged = sorted(written(tmp_path))[2]
     damage(damaged)
@@ -176,13 +176,12 @@ def test_a_damaged_file_is_told_and_computed_again(
     assert f"features in {damaged} are damaged" in capsys.readouterr().err
 
 
-def test_a_file_under_anothers_name_is_refused(
+def test_a_file_with_the_content_of_another_is_refused(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    """G4."""
     Encoding(knowing_model, tmp_path).images(gallery)
     left, right, *_ = sorted(written(tmp_path))
-    (left.parent / "0000.safetensors").write_bytes(left.read_bytes())  # nobody's name
+    (left.parent / "0000.safetensors").write_bytes(left.read_bytes())  # a name that no block has
     assert Encoding(knowing_model, tmp_path).images(gallery).keys
     right.write_bytes(left.read_bytes())
     with pytest.raises(
@@ -191,7 +190,7 @@ def test_a_file_under_anothers_name_is_refused(
         Encoding(knowing_model, tmp_path).images(gallery)
 
 
-def test_features_that_are_not_finite_are_refused_and_not_kept(
+def test_features_that_are_not_finite_are_refused_and_not_cached(
     knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
 ) -> None:
     model = GLSCLModel.from_pretrained(knowing_model)
@@ -212,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_named(
         Encoding(knowing_model, tmp_path / "file").images(gallery)
 
 
-def test_files_hold_nothing_but_tensors_and_json(
+def test_cached_files_hold_only_tensors_and_json(
     knowing_model: Path, gallery: Path, tmp_path: Path
 ) -> None:
     Encoding(knowing_model, tmp_path).images(gallery, limit=2)

@@ -1,4 +1,4 @@
-"""The evaluator's oddities, one by one, and its numbers against an oracle that follows the same rules another way."""
+"""VQA accuracy: the evaluator's rules and mistakes one by one, and an independent oracle."""
 
 from itertools import combinations
 
@@ -42,39 +42,42 @@ GOLDEN = {
 }
 
 CONTRACTIONS = """
-    aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've couldnt've=couldn't've
-    didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've hadn'tve=hadn't've hasnt=hasn't
-    havent=haven't hed=he'd hed've=he'd've he'dve=he'd've hes=he's howd=how'd howll=how'll hows=how's isnt=isn't
-    itd=it'd itd've=it'd've it'dve=it'd've itll=it'll maam=ma'am mightnt=mightn't mightnt've=mightn't've
-    mightn'tve=mightn't've mightve=might've mustnt=mustn't mustve=must've neednt=needn't notve=not've oclock=o'clock
-    oughtnt=oughtn't ow's'at='ow's'at 'ows'at='ow's'at 'ow'sat='ow's'at shant=shan't shed've=she'd've she'dve=she'd've
-    shouldve=should've shouldnt=shouldn't shouldnt've=shouldn't've shouldn'tve=shouldn't've somebody'd=somebodyd
-    somebodyd've=somebody'd've somebody'dve=somebody'd've somebodyll=somebody'll somebodys=somebody's someoned=someone'd
-    someoned've=someone'd've someone'dve=someone'd've someonell=someone'll someones=someone's somethingd=something'd
-    somethingd've=something'd've something'dve=something'd've somethingll=something'll thats=that's thered=there'd
-    thered've=there'd've there'dve=there'd've therere=there're theres=there's theyd=they'd theyd've=they'd've
-    they'dve=they'd've theyll=they'll theyre=they're theyve=they've twas='twas wasnt=wasn't wed've=we'd've
-    we'dve=we'd've weve=we've werent=weren't whatll=what'll whatre=what're whats=what's whatve=what've whens=when's
-    whered=where'd wheres=where's whereve=where've whod=who'd whod've=who'd've who'dve=who'd've wholl=who'll
-    whos=who's whove=who've whyll=why'll whyre=why're whys=why's wont=won't wouldve=would've wouldnt=wouldn't
-    wouldnt've=wouldn't've wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll y'allll=y'all'll yall'd've=y'all'd've
-    y'alld've=y'all'd've y'all'dve=y'all'd've youd=you'd youd've=you'd've you'dve=you'd've
-    youll=you'll youre=you're youve=you've
+    aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've
+    couldnt've=couldn't've didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't
+    hadnt've=hadn't've hadn'tve=hadn't've hasnt=hasn't havent=haven't hed=he'd hed've=he'd've
+    he'dve=he'd've hes=he's howd=how'd howll=how'll hows=how's isnt=isn't itd=it'd
+    itd've=it'd've it'dve=it'd've itll=it'll maam=ma'am mightnt=mightn't mightnt've=mightn't've
+    mightn'tve=mightn't've mightve=might've mustnt=mustn't mustve=must've neednt=needn't
+    notve=not've oclock=o'clock oughtnt=oughtn't ow's'at='ow's'at 'ows'at='ow's'at
+    'ow'sat='ow's'at shant=shan't shed've=she'd've she'dve=she'd've shouldve=should've
+    shouldnt=shouldn't shouldnt've=shouldn't've shouldn'tve=shouldn't've somebody'd=somebodyd
+    somebodyd've=somebody'd've somebody'dve=somebody'd've somebodyll=somebody'll
+    somebodys=somebody's someoned=someone'd someoned've=someone'd've someone'dve=someone'd've
+    someonell=someone'll someones=someone's somethingd=something'd somethingd've=something'd've
+    something'dve=something'd've somethingll=something'll thats=that's thered=there'd
+    thered've=there'd've there'dve=there'd've therere=there're theres=there's theyd=they'd
+    theyd've=they'd've they'dve=they'd've theyll=they'll theyre=they're theyve=they've
+    twas='twas wasnt=wasn't wed've=we'd've we'dve=we'd've weve=we've werent=weren't
+    whatll=what'll whatre=what're whats=what's whatve=what've whens=when's whered=where'd
+    wheres=where's whereve=where've whod=who'd whod've=who'd've who'dve=who'd've wholl=who'll
+    whos=who's whove=who've whyll=why'll whyre=why're whys=why's wont=won't wouldve=would've
+    wouldnt=wouldn't wouldnt've=wouldn't've wouldn'tve=wouldn't've yall=y'all yall'll=y'all'll
+    y'allll=y'all'll yall'd've=y'all'd've y'alld've=y'all'd've y'all'dve=y'all'd've youd=you'd
+    youd've=you'd've you'dve=you'd've youll=you'll youre=you're youve=you've
 """
 SPELLED = dict(pair.split("=") for pair in CONTRACTIONS.split())
 
 
 def oracle(prediction: str, answers: list[str], version: str) -> float:
-    """Follow the rules with loops over characters and over all ways to leave one person out."""
+    """Apply the rules with loops over characters and over all ways to leave one person out."""
 
     def marks(text: str) -> str:
         before, after = " " + text, text + " "
         around = list(zip(before[:-1], text, after[1:], strict=True))
         grouped = any(a.isdecimal() and b == "," and c.isdecimal() for a, b, c in around)
-        beside_space = {b for a, b, _ in around[1:] if a == " "} | {
-            b for _, b, c in around[:-1] if c == " "
-        }
-        bare, kept, periods = "", "", 0
+        beside_space = {b for a, b, _ in around[1:] if a == " "}
+        beside_space |= {b for _, b, c in around[:-1] if c == " "}
+        bare, result, periods = "", "", 0
         for letter in text:
             if letter not in ';/[]"{}()=+\\_-><@`,?!':
                 bare += letter
@@ -84,24 +87,28 @@ def oracle(prediction: str, answers: list[str], version: str) -> float:
             if letter == "." and not following.isdecimal() and periods < 32:
                 periods += 1
             else:
-                kept += letter
-        return kept
+                result += letter
+        return result
 
     def words(text: str) -> str:
-        numbers = {
-            "none": "0",
-            "zero": "0",
-            "one": "1",
-            "two": "2",
-            "three": "3",
-            "four": "4",
-            "five": "5",
-        }
-        numbers |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-        spelled = [numbers.get(word, word) for word in text.lower().split()]
-        return " ".join(
-            SPELLED.get(word, word) for word in spelled if word not in ("a", "an", "the")
-        )
+        numbers = {"none": "0"}
+        names = [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+        ]
+        numbers |= {name: str(number) for number, name in enumerate(names)}
+        digits = [numbers.get(word, word) for word in text.lower().split()]
+        without_articles = [word for word in digits if word not in ("a", "an", "the")]
+        return " ".join(SPELLED.get(word, word) for word in without_articles)
 
     def cleaned(text: str) -> str:
         return text.replace("\n", " ").replace("\t", " ").strip()
@@ -116,13 +123,14 @@ def oracle(prediction: str, answers: list[str], version: str) -> float:
         answers = [words(marks(answer)) for answer in answers]
     if version != "2021" or not agreed:
         prediction = words(marks(prediction))
-    rest = list(combinations(answers, len(answers) - 1))
-    return sum(min(sum(one == prediction for one in nine) / 3, 1) for nine in rest) / len(rest)
+    accuracies = []
+    for others in combinations(answers, len(answers) - 1):
+        accuracies.append(min(others.count(prediction) / 3, 1))
+    return sum(accuracies) / len(accuracies)
 
 
 @pytest.mark.parametrize(("answer", "expected"), GOLDEN.items())
-def test_the_normaliser_does_what_the_official_one_does(answer: str, expected: str) -> None:
-    """V1."""
+def test_normalization_equals_the_official_one(answer: str, expected: str) -> None:
     assert normalize(answer) == expected
 
 
@@ -143,10 +151,9 @@ def test_every_contraction_is_spelled_out() -> None:
         (["t-shirt"] * 6 + ["shirt"] * 4, "tshirt", 0, 0),
     ],
 )
-def test_the_versions_differ_where_they_are_known_to(
+def test_the_versions_differ_in_the_known_cases(
     answers: list[str], prediction: str, in_2017: float, in_2021: float
 ) -> None:
-    """V1."""
     assert accuracy(prediction, answers, version="2017") == pytest.approx(in_2017)
     assert (
         accuracy(prediction, answers)
@@ -157,8 +164,8 @@ def test_the_versions_differ_where_they_are_known_to(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("matches", range(11))
-def test_three_others_make_an_answer_right(matches: int, version: str) -> None:
-    """V2 and V3: equal answers are told apart by who gave them, not by what they say."""
+def test_an_answer_that_three_other_people_gave_is_right(matches: int, version: str) -> None:
+    """Leaving out one of several equal answers leaves out one match, not all."""
     expected = [0, 0.3, 0.6, 0.9, 1, 1, 1, 1, 1, 1, 1][matches]
     assert accuracy("cat", ["cat"] * matches + ["dog"] * (10 - matches), version) == pytest.approx(
         expected
@@ -175,8 +182,7 @@ def test_three_others_make_an_answer_right(matches: int, version: str) -> None:
         (["cat"] * 2, 1 / 3),
     ],
 )
-def test_fewer_answers_leave_fewer_others(answers: list[str], expected: float) -> None:
-    """V4."""
+def test_fewer_answers_leave_fewer_other_people(answers: list[str], expected: float) -> None:
     assert accuracy("cat", answers) == pytest.approx(expected)
 
 
@@ -184,8 +190,7 @@ def test_fewer_answers_leave_fewer_others(answers: list[str], expected: float) -
 @pytest.mark.parametrize(
     "prediction", ["", "the", " \n", "x" * 1000, "," * 1000, None, 3, b"cat", ["cat"]]
 )
-def test_an_odd_prediction_is_only_wrong(prediction: object, version: str) -> None:
-    """V5."""
+def test_an_odd_prediction_is_wrong_and_not_an_error(prediction: object, version: str) -> None:
     assert accuracy(prediction, ["cat"] * 4 + ["3"] * 4 + ["none"] * 2, version) == 0
 
 
@@ -201,26 +206,8 @@ def test_a_question_without_answers_and_an_unknown_version_are_refused() -> None
 
 
 PIECES = st.sampled_from(
-    [
-        "two",
-        "2",
-        "none",
-        "a",
-        "the",
-        "An",
-        "dont",
-        "y'allll",
-        "Cat",
-        "cat",
-        "1,000",
-        "5.0",
-        ".",
-        "..",
-        "-",
-        "?",
-        ",",
-        "/",
-    ]
+    ["two", "2", "none", "a", "the", "An", "dont", "y'allll", "Cat", "cat", "1,000", "5.0"]
+    + [".", "..", "-", "?", ",", "/"]
     + [" ", " ", "\n", "\t", "’", "²", "٣,٣", "E", "'", "_", "$"]
 )
 ANSWERS = st.lists(PIECES, max_size=6).map("".join)

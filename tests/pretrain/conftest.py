@@ -1,4 +1,4 @@
-"""A small real data set, tokenizer and configuration that tests of the training room share."""
+"""A small generated data set, tokenizer and configuration, shared by the tests of pretrain."""
 
 from pathlib import Path
 
@@ -22,20 +22,21 @@ def scenes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(scenes, tmp_path_factory) -> Path:
-    """A tokenizer trained on the captions."""
+    """A tokenizer trained on the captions of the scenes."""
     from data_pipeline.shards.manifest import Manifest
 
     store = Store([Manifest.load(scenes / "train")])
     folder = tmp_path_factory.mktemp("tokenizer")
-    Tokenizer.train([text for i in range(96) for text in store.read(0, i).captions], 400).save(
-        folder
-    )
+    captions: list[str] = []
+    for number in range(96):
+        captions += store.read(0, number).captions
+    Tokenizer.train(captions, 400).save(folder)
     return folder
 
 
 @pytest.fixture
 def settings(scenes, tokenizer, tmp_path) -> dict:
-    """Nested configuration values of a run of a tiny model; tests change what they are about."""
+    """Nested configuration values of a run of a tiny model; tests change some of them."""
     return tiny_settings(scenes, tokenizer, tmp_path / "run")
 
 
@@ -47,7 +48,7 @@ def config(settings) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
-    """24 training and 6 validation clips of moving objects, 48 pixels, as shards."""
+    """24 training and 6 validation videos of moving objects, 48 pixels, as shards."""
     out = tmp_path_factory.mktemp("clips")
     generate(out, train=24, val=6, test=0, novel=0, size=48, seed=3, workers=1, video=True)
     return out

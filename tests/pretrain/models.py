@@ -1,4 +1,4 @@
-"""Tiny random models and inputs that the tests of `pretrain.model` share."""
+"""Tiny random models and inputs, shared by the tests of `pretrain.model`."""
 
 import torch
 from transformers import CLIPVisionConfig, RobertaConfig
@@ -24,14 +24,13 @@ FUSION = {
 
 def tiny_config(**fields) -> GLSCLConfig:
     """Sizes of a model that runs in milliseconds."""
-    towers = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict()}
-    return GLSCLConfig(
-        **towers | FUSION | {"projection_dim": 16, "max_text_length": 12, "max_frames": 8} | fields
-    )
+    sizes = {"vision_config": VISION.to_dict(), "text_config": TEXT.to_dict(), **FUSION}
+    sizes |= {"projection_dim": 16, "max_text_length": 12, "max_frames": 8}
+    return GLSCLConfig(**sizes | fields)
 
 
 def tiny_model(seed: int = 0, **fields) -> GLSCLModel:
-    """A float64 model without dropout (in eval mode) whose norms and biases are random too."""
+    """Make a float64 model in eval mode, whose norms and biases are random too."""
     torch.manual_seed(seed)
     model = GLSCLModel(tiny_config(**fields))
     with torch.no_grad():
@@ -41,7 +40,7 @@ def tiny_model(seed: int = 0, **fields) -> GLSCLModel:
 
 
 def texts(batch: int, length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask of random texts of different lengths, padded."""
+    """Make ids and mask of random padded texts of different lengths."""
     lengths = torch.randint(3, length + 1, (batch,))
     lengths[0] = length
     mask = (torch.arange(length) < lengths[:, None]).long()

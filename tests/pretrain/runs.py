@@ -13,7 +13,7 @@ WIDTH = 32
 
 
 def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
-    """Nested configuration values of a run of a tiny model on the embedded scenes."""
+    """Return nested configuration values for a tiny model on the embedded scenes."""
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": 64,
@@ -50,7 +50,7 @@ def tiny_settings(scenes: Path, tokenizer: Path, run: Path) -> dict:
 
 
 class StopAfter:
-    """Asks a run to stop after so many steps of this start, as a signal would; None: never."""
+    """Asks a run to stop after a number of steps, as a signal would; None: never."""
 
     def __init__(self, steps: int | None = None):
         self.left = steps
@@ -75,11 +75,12 @@ def status(run: str | Path) -> dict:
     return json.loads((Path(run) / "status.json").read_text())
 
 
-def assert_same_run(one: str, other: str) -> None:
-    ours, theirs = weights(one), weights(other)
+def assert_same_run(one_run: str, other_run: str) -> None:
+    """Assert that two runs have the same final weights and, apart from times, the same metrics."""
+    ours, theirs = weights(one_run), weights(other_run)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert untimed_rows(one) == untimed_rows(other)
+    assert untimed_rows(one_run) == untimed_rows(other_run)
 
 
 def untimed_rows(run: str) -> list[dict]:

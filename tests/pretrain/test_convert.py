@@ -1,4 +1,4 @@
-"""Every tensor of an authors' checkpoint finds its place, whatever it was saved with; what does not fit is named."""
+"""Conversion of authors' checkpoints: every layout is read, and errors name what does not fit."""
 
 import argparse
 import collections
@@ -16,14 +16,14 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "image_0_weights.safete
 
 
 class Callback:
-    """Stands for what a training program pickles into its checkpoints."""
+    """An object that a training program pickles into its checkpoints."""
 
     def __init__(self) -> None:
         self.best = {"score": torch.ones(2)}
 
 
 class AttributeDict(dict):
-    """Stands for PyTorch-Lightning's dictionary of hyper-parameters."""
+    """A class like PyTorch-Lightning's dictionary of hyper-parameters."""
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +37,12 @@ def reference() -> dict[str, Tensor]:
 
 
 def mae_decoder() -> dict[str, Tensor]:
-    """What the release allocates and never uses, under its names."""
-    names = (
-        "decoder_embed.weight",
-        "decoder_embed.bias",
-        "mask_token",
-        "decoder_pos_embed",
-        "decoder_norm.weight",
-    )
-    blocks = tuple(
-        f"decoder_blocks.{n}.{part}"
-        for n in range(2)
-        for part in ("attn.qkv.weight", "mlp.fc1.bias")
-    )
-    return {
-        f"vision_transformer.{name}": torch.randn(4)
-        for name in (*names, *blocks, "decoder_pred.bias")
-    }
+    """Make tensors that the release allocates and never uses, under its names."""
+    names = ["decoder_embed.weight", "decoder_embed.bias", "mask_token", "decoder_pos_embed"]
+    names += ["decoder_norm.weight", "decoder_pred.bias"]
+    for block in range(2):
+        names += [f"decoder_blocks.{block}.attn.qkv.weight", f"decoder_blocks.{block}.mlp.fc1.bias"]
+    return {f"vision_transformer.{name}": torch.randn(4) for name in names}
 
 
 def metric_states() -> dict[str, object]:
@@ -66,7 +55,7 @@ def metric_states() -> dict[str, object]:
 
 
 def lightning(weights: dict[str, Tensor]) -> dict[str, object]:
-    """A checkpoint as PyTorch-Lightning lays it out, full of objects that a reader has to build or to do without."""
+    """Make a checkpoint in the layout of PyTorch-Lightning, with objects of many kinds."""
     state = collections.OrderedDict(weights | mae_decoder() | metric_states())
     state._metadata = {"": {"version": 1}}
     parameters = AttributeDict(
@@ -97,9 +86,8 @@ def lightning(weights: dict[str, Tensor]) -> dict[str, object]:
 def test_golden_weights_in_lightnings_layout_give_the_same_model(
     tmp_path, weights, reference, options
 ):
-    assert {tensor.dtype for name, tensor in weights.items() if "position_ids" not in name} == {
-        torch.float16
-    }
+    stored = [tensor.dtype for name, tensor in weights.items() if "position_ids" not in name]
+    assert set(stored) == {torch.float16}
     torch.save(lightning(weights), tmp_path / "authors.ckpt", **options)
     converted = GLSCLModel.from_authors(str(tmp_path / "authors.ckpt"))
     assert not converted.training
@@ -144,15 +132,14 @@ def test_parameters_views_and_other_precisions_are_read_as_their_values(
     torch.save({"model": changed}, tmp_path / "authors.pt")
     assert_same(GLSCLModel.from_authors(str(tmp_path / "authors.pt")).state_dict(), reference)
 
-    rounded = {
-        name: tensor.bfloat16() for name, tensor in weights.items() if tensor.is_floating_point()
-    }
+    floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+    rounded = {name: weights[name].bfloat16() for name in floats}
     torch.save(rounded, tmp_path / "bfloat16.pt")
-    found = GLSCLModel.from_authors(str(tmp_path / "bfloat16.pt")).state_dict()
-    assert_same(found, {name: tensor.bfloat16().float() for name, tensor in reference.items()})
+    converted = GLSCLModel.from_authors(str(tmp_path / "bfloat16.pt")).state_dict()
+    assert_same(converted, {name: tensor.bfloat16().float() for name, tensor in reference.items()})
 
 
-def test_the_number_of_positions_gives_the_image_size(tmp_path, weights):
+def test_the_number_of_positions_determines_the_image_size(tmp_path, weights):
     name = "vision_transformer.visual.positional_embedding"
     resized = weights | {name: torch.randn(1 + 6 * 6, weights[name].shape[1])}
     torch.save(resized, tmp_path / "larger.pt")
@@ -168,7 +155,7 @@ def test_the_unused_pooler_of_the_text_tower_is_kept(weights, reference):
     )
 
 
-def test_a_configuration_given_is_the_models_and_must_fit(tmp_path, weights):
+def test_a_given_configuration_is_used_and_must_fit(tmp_path, weights):
     torch.save(weights, tmp_path / "authors.pt")
     config = GLSCLModel.from_authors(str(GOLDEN)).config
     config.fusion_heads = 8
@@ -179,6 +166,10 @@ def test_a_configuration_given_is_the_models_and_must_fit(tmp_path, weights):
 
 def without(weights: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights.items() if name not in names}
+
+
+def renamed(weights: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new): tensor for name, tensor in weights.items()}
 
 
 def text_head(weights: dict[str, Tensor]) -> Tensor:
@@ -212,7 +203,7 @@ MISFITS = {
         lambda w: without(w, "itm_score.fc.bias", "mlm_score.bias"),
         "lacks 2 tensors .*matching_head.bias",
     ),
-    "missing, of which the sizes": (
+    "missing scalar": (
         lambda w: without(w, "cl_temp"),
         "lacks 1 tensor .temperature.",
     ),
@@ -221,37 +212,34 @@ MISFITS = {
         "of another size",
     ),
     "layers with a gap": (
-        lambda w: {
-            name.replace("resblocks.1.", "resblocks.1000000000."): tensor
-            for name, tensor in w.items()
-        },
+        lambda w: renamed(w, "resblocks.1.", "resblocks.1000000000."),
         "not numbered from 0",
     ),
-    "no square": (
+    "not a square": (
         lambda w: w | {"vision_transformer.visual.positional_embedding": torch.ones(1 + 6, 128)},
         "6 positions of patches do not form a square",
     ),
-    "no tower": (
+    "not a tower": (
         lambda w: w | {"vision_transformer.visual.conv1.weight": torch.ones(4, 3, 16, 16)},
         "sizes",
     ),
-    "no mask token, though not of the video encoder": (
+    "no mask token without the video encoder": (
         lambda w: without(w, "vision_transformer.visual.visual_mask_token"),
         r"lacks 1 tensor \(visual_mask_token\)",
     ),
-    "there under this project's name too": (
+    "also under this project's name": (
         lambda w: w | {"temperature": torch.tensor(1.0)},
         r"1 tensor \(temperature\) unknown",
     ),
-    "under this project's name alone": (
+    "only under this project's name": (
         lambda w: without(w, "itm_score.fc.bias") | {"matching_head.bias": w["itm_score.fc.bias"]},
         r"1 tensor \(matching_head.bias\) unknown",
     ),
-    "of a failed training": (
+    "failed training": (
         lambda w: w | {"itm_score.fc.bias": torch.full((2,), float("nan"))},
         "itm_score.fc.bias holds numbers that are not finite",
     ),
-    "quantised": (
+    "quantized": (
         lambda w: w | {"itm_score.fc.weight": (100 * w["itm_score.fc.weight"]).to(torch.int8)},
         r"1 tensor \(itm_score.fc.weight\): not ordinary",
     ),
@@ -259,26 +247,26 @@ MISFITS = {
         lambda w: w | {f"cross_modal_text_layers.{n}.x": torch.ones(0) for n in range(2, 200)},
         "200 layers are more than any tower has",
     ),
-    "there twice": (
+    "twice": (
         lambda w: w | {"module.cl_temp": torch.tensor(1.0)},
         r"1 tensor \(module.cl_temp\).* there twice",
     ),
-    "no tensor": (lambda w: w | {"cl_temp": 0.07}, r"1 tensor \(cl_temp\): not ordinary"),
+    "not a tensor": (lambda w: w | {"cl_temp": 0.07}, r"1 tensor \(cl_temp\): not ordinary"),
     "another model": (lambda w: nn.Linear(2, 2).state_dict(), "lacks"),
 }
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_what_does_not_fit_is_named(tmp_path, weights, misfit):
-    change, said = MISFITS[misfit]
+    change, message = MISFITS[misfit]
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": change(weights)}, path)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         GLSCLModel.from_authors(str(path))
     assert str(error.value).startswith(str(path))
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert [name for name in expected if not torch.equal(state[name], expected[name])] == []

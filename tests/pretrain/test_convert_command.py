@@ -1,4 +1,4 @@
-"""`glscl convert` and what takes its result: a folder, whole or not there, that is evaluated like any other model."""
+"""`glscl convert` writes a complete folder or nothing; the folder works like any other model."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ VOCABULARY = (
 
 @pytest.fixture(scope="module")
 def checkpoint(tokenizer, tmp_path_factory) -> Path:
-    """The golden weights as PyTorch-Lightning would save them, with as many words as the tokenizer has."""
+    """The golden weights in the layout of PyTorch-Lightning, cut to the tokenizer's entries."""
     entries = len(AutoTokenizer.from_pretrained(tokenizer))
     weights: dict[str, Tensor] = load_file(GOLDEN)
     for name in VOCABULARY:
@@ -40,21 +40,21 @@ def checkpoint(tokenizer, tmp_path_factory) -> Path:
 @pytest.fixture
 def glscl(capsys) -> Callable[..., str]:
     def run(*arguments: object, code: int = 0) -> str:
-        """What the command said: the last line of stdout, or its error."""
+        """Run the command and return the last line of its output, or of its error."""
         assert main([str(argument) for argument in arguments]) == code
-        said = capsys.readouterr()
-        return (said.err if code else said.out).strip().splitlines()[-1]
+        captured = capsys.readouterr()
+        return (captured.err if code else captured.out).strip().splitlines()[-1]
 
     return run
 
 
-def test_convert_writes_a_model_that_loads_and_is_the_authors(
+def test_convert_writes_a_model_that_loads_and_equals_the_authors(
     tmp_path, checkpoint, tokenizer, glscl
 ):
     out = tmp_path / "new" / "converted"
-    said = json.loads(glscl("convert", checkpoint, out, "--tokenizer", tokenizer, "--json"))
+    printed = json.loads(glscl("convert", checkpoint, out, "--tokenizer", tokenizer, "--json"))
     model = GLSCLModel.from_pretrained(out / "full")
-    assert said == {
+    assert printed == {
         "out": str(out),
         "full": str(out / "full"),
         "tokenizer": True,
@@ -72,50 +72,49 @@ def test_convert_writes_a_model_that_loads_and_is_the_authors(
     assert [path.name for path in out.parent.iterdir()] == ["converted"]
 
 
-def test_a_converted_model_and_the_file_itself_are_evaluated_alike(
+def test_a_converted_model_and_the_checkpoint_itself_have_the_same_metrics(
     tmp_path, checkpoint, tokenizer, scenes, glscl
 ):
     glscl("convert", checkpoint, tmp_path / "converted", "--tokenizer", tokenizer)
     beside = tmp_path / "beside"
     Tokenizer.load(tokenizer).save(beside)
     (beside / "authors.ckpt").write_bytes(checkpoint.read_bytes())
-    found = []
+    results = []
     for name, model in (("a", tmp_path / "converted" / "full"), ("b", beside / "authors.ckpt")):
         where = ("--model", model, "--data", scenes / "test", "--out", tmp_path / name)
-        found.append(
-            json.loads(glscl("eval", "retrieval", *where, "--limit", 6, "--rerank-k", 3, "--json"))
-        )
-    assert found[0]["metrics"] == found[1]["metrics"]
-    assert found[0]["model"]["parameters"] == found[1]["model"]["parameters"]
-    assert all(len(result["model"]["hash"]) == len("sha256:") + 64 for result in found)
-    assert found[0]["model"]["hash"] != found[1]["model"]["hash"]  # two files
+        options = ("--limit", 6, "--rerank-k", 3, "--json")
+        results.append(json.loads(glscl("eval", "retrieval", *where, *options)))
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["model"]["parameters"] == results[1]["model"]["parameters"]
+    assert all(len(result["model"]["hash"]) == len("sha256:") + 64 for result in results)
+    # The hash is that of a file, and there are two files.
+    assert results[0]["model"]["hash"] != results[1]["model"]["hash"]
 
 
-def test_evaluation_without_a_tokenizer_says_what_to_do(tmp_path, checkpoint, scenes, glscl):
+def test_evaluation_without_a_tokenizer_explains_how_to_add_one(
+    tmp_path, checkpoint, scenes, glscl
+):
     glscl("convert", checkpoint, tmp_path / "bare")
     assert not (tmp_path / "bare" / "full" / "tokenizer.json").exists()
     for model in (tmp_path / "bare" / "full", checkpoint):
         where = ("--model", model, "--data", scenes / "test", "--out", tmp_path / "result")
-        said = glscl("eval", "retrieval", *where, code=3)
-        assert "no tokenizer" in said and "--tokenizer" in said
+        error = glscl("eval", "retrieval", *where, code=3)
+        assert "no tokenizer" in error and "--tokenizer" in error
 
 
 def test_evaluation_refuses_the_tokenizer_of_another_model(tmp_path, checkpoint, scenes, glscl):
     (tmp_path / "authors.ckpt").write_bytes(checkpoint.read_bytes())
-    captions = [
-        f"{a} {b} {c}"
-        for a in range(30)
-        for b in ("bird", "boat", "cloud")
-        for c in ("sings", "sinks")
-    ]
-    Tokenizer.train([*captions, *(chr(n) * 3 for n in range(160, 700))], 900).save(tmp_path)
+    # Many different words, so that the tokenizer has more entries than the model.
+    captions = [f"{number} birds and boats" for number in range(180)]
+    captions += [chr(number) * 3 for number in range(160, 700)]
+    Tokenizer.train(captions, 900).save(tmp_path)
     where = ("--data", scenes / "test", "--out", tmp_path / "result")
     assert "another model's" in glscl(
         "eval", "retrieval", "--model", tmp_path / "authors.ckpt", *where, code=3
     )
 
 
-def test_an_export_of_the_file_itself_says_what_to_do(tmp_path, checkpoint, glscl):
+def test_export_of_a_checkpoint_file_advises_to_convert_it(tmp_path, checkpoint, glscl):
     assert f"glscl convert {checkpoint}" in glscl("export", checkpoint, tmp_path / "out", code=2)
     assert not (tmp_path / "out").exists()
 
@@ -128,7 +127,7 @@ def test_a_converted_model_is_exported(tmp_path, checkpoint, tokenizer, glscl):
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, checkpoint, glscl):
     (tmp_path / "out").mkdir()
-    glscl("convert", checkpoint, tmp_path / "out")  # an empty one is taken
+    glscl("convert", checkpoint, tmp_path / "out")  # an empty folder is used
     before = sorted(tmp_path.rglob("*"))
     assert "not an empty folder" in glscl("convert", checkpoint, tmp_path / "out", code=2)
     assert "not an empty folder" in glscl(
@@ -153,8 +152,8 @@ def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, to
     assert "fine-tuned for VQA" in glscl("convert", tmp_path / "vqa.ckpt", out, code=3)
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     assert "lacks" in glscl("convert", tmp_path / "x.safetensors", out, code=3)
-    said = glscl("convert", GOLDEN, out, "--tokenizer", tokenizer, code=3)
-    assert "not the tokenizer that the checkpoint was trained with" in said
+    error = glscl("convert", GOLDEN, out, "--tokenizer", tokenizer, code=3)
+    assert "not the tokenizer that the checkpoint was trained with" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cut.ckpt",
         "vqa.ckpt",
@@ -162,10 +161,11 @@ def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, to
     ]
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, checkpoint):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, checkpoint):
+    limit = checkpoint.stat().st_size // 2
     limited = f"""
 import resource, signal, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, ({checkpoint.stat().st_size // 2}, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from launch.cli import main
 sys.exit(main(sys.argv[1:]))

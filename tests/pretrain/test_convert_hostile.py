@@ -1,4 +1,4 @@
-"""Files made to harm: nothing that they name runs, nothing is allocated that their size does not explain."""
+"""Hostile checkpoints: no code runs, and memory use stays within the size of the file."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from pretrain.model.tensor_file import open_tensors
 
 
 class Command:
-    """Unpickled in the usual way it creates a file."""
+    """Creates a file when it is unpickled in the usual way."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -32,7 +32,7 @@ class Evaluated(Command):
 
 
 class BuiltWithState(Command):
-    """Its state goes to a function of the standard library."""
+    """Passes its state to a function of the standard library."""
 
     def __reduce__(self):
         return (
@@ -57,10 +57,10 @@ def test_a_command_in_a_checkpoint_does_not_run(tmp_path, kind, zipped):
     assert not target.exists()
     if kind is not BuiltWithState:
         torch.load(tmp_path / "a.ckpt", weights_only=False)
-        assert target.exists(), "the file is not as dangerous as this test takes it to be"
+        assert target.exists(), "the file is not as dangerous as this test assumes"
 
 
-def test_a_checkpoint_that_is_nothing_but_a_command_is_refused_and_does_not_run(tmp_path):
+def test_a_checkpoint_that_is_only_a_command_is_refused_and_does_not_run(tmp_path):
     target = tmp_path / "harm"
     (tmp_path / "a.pt").write_bytes(pickle.dumps(Command(target), protocol=2))
     torch.save(Command(target), tmp_path / "b.pt")
@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_nothing_but_a_command_is_refused_and_does_not_run(
 def archive(
     path: Path, pickled: bytes, data: bytes = bytes(16), compression: int = zipfile.ZIP_STORED
 ) -> Path:
-    """A zip as torch.save lays it out, with a pickle written by hand and one storage named 0."""
+    """Write a zip in the layout of torch.save, with a hand-written pickle and one storage 0."""
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("a/data.pkl", pickled)
         file.writestr("a/data/0", data)
@@ -93,7 +93,7 @@ def tuple_of(*numbers: int) -> bytes:
 
 
 def entry(offset: int, shape: bytes, strides: bytes, *, name: str = "w", count: int = 4) -> bytes:
-    """An entry of a state dict: a tensor with the sizes that a hostile file claims, of a storage of float32."""
+    """Pickle an entry of a state dict: a float32 tensor with any claimed sizes."""
     storage = (
         b"("
         + text("storage")
@@ -118,9 +118,9 @@ def state(*entries: bytes) -> bytes:
     return b"\x80\x02}" + b"".join(entries) + b"."
 
 
-def refused(path: Path, said: str = "") -> None:
+def refused(path: Path, message: str = "") -> None:
     with (
-        pytest.raises(ValueError, match=f"{path.name} is not a usable checkpoint: .*{said}"),
+        pytest.raises(ValueError, match=f"{path.name} is not a usable checkpoint: .*{message}"),
         open_tensors(path) as tensors,
     ):
         for tensor in tensors.values():
@@ -141,7 +141,7 @@ SIZES = {
     "negative size": (0, tuple_of(-4), tuple_of(1)),
     "fewer strides": (0, tuple_of(2, 2), tuple_of(1)),
     "many dimensions": (0, tuple_of(*[1] * 1000), tuple_of(*[1] * 1000)),
-    "no tuple": (0, number(4), number(1)),
+    "not a tuple": (0, number(4), number(1)),
     "text": (0, b"(" + text("4") + b"t", tuple_of(1)),
 }
 
@@ -151,7 +151,7 @@ def test_a_tensor_that_does_not_fit_its_storage_is_refused(tmp_path, claim):
     refused(archive(tmp_path / "a.pt", state(entry(*SIZES[claim]))))
 
 
-def test_the_hand_written_tensor_is_read_where_it_fits(tmp_path):
+def test_a_hand_written_tensor_that_fits_is_read(tmp_path):
     content = struct.pack("<4f", 1, 2, 3, 4)
     with open_tensors(
         archive(tmp_path / "a.pt", state(entry(1, tuple_of(3), tuple_of(1))), content)
@@ -165,9 +165,9 @@ def test_a_storage_shorter_than_claimed_is_refused(tmp_path):
 
 
 def test_many_tensors_that_claim_the_same_bytes_are_refused(tmp_path):
-    claims = [
-        entry(0, tuple_of(10_000), tuple_of(1), name=f"w{i}", count=10_000) for i in range(50)
-    ]
+    claims = []
+    for number in range(50):
+        claims.append(entry(0, tuple_of(10_000), tuple_of(1), name=f"w{number}", count=10_000))
     refused(archive(tmp_path / "a.pt", state(*claims), bytes(40_000)), "claim many times")
 
 
@@ -199,7 +199,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("pickled", PICKLES)
-def test_a_pickle_that_is_no_state_dict_is_refused(tmp_path, pickled):
+def test_a_pickle_that_is_not_a_state_dict_is_refused(tmp_path, pickled):
     refused(archive(tmp_path / "a.pt", PICKLES[pickled]))
 
 
@@ -221,7 +221,7 @@ def test_a_file_cut_anywhere_is_refused(whole, tmp_path):
         refused(tmp_path / "cut")
 
 
-def test_a_changed_byte_in_a_tensor_of_an_archive_is_found(tmp_path):
+def test_a_changed_byte_in_a_tensor_of_an_archive_is_detected(tmp_path):
     torch.save({"w": torch.full((8,), 3.0)}, tmp_path / "a.pt")
     content = (tmp_path / "a.pt").read_bytes()
     (tmp_path / "a.pt").write_bytes(
@@ -233,7 +233,7 @@ def test_a_changed_byte_in_a_tensor_of_an_archive_is_found(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"\x80", b"<html>not found</html>", b"\x89PNG\r\n", bytes(99)]
 )
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     refused(tmp_path / "a.pt")
 
@@ -265,7 +265,7 @@ _CHANGES = st.lists(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(changes=_CHANGES)
-def test_whatever_is_changed_in_a_file_it_is_read_or_refused(whole, tmp_path, changes):
+def test_a_file_with_any_changes_is_read_or_refused(whole, tmp_path, changes):
     content = bytearray(whole.read_bytes())
     for place, put in changes:
         at = int(place * min(len(content), 900))
@@ -278,7 +278,7 @@ def test_whatever_is_changed_in_a_file_it_is_read_or_refused(whole, tmp_path, ch
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(changes=_CHANGES)
-def test_whatever_is_changed_in_a_pickle_it_is_read_or_refused(tmp_path, changes):
+def test_a_pickle_with_any_changes_is_read_or_refused(tmp_path, changes):
     content = bytearray(
         state(
             entry(0, tuple_of(2, 2), tuple_of(2, 1)), entry(1, tuple_of(3), tuple_of(1), name="v")
@@ -291,11 +291,11 @@ def test_whatever_is_changed_in_a_pickle_it_is_read_or_refused(tmp_path, changes
 
 
 def read_or_refuse(path: Path) -> None:
+    """Assert that every tensor is no larger than the file, or that the error names the file."""
+    size = path.stat().st_size
     try:
         with open_tensors(path) as tensors:
-            assert all(
-                t is None or t.read().numel() * t.read().element_size() <= path.stat().st_size
-                for t in tensors.values()
-            )
+            for tensor in tensors.values():
+                assert tensor is None or tensor.read().nbytes <= size
     except ValueError as error:
         assert str(path) in str(error)

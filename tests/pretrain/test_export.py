@@ -108,7 +108,6 @@ save_file(
 def test_towers_compute_the_same_in_a_process_without_this_project(
     model_folder: Path, exported: Path
 ) -> None:
-    """E1."""
     model = GLSCLModel.from_pretrained(model_folder).eval()
     given = {
         "pixels": torch.randn(2, 3, 64, 64),
@@ -198,7 +197,6 @@ def test_an_image_tower_that_no_stock_class_computes_is_refused(
 
 
 def test_weights_carry_the_prefix_that_transformers_4_reads(exported: Path) -> None:
-    """E2."""
     assert all(
         name.startswith("vision_model.")
         for name in load_file(exported / "vision" / "model.safetensors")
