@@ -1,8 +1,8 @@
-"""What GLIML costs beside CPEA and ProtoNet: episodes a second, parameters, and operations of a query.
+"""Cost of GLIML, CPEA and ProtoNet: episodes per second, parameters, and operations per query.
 
-All methods see the same tokens of 5-way episodes with 15 queries a class; encoding the pictures is
-not counted. Times alternate in one process, and the least of each counts. FLOPs are those of
-products of matrices and of distances, supports included; torch counts no others.
+All methods get the same tokens of 5-way episodes with 15 queries per class; encoding the images is
+not included. Times alternate in one process, and the shortest of each counts. FLOPs include matrix
+products and distances, also of the support images; torch counts no other operations.
 """
 
 import time
@@ -24,7 +24,7 @@ REFERENCE = "CPEA"
 
 
 def methods() -> dict[str, Method]:
-    """Untrained: the cost of a head does not depend on what it learned."""
+    """Make untrained heads, because the cost of a head does not depend on its weights."""
     heads: dict[str, nn.Module] = {
         "GLIML gated_sum": GLIMLHead(WIDTH, PATCHES),
         "GLIML gated_sum, local block": GLIMLHead(WIDTH, PATCHES, include_global=False),
@@ -37,8 +37,8 @@ def methods() -> dict[str, Method]:
     return {name: head.to(DEVICE) for name, head in heads.items()} | {"ProtoNet": Proto()}
 
 
-def pictures(episodes: int, count: int) -> EpisodeTokens:
-    """Random tokens (episodes, count)."""
+def images(episodes: int, count: int) -> EpisodeTokens:
+    """Make random tokens (episodes, count)."""
     cls, patch = torch.randn(episodes, count, WIDTH), torch.randn(episodes, count, PATCHES, WIDTH)
     return EpisodeTokens(cls.to(DEVICE), patch.to(DEVICE))
 
@@ -52,9 +52,9 @@ def recognise(method: Method, support: EpisodeTokens, query: EpisodeTokens, shot
 
 @torch.inference_mode()
 def measure(shot: int) -> dict[str, tuple[float, int, float]]:
-    """Episodes a second, parameters, FLOPs of a query."""
+    """Measure episodes per second, parameters and FLOPs per query."""
     torch.manual_seed(0)
-    support, query = pictures(AT_ONCE, WAY * shot), pictures(AT_ONCE, QUERIES)
+    support, query = images(AT_ONCE, WAY * shot), images(AT_ONCE, QUERIES)
     compared = methods()
     times: dict[str, list[float]] = {name: [] for name in compared}
     for _ in range(ROUNDS):
@@ -62,35 +62,29 @@ def measure(shot: int) -> dict[str, tuple[float, int, float]]:
             started = time.perf_counter()
             recognise(method, support, query, shot)
             times[name].append(time.perf_counter() - started)
-    found = {}
+    costs = {}
     for name, method in compared.items():
         with FlopCounterMode(display=False, custom_mapping=DISTANCES) as counter:
             recognise(method, support[:1], query[:1], shot)
-        weights = (
-            sum(each.numel() for each in method.parameters())
-            if isinstance(method, nn.Module)
-            else 0
-        )
-        found[name] = (AT_ONCE / min(times[name]), weights, counter.get_total_flops() / QUERIES)
-    return found
+        weights = 0
+        if isinstance(method, nn.Module):
+            weights = sum(parameter.numel() for parameter in method.parameters())
+        costs[name] = (AT_ONCE / min(times[name]), weights, counter.get_total_flops() / QUERIES)
+    return costs
 
 
 if __name__ == "__main__":
-    device = (
-        torch.cuda.get_device_name()
-        if DEVICE == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    print(
-        f"{device}, float32, width {WIDTH}, {PATCHES} patches, {AT_ONCE} episodes at once, ratios to {REFERENCE}"
-    )
+    device = f"{torch.get_num_threads()} CPU threads"
+    if DEVICE == "cuda":
+        device = torch.cuda.get_device_name()
+    print(f"{device}, float32, width {WIDTH}, {PATCHES} patches, ", end="")
+    print(f"{AT_ONCE} episodes at once, ratios to {REFERENCE}")
     for shot in (1, 5):
-        found = measure(shot)
-        print(
-            f"\n{WAY}-way {shot}-shot\n{'':<30}{'episodes/s':>11}{'':>9}{'parameters':>12}{'':>7}{'MFLOPs/query':>14}"
-        )
-        for name, values in found.items():
-            ratios = [value / other for value, other in zip(values, found[REFERENCE], strict=True)]
+        costs = measure(shot)
+        print(f"\n{WAY}-way {shot}-shot\n{'':<30}{'episodes/s':>11}", end="")
+        print(f"{'':>9}{'parameters':>12}{'':>7}{'MFLOPs/query':>14}")
+        for name, values in costs.items():
+            ratios = [value / other for value, other in zip(values, costs[REFERENCE], strict=True)]
             speed, weights, flops = values
             print(
                 f"{name:<30}{speed:>11.1f}{ratios[0]:>8.2f}x{weights:>12,}{ratios[1]:>6.2f}x"

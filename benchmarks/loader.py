@@ -1,4 +1,4 @@
-"""The loader's samples per second beside the bare JPEG decode of the same pictures, in one process."""
+"""Samples per second of the loader, compared with decoding the same JPEG images, in one process."""
 
 import tempfile
 import time
@@ -21,12 +21,12 @@ if __name__ == "__main__":
             generate(data, train=SAMPLES, val=1, test=1, novel=1, size=size, seed=0)
             tokenizer = train_tokenizer([data / "train"], data / "tokenizer", 600)
             store = Store([Manifest.load(data / "train")])
-            pictures = [store.read(0, number).media for number in range(SAMPLES)]
+            images = [store.read(0, number).media for number in range(SAMPLES)]
             ratios = []
             for _ in range(ROUNDS):
                 started = time.perf_counter()
-                for picture in pictures:
-                    simplejpeg.decode_jpeg(picture)
+                for image in images:
+                    simplejpeg.decode_jpeg(image)
                 floor = time.perf_counter() - started
                 loader = open_loader(
                     [data / "train"], seed=0, global_batch=BATCH, tokenizer=tokenizer, size=view

@@ -1,8 +1,8 @@
-"""Retrieval metrics of 60,000 embeddings in chunks: time, and peak memory of a process of its own.
+"""Retrieval metrics of 60,000 embeddings in chunks: time, and peak memory of a separate process.
 
-Beside it, on fewer items, the plain form: all cosines in one matrix, every row sorted whole, the
-same four metrics. A tenth of the 60,000 asks the whole gallery, and the time of all is told by rule
-of three: all of them asking (`python -m benchmarks.neighbours 60000`) takes minutes on two cores.
+On fewer items, they are compared with the plain form: all cosines in one matrix, every row sorted,
+the same four metrics. A tenth of the 60,000 items are queries against the whole gallery, and their
+time is scaled up; all of them (`python -m benchmarks.neighbours 60000`) take minutes on two cores.
 """
 
 import json
@@ -15,28 +15,25 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.memory import status
 from eval.metrics.neighbours import neighbours
 
-ITEMS, WIDTH, PER_CLASS = (
-    60_000,
-    512,
-    5,
-)  # Stanford Online Products has 60,502 items, five of a class
+# As in Stanford Online Products, which has 60,502 test images and about five per class.
+ITEMS, WIDTH, PER_CLASS = 60_000, 512, 5
 SMALL = 4_000
 
 
 def inputs(items: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Classes whose items lie near each other, so that some of the neighbours are right."""
+    """Make classes of items near each other, so that some neighbours are of the same class."""
     generator = np.random.default_rng(0)
     labels = np.arange(items) // PER_CLASS
     centres = generator.standard_normal((labels[-1] + 1, WIDTH), dtype=np.float32)
-    return centres[labels] + 2.5 * generator.standard_normal(
-        (items, WIDTH), dtype=np.float32
-    ), labels
+    noise = generator.standard_normal((items, WIDTH), dtype=np.float32)
+    return centres[labels] + 2.5 * noise, labels
 
 
 def plain(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Sort one matrix."""
+    """Compute the metrics from one sorted matrix."""
     unit = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float64)
     scores = unit @ unit.T
     np.fill_diagonal(scores, -np.inf)
@@ -54,7 +51,7 @@ def plain(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[st
 
 
 def chunked(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Measure as the stage does."""
+    """Compute the metrics in chunks, as the stage does."""
     return neighbours(embeddings, labels, ks=(1,)).means()
 
 
@@ -65,24 +62,19 @@ FORMS: dict[str, Callable[[NDArray[np.float32], NDArray[np.int64]], dict[str, fl
 
 
 def asking(queries: int) -> dict[str, float]:
-    """So many of all items ask all others: seconds, and megabytes of the process above its embeddings."""
+    """Measure seconds and megabytes, above the embeddings, of `queries` items against all items."""
     embeddings, labels = inputs(ITEMS)
     before, started = status("VmRSS"), time.perf_counter()
-    neighbours(
-        embeddings[:queries], labels[:queries], *((embeddings, labels) if queries < ITEMS else ())
-    )
+    if queries < ITEMS:
+        neighbours(embeddings[:queries], labels[:queries], embeddings, labels)
+    else:
+        neighbours(embeddings, labels)
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "megabytes": status("VmHWM") - before, "whole": status("VmHWM")}
 
 
-def status(field: str) -> float:
-    """Megabytes of this process, from the kernel."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
-
-
 def fresh(queries: int) -> dict[str, float]:
-    """`asking` in a process of its own."""
+    """Run `asking` in a separate process."""
     words = [sys.executable, "-m", "benchmarks.neighbours", "asking", str(queries)]
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
@@ -94,21 +86,24 @@ if __name__ == "__main__":
     queries = int(sys.argv[1]) if len(sys.argv) > 1 else ITEMS // 10
     small = inputs(SMALL)
     times: dict[str, list[float]] = {form: [] for form in FORMS}
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for _ in range(3):
         for form, metrics in FORMS.items():
             started = time.perf_counter()
-            found[form] = metrics(*small)
+            results[form] = metrics(*small)
             times[form].append(time.perf_counter() - started)
-    apart = max(abs(found["chunked"][name] - found["plain"][name]) for name in found["plain"])
+    chunked_values, plain_values = results["chunked"], results["plain"]
+    differences = [abs(chunked_values[name] - value) for name, value in plain_values.items()]
     medians = {form: statistics.median(values) for form, values in times.items()}
+    ratio = medians["chunked"] / medians["plain"]
     print(
-        f"{SMALL} x {WIDTH}: chunked {medians['chunked']:.2f} s, plain {medians['plain']:.2f} s; time ratio chunked / "
-        f"plain {medians['chunked'] / medians['plain']:.2f}; metrics differ by {apart:.0e}",
-        flush=True,
+        f"{SMALL} x {WIDTH}: chunked {medians['chunked']:.2f} s, plain {medians['plain']:.2f} s; ",
+        end="",
     )
+    print(f"ratio {ratio:.2f}; metrics differ by {max(differences):.0e}", flush=True)
     large = fresh(queries)
+    scaled = large["seconds"] * ITEMS / queries
     print(
-        f"{ITEMS} x {WIDTH}, {queries} ask: {large['seconds']:.1f} s, all {large['seconds'] * ITEMS / queries:.0f} s; "
-        f"{large['megabytes']:.0f} MB above the embeddings, {large['whole']:.0f} MB in all"
+        f"{ITEMS} x {WIDTH}, {queries} queries: {large['seconds']:.1f} s, all {scaled:.0f} s; "
+        f"{large['megabytes']:.0f} MB above the embeddings, {large['whole']:.0f} MB in total"
     )

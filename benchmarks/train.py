@@ -1,11 +1,11 @@
-"""What dividing a batch costs: exact accumulation beside a plain step, ranks and engines beside one process.
+"""Cost of dividing a batch: exact accumulation, several ranks, and engines.
 
     python -m benchmarks.train [--rounds 3] [--engines ddp fsdp2 zero2] [--worlds 1 2]
 
-First k micro-batches of a size, plain and exact in turn, each in a process of its own: seconds a
-step, and peak memory (as the C library keeps it, and with freed blocks returned at once) beside the
-estimate of `glscl plan`. Then one recipe under every engine named. Small towers, so that a CPU can
-do it; dropout on, AdamW.
+First, k micro-batches of one size with plain and exact accumulation, each in a separate process:
+seconds per step, and peak memory (with freed blocks kept by the C library, and with freed blocks
+returned at once), compared with the estimate of `glscl plan`. Then one recipe with each engine.
+Towers are small, so that a CPU can run it; dropout on, AdamW.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from benchmarks.nce import status
+from benchmarks.memory import status
 from benchmarks.step import random_batch, sizes
 from data_pipeline.collate import Batch
 from pretrain.accumulate import accumulate_exactly, accumulate_plainly
@@ -38,7 +38,7 @@ BATCH = 64
 
 
 def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[str, float]:
-    """Median seconds of a step, its peak memory in MB, model included, and what `glscl plan` says of that."""
+    """Measure seconds per step and peak memory in MB, and estimate it as `glscl plan` does."""
     engine, task = start("fp32", (), ".", None), PretrainTask(ObjectiveConfig())
     config = sizes(tiny=True)
 
@@ -65,13 +65,14 @@ def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[
 
         return model, batches, step
 
-    # Libraries load code and make pools at their first use: what a step of almost nothing takes is
-    # not the step's.
+    # Libraries load code and allocate pools at their first use. A tiny step does so first, so that
+    # they are not counted.
     smallest = copy.deepcopy(config)
-    smallest.vision_config.num_hidden_layers = smallest.text_config.num_hidden_layers = (
-        smallest.fusion_layers
-    ) = 1
-    prepared(smallest, 2)[2]()
+    smallest.vision_config.num_hidden_layers = 1
+    smallest.text_config.num_hidden_layers = 1
+    smallest.fusion_layers = 1
+    _, _, tiny_step = prepared(smallest, 2)
+    tiny_step()
     before = status("VmRSS")
     model, batches, step = prepared(config, size)
     times = []
@@ -86,17 +87,19 @@ def accumulate(micro_batches: int, exact: bool, size: int, rounds: int) -> dict[
 
 
 def alone(*words: str, exact_heap: bool = False) -> dict[str, float]:
-    """Measure in a process of its own; with `exact_heap` freed blocks go back to the system, which takes time."""
+    """Measure in a separate process.
+
+    With `exact_heap`, freed blocks are returned to the system at once, which is slower.
+    """
     command = [sys.executable, "-m", "benchmarks.train", "--accumulate", *words]
     heap = {"MALLOC_MMAP_THRESHOLD_": "262144"} if exact_heap else {}
-    found = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | heap
-    )
-    return json.loads(found.stdout.splitlines()[-1])
+    environment = os.environ | heap
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def under(engine: str, world: int, folder: Path, steps: int) -> float:
-    """Measure samples a second of a run under an engine, without its first steps."""
+    """Measure samples per second of a run with an engine, without its first steps."""
     tower = {
         "hidden_size": 128,
         "intermediate_size": 512,
@@ -117,12 +120,10 @@ def under(engine: str, world: int, folder: Path, steps: int) -> float:
             "vision": tower | {"patch_size": 16, "image_size": 96},
             "text": tower | {"max_position_embeddings": 64},
             "fusion": {
-                **{
-                    "hidden_size": 128,
-                    "fusion_layers": 2,
-                    "fusion_heads": 4,
-                    "fusion_intermediate_size": 512,
-                },
+                "hidden_size": 128,
+                "fusion_layers": 2,
+                "fusion_heads": 4,
+                "fusion_intermediate_size": 512,
                 "projection_dim": 128,
             },
         },
@@ -133,22 +134,12 @@ def under(engine: str, world: int, folder: Path, steps: int) -> float:
     file.write_text(yaml.safe_dump(config))
     accelerate = Path("launch") / "accelerate" / f"{engine}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate)]
-    launch += [
-        "--num_processes",
-        str(world),
-        "--main_process_port",
-        "0",
-        "-m",
-        "pretrain",
-        str(file),
-    ]
-    subprocess.run(
-        launch, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    rows = [
-        json.loads(line)
-        for line in (folder / f"{engine}{world}" / "metrics.jsonl").read_text().splitlines()
-    ]
+    launch += ["--num_processes", str(world), "--main_process_port", "0"]
+    launch += ["-m", "pretrain", str(file)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(launch, check=True, capture_output=True, env=environment)
+    lines = (folder / f"{engine}{world}" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return statistics.median(row["samples_per_second"] for row in rows[3:])
 
 
@@ -174,17 +165,16 @@ def main() -> None:
         f"{'memory MB':>11}{'returned':>10}{'planned':>9}{'exact':>8}{'returned':>10}{'planned':>9}"
     )
     for count, size in ((2, 32), (4, 16), (8, 16), (16, 16)):
-        words = {how: (str(count), how, str(size), "--rounds") for how in ("plain", "exact")}
-        plain, exact = (alone(*of, str(options.rounds)) for of in words.values())
+        plain_words = (str(count), "plain", str(size), "--rounds")
+        exact_words = (str(count), "exact", str(size), "--rounds")
+        plain = alone(*plain_words, str(options.rounds))
+        exact = alone(*exact_words, str(options.rounds))
         print(f"{count:>14}{size:>4}   {plain['seconds']:13.2f}{exact['seconds']:7.2f}", end="")
         print(f"{exact['seconds'] / plain['seconds']:7.2f}", end="")
-        for found, of, space in ((plain, words["plain"], 11), (exact, words["exact"], 8)):
-            returned = alone(*of, "1", exact_heap=True)["memory"]
-            print(
-                f"{found['memory']:{space}.0f}{returned:10.0f}{found['estimate']:9.0f}",
-                end="",
-                flush=True,
-            )
+        for cost, words, space in ((plain, plain_words, 11), (exact, exact_words, 8)):
+            returned = alone(*words, "1", exact_heap=True)["memory"]
+            print(f"{cost['memory']:{space}.0f}{returned:10.0f}", end="")
+            print(f"{cost['estimate']:9.0f}", end="", flush=True)
         print()
     from data_pipeline.scenes.generate import generate
     from data_pipeline.shards.manifest import Manifest
@@ -195,14 +185,14 @@ def main() -> None:
         folder = Path(name)
         generate(folder / "scenes", train=512, val=0, test=0, novel=0, size=96, seed=0, workers=2)
         store = Store([Manifest.load(folder / "scenes" / "train")])
-        captions = [caption for n in range(512) for caption in store.read(0, n).captions]
+        captions: list[str] = []
+        for number in range(512):
+            captions += store.read(0, number).captions
         Tokenizer.train(captions, 1000).save(folder / "tokenizer")
         print(f"\n{'engine':>8}{'ranks':>7}{'samples/s':>11}  (one thread each)")
         runs = [("ddp", world) for world in options.worlds] if "ddp" in options.engines else []
-        for engine, world in [
-            *runs,
-            *((engine, 2) for engine in options.engines if engine != "ddp"),
-        ]:
+        runs += [(engine, 2) for engine in options.engines if engine != "ddp"]
+        for engine, world in runs:
             print(f"{engine:>8}{world:>7}{under(engine, world, folder, 12):11.1f}", flush=True)
 
 

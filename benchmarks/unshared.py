@@ -1,8 +1,8 @@
-"""The mathematics of a step executed as the authors' release executes it, to compare with: nothing is shared.
+"""A training step as the authors' release computes it, without shared views, for comparison.
 
-Six image passes, six text passes and five fusion passes, texts padded to a fixed length, every
-state of every layer computed, and the masked-language head on every position (glscl spec of the
-release: objectives.py of IIGROUP/SCL).
+It has six image passes, six text passes and five fusion passes, with texts padded to a fixed
+length, all states of all layers, and the masked-language head on every position (objectives.py of
+github.com/IIGROUP/SCL).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pretrain.views import Completion, PretrainFeatures, part_identity, similari
 def unshared_features(
     model: GLSCLModel, batch: Batch, config: ObjectiveConfig, length: int
 ) -> PretrainFeatures:
-    """Compute what `pretrain_features` gives, up to rounding; `length` is what texts are padded to.
+    """Compute the same features as `pretrain_features`, up to rounding.
 
-    Pictures or clips, with targets of the crossed passes.
+    Texts are padded to `length`. The batch holds images or videos.
     """
     size, width = batch.text_ids.shape
     pad = int(model.config.text_config.pad_token_id)
@@ -35,9 +35,8 @@ def unshared_features(
         return positions // width * length + positions % width
 
     mask = padded(batch.text_mask, 0)
-    ids, masked_ids, mlm_ids = (
-        padded(i, pad) for i in (batch.text_ids, batch.masked_text_ids, batch.mlm_ids)
-    )
+    ids, mlm_ids = padded(batch.text_ids, pad), padded(batch.mlm_ids, pad)
+    masked_ids = padded(batch.masked_text_ids, pad)
     count = (batch.pixels.shape[-2] // int(model.config.vision_config.patch_size)) ** 2
     frames = batch.pixels.shape[1] if batch.kind == "video" else 1
     hidden = torch.zeros(size * count, dtype=torch.bool, device=ids.device)

@@ -1,9 +1,9 @@
-"""Attention of clips: two calls on shared projections beside one call with a mask, time and memory.
+"""Attention of videos: time and memory of two calls on shared projections, and of one masked call.
 
     python -m benchmarks.video [--batch 2] [--rounds 5]
 
-CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each side in a
-process of its own, so that its peak memory is its own.
+CLIP ViT-B/16 (11 blocks), 4 frames of 224 pixels, forward and backward in fp32. Each form
+runs in a separate process, so that peak memory can be compared.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FRAMES, SIDE = 4, 224
 
 
 def masked_form(model: GLSCLModel, patches: Patches) -> torch.Tensor:
-    """Encode with one attention call per block over all tokens, allowed by a mask of (frames x tokens) squared."""
+    """Encode with one attention call per block and a mask of (frames x tokens) squared."""
     tower, count = model.vision, patches.values.shape[2]
     tokens = patches.values + patches.positions[1:] + model.temporal_embedding[:FRAMES, None]
     first = (
@@ -41,7 +41,7 @@ def masked_form(model: GLSCLModel, patches: Patches) -> torch.Tensor:
 
 
 def side(structured: bool, batch: int, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward, and peak memory above what stood before in MB."""
+    """Measure median seconds of forward and backward, and the growth of peak memory in MB."""
     torch.manual_seed(0)
     tower = CLIPVisionConfig(
         hidden_size=768,
@@ -86,21 +86,18 @@ if __name__ == "__main__":
     if options.side:
         print(json.dumps(side(options.side == "structured", options.batch, options.rounds)))
         sys.exit()
-    found = {}
+    costs = {}
     for name in ("structured", "masked"):
         command = [sys.executable, "-m", "benchmarks.video", "--side", name]
         command += ["--batch", str(options.batch), "--rounds", str(options.rounds)]
-        found[name] = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        )
-    print(
-        f"{FRAMES} frames of {SIDE} px, batch {options.batch}, fp32, {torch.get_num_threads()} threads"
-    )
-    for name, values in found.items():
-        print(
-            f"{name:11} {values['seconds']:8.2f} s {values['megabytes']:8.0f} MB {values['gflop']:8.1f} GFLOP/clip"
-        )
-    masked, structured = found["masked"], found["structured"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        costs[name] = json.loads(done.stdout)
+    print(f"{FRAMES} frames of {SIDE} px, batch {options.batch}, fp32, ", end="")
+    print(f"{torch.get_num_threads()} threads")
+    for name, values in costs.items():
+        print(f"{name:11} {values['seconds']:8.2f} s {values['megabytes']:8.0f} MB ", end="")
+        print(f"{values['gflop']:8.1f} GFLOP/video")
+    masked, structured = costs["masked"], costs["structured"]
     print(
         f"masked / structured: time {masked['seconds'] / structured['seconds']:.2f}, "
         f"memory {masked['megabytes'] / structured['megabytes']:.2f}"
