@@ -161,8 +161,8 @@ def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = N
             f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model "
             f"{model.config.text_config.vocab_size:,}: it is another model's"
         )
-    folder = None if cache is None else Path(cache)
-    return LoadedModel(model, tokenizer, device, precision, description, folder)
+    cache = None if cache is None else Path(cache)
+    return LoadedModel(model, tokenizer, device, precision, description, cache)
 
 
 @torch.inference_mode()

@@ -89,8 +89,8 @@ def answer_questions(
         # This file is not part of the model's identity, but a change of it may change answers.
         code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         block_keys = []
-        for block in ranges:
-            samples = [block.start, block.stop]
+        for numbers in ranges:
+            samples = [numbers.start, numbers.stop]
             block_keys.append({"answers": manifest.digest, "code": code, "samples": samples})
 
         def compute(number: int) -> Block:
