@@ -64,6 +64,7 @@ def run(
         metavar="KEY",
         help="configuration key that may differ on resume; repeat for several",
     )
+    # Everything that is not an option here is an override of the configuration.
     options, overrides = parser.parse_known_args(arguments)
     if options.init_from:
         overrides += ["--init_from", options.init_from]
@@ -81,6 +82,7 @@ def run(
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
+        # Other errors of the system are unexpected and keep their traceback.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(

@@ -104,6 +104,7 @@ def adapt_model(
         values = stored.to_dict() | {"classifier_labels": list(labels), "classifier_images": images}
         values["max_frames"] = frames or stored.max_frames
         values["max_text_length"] = max_text_length
+        # Positions of the new size are interpolated in `load_weights`.
         values["vision_config"]["image_size"] = image_size or stored.image_size
         config = GLSCLConfig.from_dict(values)
         model = GLSCLModel(config)
@@ -154,6 +155,8 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
         weights[name] = resized[0].T
     name = "token_type.weight"
     if name in weights:
+        # A second image starts with the type of the first: a copy, which is cut off if the model
+        # takes one image, or if the weights have a row of their own for the second one.
         types = torch.cat([weights[name], weights[name][-1:]])
         weights[name] = types[: len(target[name])]
     if not any(name.startswith(_CLASSIFIER) for name in weights):
@@ -172,6 +175,7 @@ def load_weights(model: GLSCLModel, weights: Mapping[str, Tensor]) -> None:
             f"these weights are of another model: {len(misfits)} tensors do not fit, "
             f"the first is {first} ({_shape(weights, first)} instead of {_shape(target, first)})"
         )
+    # Strict: all names and shapes agree by now.
     model.load_state_dict(weights)
 
 
@@ -189,6 +193,7 @@ def _vision_config(config: ModelConfig) -> PreTrainedConfig:
         kind = _config_class("model.vision", config.vision.get("model_type", "clip_vision_model"))
         _refuse_unknown("model.vision", config.vision, kind)
         return kind(**_without_type(config.vision))
+    # A dual encoder has the configuration of its image tower inside.
     stored = AutoConfig.from_pretrained(config.vision_from)
     return _overridden("model.vision", getattr(stored, "vision_config", stored), config.vision)
 
@@ -218,6 +223,7 @@ def _check_text(text: Any, config: ModelConfig, tokenizer: Tokenizer, max_text_l
             f"model.text has {text.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}"
         )
     _check_positions(text, max_text_length)
+    # The padding id stands for all ids: a vocabulary of the same family has the same one.
     if config.text_from and text.pad_token_id != tokenizer.pad_id:
         raise UsageError(
             f"{config.text_from} has other tokens than the tokenizer: "
@@ -279,6 +285,7 @@ def _from_folder(kind: Any, source: str, **options: Any) -> Any:
 def _resized(positions: Tensor, rows: int) -> Tensor:
     """Resize a position table of a square grid, with or without a row for the class token."""
     side = int(rows**0.5)
+    # 1 for the class token of CLIP, 0 for SigLIP.
     extra = rows - side**2
     if len(positions) == rows:
         return positions

@@ -32,6 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise UsageError(
                 f"{path}: unknown preset {values['preset']!r}; there is {', '.join(PRESETS)}"
             )
+        # The file's own values win over those of the preset.
         values = _merge(PRESETS[values["preset"]], values)
     return parse_config(RunConfig, values, str(path))
 
@@ -85,6 +86,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
             raise UsageError(f"--{key}: {text!r} is not YAML") from None
         if isinstance(place, list):
             _element(place, last, key)
+            # An element of a list, such as --data.train.0.path.
             place[int(last)] = value
         elif isinstance(place, dict):
             place[last] = value
@@ -159,6 +161,7 @@ def _refuse_unknown(kind: Any, values: Any, name: str, prefix: str) -> None:
             kind = inner
     if not dataclasses.is_dataclass(kind) or not isinstance(values, dict):
         return
+    # Hints are strings under postponed evaluation; this resolves them.
     types = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in types:

@@ -42,6 +42,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
+        # One kernel for all parameters; on a CPU the plain form is used.
         fused=torch.cuda.is_available(),
     )
 
@@ -58,6 +59,7 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
     The rate reaches 0 one step after the last.
     """
+    # The first step has a rate above 0, or it would be wasted.
     warmup = int(steps * config.warmup)
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -113,11 +113,13 @@ def load_encoder(
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     path, cache = Path(path), None if cache is None else Path(cache)
+    # An export first: it has no config.json of its own.
     if (path / EXPORT_NAME).is_file() or (path / "vision" / "config.json").is_file():
         return _exported(path, precision, cache)
     kind = _model_type(path)
     if kind == "clip":
         return _clip(path, precision, cache)
+    # A common mistake: naming the folder of one tower.
     if kind == "clip_vision_model" and (path.resolve().parent / EXPORT_NAME).is_file():
         raise UsageError(f"{path} is one tower of an export: name {path.resolve().parent}")
     if kind not in (None, "glscl"):
@@ -130,6 +132,7 @@ def load_encoder(
 
 def equally_spaced(depth: int, count: int = 4) -> tuple[int, ...]:
     """Pick ``count`` of ``depth`` blocks, including the last: 3, 6, 9, 12 of 12."""
+    # Fewer blocks than requested if the tower is shallow.
     count = min(count, depth)
     return tuple(-(-depth * number // count) for number in range(1, count + 1))
 
@@ -190,6 +193,7 @@ class CLIPEncoder:
         self.device, self.cache, self.description = processes().device, cache, description
         self.module: nn.Module = module.to(self.device)
         self._model: Any = module
+        # A CLIPVisionModel is the tower itself, a CLIPModel has it inside.
         self._tower: Any = module.vision_model if isinstance(module, CLIPModel) else module
         mean, std = statistics
         self._mean = torch.tensor(list(mean), device=self.device)
@@ -216,9 +220,11 @@ class CLIPEncoder:
         """Encode bytes (batch, height, width, 3)."""
         scaled = pixels.to(self.device).movedim(-1, -3) / 255
         normalized = (scaled - self._mean[:, None, None]) / self._std[:, None, None]
+        # Hooks, because output_hidden_states would keep the tokens of all layers.
         with _outputs_of(self._tower.encoder.layers, layers) as outputs, self._autocast():
             states = self._tower(pixel_values=normalized).last_hidden_state
             tokens = self._tower.post_layernorm(states)
+        # Projection and normalization run in float32.
         tokens = tokens.float()
         if not self.joint:
             return Encoded(tokens, None, outputs)
@@ -299,6 +305,7 @@ def _clip(path: Path, precision: str, cache: Path | None) -> CLIPEncoder:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the tokenizer of {path} cannot be loaded: {_short(error)}") from error
+    # A smaller tokenizer is possible, because vocabularies are padded to round sizes.
     if len(tokenizer) > model.config.text_config.vocab_size:
         raise DataError(
             f"the tokenizer in {path} has more entries than the model: it is another model's"
@@ -332,6 +339,7 @@ def _statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _from_pretrained(kind: Any, folder: Path) -> Any:
+    # Progress bars of transformers would mix with the lines of the command.
     transformers_logging.disable_progress_bar()
     try:  # safetensors only: a pickle could run any code
         model, loading = kind.from_pretrained(
@@ -343,6 +351,7 @@ def _from_pretrained(kind: Any, folder: Path) -> Any:
         raise DataError(
             f"the model in {folder} lacks {len(missing)} weights, the first is {missing[0]}"
         )
+    # Without dropout, so that encoding twice gives the same tokens.
     return model.eval()
 
 

@@ -138,6 +138,7 @@ def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = N
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
+    # Under accelerate, each process has its own device.
     device = processes().device
     model = load_model(path).to(device)
     source = Path(model.name_or_path)
@@ -151,18 +152,20 @@ def load(path: Path | str, precision: str = "fp32", cache: Path | str | None = N
         "max_text_length": model.config.max_text_length,
     }
     try:
+        # The model's own tokenizer: another one would give every word another embedding.
         tokenizer = Tokenizer.load(folder)
     except DataError as error:
         raise DataError(
             f"{error} (`glscl convert --tokenizer FOLDER` writes one with the converted model)"
         ) from error
+    # A smaller tokenizer is possible, because vocabularies are padded to round sizes.
     if tokenizer.vocab_size > model.config.text_config.vocab_size:
         raise DataError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size:,} entries, the model "
             f"{model.config.text_config.vocab_size:,}: it is another model's"
         )
-    folder = None if cache is None else Path(cache)
-    return LoadedModel(model, tokenizer, device, precision, description, folder)
+    cache = None if cache is None else Path(cache)
+    return LoadedModel(model, tokenizer, device, precision, description, cache)
 
 
 @torch.inference_mode()
@@ -235,6 +238,7 @@ def encode_images(
         for item in items:
             if not item["captions"]:
                 raise DataError(f"sample {item['key']} cannot be evaluated: it has no caption")
+    # Copies of a file share a row, so that their features and scores tie exactly.
     keys = [item["key"] for item in items]
     first_row: dict[str, int] = {}
     rows = [first_row.setdefault(item["media"], row) for row, item in enumerate(items)]
@@ -243,6 +247,7 @@ def encode_images(
         captions=[tuple(item["captions"]) for item in items],
         annotations=[item["annotations"] for item in items],
         row=np.array(rows),
+        # Raises for features that are not finite, with the key of the image.
         features=unit_features(_joined(blocks, "features"), keys),
         tokens=_joined(blocks, "tokens"),
         frames=frames or 1,
@@ -259,6 +264,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     NumericsError
         If a feature is not finite; the message names the text.
     """
+    # Sorted, so that the blocks and their cache keys do not depend on the order of the texts.
     distinct = sorted(set(texts))
     longest = loaded.model.config.max_text_length
     ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, longest)]
@@ -275,6 +281,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
 
     blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), block_keys, compute)
     mask = _mask(lengths)
+    # Blocks have different lengths, so that their tokens are copied into one padded tensor.
     features = torch.empty(len(distinct), blocks[0].arrays["features"].shape[1])
     tokens = blocks[0].arrays["tokens"].new_zeros(*mask.shape, blocks[0].arrays["tokens"].shape[2])
     for rows, block in zip(chunks, blocks, strict=True):
@@ -284,6 +291,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     return Texts(
         row=np.array([row_of_text[text] for text in texts]),
         features=unit_features(features, distinct),
+        # Zeros at padding, so that the length of a block does not show in the result.
         tokens=tokens * mask[..., None].to(tokens.dtype),
         mask=mask,
     )
@@ -379,6 +387,7 @@ def _image_block(
         pixels = model.normalize(batch.pixels.to(loaded.device))
         with loaded.autocast():
             encoded = model.encode_image(pixels)
+        # The head runs in float32: its features decide ranks, which bf16 would tie.
         features.append(model.contrastive_image(encoded.float(), frames).cpu())
         tokens.append(loaded.offload(encoded))
         for sample in batch.samples:
@@ -447,6 +456,7 @@ def weights_hash(source: Path) -> str:
     """Hash the weights of a model: a file, or the safetensors files of a folder."""
     digest = hashlib.sha256()
     for file in [source] if source.is_file() else sorted(source.glob("*.safetensors")):
+        # The hash of the file hashes, because the names of the files do not matter.
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -102,6 +102,7 @@ def encode_tokens(
     total = manifest.samples if limit is None else min(limit, manifest.samples)
     if total < 1:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
+    # Sorted, so that the order of the option does not make another cache key.
     chosen, side = sorted(set(layers)), min(pool_grid, *encoder.grid)
     ranges = block_ranges(total, IMAGES_PER_BLOCK)
 
@@ -117,6 +118,7 @@ def encode_tokens(
         )
         return _block(encoder, list(batches), chosen, side)
 
+    # "boxes" marks that images are cropped: earlier caches held uncropped ones.
     data = {"data": manifest.digest, "name": manifest.name, "boxes": True}
     block_keys = [data | {"start": block.start, "stop": block.stop} for block in ranges]
     model = encoder.identity() | {"layers": chosen, "pool_grid": side}
@@ -127,6 +129,7 @@ def encode_tokens(
     arrays = {}
     for name in blocks[0].arrays:
         arrays[name] = torch.cat([block.arrays[name] for block in blocks])
+    # After the cast to float16, in which large values become infinite.
     _refuse_non_finite(arrays, items)
     return ImageTokens(
         keys=[item["key"] for item in items],
@@ -153,6 +156,7 @@ def sample_labels(key: str, annotations: dict[str, Any]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f'sample {key}: "labels" must be a list of names, not {labels!r}')
+    # A dict instead of a set, which keeps the order of the labels.
     return tuple(dict.fromkeys(names))
 
 
@@ -179,6 +183,7 @@ def pool_patches(patch: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     If the sides do not divide, cells differ by at most one patch (adaptive average pooling).
     """
     flat = patch.reshape(-1, *grid, patch.shape[-1]).movedim(-1, 1)
+    # In float32: float16 sums of many patches would lose digits.
     pooled = F.adaptive_avg_pool2d(flat.float(), side).flatten(2).transpose(1, 2)
     return pooled.reshape(*patch.shape[:-2], side * side, patch.shape[-1]).to(patch.dtype)
 
@@ -192,11 +197,13 @@ def _block(
         encoded = encoder.encode(batch.pixels, layers)
         arrays = {
             "cls": encoded.tokens[:, 0],
+            # float16, because the patches of all images stay in memory.
             "patch": pool_patches(encoded.tokens[:, 1:], encoder.grid, side).half(),
         }
         if encoded.proj is not None:
             arrays["proj"] = encoded.proj
         for number, tokens in encoded.layers.items():
+            # The class token has no place on the grid and stays as it is.
             pooled = pool_patches(tokens[:, 1:], encoder.grid, side)
             arrays[f"layers/{number}"] = torch.cat([tokens[:, :1], pooled], dim=1).half()
         for name, tensor in arrays.items():

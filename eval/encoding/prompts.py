@@ -33,6 +33,7 @@ def checked_templates(given: Sequence[str] | None) -> Sequence[str]:
     Raises UsageError for a template that does not contain `{}` exactly once.
     """
     templates = TEMPLATES if given is None else given
+    # An empty list has no sentence, and is refused like a template without a place.
     for template in templates or [""]:
         if template.count("{}") != 1:
             raise UsageError(

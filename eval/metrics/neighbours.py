@@ -100,7 +100,7 @@ def neighbours(
         if gallery is None:  # a query is not its own neighbour, but a copy of it is
             scores[np.arange(len(rows)), rows] = -np.inf
         ranked = rank_relevant(scores, [matches[row] for row in rows])
-        values_of_chunk = [ranked.positives, ranked.candidates]
+        values_of_chunk: list[NDArray[Any]] = [ranked.positives, ranked.candidates]
         values_of_chunk += [ranked.hits(k) for k in ks]
         values_of_chunk += [ranked.r_precision(), ranked.average_precision_at_r()]
         values_of_chunk += [ranked.average_precision()]

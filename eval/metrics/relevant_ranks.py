@@ -32,8 +32,8 @@ class RelevantRanks:
     """Groups of items with equal scores that hold relevant items, by query, best group first.
 
     A group of ``query`` has ``tied`` items, ``relevant`` of them relevant, and ``above`` items
-    score higher; all have shape (groups,). ``candidates`` (queries,) is the number of ranked items. A
-    query without relevant items has no group, and its metrics are NaN.
+    score higher; all have shape (groups,). ``candidates`` (queries,) is the number of ranked items.
+    A query without relevant items has no group, and its metrics are NaN.
     """
 
     query: NDArray[np.int64]

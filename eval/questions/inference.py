@@ -84,13 +84,14 @@ def answer_questions(
             for question in questions_of(store, number):
                 questions.append((number, question))
         keys = [store.key(0, number) for number in range(total)]
+        # Before anything is encoded, which takes minutes.
         check_ids([question.id for _, question in questions], str(manifest.root))
         ranges = block_ranges(total, batch_size)
         # This file is not part of the model's identity, but a change of it may change answers.
         code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         block_keys = []
-        for block in ranges:
-            samples = [block.start, block.stop]
+        for numbers in ranges:
+            samples = [numbers.start, numbers.stop]
             block_keys.append({"answers": manifest.digest, "code": code, "samples": samples})
 
         def compute(number: int) -> Block:
@@ -171,6 +172,7 @@ def _logits(
     ``rows`` (texts,) is the sample of each text.
     """
     model, device = loaded.model, loaded.device
+    # Many images share a question, so that each text is encoded once.
     distinct = sorted(set(texts))
     row_of_text = {text: row for row, text in enumerate(distinct)}
     text_rows = torch.tensor([row_of_text[text] for text in texts])
@@ -194,5 +196,6 @@ def _logits(
         with loaded.autocast():
             sides = [side[rows[part].to(device)] for side in image_sides]
             pooled = model.pool_with_images(text, mask[chosen, :longest], sides)
+        # The classifier runs in float32, outside of autocast.
         logits[part] = model.classify(pooled.float()).cpu()
     return logits.numpy()

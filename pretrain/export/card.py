@@ -88,6 +88,7 @@ def model_card(model: GLSCLModel, folder: Path) -> str:
 
 def _training(folder: Path) -> str:
     checkpoint = folder.parent
+    # RUN/checkpoints/step-.../model is the layout of a run.
     run = checkpoint.parent.parent
     trainer, environment = _json(checkpoint / "trainer.json"), _json(run / "environment.json")
     if not trainer:

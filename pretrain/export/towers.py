@@ -50,6 +50,7 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
     out = Path(out)
     _refuse_other_content(out)
     loaded = load_model(model)
+    # SigLIP's stock class would compute other tokens than this model.
     if loaded.class_token is not None:
         raise UsageError(
             f"the image tower of {model} is a {type(loaded.vision).__name__} with a class token, "
@@ -77,6 +78,7 @@ def export(model: Path | str, out: Path | str, *, check: bool = False) -> Path:
                 "weights_sha256": sha256(folder / "model.safetensors"),
             },
         )
+        # Only now, after everything else has succeeded.
         shutil.rmtree(out, ignore_errors=True)
         beside.rename(out)
     finally:

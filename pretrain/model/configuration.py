@@ -109,6 +109,7 @@ class GLSCLConfig(PreTrainedConfig):
             raise ValueError(
                 f"{kind!r} is not a bidirectional text encoder such as roberta or modernbert"
             )
+        # Builds the towers' configurations if they are dicts.
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config
         if text.is_encoder_decoder:
@@ -122,6 +123,7 @@ class GLSCLConfig(PreTrainedConfig):
             )
         if vision.patch_size < 1 or vision.image_size < 1:
             raise ValueError("image_size and patch_size of the image tower must be at least 1")
+        # Otherwise pixels at the border would silently be ignored.
         if vision.image_size % vision.patch_size:
             raise ValueError(
                 f"image_size {vision.image_size} is not a multiple of patch_size "
@@ -147,6 +149,7 @@ class GLSCLConfig(PreTrainedConfig):
             raise ValueError(
                 f"contrastive_head must be mlp or linear, it is {self.contrastive_head!r}"
             )
+        # The head scores fused states with the word embedding, so that widths must agree.
         if self.tie_masked_language_head and text.hidden_size != self.hidden_size:
             raise ValueError(
                 "tie_masked_language_head needs a text tower as wide as the fusion encoder: "

@@ -81,6 +81,7 @@ class GLSCLModel(PreTrainedModel):
         super().__init__(config)
         width, vision_width = config.hidden_size, config.vision_config.hidden_size
         self.vision = AutoModel.from_config(config.vision_config)
+        # Only sdpa knows videos. A user who chooses another attention can still encode images.
         if self.vision.config._attn_implementation == "sdpa":
             self.vision.config._attn_implementation = FRAME_ATTENTION
         self.text = AutoModel.from_config(config.text_config)
@@ -89,6 +90,7 @@ class GLSCLModel(PreTrainedModel):
         for pooler in (getattr(self.text, "pooler", None), getattr(self.vision, "head", None)):
             if pooler is not None:
                 pooler.requires_grad_(False)
+        # SigLIP's tower has no class token, so that the model adds its own.
         has_class_token = hasattr(self.vision.embeddings, "class_embedding")
         self.class_token = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
         self.class_position = None if has_class_token else nn.Parameter(torch.zeros(vision_width))
@@ -115,11 +117,13 @@ class GLSCLModel(PreTrainedModel):
         images, labels = config.classifier_images, len(config.classifier_labels)
         self.classifier = classifier(width, images, labels) if labels else None
         self.temperature = nn.Parameter(torch.zeros(1))
+        # Not saved: the configuration holds the values, and `_init_weights` fills the buffers.
         self.register_buffer("image_mean", torch.zeros(3), persistent=False)
         self.register_buffer("image_std", torch.ones(3), persistent=False)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
+        # Before the generic rule, which would use initializer_range.
         if isinstance(module, TorchLinear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -164,6 +168,7 @@ class GLSCLModel(PreTrainedModel):
 
         This happens before positions are added, so that masked patches keep their positions.
         """
+        # The same patches in every frame, or a neighbouring frame would reveal them.
         if patches.frames is not None:
             masked = masked[:, None]
         token = self.visual_mask_token.to(patches.values.dtype)
@@ -222,6 +227,7 @@ class GLSCLModel(PreTrainedModel):
 
     def text_side(self, tokens: Tensor, mask: Tensor) -> Side:
         """Prepare projected text tokens (batch, tokens, width) for fusion."""
+        # Row 0 is text; 1 and 2 are the first and the second image.
         typed = tokens + self.token_type.weight[0]
         return Side(typed, self.fusion.attend_text(typed, mask))
 
@@ -339,6 +345,7 @@ class GLSCLModel(PreTrainedModel):
             for layer in parts[name].modules():
                 if isinstance(layer, GradientCheckpointingLayer):
                     layer.gradient_checkpointing = True
+                    # The reentrant form would give no gradients below a frozen tower's input.
                     layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def _temporal(self, frames: int) -> Tensor:

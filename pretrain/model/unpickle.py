@@ -90,6 +90,7 @@ def unpickle(stream: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
     machine = _Machine()
     try:
         for instruction, argument, _ in pickletools.genops(stream):
+            # A file of torch before 1.6 holds several pickles in a row.
             if instruction.name == "STOP":
                 return machine.stack.pop(), machine.storages
             machine.run(instruction.name, argument)
@@ -130,6 +131,7 @@ class _Machine:
         elif name == "BUILD":
             # An object's state. It is dropped: torch's containers only carry metadata there.
             stack.pop()
+        # torch stores the bytes of a tensor outside of the pickle, under a persistent id.
         elif name == "BINPERSID":
             storage = _storage(stack.pop())
             stack.append(storage)
@@ -171,6 +173,7 @@ class _Machine:
             stack.append(Inert("builtins.set"))
         elif name == "ADDITEMS":
             self._since_mark()
+        # Never part of a tensor, so that their content can be dropped.
         elif name in ("FROZENSET", "INST", "OBJ"):
             self._since_mark()
             stack.append(Inert(f"an object ({name})"))
@@ -219,6 +222,7 @@ def _make(made_by: Any, arguments: Any) -> Any:
         return {}
     if name in _TENSOR:
         return _tensor(arguments)
+    # A parameter is a tensor with flags, which do not matter here.
     if name in _PARAMETER:
         return arguments[0]
     return Inert(name)
@@ -240,6 +244,7 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
     if not isinstance(storage, Storage):
         return Inert("a tensor of an unusual type")
     (offset,), shape, strides = _whole((offset,)), _whole(shape), _whole(strides)
+    # Position of the last element that the view reads.
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     elements = math.prod(shape)
     if math.prod(size or 1 for size in shape) >= 2**63:
@@ -256,6 +261,7 @@ def _tensor(arguments: Any) -> StoredTensor | Inert:
 def _whole(numbers: Any) -> tuple[int, ...]:
     if not isinstance(numbers, tuple) or len(numbers) > _MOST_DIMENSIONS:
         raise ValueError(f"a tensor's sizes are not a tuple of at most {_MOST_DIMENSIONS} numbers")
+    # `type(...) is int`, because bool is a subclass of int.
     if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError("a tensor's sizes, strides or offset are not whole numbers of at least 0")
     return numbers

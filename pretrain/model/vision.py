@@ -59,6 +59,7 @@ def embed_patches(tower: Any, pixels: Tensor, class_position: Tensor | None) -> 
             f"images of {height} x {width} pixels cannot be cut into patches of {side} x {side}: "
             f"resize them, for instance to {fitting[0]} x {fitting[1]}"
         )
+    # Frames are flattened into the batch: the convolution takes four axes.
     values = embeddings.patch_embedding(pixels.flatten(0, -4)).flatten(2).transpose(1, 2)
     positions = embeddings.position_embedding.weight
     if class_position is None:
@@ -98,6 +99,7 @@ def encode_patches(
     after positions are added. With need "first", only class tokens are returned, and the last block
     computes only them.
     """
+    # Positions are added before patches are dropped, so that each patch keeps its own.
     tokens = patches.values + patches.positions[1:]
     first = (class_token + patches.positions[0])[None]
     if patches.frames is not None:
@@ -120,6 +122,7 @@ def encode_patches(
     hidden = _encode(tower, hidden, need)
     if hidden.ndim == 3:
         return hidden
+    # Fusion and heads read the class tokens of all frames at the start.
     return torch.cat([hidden[:, :, 0], hidden[:, :, 1:].flatten(1, 2)], dim=1)
 
 
@@ -139,6 +142,7 @@ def _class_tokens(layer: Any, hidden: Tensor) -> Tensor:
     def heads(tensor: Tensor) -> Tensor:
         return tensor.flatten(1, -2).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
 
+    # Keys and values come from all tokens, queries only from the class tokens.
     normed = layer.layer_norm1(hidden)
     mixed, _ = implementation(attention)(
         attention,

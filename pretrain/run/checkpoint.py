@@ -83,6 +83,7 @@ def save_checkpoint(
     final = checkpoints / step_name(position.step)
     beside = checkpoints / f".{final.name}.tmp"
 
+    # Rank 0 makes the folder before any rank writes into it (DeepSpeed writes on every rank).
     def prepare() -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -102,10 +103,12 @@ def save_checkpoint(
     try:
         _on_all_ranks(prepare if main else None)
         optimizer: dict[str, Any] = _on_all_ranks(lambda: engine.save_optimizer(beside))
+        # Gathering weights is a collective call under FSDP2 and ZeRO: all ranks must make it.
         weights = engine.weights()
         models = {"model": weights, "ema": weights | engine.averaged_weights()}
         _on_all_ranks(commit if main else None)
     except BaseException:
+        # BaseException, because Ctrl-C must not leave a half-written folder either.
         if main:
             shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -113,6 +116,7 @@ def save_checkpoint(
         best = None if position.best is None else step_name(position.best.step)
         others = [folder for folder in _steps(checkpoints) if folder != final]
         for old in others[keep - 1 :]:
+            # Errors are ignored: a folder that cannot be removed must not stop the run.
             if old.name != best:
                 shutil.rmtree(old, ignore_errors=True)
     return final
@@ -145,6 +149,7 @@ def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
     except BaseException as failure:
         # Raised below: the other ranks wait in the same gather, and must learn of it first.
         error = failure
+    # Every rank reaches this gather, whatever happened before, so that none waits forever.
     [failed] = gather_counts([int(error is not None)])
     if error is not None:
         raise error
@@ -158,6 +163,7 @@ def _on_all_ranks(work: Callable[[], Any] | None) -> Any:
 def _commit(beside: Path, final: Path, position: Position) -> None:
     """Complete the temporary folder, hash every file in it, and rename it."""
     write_json(beside / "trainer.json", dataclasses.asdict(position))
+    # Every file must be on the disk before COMMITTED.json says so.
     content = sorted(beside.rglob("*"))
     for path in [*content, beside]:
         sync(path)
@@ -167,6 +173,7 @@ def _commit(beside: Path, final: Path, position: Position) -> None:
             size, digest = path.stat().st_size, sha256(path)
             listed[str(path.relative_to(beside))] = {"bytes": size, "sha256": digest}
     write_json(beside / COMMITTED, listed)
+    # A damaged checkpoint of the same step may be there, from before the run went back.
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
 
@@ -241,6 +248,7 @@ def check(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
+        # The size first: it is the cheaper check, and says more about a torn file.
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size:,} bytes instead of {expected['bytes']:,}"
         if sha256(path) != expected["sha256"]:
@@ -261,6 +269,7 @@ def model_folder(path: str | Path) -> Path:
     if not path.is_dir():
         raise UsageError(f"no model at {path}: no such folder")
     if (path / "config.json").is_file():
+        # The model folder of a checkpoint: its hashes are in the parent folder.
         if (path.resolve().parent / COMMITTED).is_file():
             _refuse_damaged(path.resolve().parent)
         return path
@@ -288,6 +297,7 @@ def load_model(path: str | Path) -> GLSCLModel:
     if Path(path).is_file():
         return load_authors(Path(path))
     folder = model_folder(path)
+    # Progress bars of transformers would mix with the lines of the command.
     transformers_logging.disable_progress_bar()
     try:
         model, loading = GLSCLModel.from_pretrained(folder, output_loading_info=True)
@@ -322,6 +332,7 @@ def load_authors(file: Path) -> GLSCLModel:
 def _best_checkpoint(checkpoints: Path, warn: Callable[[str], None]) -> Path | None:
     """Return the checkpoint that the file `best` names, if both are there and it is complete."""
     try:
+        # Only the last part of the name, so that the file cannot lead outside of the folder.
         folder = checkpoints / Path(json.loads((checkpoints / BEST).read_text())["checkpoint"]).name
     except FileNotFoundError:
         return None

@@ -51,6 +51,7 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"cannot use the run folder {self.path}: {error.strerror}") from None
         try:
+            # The kernel drops the lock when the process dies, so that no stale lock remains.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
@@ -84,6 +85,7 @@ class RunFolder:
         exist.
         """
         file = self.path / "config.yaml"
+        # Before the first step, a configuration may still be corrected.
         if self.used and file.is_file():
             saved = parse_config(type(self.config), yaml.safe_load(file.read_text()), str(file))
             if unknown := set(allow_change) - keys(self.config) - keys(saved):
@@ -141,8 +143,10 @@ class RunFolder:
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
+            # The last line of a job that was killed while it wrote.
             except ValueError:
                 break
+            # Rows are in the order of their steps, so that all later ones are dropped too.
             if row["step"] > step:
                 break
             lines.append(line + "\n")
@@ -150,6 +154,7 @@ class RunFolder:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
+        # Opened for each row, so that a reader sees every row at once.
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -160,6 +165,7 @@ def record_failure(folder: Path, error: BaseException) -> None:
         status = json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         status = {"state": "", "step": 0}
+    # Other ranks fail because the first one did, and know less about the reason.
     if status["state"] != "failed":
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
             write_json(

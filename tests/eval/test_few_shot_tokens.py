@@ -312,7 +312,7 @@ def test_tokens_do_not_depend_on_the_division_into_blocks(
 
 
 def encode_on_this_rank(model: Path, data: Path, out: Path) -> None:
-    """Encode in blocks of 8 images, together with the other ranks, and write the tokens to a file."""
+    """Encode in blocks of 8 images together with other ranks, and write the tokens to a file."""
     tokens.IMAGES_PER_BLOCK = 8
     encoded = encode_tokens(load_encoder(model), Manifest.load(data), layers=(1,))
     assert processes().num_processes == 2

@@ -1,4 +1,4 @@
-"""A run that starts from published towers, in the layouts in which a hub serves them, or from another model."""
+"""Models that start from published towers, in all layouts of the hub, or from another model."""
 
 import json
 
@@ -84,13 +84,12 @@ def build(tokenizer, fusion=None, **fields):
 
 
 def rewrite(folder, out, change, **settings):
-    """Save a folder's weights again, their names and values changed, with other settings in its config.json."""
+    """Copy a model folder with changed weights and other settings in its config.json."""
     out.mkdir()
     tensors = load_file(folder / "model.safetensors")
     save_file(change(tensors), out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(
-        json.dumps(json.loads((folder / "config.json").read_text()) | settings)
-    )
+    config = json.loads((folder / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | settings))
     return out
 
 
@@ -113,14 +112,14 @@ def assert_text_is(model, theirs):
     torch.testing.assert_close(first, ours[:, :1], atol=1e-6, rtol=0)
 
 
-def test_towers_take_the_weights_of_the_folders(clip, roberta, tokenizer):
+def test_towers_get_the_weights_of_the_folders(clip, roberta, tokenizer):
     model = build(tokenizer, vision_from=str(clip[0]), text_from=str(roberta[0]))
     assert_vision_is(model, clip[1].vision_model)
     assert_text_is(model, roberta[1].roberta)
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_an_image_tower_alone_loads_as_the_whole_dual_encoder_does(
+def test_an_image_tower_loads_from_its_own_folder_and_from_a_dual_encoder(
     family, request, tokenizer, tmp_path
 ):
     folder, model = request.getfixturevalue(family)
@@ -137,18 +136,17 @@ def test_layouts_of_transformers_4_load_too(family, request, tokenizer, tmp_path
         positions = len(tensors["vision_model.embeddings.position_embedding.weight"])
         return tensors | {"vision_model.embeddings.position_ids": torch.arange(positions)[None]}
 
-    assert all(
-        name.startswith(("vision_model.", "text_model.", "logit", "visual", "text"))
-        for name in model.state_dict()
-    )
+    prefixes = ("vision_model.", "text_model.", "logit", "visual", "text")
+    assert all(name.startswith(prefixes) for name in model.state_dict())
     whole = rewrite(folder, tmp_path / "whole", with_buffers, transformers_version="4.30.0")
     assert_vision_is(build(tokenizer, vision_from=str(whole)), model.vision_model)
     model.vision_model.save_pretrained(tmp_path / "new")
 
     def tower(tensors):
-        return with_buffers(
-            {f"vision_model.{name.removeprefix('vision_model.')}": t for name, t in tensors.items()}
-        )
+        prefixed = {}
+        for name, tensor in tensors.items():
+            prefixed[f"vision_model.{name.removeprefix('vision_model.')}"] = tensor
+        return with_buffers(prefixed)
 
     alone = rewrite(
         tmp_path / "new",
@@ -198,7 +196,7 @@ def test_half_precision_folders_make_full_precision_towers(clip, tokenizer, tmp_
         (ModernBertConfig, ModernBertForMaskedLM, "model"),
     ],
 )
-def test_other_text_encoders_load_through_the_same_seam(
+def test_other_text_encoders_load_and_compute_the_same(
     config, kind, base, words, tokenizer, tmp_path
 ):
     tokens = {
@@ -245,7 +243,7 @@ def test_siglip_gains_a_class_token_and_otherwise_equals_its_own_layers(siglip, 
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_positions_are_interpolated_and_late_blocks_left_out(family, request, tokenizer):
+def test_positions_are_interpolated_and_later_blocks_dropped(family, request, tokenizer):
     folder, theirs = request.getfixturevalue(family)
     model = build(
         tokenizer, vision_from=str(folder), vision={"image_size": 48, "num_hidden_layers": 2}
@@ -260,58 +258,32 @@ def test_positions_are_interpolated_and_late_blocks_left_out(family, request, to
         assert torch.equal(ours.mlp.fc1.weight, other.mlp.fc1.weight)
 
 
+def published_tower(width: int, layers: int) -> dict[str, int]:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": 4 * width}
+    return sizes | {"num_attention_heads": width // 64}
+
+
 @pytest.mark.parametrize(
     ("vision", "text"),
     [
-        (
-            dict(
-                hidden_size=768,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                intermediate_size=3072,
-                patch_size=32,
-            ),
-            768,
-        ),
-        (
-            dict(
-                hidden_size=1024,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                intermediate_size=4096,
-                patch_size=14,
-            ),
-            1024,
-        ),
+        (published_tower(768, 12) | {"patch_size": 32}, published_tower(768, 12)),
+        (published_tower(1024, 24) | {"patch_size": 14}, published_tower(1024, 24)),
     ],
     ids=["B/32 with base", "L/14 with large"],
 )
 def test_published_sizes_fit_together(vision, text):
-    layers = 24 if text == 1024 else 12
-    sizes = dict(
-        hidden_size=text,
-        num_hidden_layers=layers,
-        num_attention_heads=text // 64,
-        intermediate_size=4 * text,
+    text = text | {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+    config = GLSCLConfig(
+        vision_config=CLIPVisionConfig(image_size=224, **vision), text_config=RobertaConfig(**text)
     )
     with torch.device("meta"):
-        model = GLSCLModel(
-            GLSCLConfig(
-                vision_config=CLIPVisionConfig(image_size=224, **vision),
-                text_config=RobertaConfig(
-                    vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **sizes
-                ),
-            )
-        )
+        model = GLSCLModel(config)
         tokens = model.encode_image(torch.empty(1, 3, 224, 224))
         states = model.encode_text(
             torch.ones(1, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.long)
         )
-    assert tokens.shape == (1, 1 + (224 // vision["patch_size"]) ** 2, 768) and states.shape == (
-        1,
-        16,
-        768,
-    )
+    assert tokens.shape == (1, 1 + (224 // vision["patch_size"]) ** 2, 768)
+    assert states.shape == (1, 16, 768)
 
 
 @pytest.mark.parametrize(
@@ -344,12 +316,12 @@ def test_published_sizes_fit_together(vision, text):
         ({"fusion": {"contrastive_head": "cubic"}}, "contrastive_head"),
     ],
 )
-def test_models_that_cannot_be_are_refused(fields, message, tokenizer):
+def test_impossible_models_are_refused(fields, message, tokenizer):
     with pytest.raises(UsageError, match=message):
         build(tokenizer, **fields)
 
 
-def test_folders_that_do_not_serve_are_refused(clip, roberta, words, tokenizer, tmp_path):
+def test_unsuitable_folders_are_refused(clip, roberta, words, tokenizer, tmp_path):
     with pytest.raises(UsageError, match="has 10 tokens"):
         build(tokenizer, text_from=str(roberta[0]), text={"vocab_size": 10})
     with pytest.raises(UsageError, match="has 3 blocks, model.vision asks for 4"):
@@ -373,14 +345,13 @@ def test_folders_that_do_not_serve_are_refused(clip, roberta, words, tokenizer, 
         build(tokenizer, vision_from=str(lacking))
 
 
-def test_weights_of_other_picture_and_clip_sizes_are_interpolated():
+def test_weights_of_other_image_and_video_sizes_are_interpolated():
     model, source = tiny_model(seed=1, max_frames=5), tiny_model(seed=2, max_frames=3)
     ramp = torch.arange(3.0).double()[:, None].expand(3, 32)
     state = source.state_dict() | {"temporal_embedding": ramp}
     name = "vision.embeddings.position_embedding.weight"
-    state[name] = torch.cat(
-        [state[name][:1], torch.ones(16, 32).double()]
-    )  # a grid of 4 x 4, this model's is 3 x 3
+    # A grid of 4 x 4 patches; this model has 3 x 3.
+    state[name] = torch.cat([state[name][:1], torch.ones(16, 32).double()])
     load_weights(model, state)
     assert model.temporal_embedding[:, 0].tolist() == [0, 0.5, 1, 1.5, 2]
     torch.testing.assert_close(model.state_dict()[name][1:], torch.ones(9, 32).double())
@@ -391,25 +362,25 @@ def test_weights_of_other_picture_and_clip_sizes_are_interpolated():
     )
 
 
-def test_a_temporal_table_that_one_side_lacks_stays_or_is_left_out():
-    clips, pictures = tiny_model(seed=1), tiny_model(seed=2, max_frames=0)
-    table = clips.temporal_embedding.clone()
-    load_weights(clips, pictures.state_dict())
-    assert torch.equal(clips.temporal_embedding, table)
-    load_weights(pictures, clips.state_dict())
-    assert pictures.temporal_embedding is None
+def test_a_temporal_table_of_one_side_stays_unchanged_or_is_dropped():
+    of_videos, of_images = tiny_model(seed=1), tiny_model(seed=2, max_frames=0)
+    table = of_videos.temporal_embedding.clone()
+    load_weights(of_videos, of_images.state_dict())
+    assert torch.equal(of_videos.temporal_embedding, table)
+    load_weights(of_images, of_videos.state_dict())
+    assert of_images.temporal_embedding is None
     with pytest.raises(UsageError, match="of another model"):
-        load_weights(clips, tiny_model(fusion_layers=1).state_dict())
+        load_weights(of_videos, tiny_model(fusion_layers=1).state_dict())
 
 
-def test_a_configuration_finds_its_towers_again_by_their_model_type(tmp_path):
+def test_a_saved_configuration_restores_its_towers_by_their_model_type(tmp_path):
     model = tiny_model(
         vision_config=SMALL_VISION | {"model_type": "siglip_vision_model"},
         text_config=SMALL_TEXT | {"model_type": "bert", "vocab_size": 60},
     ).float()
     model.save_pretrained(tmp_path)
-    again, found = GLSCLModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    again, loading = GLSCLModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
     ids, mask = texts(2)
     pixels = torch.randn(2, 3, 32, 32)
     assert torch.equal(again.eval()(pixels, ids, mask).pooled, model(pixels, ids, mask).pooled)

@@ -1,4 +1,4 @@
-"""Exported encoders load as stock classes in a process without this project, and compute the same numbers."""
+"""Exported encoders load as stock classes without this project and compute the same numbers."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ WIDTH = 32
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with one checkpoint of a random model, as far as an export reads it."""
+    """A run folder with one checkpoint of a random model, with the files that an export reads."""
     folder = tmp_path_factory.mktemp("run")
     Tokenizer.train(["a red square", "two blue circles"], 300).save(folder / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     checkpoint = folder / "checkpoints" / "step-00000012"
     model = GLSCLModel(config)
-    with torch.no_grad():  # so that a post layer norm left out would show
+    with torch.no_grad():  # so that a missing post layer norm would show
         model.vision.post_layernorm.weight.uniform_(0.5, 2.0)
     model.save_pretrained(checkpoint / "model")
     GLSCLProcessor.build(config, tokenizer).save_pretrained(checkpoint / "model")
@@ -79,7 +79,8 @@ def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 _DOWNSTREAM = """
 import sys
-sys.modules.update(dict.fromkeys(("data_pipeline", "pretrain", "eval", "launch")))  # any import of them now fails
+# Any import of these fails now.
+sys.modules.update(dict.fromkeys(("data_pipeline", "pretrain", "eval", "launch")))
 try:
     import pretrain
 except ImportError:
@@ -99,7 +100,7 @@ save_file(
         "text": read.last_hidden_state.detach(),
         "text_pooled": read.pooler_output.detach(),
     },
-    "found.safetensors",
+    "computed.safetensors",
 )
 """
 
@@ -129,20 +130,20 @@ def test_towers_compute_the_same_in_a_process_without_this_project(
         "text": text.last_hidden_state,
         "text_pooled": text.pooler_output,
     }
-    found = load_file(exported / "found.safetensors")
+    computed = load_file(exported / "computed.safetensors")
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
-    # The card's recipe gives what GLSCL projects and fuses.
-    projected = model.image_projection(found["tokens"])
+        torch.testing.assert_close(computed[name], tensor, atol=1e-5, rtol=0)
+    # The recipe of the card gives the tokens that GLSCL projects and fuses.
+    projected = model.image_projection(computed["tokens"])
     torch.testing.assert_close(projected, model.encode_image(given["pixels"]), atol=1e-5, rtol=0)
-    projected = model.text_projection(found["text"])
+    projected = model.text_projection(computed["text"])
     torch.testing.assert_close(
         projected, model.encode_text(given["ids"], given["mask"]), atol=1e-5, rtol=0
     )
 
 
 def exportable(model_folder: Path, out: Path, **towers) -> tuple[Path, GLSCLModel]:
-    """Save the model again with other towers."""
+    """Save a copy of the model with other towers."""
     old = GLSCLModel.from_pretrained(model_folder).config
     config = GLSCLConfig(**old.to_dict() | towers)
     model = GLSCLModel(config)
@@ -196,24 +197,18 @@ def test_an_image_tower_that_no_stock_class_computes_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_carry_the_prefix_that_transformers_4_reads(exported: Path) -> None:
-    assert all(
-        name.startswith("vision_model.")
-        for name in load_file(exported / "vision" / "model.safetensors")
-    )
-    assert json.loads((exported / "vision" / "config.json").read_text())["architectures"] == [
-        "CLIPVisionModel"
-    ]
-    assert json.loads((exported / "text" / "config.json").read_text())["architectures"] == [
-        "RobertaModel"
-    ]
-    assert (
-        "glscl" not in (exported / "vision" / "config.json").read_text()
-    )  # the name of its attention function
+def test_weights_have_the_prefix_that_transformers_4_reads(exported: Path) -> None:
+    names = list(load_file(exported / "vision" / "model.safetensors"))
+    assert all(name.startswith("vision_model.") for name in names)
+    for tower, architecture in (("vision", "CLIPVisionModel"), ("text", "RobertaModel")):
+        config = json.loads((exported / tower / "config.json").read_text())
+        assert config["architectures"] == [architecture]
+    # Neither this project's attention function nor its processor is named.
+    assert "glscl" not in (exported / "vision" / "config.json").read_text()
     assert "GLSCL" not in (exported / "text" / "tokenizer_config.json").read_text()
 
 
-def test_preprocessing_squashes_the_whole_picture_and_cuts_long_texts(exported: Path) -> None:
+def test_preprocessing_resizes_images_without_a_crop_and_cuts_long_texts(exported: Path) -> None:
     settings = json.loads((exported / "vision" / "preprocessor_config.json").read_text())
     assert settings["do_center_crop"] is False
     assert settings["size"] == {"height": 64, "width": 64}
@@ -222,9 +217,9 @@ def test_preprocessing_squashes_the_whole_picture_and_cuts_long_texts(exported: 
     assert len(tokenizer("square " * 100, truncation=True)["input_ids"]) == 30
 
 
-def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
+def test_the_card_holds_the_recipe_the_data_and_the_metrics(exported: Path) -> None:
     card = (exported / "README.md").read_text()
-    for said in (
+    for text in (
         "tower.post_layernorm(states)",
         "own pooler is untrained",
         "12 steps, 768 samples",
@@ -232,7 +227,7 @@ def test_the_card_says_what_a_user_must_know(exported: Path) -> None:
         "at step 10",
         "| text_to_image/R@1 | 25.00 % |",
     ):
-        assert said in card
+        assert text in card
     assert card.startswith("---\nlibrary_name: transformers\n")
 
 
@@ -259,7 +254,7 @@ def test_the_check_finds_a_changed_weight_and_a_missing_one(
 def test_an_export_replaces_an_export_and_nothing_else(model_folder: Path, tmp_path: Path) -> None:
     out = export(model_folder, tmp_path / "out")
     (out / "README.md").write_text("old")
-    (tmp_path / ".out.tmp" / "vision").mkdir(parents=True)  # an export that was killed
+    (tmp_path / ".out.tmp" / "vision").mkdir(parents=True)  # left by an export that was killed
     export(model_folder, out)
     assert (out / "README.md").read_text() != "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -272,7 +267,7 @@ def test_an_export_replaces_an_export_and_nothing_else(model_folder: Path, tmp_p
         export(model_folder, tmp_path / "other" / "thesis.tex")
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model at"):
         export(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "empty").mkdir()

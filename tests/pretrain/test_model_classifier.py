@@ -1,4 +1,4 @@
-"""The classifier of fine-tuned models: one or two pictures with a text, and models that have none."""
+"""The classifier of fine-tuned models, for a text with one or two images."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_logits_are_those_of_the_published_head():
     assert model.classify(pooled).shape == (4, 3)
 
 
-def test_the_second_picture_differs_from_the_first_by_its_token_type_alone():
+def test_the_second_image_differs_from_the_first_only_by_its_token_type():
     model = tiny_model(classifier_labels=LABELS, classifier_images=2)
     tokens = torch.randn(2, 10, WIDTH).double()
     first, second = model.image_side(tokens), model.image_side(tokens, second=True)
@@ -33,14 +33,14 @@ def test_the_second_picture_differs_from_the_first_by_its_token_type_alone():
 def test_a_classifier_is_saved_and_loaded_with_its_labels(tmp_path):
     model = tiny_model(classifier_labels=LABELS, classifier_images=2)
     model.save_pretrained(tmp_path)
-    loaded, found = GLSCLModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"] and not found["unexpected_keys"]
+    loaded, loading = GLSCLModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
     assert list(loaded.config.classifier_labels) == list(LABELS)
     pooled = torch.randn(4, 4 * WIDTH).double()
     assert torch.equal(loaded.classify(pooled), model.classify(pooled))
 
 
-def test_a_model_without_a_classifier_says_so_and_has_the_weights_it_always_had():
+def test_a_model_without_a_classifier_refuses_to_classify_and_has_no_such_weights():
     model = tiny_model()
     assert len(model.token_type.weight) == 2
     assert not any(name.startswith("classifier") for name in model.state_dict())
@@ -54,6 +54,22 @@ def test_a_model_without_a_classifier_says_so_and_has_the_weights_it_always_had(
         model.image_side(tokens, second=True)
 
 
+def test_pairs_with_two_images_are_pooled_side_by_side():
+    model = tiny_model(classifier_labels=LABELS, classifier_images=2)
+    ids, mask = texts(3)
+    text = model.text_side(model.encode_text(ids, mask), mask)
+    images = []
+    for second in (False, True):
+        tokens = model.encode_image(torch.randn(3, 3, 24, 24).double())
+        images.append(model.image_side(tokens, second))
+    expected = []
+    for image in images:
+        [(text_states, image_states)] = model.fuse_pairs(text, mask, image, [("all", "all")])
+        expected.append(model.pool(text_states, image_states[:, :1]))
+    pooled = model.pool_with_images(text, mask, images)
+    torch.testing.assert_close(pooled, torch.cat(expected, dim=1), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -61,6 +77,6 @@ def test_a_model_without_a_classifier_says_so_and_has_the_weights_it_always_had(
         ({"classifier_images": 3}, "must be 1 or 2"),
     ],
 )
-def test_classifiers_that_make_no_sense_are_refused(fields, message):
+def test_impossible_classifiers_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**fields)

@@ -1,4 +1,4 @@
-"""The towers and the fusion encoder compile without a graph break, never wait for the device, and can be recomputed."""
+"""Towers and fusion compile into one graph, never wait for the device, and can be recomputed."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SHAPES = {"image": (2, 3, 24, 24), "clip": (2, 3, 3, 24, 24)}
 
 
 def inputs(kind: str) -> tuple[torch.Tensor, ...]:
-    """Pixels, ids, text mask, kept patches, masked patches and needed positions of two pairs."""
+    """Make pixels, ids, text mask, kept and masked patches and needed positions of two pairs."""
     torch.manual_seed(3)
     keep = torch.tensor([[0, 4, 8], [1, 2, 3]])
     return (
@@ -33,7 +33,7 @@ def inputs(kind: str) -> tuple[torch.Tensor, ...]:
 
 
 def views(model: GLSCLModel, pixels, ids, mask, keep, masked, needed) -> list[torch.Tensor]:
-    """Every way in which a step uses towers and fusion."""
+    """Use towers and fusion in every way in which a training step does."""
     patches = model.embed_patches(pixels)
     whole = model.encode_patches(Patches.cat([patches, model.mask_patches(patches, masked)]))
     dropped = model.encode_patches(patches, keep, need="first")
@@ -41,24 +41,31 @@ def views(model: GLSCLModel, pixels, ids, mask, keep, masked, needed) -> list[to
     first = model.encode_text(ids, mask, need="first")
     text_side, image_side = model.text_side(text, mask), model.image_side(whole[:2])
     pairs = model.fuse_pairs(text_side, mask, image_side, [("all", needed), (needed, "none")])
-    return [whole, dropped, first, *(states for pair in pairs for states in pair)]
+    return [whole, dropped, first, *pairs[0], *pairs[1]]
+
+
+def weighted_sum(states: list[torch.Tensor]) -> torch.Tensor:
+    """Sum up states with different weights, so that every element has its own gradient."""
+    total = torch.zeros(())
+    for state in states:
+        total = total + (state * torch.arange(state.numel()).view_as(state).cos()).sum()
+    return total
 
 
 def values_and_gradients(run, model, *given) -> list[torch.Tensor]:
     torch.manual_seed(0)
     model.zero_grad()
     states = run(model, *given)
-    sum(
-        (state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states
-    ).backward()
+    weighted_sum(states).backward()
     return [*states, *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
 def shallow_model() -> GLSCLModel:
-    """Compilers take their time; without dropout, whose numbers compiled code draws in another order."""
-    one = {"num_hidden_layers": 1}
+    """Make a model that compiles fast, without dropout, which compiled code draws differently."""
+    shallow = {"num_hidden_layers": 1}
     torch._dynamo.reset()
-    return tiny_model(vision_config=SMALL_VISION | one, text_config=SMALL_TEXT | one).float().eval()
+    model = tiny_model(vision_config=SMALL_VISION | shallow, text_config=SMALL_TEXT | shallow)
+    return model.float().eval()
 
 
 @pytest.mark.slow
@@ -66,8 +73,9 @@ def shallow_model() -> GLSCLModel:
 def test_towers_and_fusion_compile_into_one_graph(kind):
     model = shallow_model()
     compiled = torch.compile(views, fullgraph=True, backend="aot_eager")
-    expected, found = (values_and_gradients(run, model, *inputs(kind)) for run in (views, compiled))
-    for ours, reference in zip(found, expected, strict=True):
+    expected = values_and_gradients(views, model, *inputs(kind))
+    computed = values_and_gradients(compiled, model, *inputs(kind))
+    for ours, reference in zip(computed, expected, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
 
 
@@ -96,16 +104,17 @@ def test_towers_and_fusion_never_read_a_value_on_the_host(kind, text):
 
 
 class HostReads(TorchDispatchMode):
-    """Refuses operations for which the host has to wait for a value."""
+    """Refuses operations for which the host must wait for a value."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        mask = func is torch.ops.aten.index.Tensor and any(
-            i is not None and i.dtype == torch.bool for i in args[1]
-        )
-        if mask or func in (
+        reads = func in (
             torch.ops.aten._local_scalar_dense.default,
             torch.ops.aten.nonzero.default,
-        ):
+        )
+        if func is torch.ops.aten.index.Tensor:  # by a mask, whose sum is the size of the result
+            indices = [index for index in args[1] if index is not None]
+            reads = any(index.dtype == torch.bool for index in indices)
+        if reads:
             raise RuntimeError(f"{func} reads a value on the host")
         return func(*args, **(kwargs or {}))
 
@@ -115,36 +124,31 @@ def test_no_operation_of_towers_and_fusion_waits_for_a_value(kind):
     model, given = tiny_model().float().train(), inputs(kind)
     with HostReads():
         views(model, *given)[0].sum().backward()
-        with pytest.raises(
-            RuntimeError, match="on the host"
-        ):  # why texts come with a mask of four axes
+        # transformers itself reads a mask of two axes, so that the model passes one of four axes.
+        with pytest.raises(RuntimeError, match="on the host"):
             model.text(input_ids=given[1], attention_mask=given[2])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputed_activations_change_no_gradient(dropout):
     probabilities = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    model = (
-        tiny_model(text_config=SMALL_TEXT | probabilities, fusion_dropout=dropout, fusion_layers=3)
-        .float()
-        .train()
+    model = tiny_model(
+        text_config=SMALL_TEXT | probabilities, fusion_dropout=dropout, fusion_layers=3
     )
-    kept = [values_and_gradients(views, model, *inputs(kind)) for kind in SHAPES]
+    model.float().train()
+    stored = [values_and_gradients(views, model, *inputs(kind)) for kind in SHAPES]
     model.checkpoint_activations(("vision", "text", "fusion"))
     recomputed = [values_and_gradients(views, model, *inputs(kind)) for kind in SHAPES]
-    for before, after in zip(kept, recomputed, strict=True):
+    for before, after in zip(stored, recomputed, strict=True):
         assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("tower", ["vision", "text", "fusion"])
-def test_each_tower_keeps_less_for_the_backward_pass(tower):
-    model = (
-        tiny_model(fusion_layers=4, text_config=SMALL_TEXT | {"num_hidden_layers": 4})
-        .float()
-        .train()
-    )
+def test_each_tower_stores_less_for_the_backward_pass(tower):
+    model = tiny_model(fusion_layers=4, text_config=SMALL_TEXT | {"num_hidden_layers": 4})
+    model.float().train()
 
-    def kept_bytes() -> int:
+    def stored_bytes() -> int:
         seen: dict[int, int] = {}
 
         def pack(tensor):
@@ -157,11 +161,11 @@ def test_each_tower_keeps_less_for_the_backward_pass(tower):
         assert states
         return sum(seen.values())
 
-    before = kept_bytes()
+    before = stored_bytes()
     model.checkpoint_activations([tower])
-    assert kept_bytes() < 0.9 * before
+    assert stored_bytes() < 0.9 * before
 
 
-def test_a_tower_that_is_not_there_is_refused():
+def test_an_unknown_tower_is_refused():
     with pytest.raises(ValueError, match="vision, text, fusion, not in 'audio'"):
         tiny_model().checkpoint_activations(["audio"])

@@ -1,4 +1,4 @@
-"""Stacked pairs whose last layer computes only what somebody reads, against the whole computation."""
+"""Fusion of stacked pairs, whose last layer computes only needed states, against the full one."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def pick(states: torch.Tensor, need) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_needed_states_equal_those_of_the_whole_computation(layers):
+def test_needed_states_equal_those_of_the_full_computation(layers):
     model = tiny_model(fusion_layers=layers)
     text, mask, image = sides(model, 8)
     first = torch.zeros(2, 1, dtype=torch.long)
@@ -29,15 +29,17 @@ def test_needed_states_equal_those_of_the_whole_computation(layers):
     needs = [("all", first), ("none", some), (some, "none"), (first, "all")]
     whole_text, whole_image = model.fuse_pairs(text, mask, image, [("all", "all")])[0]
     results = []
-    expected = [
-        (pick(t, need[0]), pick(i, need[1]))
-        for t, i, need in zip(whole_text.split(2), whole_image.split(2), needs, strict=True)
-    ]
+    expected = []
+    for chunk, need in enumerate(needs):
+        rows = slice(2 * chunk, 2 * chunk + 2)
+        expected.append((pick(whole_text[rows], need[0]), pick(whole_image[rows], need[1])))
     for pairs in (expected, model.fuse_pairs(text, mask, image, needs)):
-        states = [state for pair in pairs for state in pair]
-        loss = sum(
-            (state * torch.arange(state.numel()).view_as(state).cos()).sum() for state in states
-        )
+        states: list[torch.Tensor] = []
+        loss = torch.zeros(()).double()
+        for pair in pairs:
+            states += pair
+        for state in states:
+            loss = loss + (state * torch.arange(state.numel()).view_as(state).cos()).sum()
         names, parameters = zip(*model.fusion.named_parameters(), strict=True)
         gradients = torch.autograd.grad(
             loss, [*parameters, *model.image_projection.parameters()], retain_graph=True
@@ -50,14 +52,14 @@ def test_needed_states_equal_those_of_the_whole_computation(layers):
     assert len(names) == 2 * layers * 26
 
 
-def test_states_that_nobody_needs_come_out_empty():
+def test_states_that_are_not_needed_are_empty():
     model = tiny_model()
     text, mask, image = sides(model, 2)
     [(text_states, image_states)] = model.fuse_pairs(text, mask, image, [("none", "all")])
     assert text_states.shape == (2, 0, WIDTH) and image_states.shape == (2, 10, WIDTH)
 
 
-def test_fusion_equals_transformers_own_layers():
+def test_fusion_equals_the_layers_of_transformers():
     model = tiny_model()
     ids, mask = texts(3)
     text, image = (
@@ -69,25 +71,23 @@ def test_fusion_equals_transformers_own_layers():
     padding = torch.zeros(3, 1, 1, 8, dtype=torch.float64).masked_fill(
         mask[:, None, None] == 0, -1e30
     )
-    own, cross = dict(attention_mask=padding), dict(encoder_attention_mask=padding)
+    # A mask of zeros, because a decoder without a mask would be treated as causal.
+    nothing = torch.zeros(3, 1, 1, 10, dtype=torch.float64)
+    of_text = {"attention_mask": padding, "encoder_attention_mask": nothing}
+    of_image = {"attention_mask": nothing, "encoder_attention_mask": padding}
+    run = RobertaLayer.forward
     for text_layer, image_layer in zip(
         model.fusion.text_layers, model.fusion.image_layers, strict=True
     ):
-        run = RobertaLayer.forward
-        nothing = torch.zeros(
-            3, 1, 1, 10, dtype=torch.float64
-        )  # a mask, lest a decoder be taken for causal
         text, image = (
-            run(
-                text_layer, text, encoder_hidden_states=image, encoder_attention_mask=nothing, **own
-            ),
-            run(image_layer, image, attention_mask=nothing, encoder_hidden_states=text, **cross),
+            run(text_layer, text, encoder_hidden_states=image, **of_text),
+            run(image_layer, image, encoder_hidden_states=text, **of_image),
         )
     torch.testing.assert_close(fused.text[mask == 1], text[mask == 1], atol=1e-10, rtol=0)
     torch.testing.assert_close(fused.image, image, atol=1e-10, rtol=0)
 
 
-def test_padding_changes_nothing_that_is_read():
+def test_padding_changes_no_state_that_is_read():
     model = tiny_model()
     ids, mask = texts(2)
     image = model.encode_image(torch.randn(2, 3, 24, 24).double())
@@ -103,26 +103,27 @@ def test_dropout_acts_on_needed_states_too(kind):
     model = tiny_model().train()
     for name, module in model.fusion.named_modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = (
-                0.5 if name.endswith("self.dropout") == (kind == "attention probabilities") else 0.0
-            )
+            of_probabilities = name.endswith("self.dropout")
+            module.p = 0.5 if of_probabilities == (kind == "attention probabilities") else 0.0
     text, mask, image = sides(model.eval(), 4)
     first = torch.zeros(4, 1, dtype=torch.long)
     model.train()
-    draws = torch.stack(
-        [model.fuse_pairs(text, mask, image, [(first, first)])[0][1] for _ in range(20)]
-    )
+    states = []
+    for _ in range(20):
+        [(_, image_states)] = model.fuse_pairs(text, mask, image, [(first, first)])
+        states.append(image_states)
+    draws = torch.stack(states)
     assert (draws.std(0) > 0).all()
 
 
-def test_a_batch_that_is_no_stack_of_equal_chunks_is_refused():
+def test_a_batch_that_does_not_divide_into_equal_chunks_is_refused():
     model = tiny_model()
     text, mask, image = sides(model, 5)
     with pytest.raises(ValueError, match="5 texts and 5 images do not make 2 chunks"):
         model.fuse_pairs(text, mask, image, [("all", "all")] * 2)
 
 
-def test_a_clip_is_pooled_as_the_mean_of_its_class_tokens():
+def test_a_video_is_pooled_as_the_mean_of_its_class_tokens():
     model = tiny_model()
     ids, mask = texts(2)
     tokens = model.encode_image(torch.randn(2, 3, 3, 24, 24).double())
@@ -138,7 +139,7 @@ def test_a_clip_is_pooled_as_the_mean_of_its_class_tokens():
 
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_probabilities_that_are_shown_are_those_the_last_layer_mixes_with(layers, attention):
+def test_attention_probabilities_are_those_of_the_last_layer(layers, attention):
     model = tiny_model(fusion_layers=layers)
     model.fusion.layer_config._attn_implementation = attention
     text, mask, image = sides(model, 3)
@@ -150,9 +151,9 @@ def test_the_probabilities_that_are_shown_are_those_the_last_layer_mixes_with(la
     model.fuse_pairs(text, mask, image, [("all", "all")])
     for hook in hooks:
         hook.remove()
-    shown = model.text_to_image_attention(text, mask, image)
-    assert shown.shape == (3, 2, 8, 10)
-    torch.testing.assert_close(shown.sum(-1), torch.ones(3, 2, 8).double())
+    probabilities = model.text_to_image_attention(text, mask, image)
+    assert probabilities.shape == (3, 2, 8, 10)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(3, 2, 8).double())
     values = seen["value"].unflatten(-1, (2, -1)).transpose(1, 2)
-    mixed = (shown @ values).transpose(1, 2).flatten(-2)
+    mixed = (probabilities @ values).transpose(1, 2).flatten(-2)
     torch.testing.assert_close(mixed[mask == 1], seen["mixed"][mask == 1], atol=1e-10, rtol=0)

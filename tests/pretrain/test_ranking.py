@@ -96,7 +96,7 @@ def test_constant_scores_give_chance_and_are_flagged() -> None:
 
 
 def test_equal_features_tie_exactly_whatever_the_block() -> None:
-    """A collapsed encoder reaches chance, even if a matrix product rounds its columns differently."""
+    """A collapsed encoder reaches chance, though matrix products round columns differently."""
     feature = np.random.default_rng(0).normal(size=(1, 37)).astype(np.float32)
     result = ranks_of_features(feature.repeat(50, 0), feature.repeat(101, 0), [0] * 50, block=7)
     assert result.degenerate
