@@ -429,11 +429,11 @@ def test_nothing_in_a_ground_truth_runs(tmp_path):
 
 @pytest.mark.parametrize("source", [cars196, in_shop, revisited])
 def test_a_split_that_is_none_is_said(tmp_path, source):
-    with pytest.raises(Exception, match="'all' is no split of .*: choose of"):
+    with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, tmp_path, "all")
 
 
 @pytest.mark.parametrize("source", [sop, market1501, veri776, sysu_mm01])
 def test_a_split_of_a_folder_that_is_none_is_said(tmp_path, source):
-    with pytest.raises(Exception, match="'all' is no split of .*: choose of"):
+    with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, "all")

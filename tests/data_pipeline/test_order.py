@@ -13,15 +13,14 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.order import (
     BLOCK,
     SPAN,
-    WINDOW,
+    WINDOW_SPANS,
     Order,
     Source,
     default_lanes,
-    fold,
-    hash_key,
     permute,
     quotas,
 )
+from data_pipeline.randomness import fold, hash_key
 
 # What the first version drew: a change here is a change of every run that was ever started.
 GOLDEN = {
@@ -161,9 +160,9 @@ def test_other_batch_sizes_consume_the_same_samples():
 def test_a_lane_reads_from_few_spans_at_a_time():
     lanes = 2
     order = Order([Source("a", (40 * SPAN,) * 20)], 0, lanes)
-    lane = order.draws(0, lanes * SPAN * WINDOW).sample[::lanes]
-    assert len(np.unique(lane // SPAN)) == WINDOW
-    assert len(np.unique(lane[:200] // SPAN)) > WINDOW // 2
+    lane = order.draws(0, lanes * SPAN * WINDOW_SPANS).sample[::lanes]
+    assert len(np.unique(lane // SPAN)) == WINDOW_SPANS
+    assert len(np.unique(lane[:200] // SPAN)) > WINDOW_SPANS // 2
 
 
 def test_order_depends_on_seed_source_occurrence_and_epoch():
