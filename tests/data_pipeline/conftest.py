@@ -1,4 +1,4 @@
-"""Small data sets of random pictures, and of clips, with captions, and a tokenizer for them."""
+"""Small data sets of random images, and of clips, with captions, and a tokenizer for them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ WORDS = [
     "above",
     "the",
 ]
-WritePictures = Callable[..., Manifest]
+WriteImages = Callable[..., Manifest]
 
 
-def encoded_picture(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
+def encoded_image(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
     """Smooth noise, so that JPEG keeps it; width and height in pixels."""
     noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -42,10 +42,10 @@ def encoded_picture(number: int, *, size: tuple[int, int] = (64, 48), kind: str 
     return buffer.getvalue()
 
 
-def picture_members(number: int) -> dict[str, bytes]:
+def image_members(number: int) -> dict[str, bytes]:
     random = np.random.default_rng(1000 + number)
     caption = " ".join(random.choice(WORDS, size=random.integers(4, 14)))
-    return {"jpg": encoded_picture(number), "txt": f"{caption} {number}".encode()}
+    return {"jpg": encoded_image(number), "txt": f"{caption} {number}".encode()}
 
 
 def encoded_clip(
@@ -85,7 +85,7 @@ def number_of(pixels: np.ndarray) -> int:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """50 good clips in three shards."""
     records = [
-        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": picture_members(number)["txt"]})
+        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": image_members(number)["txt"]})
         for number in range(50)
     ]
     return write_shards(
@@ -94,8 +94,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def write_pictures() -> WritePictures:
-    """Write `count` pictures; `spoiled` replaces the members of some (by number)."""
+def write_images() -> WriteImages:
+    """Write `count` images; `spoiled` replaces the members of some (by number)."""
 
     def write(
         root: Path,
@@ -106,8 +106,7 @@ def write_pictures() -> WritePictures:
     ) -> Manifest:
         spoiled = spoiled or {}
         records = [
-            (f"{number:05d}", spoiled.get(number, picture_members(number)))
-            for number in range(count)
+            (f"{number:05d}", spoiled.get(number, image_members(number))) for number in range(count)
         ]
         return write_shards(root, records, samples_per_shard=100, source={"name": name})
 
@@ -115,9 +114,9 @@ def write_pictures() -> WritePictures:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Manifest:
-    """260 good pictures in three shards."""
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 260)
+def images(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Manifest:
+    """260 good images in three shards."""
+    return write_images(tmp_path_factory.mktemp("pictures"), 260)
 
 
 @pytest.fixture(scope="session")

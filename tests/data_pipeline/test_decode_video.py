@@ -102,7 +102,7 @@ def test_bytes_after_the_end_are_forgiven():
     ],
 )
 def test_what_is_no_clip_is_bad(data):
-    assert reason_of(data, "not an mp4 or webm clip") == "undecodable"
+    assert reason_of(data, "not an mp4 or webm video") == "undecodable"
 
 
 def test_a_clip_without_video_is_bad(tmp_path):
@@ -122,7 +122,7 @@ def test_a_clip_without_video_is_bad(tmp_path):
     ("limit", "value", "message"),
     [
         ("MAX_BYTES", 500, "bytes, more than 500"),
-        ("MAX_PIXELS", 64 * 48 - 1, "64 x 48 pixels a frame, more than 3,071"),
+        ("MAX_PIXELS", 64 * 48 - 1, "64 x 48 pixels per frame, more than 3,071"),
         ("MAX_FRAMES", 11, "more than 11 frames"),
         ("MAX_SECONDS", 1, "more than 1"),
     ],

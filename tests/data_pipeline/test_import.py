@@ -32,7 +32,7 @@ from data_pipeline.sources import (
 )
 from launch.cli import main
 from tests.data_pipeline import official
-from tests.data_pipeline.conftest import encoded_picture, frame_of, number_of
+from tests.data_pipeline.conftest import encoded_image, frame_of, number_of
 
 
 def imported(words: list[str], out: Path, *options: str) -> Manifest:
@@ -60,14 +60,14 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], exit_code: int
 # COCO and Flickr30k -------------------------------------------------------------------------------
 
 
-def test_coco_test_holds_every_caption_of_its_pictures(tmp_path):
+def test_coco_test_holds_every_caption_of_its_images(tmp_path):
     manifest = imported(official.coco(tmp_path), tmp_path / "out", "--split", "test")
     found = samples(manifest)
     assert list(found) == ["000000391895", "000000522418"]  # the file's order
     assert [len(sample.captions) for sample in found.values()] == [5, 7]
     sample = found["000000522418"]
     assert sample.captions[6] == "A man 6 with a red helmet, on picture 522418."
-    assert sample.media == encoded_picture(522418)
+    assert sample.media == encoded_image(522418)
     assert sample.image_id == "522418"
 
 
@@ -86,10 +86,10 @@ def test_the_manifest_says_where_the_samples_come_from(tmp_path):
     assert source["left_out"] == []
 
 
-def test_pictures_may_lie_in_one_folder(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
+def test_images_may_lie_in_one_folder(tmp_path):
+    _, annotations, images = official.coco(tmp_path)
     flat = tmp_path / "flat"
-    for path in Path(pictures).rglob("*.jpg"):
+    for path in Path(images).rglob("*.jpg"):
         official.put(flat / path.name, path.read_bytes())
     manifest = imported(["coco", annotations, str(flat)], tmp_path / "out", "--split", "test")
     assert manifest.samples == 2
@@ -103,9 +103,9 @@ def test_flickr30k_has_neither_folders_nor_numbers(tmp_path):
 
 
 def test_the_other_data_sets_file_is_refused(tmp_path, capsys):
-    _, annotations, pictures = official.coco(tmp_path)
+    _, annotations, images = official.coco(tmp_path)
     said = refused(
-        capsys, ["flickr30k", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
+        capsys, ["flickr30k", annotations, images, str(tmp_path / "out"), "--split", "test"]
     )
     assert "dataset_coco.json" in said and "of 'coco', not of 'flickr30k'" in said
 
@@ -114,28 +114,26 @@ def test_the_other_data_sets_file_is_refused(tmp_path, capsys):
     "content", [b"{", b"[]", b'{"dataset": "coco"}', b'{"dataset": "coco", "images": [{}]}']
 )
 def test_a_file_that_is_not_karpathys_is_named(tmp_path, capsys, content):
-    _, annotations, pictures = official.coco(tmp_path)
+    _, annotations, images = official.coco(tmp_path)
     Path(annotations).write_bytes(content)
-    said = refused(
-        capsys, ["coco", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
-    )
+    said = refused(capsys, ["coco", annotations, images, str(tmp_path / "out"), "--split", "test"])
     assert "dataset_coco.json" in said
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
+    _, annotations, images = official.coco(tmp_path)
     document = json.loads(Path(annotations).read_bytes())
     document["images"][1]["filename"] = "../../secret.jpg"
     official.put(Path(annotations), document)
     with pytest.raises(DataError, match="leads out of the folder"):
-        karpathy.read("coco", Path(annotations), Path(pictures), "test")
+        karpathy.read("coco", Path(annotations), Path(images), "test")
 
 
-# Pictures that are missing or unreadable ----------------------------------------------------------
+# Images that are missing or unreadable ----------------------------------------------------------
 
 
-def test_missing_pictures_are_all_named_and_nothing_is_written(tmp_path, capsys):
+def test_missing_images_are_all_named_and_nothing_is_written(tmp_path, capsys):
     words = official.coco(tmp_path)
     for name in ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000522418.jpg"):
         (tmp_path / "coco" / "val2014" / name).unlink()
@@ -151,13 +149,13 @@ def test_missing_pictures_are_all_named_and_nothing_is_written(tmp_path, capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_damaged_picture_stops_the_import_by_name(tmp_path, capsys):
+def test_a_damaged_image_stops_the_import_by_name(tmp_path, capsys):
     words = official.coco(tmp_path)
-    picture = tmp_path / "coco" / "val2014" / "COCO_val2014_000000391895.jpg"
-    picture.write_bytes(picture.read_bytes()[:300])
+    image = tmp_path / "coco" / "val2014" / "COCO_val2014_000000391895.jpg"
+    image.write_bytes(image.read_bytes()[:300])
     assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test"]) == 3
     said = capsys.readouterr()
-    assert said.out.startswith(f"000000391895: {picture}: ")
+    assert said.out.startswith(f"000000391895: {image}: ")
     assert "--unreadable" in said.err
     assert not (tmp_path / "out").exists()
 
@@ -207,9 +205,9 @@ def test_leaving_out_everything_is_an_error(tmp_path, capsys):
 
 
 def interrupted(tmp_path: Path) -> tuple[list, dict, Path]:
-    """Entries whose last picture is damaged, after an import that could not be finished: one shard is done."""
-    _, annotations, pictures = official.coco(tmp_path)
-    entries, source = karpathy.read("coco", Path(annotations), Path(pictures), "train+restval")
+    """Entries whose last image is damaged, after an import that could not be finished: one shard is done."""
+    _, annotations, images = official.coco(tmp_path)
+    entries, source = karpathy.read("coco", Path(annotations), Path(images), "train+restval")
     damaged = entries[-1].media[0]
     whole = damaged.read_bytes()
     damaged.write_bytes(b"\xff\xd8")
@@ -250,8 +248,8 @@ def test_what_is_left_of_other_files_is_not_kept(tmp_path):
 
 @pytest.mark.slow
 def test_workers_change_no_byte(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
-    entries, source = karpathy.read("coco", Path(annotations), Path(pictures), "train+restval")
+    _, annotations, images = official.coco(tmp_path)
+    entries, source = karpathy.read("coco", Path(annotations), Path(images), "train+restval")
     one, two = (
         import_entries(
             tmp_path / f"{workers}", entries, source=source, samples_per_shard=2, workers=workers
@@ -264,14 +262,14 @@ def test_workers_change_no_byte(tmp_path):
 # Visual Genome ------------------------------------------------------------------------------------
 
 
-def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
+def test_visual_genome_without_the_test_images_says_so(tmp_path):
     words, coco, flickr30k = (
         make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k)
     )
     options = ("--without-coco", coco[1], "--without-flickr30k", flickr30k[1])
     manifest = imported(words, tmp_path / "out", *options)
     found = samples(manifest)
-    assert list(found) == ["000000001", "000000003"]  # a picture of Flickr30k's train stays
+    assert list(found) == ["000000001", "000000003"]  # an image of Flickr30k's train stays
     assert found["000000003"].captions == ("the clock is green 3", "a man")
     assert manifest.source["excluded"] == ["coco", "flickr30k"]
     assert manifest.source["shares_pictures_with"] == [
@@ -280,7 +278,7 @@ def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
     ]
 
 
-def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
+def test_visual_genome_with_the_test_images_says_so_too(tmp_path):
     manifest = imported(official.visual_genome(tmp_path), tmp_path / "out")
     assert manifest.samples == 3 and manifest.source["excluded"] == []
     assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [
@@ -330,7 +328,7 @@ def test_annotations_of_other_questions_are_refused(tmp_path):
     annotations = official.put(Path(words[-1]), document)
     with pytest.raises(
         DataError,
-        match=r"1 questions have no annotation \(262148001\), 1 annotations no question \(5",
+        match=r"1 questions have no annotation \(262148001\), 1 annotations have no question \(5",
     ):
         vqa_v2.read(Path(words[1]), annotations, Path(words[2]))
 
@@ -353,7 +351,7 @@ def test_statements_stand_with_their_pair_and_name_their_group(tmp_path, split):
     found = samples(manifest, "pair", "questions")
     assert list(found) == [f"{split}-850-0", f"{split}-850-1", f"{split}-7-3"]
     first = found[f"{split}-850-0"]
-    assert (first.media, first.second) == (encoded_picture(0, kind="PNG"), encoded_picture(1))
+    assert (first.media, first.second) == (encoded_image(0, kind="PNG"), encoded_image(1))
     assert [(q.id, q.answers, q.type, q.group) for q in first.questions] == [
         (f"{split}-850-0-0", ("True",), "statement", f"{split}-850-0"),
         (f"{split}-850-0-1", ("False",), "statement", f"{split}-850-1"),
@@ -372,13 +370,13 @@ def test_statements_stand_with_their_pair_and_name_their_group(tmp_path, split):
     ],
 )
 def test_statements_that_are_not_as_they_should_be_are_refused(tmp_path, change, said):
-    _, statements, pictures = official.nlvr2(tmp_path)
+    _, statements, images = official.nlvr2(tmp_path)
     lines = Path(statements).read_text().splitlines()
     official.put(
         Path(statements), "\n".join([*lines, json.dumps(json.loads(lines[-1]) | change)]).encode()
     )
     with pytest.raises(DataError, match=rf"dev\.json is not a statements file.*{said}"):
-        nlvr2.read(Path(statements), Path(pictures))
+        nlvr2.read(Path(statements), Path(images))
 
 
 # MSR-VTT and LSMDC --------------------------------------------------------------------------------
@@ -414,14 +412,14 @@ def test_msrvtt_validation_is_cut_from_training_and_the_three_share_no_clip(tmp_
     assert clip["captions"] == [
         f"caption {number} of {clip['image_id']}" for number in (0, 1)
     ]  # by sen_id
-    assert source["validation"].startswith("3 of the clips that are not in the test list")
+    assert source["validation"].startswith("3 of the videos that are not in the test list")
 
 
 def test_a_list_with_unknown_clips_is_refused(tmp_path):
     _, captions, test_list, videos = official.msrvtt(tmp_path)
     Path(test_list).write_text("key,vid_key,video_id,sentence\nret0,msr99,video99,text\n")
     with pytest.raises(
-        DataError, match="names 1 clips that .*MSRVTT_data.json does not hold: video99"
+        DataError, match="names 1 videos that .*MSRVTT_data.json does not hold: video99"
     ):
         msrvtt.read(Path(captions), Path(test_list), Path(videos), "test")
 
@@ -454,7 +452,7 @@ def test_an_avi_that_is_cut_or_none_is_named(tmp_path, capsys):
     words = official.lsmdc(tmp_path)
     clip = next((tmp_path / "films").rglob("*00.54.129.avi"))
     for content, said in [
-        (clip.read_bytes()[:-900], "the clip is cut"),
+        (clip.read_bytes()[:-900], "the video is cut"),
         (b"RIFF" + bytes(99), "cannot be decoded"),
     ]:
         clip.write_bytes(content)
@@ -504,12 +502,12 @@ def test_align_bench_masks_are_the_tensors_of_the_pickles(tmp_path):
     assert decode(open_image(sample.media)).shape == (48, 64, 3)
 
 
-def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path):
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
     folder = Path(official.align_bench(tmp_path)[1])
-    official.put(folder / "images" / "15.jpg", encoded_picture(15, size=(48, 64)))
+    official.put(folder / "images" / "15.jpg", encoded_image(15, size=(48, 64)))
     with pytest.raises(
         DataError,
-        match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), its picture \(64, 48\)",
+        match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), but its image is \(64, 48\)",
     ):
         align_bench.read(folder)
 
@@ -523,10 +521,10 @@ def test_a_box_that_is_upside_down_is_refused(tmp_path):
         align_bench.read(folder)
 
 
-def test_a_picture_without_pickle_is_named(tmp_path):
+def test_an_image_without_pickle_is_named(tmp_path):
     folder = Path(official.align_bench(tmp_path)[1])
     (folder / "pkls" / "15.pkl").unlink()
-    with pytest.raises(DataError, match=r"1 pictures .* have no annotation .*: 15.jpg"):
+    with pytest.raises(DataError, match=r"1 images .* have no annotation .*: 15.jpg"):
         align_bench.read(folder)
 
 
@@ -543,13 +541,13 @@ def test_sugarcrepe_sets_all_foils_of_a_caption_against_it(tmp_path):
 
 
 def test_sugarcrepe_needs_all_its_files(tmp_path):
-    _, folder, pictures = official.sugarcrepe(tmp_path)
+    _, folder, images = official.sugarcrepe(tmp_path)
     (Path(folder) / "add_obj.json").unlink()
     with pytest.raises(DataError, match=r"lacks add_obj\.json"):
-        sugarcrepe.read(Path(folder), Path(pictures))
+        sugarcrepe.read(Path(folder), Path(images))
 
 
-def test_winoground_is_two_pictures_with_two_captions(tmp_path):
+def test_winoground_is_two_images_with_two_captions(tmp_path):
     found = samples(imported(official.winoground(tmp_path), tmp_path / "out"), "pair")
     second = found["000001"]
     assert second.captions == (
@@ -557,16 +555,16 @@ def test_winoground_is_two_pictures_with_two_captions(tmp_path):
         "a young person kisses an old person 1",
     )
     assert (second.media, second.second) == tuple(
-        encoded_picture(number, kind="PNG") for number in (2, 3)
+        encoded_image(number, kind="PNG") for number in (2, 3)
     )
     assert second.annotations["collapsed_tag"] == "Object"
 
 
 def test_a_winoground_line_without_caption_is_refused(tmp_path):
-    _, examples, pictures = official.winoground(tmp_path)
+    _, examples, images = official.winoground(tmp_path)
     Path(examples).write_text('{"id": 0, "image_0": "a", "image_1": "b", "caption_0": "x"}')
     with pytest.raises(DataError, match=r"examples.jsonl is not .*: there is no 'caption_1'"):
-        winoground.read(Path(examples), Path(pictures))
+        winoground.read(Path(examples), Path(images))
 
 
 # The command --------------------------------------------------------------------------------------

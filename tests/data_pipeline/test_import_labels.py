@@ -1,4 +1,4 @@
-"""`glscl data import`: data sets whose pictures show one class each."""
+"""`glscl data import`: data sets whose images show one class each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from data_pipeline.importing import class_names
 from data_pipeline.sources import cifar_fs, class_csv, cub, labelled_folder
 from launch.cli import main
 from tests.data_pipeline import official_labels as official
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 from tests.data_pipeline.official import put
 from tests.data_pipeline.official_labels import imported, labels, samples
 
 # A labelled folder --------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_its_pictures_the_names_of_their_folders(tmp_path):
+def test_a_folder_gives_its_images_the_names_of_their_folders(tmp_path):
     manifest = imported(official.folder(tmp_path), tmp_path / "out")
     assert labels(manifest) == {
         "Black_bear/犬.jpeg": ["Black bear"],
@@ -35,7 +35,7 @@ def test_a_folder_gives_its_pictures_the_names_of_their_folders(tmp_path):
         "0001-000001",
         "0002-000000",
     ]
-    assert samples(manifest)["0001-000000"].media == encoded_picture(1)
+    assert samples(manifest)["0001-000000"].media == encoded_image(1)
     assert (manifest.name, manifest.source["kind"], manifest.source["classes"]) == (
         "folder-animals",
         "folder",
@@ -72,7 +72,7 @@ def test_a_class_list_that_does_not_fit_is_refused(tmp_path, listed, said):
 def test_an_empty_class_folder_is_named(tmp_path):
     root = Path(official.folder(tmp_path)[1])
     (root / "okapi").mkdir()
-    with pytest.raises(DataError, match="animals/okapi holds no picture"):
+    with pytest.raises(DataError, match="animals/okapi holds no image"):
         labelled_folder.read(root)
 
 
@@ -85,19 +85,19 @@ def test_a_root_without_class_folders_is_refused(tmp_path, root):
 
 def test_two_classes_of_one_name_are_refused(tmp_path):
     root = Path(official.folder(tmp_path)[1])
-    put(root / "tree_frog" / "a.jpg", encoded_picture(9))
+    put(root / "tree_frog" / "a.jpg", encoded_image(9))
     with pytest.raises(DataError, match="tree frog and tree_frog are both called 'tree frog'"):
         labelled_folder.read(root)
 
 
 def test_a_class_without_a_letter_is_refused(tmp_path):
     root = Path(official.folder(tmp_path)[1])
-    put(root / "_" / "a.jpg", encoded_picture(9))
+    put(root / "_" / "a.jpg", encoded_image(9))
     with pytest.raises(DataError, match="the class '_' has no letter"):
         labelled_folder.read(root)
 
 
-def test_a_picture_that_is_none_is_named(tmp_path, capsys):
+def test_an_image_that_is_none_is_named(tmp_path, capsys):
     words = official.folder(tmp_path)
     put(tmp_path / "animals" / "zebra" / "a.jpg", b"text")
     assert main(["data", "import", *words, str(tmp_path / "out"), "--workers", "1"]) == 3
@@ -108,7 +108,7 @@ def test_a_picture_that_is_none_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("header", [True, False])
-def test_a_table_labels_the_pictures_that_it_names(tmp_path, header):
+def test_a_table_labels_the_images_that_it_names(tmp_path, header):
     manifest = imported(official.mini_imagenet(tmp_path, header=header), tmp_path / "out")
     assert labels(manifest) == {
         "n0193011200000001.jpg": ["n01930112"],
@@ -148,9 +148,9 @@ def test_easyfsls_split_is_read_as_well(tmp_path):
     }
 
 
-def test_pictures_may_lie_in_folders_of_their_classes(tmp_path):
-    _, table, pictures = official.mini_imagenet(tmp_path)
-    for file in Path(pictures).iterdir():
+def test_images_may_lie_in_folders_of_their_classes(tmp_path):
+    _, table, images = official.mini_imagenet(tmp_path)
+    for file in Path(images).iterdir():
         put(tmp_path / "folders" / file.name[:9] / file.name, file.read_bytes())
     assert imported(["class_csv", table, str(tmp_path / "folders")], tmp_path / "out").samples == 4
 
@@ -162,8 +162,8 @@ def test_pictures_may_lie_in_folders_of_their_classes(tmp_path):
         ("filename,label\na.jpg\n", "row 2 is 'a.jpg', which is not a filename and a label"),
         ("a.jpg,n01,x\n", "row 1 is"),
         ("a.jpg, \n", "row 1 is"),
-        ("filename,label\n", "names no picture"),
-        ("", "names no picture"),
+        ("filename,label\n", "names no image"),
+        ("", "names no image"),
     ],
 )
 def test_a_table_that_is_no_split_is_refused(tmp_path, table, said):
@@ -186,14 +186,14 @@ def test_a_spec_that_is_none_is_refused(tmp_path, spec):
 
 
 def test_a_class_without_name_and_two_of_one_name_are_named(tmp_path):
-    _, table, pictures = official.mini_imagenet(tmp_path)
+    _, table, images = official.mini_imagenet(tmp_path)
     few = put(tmp_path / "few.txt", b"n01930112 nematode\n")
     with pytest.raises(DataError, match="few.txt has no name for the class n01981276"):
-        class_csv.read(Path(table), Path(pictures), few)
+        class_csv.read(Path(table), Path(images), few)
     # ImageNet has two classes called crane.
     same = put(tmp_path / "same.json", {"n01930112": "crane", "n01981276": "crane"})
     with pytest.raises(DataError, match="n01930112 and n01981276 are both called 'crane'"):
-        class_csv.read(Path(table), Path(pictures), same)
+        class_csv.read(Path(table), Path(images), same)
 
 
 def test_a_line_without_name_and_a_class_with_two_are_named(tmp_path):
@@ -252,7 +252,7 @@ def test_birds_are_called_by_their_names(tmp_path):
         "00005": ["Groove billed Ani"],
         "00201": ["Common Yellowthroat"],
     }
-    assert found["00005"].image_id == "5" and found["00005"].media == encoded_picture(4)
+    assert found["00005"].image_id == "5" and found["00005"].media == encoded_image(4)
     assert manifest.name == "cub-200-2011-novel-two"
     digest = hashlib.sha256(b"004.Groove_billed_Ani\n200.Common_Yellowthroat\n").hexdigest()
     assert manifest.source["class_list"] == f"sha256:{digest}"
@@ -271,7 +271,7 @@ def test_a_class_of_another_split_is_refused(tmp_path):
         ("images.txt", "900 a/b.jpg", "image_class_labels.txt is not .*: there is no 900"),
         ("images.txt", "201 a/b.jpg", "images.txt is not a file of CUB.*1 numbers come twice"),
         ("classes.txt", "x y", "classes.txt is not a file of CUB"),
-        ("classes.txt", "202 202.Dodo", "images.txt has no picture of Dodo"),
+        ("classes.txt", "202 202.Dodo", "images.txt has no image of Dodo"),
     ],
 )
 def test_lists_of_cub_that_do_not_fit_together_are_named(tmp_path, name, line, said):

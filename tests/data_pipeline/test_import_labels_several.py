@@ -1,4 +1,4 @@
-"""`glscl data import`: data sets whose pictures have several labels, and the lists that divide the labels."""
+"""`glscl data import`: data sets whose images have several labels, and the lists that divide the labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_pipeline.importing.label_lists import keep_labelled, label_lists
 from data_pipeline.sources import coco_labels, imaterialist, nus_wide, voc
 from launch.cli import main
 from tests.data_pipeline import official_labels as official
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 from tests.data_pipeline.official import coco, put
 from tests.data_pipeline.official_labels import imported, labels, samples
 
@@ -28,7 +28,9 @@ def test_the_drawn_lists_hold_the_labels_in_the_order_of_their_sha256(name, size
     lists = label_lists(name)
     assert tuple(len(lists[part]) for part in ("base", "val", "novel")) == sizes
     in_order = lists["base"] + lists["val"] + lists["novel"]
-    assert in_order == sorted(in_order, key=lambda label: hashlib.sha256(label.encode()).hexdigest())
+    assert in_order == sorted(
+        in_order, key=lambda label: hashlib.sha256(label.encode()).hexdigest()
+    )
     assert len(set(in_order)) == len(in_order)
 
 
@@ -57,19 +59,19 @@ def test_a_part_or_a_label_that_the_lists_lack_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("year", [2014, 2017])
-def test_coco_pictures_have_the_names_of_their_categories(tmp_path, year):
+def test_coco_images_have_the_names_of_their_categories(tmp_path, year):
     manifest = imported(official.coco_labels(tmp_path, year), tmp_path / "out")
     assert labels(manifest) == {
         "391895": ["bicycle", "person"],
         "522418": ["person"],
         "184613": ["dog", "train"],
     }
-    assert samples(manifest)["000000391895"].media == encoded_picture(391895)
+    assert samples(manifest)["000000391895"].media == encoded_image(391895)
     assert (manifest.source["pictures"], manifest.source["without_labels"]) == ("coco", 1)
     assert manifest.name == f"coco-labels-val{year}"
 
 
-def test_coco_pictures_have_the_ids_of_the_caption_set(tmp_path):
+def test_coco_images_have_the_ids_of_the_caption_set(tmp_path):
     of_labels = imported(official.coco_labels(tmp_path), tmp_path / "labels")
     of_captions = imported(coco(tmp_path), tmp_path / "captions", "--split", "test")
     assert samples(of_captions).keys() < samples(of_labels).keys()
@@ -79,7 +81,7 @@ def test_coco_pictures_have_the_ids_of_the_caption_set(tmp_path):
 @pytest.mark.parametrize(
     ("part", "found"), [("train", ["184613"]), ("val", ["391895", "522418"]), ("test", ["391895"])]
 )
-def test_labels_choose_pictures_that_keep_all_of_theirs(tmp_path, part, found):
+def test_labels_choose_images_that_keep_all_of_theirs(tmp_path, part, found):
     manifest = imported(official.coco_labels(tmp_path), tmp_path / "out", "--labels", part)
     every = {"391895": ["bicycle", "person"], "522418": ["person"], "184613": ["dog", "train"]}
     assert labels(manifest) == {image: every[image] for image in found}
@@ -94,28 +96,28 @@ def test_labels_choose_pictures_that_keep_all_of_theirs(tmp_path, part, found):
     [
         (
             {"annotations": [{"id": 5, "image_id": 1, "category_id": 1}]},
-            "annotation 5 is of picture 1, category 1",
+            "annotation 5 is of image 1, category 1",
         ),
         (
             {"annotations": [{"id": 5, "image_id": 522418, "category_id": 3}]},
             "annotation 5 is of .* category 3",
         ),
         ({"categories": None}, ""),
-        ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "1 pictures come twice"),
+        ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "1 images come twice"),
     ],
 )
 def test_an_instances_file_that_does_not_fit_is_refused(tmp_path, changes, said):
-    _, instances, pictures = official.coco_labels(tmp_path)
+    _, instances, images = official.coco_labels(tmp_path)
     put(Path(instances), json.loads(Path(instances).read_bytes()) | changes)
     with pytest.raises(
         DataError, match=f"instances_val2014.json is not an instances file of COCO: .*{said}"
     ):
-        coco_labels.read(Path(instances), Path(pictures))
+        coco_labels.read(Path(instances), Path(images))
 
 
 def test_captions_are_no_instances(tmp_path, capsys):
-    _, captions, pictures = coco(tmp_path)
-    assert main(["data", "import", "coco_labels", captions, pictures, str(tmp_path / "out")]) == 3
+    _, captions, images = coco(tmp_path)
+    assert main(["data", "import", "coco_labels", captions, images, str(tmp_path / "out")]) == 3
     assert (
         "dataset_coco.json is not an instances file of COCO: there is no 'categories'"
         in capsys.readouterr().err
@@ -173,7 +175,8 @@ def test_an_annotation_that_is_none_is_named(tmp_path, content, said, encoding):
 def test_annotations_that_were_never_published_are_missed(tmp_path):
     root = Path(official.voc(tmp_path)[1])
     with pytest.raises(
-        DataError, match=r"2008_000001.xml cannot be read: .*\(VOC2012 has none of its test\)"
+        DataError,
+        match=r"2008_000001.xml cannot be read: .*\(VOC2012 publishes none for its test\)",
     ):
         voc.read(root, "test")
     with pytest.raises(DataError, match="val.txt cannot be read"):
@@ -194,7 +197,7 @@ def test_nus_wide_columns_are_joined_with_the_list(tmp_path):
     assert manifest.source["without_labels"] == 1 and len(manifest.source["files"]) == 83
 
 
-def test_a_picture_that_no_longer_exists_is_named(tmp_path, capsys):
+def test_an_image_that_no_longer_exists_is_named(tmp_path, capsys):
     words = official.nus_wide(tmp_path)
     assert (
         main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--workers", "1"])
@@ -204,34 +207,34 @@ def test_a_picture_that_no_longer_exists_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["0002_174174086.jpg", "174174086.jpg"])
-def test_nus_wide_pictures_may_lie_in_one_folder(tmp_path, name):
+def test_nus_wide_images_may_lie_in_one_folder(tmp_path, name):
     root = Path(official.nus_wide(tmp_path)[1])
-    file = put(tmp_path / "flat" / name, encoded_picture(1))
+    file = put(tmp_path / "flat" / name, encoded_image(1))
     assert nus_wide.read(root, tmp_path / "flat", "train")[0][0].media == (file,)
 
 
-def test_nus_wide_pictures_are_chosen_by_labels(tmp_path):
-    _, root, pictures = official.nus_wide(tmp_path)
+def test_nus_wide_images_are_chosen_by_labels(tmp_path):
+    _, root, images = official.nus_wide(tmp_path)
     entries, _ = nus_wide.read(
-        Path(root), Path(pictures), "test", "novel"
+        Path(root), Path(images), "test", "novel"
     )  # with tiger, without sky and person
     assert [entry.annotations["labels"] for entry in entries] == [["sky", "tiger"]]
-    with pytest.raises(DataError, match="none of 2 pictures has a label of nus_wide's novel"):
-        nus_wide.read(Path(root), Path(pictures), "train", "novel")
+    with pytest.raises(DataError, match="none of 2 images has a label of nus_wide's novel"):
+        nus_wide.read(Path(root), Path(images), "train", "novel")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("0\n1\n", "has 2 lines, .*TestImagelist.txt 4"),
+        ("0\n1\n", "has 2 lines, .*TestImagelist.txt has 4"),
         ("0\n1\n2\n0\n", "line 3 is '2', which is neither 0 nor 1"),
     ],
 )
 def test_a_column_that_does_not_fit_is_named(tmp_path, content, said):
-    _, root, pictures = official.nus_wide(tmp_path)
+    _, root, images = official.nus_wide(tmp_path)
     put(Path(root) / "Groundtruth" / "TrainTestLabels" / "Labels_moon_Test.txt", content.encode())
     with pytest.raises(DataError, match=f"Labels_moon_Test.txt {said}"):
-        nus_wide.read(Path(root), Path(pictures), "test")
+        nus_wide.read(Path(root), Path(images), "test")
 
 
 # iMaterialist -------------------------------------------------------------------------------------
@@ -279,31 +282,31 @@ def test_names_of_the_chosen_list_stand_in_the_manifest(tmp_path):
         ({"annotations": None}, ""),
         (
             {"annotations": [{"imageId": "1", "labelId": ["3"]}] * 2},
-            "1 pictures are annotated twice",
+            "1 images are annotated twice",
         ),
         ({"annotations": [{"imageId": "1", "labelId": ["red"]}]}, "invalid literal"),
         (
             {"annotations": [{"imageId": "1", "labelId": ["3"]}]},
-            "picture 10 is only in one of images and annotations",
+            "image 10 is in only one of images and annotations",
         ),
     ],
 )
 def test_a_file_that_is_not_imaterialists_is_refused(tmp_path, change, said):
-    _, annotations, pictures = official.imaterialist(tmp_path)
+    _, annotations, images = official.imaterialist(tmp_path)
     put(Path(annotations), json.loads(Path(annotations).read_bytes()) | change)
     with pytest.raises(
         DataError, match=f"validation.json is not an annotated file of iMaterialist.*{said}"
     ):
-        imaterialist.read(Path(annotations), Path(pictures))
+        imaterialist.read(Path(annotations), Path(images))
 
 
 def test_a_label_without_name_is_named(tmp_path):
-    _, annotations, pictures = official.imaterialist(tmp_path)
+    _, annotations, images = official.imaterialist(tmp_path)
     names = put(tmp_path / "names.txt", b"17 Black\n66 Female\n95 Overalls\n137 Polyester\n")
     with pytest.raises(DataError, match="names.txt has no name for the class 157"):
-        imaterialist.read(Path(annotations), Path(pictures), names)
+        imaterialist.read(Path(annotations), Path(images), names)
     table = put(tmp_path / "names.csv", b"id,name\n1,Argyle\n")
     with pytest.raises(
         DataError, match="names.csv is not a table with the columns labelId and labelName"
     ):
-        imaterialist.read(Path(annotations), Path(pictures), table)
+        imaterialist.read(Path(annotations), Path(images), table)

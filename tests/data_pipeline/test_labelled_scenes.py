@@ -20,7 +20,7 @@ FEW = {"base": 6, "val": 4, "novel": 5}
 
 @pytest.fixture(scope="module")
 def annotations() -> dict[str, list[dict]]:
-    """300 pictures of every split."""
+    """300 images of every split."""
     made = {split: [labelled_sample_at(7, split, i, 48) for i in range(300)] for split in SPLITS}
     return {
         split: [parse_sample(*one).annotations for one in several]
@@ -44,7 +44,7 @@ def test_no_class_stands_in_two_splits_and_the_novel_ones_are_held_out_of_all_tr
     assert {word for name in base for word in name.split()} == {*FILLS, *COLOURS, *SHAPES}
 
 
-def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
+def test_labels_name_all_that_an_image_shows_and_nothing_else(annotations):
     for split, several in annotations.items():
         for annotation in several:
             shown = sorted(
@@ -59,7 +59,7 @@ def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
             )
 
 
-def test_half_of_the_pictures_show_one_object_and_every_class_as_often(annotations):
+def test_half_of_the_images_show_one_object_and_every_class_as_often(annotations):
     for split, several in annotations.items():
         counts = Counter(len(annotation["labels"]) for annotation in several)
         assert counts[1] == 150 and min(counts[number] for number in (2, 3, 4)) > 25
@@ -103,7 +103,7 @@ def test_other_counts_in_the_way_and_clips_are_refused(tmp_path):
         UsageError, match="labelled/base holds another data set .its samples is 6, not 7"
     ):
         few(tmp_path, labelled=FEW | {"base": 7})
-    with pytest.raises(UsageError, match="labelled scenes are pictures"):
+    with pytest.raises(UsageError, match="labelled scenes are images"):
         few(tmp_path / "clips", video=True)
 
 

@@ -179,7 +179,7 @@ def test_order_depends_on_seed_source_occurrence_and_epoch():
 
 
 def test_wrong_mixtures_and_batches_are_refused():
-    with pytest.raises(UsageError, match="8 lanes must divide the global batch of 12"):
+    with pytest.raises(UsageError, match="8 lanes do not divide the global batch of 12"):
         Order([Source("a", (100,))], 0, lanes=8).step(0, 12)
     with pytest.raises(UsageError, match="positive"):
         Order([Source("a", (100,), 0.0)], 0, lanes=1)

@@ -35,14 +35,14 @@ def read_epoch(root: Path, tokenizer, **options: object) -> list[str]:
 
 
 @pytest.fixture
-def spoiled(write_pictures, tmp_path) -> Path:
-    """40 pictures, three of them bad: random bytes, no caption, an empty one."""
+def spoiled(write_images, tmp_path) -> Path:
+    """40 images, three of them bad: random bytes, no caption, an empty one."""
     from_others = {
         5: {"jpg": b"\xff\xd8" + b"random" * 50, "txt": b"a star"},
         6: {"jpg": b"\xff\xd8"},
         23: {"jpg": b"\xff\xd8", "txt": b"  "},
     }
-    return write_pictures(tmp_path / "spoiled", 40, spoiled=from_others).root
+    return write_images(tmp_path / "spoiled", 40, spoiled=from_others).root
 
 
 def test_a_stand_in_depends_on_its_position_alone():
@@ -99,16 +99,16 @@ def test_a_torn_last_line_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_without_a_readable_sample_ends_with_the_worst_shard(
-    write_pictures, tokenizer, tmp_path, workers
+    write_images, tokenizer, tmp_path, workers
 ):
     bad = {number: {"jpg": b"bad", "txt": b"a star"} for number in range(30)}
-    root = write_pictures(tmp_path / "bad", 30, spoiled=bad).root
+    root = write_images(tmp_path / "bad", 30, spoiled=bad).root
     with (
         open_loader(
             [root], tokenizer=tokenizer, workers=workers, quarantine=tmp_path / "q.jsonl", **OPTIONS
         ) as loader,
         pytest.raises(
-            DataError, match=r"8 samples in a row are bad; worst shard pictures/shard-000000.tar"
+            DataError, match=r"8 samples in a row are bad; worst shard images/shard-000000.tar"
         ),
     ):
         next(loader)

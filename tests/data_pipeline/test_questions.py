@@ -22,7 +22,7 @@ from data_pipeline.shards.manifest import Manifest, index
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.write import write_shards
 from tests.data_pipeline.batches import BATCH, OPTIONS, START, read, rows
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 
 ANSWERS = ("yes", "no", "red", "blue")
 LABELS = QuestionConfig(labels=(("yes", 0), ("Yes", 0), ("no", 1), ("red", 2)), count=3, soft="vqa")
@@ -39,7 +39,7 @@ def asked(*entries):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """60 pictures with one to three questions each and no captions, in two shards."""
+    """60 images with one to three questions each and no captions, in two shards."""
     records = []
     for number in range(60):
         random = np.random.default_rng(number)
@@ -51,7 +51,7 @@ def questions(tmp_path_factory):
             )
             for n in range(1 + number % 3)
         ]
-        records.append((f"{number:05d}", {"jpg": encoded_picture(number), "json": asked(*entries)}))
+        records.append((f"{number:05d}", {"jpg": encoded_image(number), "json": asked(*entries)}))
     return write_shards(
         tmp_path_factory.mktemp("asked"), records, samples_per_shard=40, source={"name": "asked"}
     )
@@ -61,13 +61,13 @@ def paired(number, second="1.jpg", **changed):
     statement = question(
         f"dev-{number}-0-0", ["True"], "both are red", type="statement", group=f"dev-{number}-0"
     )
-    members = {"0.jpg": encoded_picture(2 * number), second: encoded_picture(2 * number + 1)}
+    members = {"0.jpg": encoded_image(2 * number), second: encoded_image(2 * number + 1)}
     return members | {"json": asked(statement)} | changed
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """60 pairs of pictures with a statement each."""
+    """60 pairs of images with a statement each."""
     records = [(f"dev-{number}-0-0", paired(number)) for number in range(60)]
     return write_shards(tmp_path_factory.mktemp("pairs"), records, source={"name": "pairs"})
 
@@ -130,9 +130,9 @@ def test_a_sample_without_questions_is_missing_a_field(annotations):
     assert caught.value.reason == "missing-field"
 
 
-def test_a_pair_has_two_pictures_of_any_formats():
+def test_a_pair_has_two_images_of_any_formats():
     sample = parse_sample("7", paired(0, second="1.png"), "pair", "questions")
-    assert sample.media == encoded_picture(0) and sample.second == encoded_picture(1)
+    assert sample.media == encoded_image(0) and sample.second == encoded_image(1)
     assert sample.questions[0].group == "dev-0-0"
 
 
@@ -154,7 +154,7 @@ def test_pairs_are_indexed_and_verified(pairs, tmp_path):
     assert pairs.fields == {"0.jpg": 60, "1.jpg": 60, "json": 60}
     assert index(pairs.root).fields == pairs.fields
     assert verify(pairs.root, decode=True) == []
-    cut = encoded_picture(1)[:300]
+    cut = encoded_image(1)[:300]
     bad = [
         paired(0, **{"1.jpg": b"no picture"}),
         paired(1, json=asked({"id": 1})),
@@ -175,7 +175,7 @@ def test_verify_names_malformed_regions(tmp_path):
     content = json.dumps({"captions": ["a dog"], "regions": [{"phrase": "dog"}]}).encode()
     write_shards(
         tmp_path / "bad",
-        [("0", {"jpg": encoded_picture(0), "json": content})],
+        [("0", {"jpg": encoded_image(0), "json": content})],
         source={"name": "bad"},
     )
     assert "sample 0: region 0 ('dog') needs a list" in verify(tmp_path / "bad", decode=True)[0]
@@ -271,10 +271,10 @@ def test_text_and_targets_are_those_of_one_question_and_change_with_the_epoch(qu
     assert sum(map(len, drawn.values())) > 0.9 * sum(map(len, meant.values()))
 
 
-def test_captions_are_drawn_as_before_beside_questions(pictures, tokenizer, tmp_path):
+def test_captions_are_drawn_as_before_beside_questions(images, tokenizer, tmp_path):
     """The same samples with questions added give the same rows when captions are asked for."""
     records = []
-    for batch in evaluation_batches(pictures, size=32, batch_size=100, limit=100):
+    for batch in evaluation_batches(images, size=32, batch_size=100, limit=100):
         for one in batch.samples:
             members = {
                 "jpg": one.media,
@@ -310,7 +310,7 @@ def test_a_batch_of_pairs_says_so(pairs, tokenizer):
     assert not (batch.pixels[:, 0] == batch.pixels[:, 1]).flatten(1).all(1).any()
 
 
-def test_an_evaluation_reads_both_pictures(pairs):
+def test_an_evaluation_reads_both_images(pairs):
     (batch,) = evaluation_batches(
         pairs, size=32, batch_size=8, limit=3, pairs=True, texts="questions"
     )
@@ -323,12 +323,12 @@ def test_an_evaluation_reads_both_pictures(pairs):
 
 
 def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_path):
-    picture = encoded_picture(1)
+    image = encoded_image(1)
     spoiled = {
-        1: {"jpg": picture, "txt": b"a star"},
-        3: {"jpg": picture, "json": asked(question(1, []))},
+        1: {"jpg": image, "txt": b"a star"},
+        3: {"jpg": image, "json": asked(question(1, []))},
     }
-    good = {"jpg": picture, "json": asked(question(1, []), question(2))}
+    good = {"jpg": image, "json": asked(question(1, []), question(2))}
     records = [(f"{number:05d}", spoiled.get(number, good)) for number in range(8)]
     root = write_shards(tmp_path / "asked", records, source={"name": "asked"}).root
     options = {**OPTIONS, "global_batch": 8, "questions": LABELS, "max_bad_fraction": 1.0}
@@ -366,7 +366,7 @@ def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tok
         open_loader([root], tokenizer=tokenizer, **options) as loader,
         pytest.raises(
             DataError,
-            match=r"sample all/.*: the answer 'true' is none of the labels 'False', 'True'",
+            match=r"sample all/.*: the answer 'true' is not one of the labels 'False', 'True'",
         ),
     ):
         next(loader)
@@ -383,11 +383,11 @@ def test_other_labels_are_another_run(questions, tokenizer):
             opened(other).check_state(state)
 
 
-def test_pairs_of_clips_and_pictures_as_pairs_are_refused(pairs, pictures, tokenizer):
-    with pytest.raises(UsageError, match="pairs are of images"):
+def test_pairs_of_clips_and_images_as_pairs_are_refused(pairs, images, tokenizer):
+    with pytest.raises(UsageError, match="pairs hold images, not videos"):
         open_loader([pairs.root], tokenizer=tokenizer, pairs=True, frames=2, **OPTIONS)
     with pytest.raises(DataError, match="holds no pairs"):
-        open_loader([pictures.root], tokenizer=tokenizer, pairs=True, **OPTIONS)
+        open_loader([images.root], tokenizer=tokenizer, pairs=True, **OPTIONS)
 
 
 def test_what_workers_import_for_questions_is_free_of_torch():

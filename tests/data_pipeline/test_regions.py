@@ -67,7 +67,7 @@ def test_regions_are_read_with_boxes_masks_or_both():
         ({"phrase": "dog", "masks": [{"size": [6], "counts": [6]}]}, "size"),
         ({"phrase": "dog", "masks": [[1]]}, "size"),
         ({"phrase": "dog", "masks": [{"size": [2**20, 2**20], "counts": [2**30]}]}, "more than"),
-        ({"phrase": "dog", "masks": [MASK, {"size": [1, 1], "counts": [1]}]}, "several sizes"),
+        ({"phrase": "dog", "masks": [MASK, {"size": [1, 1], "counts": [1]}]}, "different sizes"),
     ],
 )
 def test_a_malformed_region_is_a_bad_sample_that_says_where(entry, said):

@@ -1,4 +1,4 @@
-"""The embedded clips: motion as it is said, an exact ceiling, and the same scenes as the pictures."""
+"""The embedded clips: motion as it is said, an exact ceiling, and the same scenes as the images."""
 
 import json
 import re
@@ -144,7 +144,7 @@ def test_relations_hold_in_every_frame(annotations):
     st.integers(0, 10**8),
     st.sampled_from([48, 96, 224]),
 )
-def test_objects_stay_apart_and_inside_the_picture_in_every_frame(seed, split, i, size):
+def test_objects_stay_apart_and_inside_the_image_in_every_frame(seed, split, i, size):
     scene = moving_scene(seed, split, i, size)
     for frame in range(FRAMES):
         boxes = [
@@ -197,7 +197,7 @@ def test_a_clip_shows_what_its_scene_says(samples):
                     assert min(distances, key=distances.get) == o["colour"]
 
 
-def test_clips_begin_as_the_pictures_of_the_same_number(samples):
+def test_clips_begin_as_the_images_of_the_same_number(samples):
     for split in SPLITS:
         for i, one in enumerate(samples[split][:10]):
             still = scene_at(0, split, i, 96)
@@ -217,7 +217,7 @@ def a_clip_of(*objects):
     return {"objects": [o | {"column": o["from"][0], "row": o["from"][1]} for o in made]}
 
 
-def test_a_motion_statement_fits_clips_that_move_so_and_no_picture():
+def test_a_motion_statement_fits_clips_that_move_so_and_no_image():
     statement = {"objects": [{"colour": "red", "shape": "star", "motion": "left"}], "relations": []}
     assert fits(statement, a_clip_of(("red", "star", "left", [2, 0], [1, 0])))
     assert not fits(statement, a_clip_of(("red", "star", "right", [1, 0], [2, 0])))
@@ -314,9 +314,9 @@ def test_a_clip_depends_on_its_seed_split_and_number_alone(tmp_path):
     )
 
 
-def test_clips_do_not_take_the_place_of_pictures(tmp_path):
+def test_clips_do_not_take_the_place_of_images(tmp_path):
     few(tmp_path, video=False)
     with pytest.raises(UsageError, match="its kind is 'scenes', not 'scene-clips'"):
         few(tmp_path)
-    with pytest.raises(UsageError, match="a size that is even, not 49"):
+    with pytest.raises(UsageError, match="an even size, not 49"):
         few(tmp_path / "odd", size=49)

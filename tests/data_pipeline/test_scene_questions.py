@@ -31,7 +31,7 @@ NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 @pytest.fixture(scope="module")
 def samples():
-    """70 pictures of every split."""
+    """70 images of every split."""
     return [
         parse_sample(*sample_at(0, split, i, 96), texts="questions")
         for split in SPLITS
@@ -52,7 +52,7 @@ def asked(samples):
 
 
 def traits(item):
-    """Every word that is true of an object; its place by its centre in a picture of side 96."""
+    """Every word that is true of an object; its place by its center in an image of side 96."""
     column, row = int(item["x"] // 32), int(item["y"] // 32)
     place = {("left", None, "right")[column], ("top", None, "bottom")[row]} - {None}
     return {item["size"], item["fill"], item["colour"], item["shape"], *(place or {"middle"})}
@@ -120,7 +120,7 @@ def test_every_answer_follows_from_the_words_of_its_question(asked):
         assert question.question == question.question.lower()
 
 
-def test_every_picture_has_a_question_of_each_type(samples):
+def test_every_image_has_a_question_of_each_type(samples):
     types = {"existence", "count", "colour", "shape", "relation", "comparison"}
     ids = [question.id for one in samples for question in one.questions]
     assert len(set(ids)) == len(ids)
@@ -209,8 +209,8 @@ def test_boxes_are_those_of_the_masks_which_lie_apart(samples):
 
 
 @pytest.mark.parametrize("size", [48, 96])
-def test_a_mask_is_where_another_paint_changes_the_picture(size):
-    """Each object is painted black and white, on an unblurred picture: the difference is its share of each pixel."""
+def test_a_mask_is_where_another_paint_changes_the_image(size):
+    """Each object is painted black and white, on an unblurred image: the difference is its share of each pixel."""
     for i in range(15):
         annotations = json.loads(sample_at(0, "test", i, size)[1]["json"])
         scene = annotations["scene"] | {"camera": {"blur": 0.01, "noise": 0.0}}
@@ -245,7 +245,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("split", "i", "size", "texts", "colour"), RECORDED)
-def test_pictures_and_captions_are_those_of_version_1(split, i, size, texts, colour):
+def test_images_and_captions_are_those_of_version_1(split, i, size, texts, colour):
     _, members = sample_at(0, split, i, size)
     annotations = json.loads(members["json"])
     told = json.dumps(
@@ -262,7 +262,7 @@ def test_pictures_and_captions_are_those_of_version_1(split, i, size, texts, col
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Folder of 44 training, 8 validation, 3 test and 8 novel pictures, and of their pairs."""
+    """Folder of 44 training, 8 validation, 3 test and 8 novel images, and of their pairs."""
     out = tmp_path_factory.mktemp("scenes")
     generate(out, train=44, val=8, test=3, novel=8, size=48, workers=1)
     return out
@@ -280,7 +280,7 @@ def pictures_of(out, split):
 
 
 def truth(statement, left, right):
-    """Whether a statement is true of the objects of two pictures, read from its words."""
+    """Whether a statement is true of the objects of two images, read from its words."""
 
     def number(words):
         return len(meant(words, left)), len(meant(words, right))
@@ -305,9 +305,9 @@ def truth(statement, left, right):
 
 def test_statements_are_true_or_false_as_they_are_labelled(written):
     for split in ("train", "val"):
-        pictures = pictures_of(written, split)
+        images = pictures_of(written, split)
         for pair in pairs_of(written, split):
-            shown = [pictures[name] for name in pair.annotations["images"]]
+            shown = [images[name] for name in pair.annotations["images"]]
             assert [pair.media, pair.second] == [one.media for one in shown]
             assert pair.image_id == "+".join(one.image_id for one in shown)
             for one in shown:  # places are read on a side of 96
@@ -338,11 +338,11 @@ def test_every_statement_is_true_of_half_of_its_pairs(written):
     assert sizes == {4: 24, 2: 4}
 
 
-def test_there_are_half_as_many_pairs_and_each_picture_stands_in_one(written):
+def test_there_are_half_as_many_pairs_and_each_image_stands_in_one(written):
     assert sorted(path.name for path in (written / "pairs").iterdir()) == [
         "train",
         "val",
-    ]  # 3 pictures make no pair
+    ]  # 3 images make no pair
     for split, count in (("train", 22), ("val", 4)):
         manifest = Manifest.load(written / "pairs" / split)
         assert (manifest.samples, manifest.name) == (count, f"scene-pairs-{split}")
@@ -353,7 +353,7 @@ def test_there_are_half_as_many_pairs_and_each_picture_stands_in_one(written):
         )
 
 
-def test_pairs_depend_on_their_pictures_alone(written, tmp_path):
+def test_pairs_depend_on_their_images_alone(written, tmp_path):
     generate(tmp_path, train=0, val=16, test=0, novel=0, size=48, workers=1)
     assert pairs_of(tmp_path, "val")[:4] == pairs_of(written, "val")
 

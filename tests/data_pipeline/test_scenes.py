@@ -291,7 +291,7 @@ def test_false_captions_do_not_give_themselves_away_by_a_held_out_pair(samples):
     st.integers(0, 10**8),
     st.sampled_from([48, 96, 224]),
 )
-def test_objects_lie_apart_inside_the_picture_and_in_their_cells(seed, split, i, size):
+def test_objects_lie_apart_inside_the_image_and_in_their_cells(seed, split, i, size):
     scene = scene_at(seed, split, i, size)
     boxes = [
         (o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in scene["objects"]
@@ -333,7 +333,7 @@ def test_the_colour_of_an_object_is_seen_where_its_silhouette_is(samples):
                 assert min(distances, key=distances.get) == o["colour"]
 
 
-def test_the_picture_can_be_drawn_again_from_the_json(samples):
+def test_the_image_can_be_drawn_again_from_the_json(samples):
     for one in samples["novel"][:10]:
         drawn = draw(json.loads(json.dumps(one.annotations["scene"])))
         assert drawn.shape == (96, 96, 3) and drawn.dtype == np.uint8

@@ -106,8 +106,8 @@ def test_a_vocabulary_too_small_for_bytes_is_refused():
         Tokenizer.train(TEXTS, 200)
 
 
-def test_a_tokenizer_is_trained_on_the_captions_of_data_sets(pictures, tmp_path):
-    trained = train_tokenizer([pictures.root], tmp_path, 400)
+def test_a_tokenizer_is_trained_on_the_captions_of_data_sets(images, tmp_path):
+    trained = train_tokenizer([images.root], tmp_path, 400)
     assert Tokenizer.load(tmp_path).to_str() == trained.to_str()
     assert (
         len(trained.encode(["large"], 50)[0].ids) == 3
