@@ -35,7 +35,7 @@ WriteImages = Callable[..., Manifest]
 
 
 def encoded_image(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
-    """Smooth noise, so that JPEG keeps it; width and height in pixels."""
+    """Return an image of smooth noise, which JPEG keeps; `size` is width and height in pixels."""
     noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
@@ -56,7 +56,10 @@ def encoded_clip(
     kind: str = "mp4",
     codec: str = "libx264",
 ) -> bytes:
-    """Frames of one colour each: its red tells the frame, its green the number (see `frame_of`, `number_of`)."""
+    """Frames of one color each: red encodes the frame, green the number of the clip.
+
+    See `frame_of` and `number_of`.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=8)
@@ -72,12 +75,12 @@ def encoded_clip(
 
 
 def frame_of(pixels: np.ndarray) -> int:
-    """Frame (modulo 12) that the pixels of an `encoded_clip` are."""
+    """Return which frame (modulo 12) of an `encoded_clip` these pixels are."""
     return round((float(pixels[..., 0].mean()) - 30) / 16)
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """Number (modulo 12) of the `encoded_clip` that the pixels come from."""
+    """Return the number (modulo 12) of the `encoded_clip` that these pixels come from."""
     return round((float(pixels[..., 1].mean()) - 30) / 16)
 
 

@@ -1,4 +1,6 @@
-"""The official files of real data sets in miniature, as their authors lay them out; images and clips are real ones.
+"""Miniatures of the official files of real data sets, in their authors' layout.
+
+Images and videos are real ones, but small.
 
 Each function writes into a folder and returns the words of `glscl data import` up to OUT, options
 last.
@@ -34,7 +36,7 @@ def put(path: Path, content: Any) -> Path:
 
 
 def coco(root: Path) -> list[str]:
-    """Six images: two of train, and one of restval and val each, two of test, one of which has seven captions."""
+    """Six images: two of train, one of restval, one of val, two of test; one has seven captions."""
     images, sentid = [], 0
     splits = ["train", "test", "restval", "val", "train", "test"]
     for imgid, (split, cocoid) in enumerate(
@@ -83,7 +85,7 @@ def flickr30k(root: Path) -> list[str]:
 
 
 def visual_genome(root: Path) -> list[str]:
-    """Three images: one of nowhere else, one of COCO's test (in the miniature above), one of Flickr30k's train."""
+    """Three images: one of its own, one of COCO's test (see `coco`), one of Flickr30k's train."""
     images, described = [], []
     for number, coco_id, flickr_id in [(1, None, None), (2, 391895, 3000), (3, None, 1000092795)]:
         part = "VG_100K" if number == 1 else "VG_100K_2"
@@ -112,7 +114,7 @@ def visual_genome(root: Path) -> list[str]:
 
 
 def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str]:
-    """Three questions about two images; the annotations stand in another order than the questions."""
+    """Three questions about two images; the annotations are in another order."""
     about = [
         (262148000, 262148, "Where is he looking?"),
         (393225000, 393225, "What website copyrighted the picture?"),
@@ -145,19 +147,24 @@ def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str
     folder = subtype.replace("test-dev", "test")
     for image in (262148, 393225):
         put(root / "coco" / folder / f"COCO_{folder}_{image:012d}.jpg", encoded_image(image))
-    asked = put(
+    questions_file = put(
         root / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
         head | {"task_type": "Open-Ended", "questions": questions},
     )
-    words = ["vqa_v2", str(asked), str(root / "coco")]
+    words = ["vqa_v2", str(questions_file), str(root / "coco")]
     if subtype.startswith("test"):
         return words
-    given = put(root / f"v2_mscoco_{subtype}_annotations.json", head | {"annotations": annotations})
-    return [*words, "--annotations", str(given)]
+    annotations_file = put(
+        root / f"v2_mscoco_{subtype}_annotations.json", head | {"annotations": annotations}
+    )
+    return [*words, "--annotations", str(annotations_file)]
 
 
 def nlvr2(root: Path, split: str = "dev") -> list[str]:
-    """Two sentences of one set about two pairs each, and one of another set; images named png may hold JPEG."""
+    """Two sentences of one set about two pairs each, and one of another set.
+
+    Files named png may hold JPEG, as in the real data set.
+    """
     lines = []
     for identifier, label in [
         ("850-0-0", "True"),
@@ -188,7 +195,7 @@ def nlvr2(root: Path, split: str = "dev") -> list[str]:
 
 
 def msrvtt(root: Path, clips: int = 8) -> list[str]:
-    """Clips video0, ...; sentences are not in the order of the clips, nor is the list, which names two of them."""
+    """Videos video0, ...; neither the sentences nor the test list are in their order."""
     names = [f"video{number}" for number in (10, *range(clips - 1))]
     videos = [
         {"category": 9, "url": "https://a", "video_id": name, "start time": 1.0, "end time": 2.5}
@@ -229,7 +236,7 @@ def lsmdc(root: Path) -> list[str]:
 
 
 def align_bench(root: Path) -> list[str]:
-    """Two images of 64 x 48; masks are bool tensors of torch, one of them a view into a larger one."""
+    """Two images of 64 x 48; masks are bool tensors of torch, one of them a transposed view."""
     folder = root / "ALIGN-BENCH"
     masks = torch.zeros(2, 48, 64, dtype=torch.bool)
     masks[0, 10:20, 30:50] = True
@@ -251,7 +258,7 @@ def align_bench(root: Path) -> list[str]:
 
 
 def sugarcrepe(root: Path, images: Sequence[int] = (85329, 174482)) -> list[str]:
-    """Two captions of the first image, one of which stands in all seven files."""
+    """Two captions of the first image; one of them is in all seven files."""
     for kind in SUGARCREPE:
         items = {
             "0": {

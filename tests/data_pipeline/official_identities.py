@@ -1,4 +1,4 @@
-"""The official files of data sets of products, persons, vehicles and landmarks in miniature; images are real ones.
+"""Miniatures of the official files of data sets of products, persons, vehicles and landmarks.
 
 Each function writes into a folder and returns the words of `glscl data import` up to OUT; the split
 comes after it.
@@ -20,7 +20,7 @@ from tests.data_pipeline.official import put
 def cars196(
     root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196), *, compressed: bool = True
 ) -> list[str]:
-    """One image for each number of a class; the file names all 196 classes."""
+    """One image for each class number; the file names all 196 classes."""
     fields = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
     annotations = np.empty((1, len(classes)), [(field, object) for field in fields])
     for row, number in enumerate(classes):
@@ -39,7 +39,7 @@ def cars196(
 
 
 def sop(root: Path) -> list[str]:
-    """Two products of train with two images each, one of test; the images' names end in .JPG."""
+    """Two products of train with two images each, one of test; file names end in .JPG."""
     folder = root / "Stanford_Online_Products"
     lists = {
         "train": [
@@ -64,7 +64,7 @@ def sop(root: Path) -> list[str]:
 
 
 def in_shop(root: Path) -> list[str]:
-    """Two images of each split; columns are divided by several spaces."""
+    """Two images per split; columns are divided by several spaces."""
     lines = [
         ("img/WOMEN/Dresses/id_00000002/02_1_front.jpg", "id_00000002", "train"),
         ("img/WOMEN/Dresses/id_00000002/02_2_side.jpg", "id_00000002", "train"),
@@ -84,7 +84,7 @@ def in_shop(root: Path) -> list[str]:
 
 
 def market1501(root: Path) -> list[str]:
-    """Persons 2 (train) and 1 (test) before two cameras, a junk image, a distractor; Windows left its Thumbs.db."""
+    """Persons 2 (train) and 1 (test) seen by two cameras, one junk image, one distractor."""
     folder = root / "Market-1501-v15.09.15"
     names = {
         "bounding_box_train": ["0002_c1s1_000451_03", "0002_c2s1_000301_01"],
@@ -105,7 +105,7 @@ def market1501(root: Path) -> list[str]:
 
 
 def veri776(root: Path) -> list[str]:
-    """Vehicles 1 (train) and 2; the query's image stands in the gallery as well; lists end their lines as Windows."""
+    """Vehicles 1 (train) and 2; the query's image is in the gallery too; lines end as on Windows."""
     folder = root / "VeRi"
     names = {
         "train": ["0001_c001_00016450_0.jpg", "0001_c014_00018600_0.jpg"],
@@ -125,7 +125,7 @@ def veri776(root: Path) -> list[str]:
 
 
 def sysu_mm01(root: Path) -> list[str]:
-    """Persons 1 (train), 4 (val), 6 and 333 (test); nobody comes before all cameras, 333 before visible ones only."""
+    """Persons 1 (train), 4 (val), 6 and 333 (test); only visible cameras saw person 333."""
     folder = root / "SYSU-MM01"
     for name, persons in {
         "train": "1\n",
@@ -147,7 +147,10 @@ def sysu_mm01(root: Path) -> list[str]:
 def revisited(
     root: Path, *, numpy: bool = False, name: str = "roxford5k", **more: Any
 ) -> list[str]:
-    """Two queries, a gallery of five; with `numpy` boxes and rows are its arrays; `more` is said of the first query."""
+    """Two queries and a gallery of five; `more` changes the first query.
+
+    With `numpy`, boxes and rows are arrays.
+    """
     gallery = [
         f"{place}_{number:06d}" for place in ("all_souls", "worcester") for number in (1, 6)
     ] + ["oxford_002985"]

@@ -1,4 +1,4 @@
-"""The official files of data sets with labels in miniature, as `official.py` has those of the others."""
+"""Miniatures of the official files of data sets with labels, built like those of `official.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data_pipeline.official import put
 VOC_ANNOTATION = """<annotation>
 	<folder>VOC2012</folder>
 	<filename>{image}.jpg</filename>
-	<source><database>The VOC2008 Database</database><annotation>PASCAL VOC2008</annotation></source>
+	<source><database>The VOC2008 Database</database></source>
 	<size><width>64</width><height>48</height><depth>3</depth></size>
 	<segmented>0</segmented>
 {objects}</annotation>
@@ -33,7 +33,7 @@ VOC_OBJECT = """	<object>
 
 
 def folder(root: Path) -> list[str]:
-    """Three classes in each format, beside what systems and people leave in folders."""
+    """Three classes in all formats, with files that systems and people leave in folders."""
     for name, kind, number in [
         ("tree frog/IMG 1.JPG", "JPEG", 1),
         ("tree frog/IMG_1.png", "PNG", 2),
@@ -48,7 +48,7 @@ def folder(root: Path) -> list[str]:
 
 
 def mini_imagenet(root: Path, *, header: bool = True) -> list[str]:
-    """A split as Ravi and Larochelle's: the class stands before the image's number in the file name."""
+    """A split of Ravi and Larochelle: file names begin with the class, then comes a number."""
     rows = [
         (f"{wnid}{number:08d}.jpg", wnid)
         for wnid in ("n01930112", "n01981276")
@@ -62,7 +62,7 @@ def mini_imagenet(root: Path, *, header: bool = True) -> list[str]:
 
 
 def tiered_imagenet(root: Path) -> list[str]:
-    """The split of easyfsl: folders as they lie where it is run."""
+    """The split of easyfsl, whose folders are relative to where it is run."""
     wnids = ["n02099267", "n03207941"]
     for number, wnid in enumerate(wnids):
         put(root / "images" / wnid / f"{wnid}_{number}.JPEG.jpg", encoded_image(number))
@@ -74,7 +74,7 @@ def tiered_imagenet(root: Path) -> list[str]:
 
 
 def cub(root: Path) -> list[str]:
-    """All 200 classes with one image each, of which the first has two; real names where tests look at them."""
+    """All 200 classes with one image each (the first has two), with real names where tests look."""
     real = {
         1: "Black_footed_Albatross",
         2: "Laysan_Albatross",
@@ -86,12 +86,12 @@ def cub(root: Path) -> list[str]:
     }
     files = [(1, "046_18"), (1, "009_34"), *((number, "001_1") for number in range(2, 201))]
     base = root / "CUB_200_2011"
-    images = [f"{folders[of]}/{folders[of][4:]}_{name}.jpg" for of, name in files]
+    images = [f"{folders[n]}/{folders[n][4:]}_{name}.jpg" for n, name in files]
     for number, name in enumerate(images):
         put(base / "images" / name, encoded_image(number))
     lists = {
         "images.txt": images,
-        "image_class_labels.txt": [of for of, _ in files],
+        "image_class_labels.txt": [class_number for class_number, _ in files],
         "classes.txt": folders.values(),
         "train_test_split.txt": [number % 2 for number in range(len(files))],
         "bounding_boxes.txt": ["60.0 27.0 325.0 304.0"] * len(files),
@@ -119,7 +119,7 @@ def cifar_fs(root: Path) -> list[str]:
 
 
 def coco_labels(root: Path, year: int = 2014) -> list[str]:
-    """Four images: a bicycle twice and a person, a crowd of persons, a dog and a train, and nothing."""
+    """Four images: two bicycles and a person, a crowd of persons, a dog and a train, nothing."""
     categories = [
         {"supercategory": "a", "id": number, "name": name}
         for number, name in [
@@ -132,11 +132,11 @@ def coco_labels(root: Path, year: int = 2014) -> list[str]:
     ]
     labels_by_image = {391895: [2, 1, 2], 522418: [1], 184613: [18, 7], 318219: []}
     images, annotations = [], []
-    for number, found in labels_by_image.items():
+    for number, category_ids in labels_by_image.items():
         name = f"COCO_val2014_{number:012d}.jpg" if year == 2014 else f"{number:012d}.jpg"
         images.append({"license": 3, "file_name": name, "height": 48, "width": 64, "id": number})
         put(root / "coco" / f"val{year}" / name, encoded_image(number))
-        for category in found:
+        for category in category_ids:
             crowd = (
                 {"counts": [272, 2], "size": [48, 64]}
                 if number == 522418
@@ -161,7 +161,7 @@ def coco_labels(root: Path, year: int = 2014) -> list[str]:
 
 
 def voc(root: Path) -> list[str]:
-    """Four images of trainval (the last shows only what is difficult), as VOC2012 lays them out."""
+    """Four images of trainval in the layout of VOC2012; the last shows only difficult objects."""
     base = root / "VOCdevkit" / "VOC2012"
     labels_by_image = {
         "2008_000002": [("tvmonitor", 0)],
@@ -169,9 +169,9 @@ def voc(root: Path) -> list[str]:
         "2007_000027": [("person", 0), ("bottle", 1)],
         "2009_000012": [("chair", 1)],
     }
-    for number, (image, found) in enumerate(labels_by_image.items()):
+    for number, (image, shown) in enumerate(labels_by_image.items()):
         objects = "".join(
-            VOC_OBJECT.format(name=name, difficult=difficult) for name, difficult in found
+            VOC_OBJECT.format(name=name, difficult=difficult) for name, difficult in shown
         )
         put(
             base / "Annotations" / f"{image}.xml",
@@ -186,7 +186,10 @@ def voc(root: Path) -> list[str]:
 
 
 def nus_wide(root: Path) -> list[str]:
-    """Four images of test, two of train; the second of test is no longer at Flickr, the third shows no concept."""
+    """Four images of test and two of train.
+
+    The second of test is no longer at Flickr, the third shows no concept.
+    """
     base = root / "NUS-WIDE"
     images = {
         "Test": [
@@ -207,8 +210,8 @@ def nus_wide(root: Path) -> list[str]:
         lines = "".join(f"{name}\\{image}.jpg\r\n" for name, image in listed)
         put(base / "ImageList" / f"{split}Imagelist.txt", lines.encode())
         for concept in concepts:
-            found = marked[split].get(concept, [])
-            values = "".join(f"{int(place in found)}\r\n" for place in range(len(listed)))
+            rows = marked[split].get(concept, [])
+            values = "".join(f"{int(place in rows)}\r\n" for place in range(len(listed)))
             file = base / "Groundtruth" / "TrainTestLabels" / f"Labels_{concept}_{split}.txt"
             put(file, values.encode())
         for number, (name, image) in enumerate(listed):
@@ -218,7 +221,7 @@ def nus_wide(root: Path) -> list[str]:
 
 
 def imaterialist(root: Path) -> list[str]:
-    """Three images, one of them called .jpeg; numbers are texts, as in the challenge's files."""
+    """Three images, one of them called .jpeg; numbers are text, as in the challenge's files."""
     labels_by_image = {"1": ["95", "66", "137"], "2": ["17", "66"], "10": ["157"]}
     images = [
         {"url": f"https://contestimg.wish.com/{image}-large", "imageId": image}
@@ -242,19 +245,19 @@ def imaterialist(root: Path) -> list[str]:
 
 
 def imported(words: list[str], out: Path, *options: str) -> Manifest:
-    """Import with the command; every sample has to be as it should."""
+    """Import with the command and verify the data set."""
     assert main(["data", "import", *words, str(out), *options, "--workers", "1"]) == 0
     assert verify(out) == []
     return Manifest.load(out)
 
 
 def samples(manifest: Manifest) -> dict[str, Sample]:
-    """Samples by their key inside the shard."""
+    """Return the samples by their key inside the shard."""
     store = Store([manifest])
     read = [store.read(0, number, "image", "none") for number in range(manifest.samples)]
     return {sample.key.rpartition("/")[2]: sample for sample in read}
 
 
 def labels(manifest: Manifest) -> dict[str, list[str]]:
-    """Labels of each image by its `image_id`."""
+    """Return the labels of each image by its `image_id`."""
     return {sample.image_id: sample.annotations["labels"] for sample in samples(manifest).values()}

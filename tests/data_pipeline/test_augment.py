@@ -1,4 +1,4 @@
-"""Views: the random crop from the sample's generator alone, the evaluation view as Pillow makes it."""
+"""Views: the random crop depends on the sample's generator alone, evaluation resizes as Pillow."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def test_a_view_depends_on_the_generator_alone():
     ("width", "height"), [(64, 48), (80, 60), (128, 96), (400, 300), (640, 480)]
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_view_of_the_whole_image_looks_like_it(width, height, kind):
-    image = image(width, height)
-    reference = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.abs(view(encoded(image, kind), 64, WHOLE).astype(int) - reference).mean() < 4
+def test_the_view_of_the_whole_image_looks_like_the_image(width, height, kind):
+    whole = image(width, height)
+    reference = np.asarray(whole.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.abs(view(encoded(whole, kind), 64, WHOLE).astype(int) - reference).mean() < 4
 
 
 @pytest.mark.parametrize(("side", "contrast"), [(112, 50), (150, 25), (256, 1)])
 def test_a_shrunk_view_does_not_alias(side, contrast):
-    """Stripes finer than the view can show become grey; interpolation alone leaves a contrast of 120."""
+    """Stripes finer than a pixel become gray; interpolation alone leaves a contrast of 120."""
     stripes = np.zeros((side, side, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
     square = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -98,7 +98,7 @@ def test_a_shrunk_view_is_close_to_antialiased_interpolation(width, height):
     assert np.abs(out - exact[0].permute(1, 2, 0).numpy()).mean() < 1.5
 
 
-def test_half_of_the_views_are_mirrored_when_asked():
+def test_half_of_the_views_are_mirrored_with_flip():
     data = encoded(image(64, 48))
     mirrored = [
         (

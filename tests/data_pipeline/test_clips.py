@@ -1,4 +1,4 @@
-"""Clips through the loader: frames, one crop for all of them, any division, and what is not a clip."""
+"""Clips through the loader: frames, one crop for all of them, any division, and bad clips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLIPS = {"frames": 4, "global_batch": 12, "dataset_negatives": True, "local_nega
 
 @pytest.fixture(scope="module")
 def reference(clips, tokenizer):
-    """Three steps from START as one process reads them."""
+    """Return three steps from START as one process reads them."""
     return read(clips.root, tokenizer, steps=3, **CLIPS)
 
 
@@ -54,8 +54,8 @@ def test_ranks_micro_batches_and_workers_do_not_change_clips(
     ranks = [read(clips.root, tokenizer, steps=3, rank=rank, **options) for rank in range(world)]
     part = 12 // world
     for step in range(3):
-        wanted = reference[step * 12 : (step + 1) * 12]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
+        expected = reference[step * 12 : (step + 1) * 12]
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -63,11 +63,11 @@ def test_any_step_can_be_the_first(clips, tokenizer, reference, step):
     options = {**OPTIONS, **CLIPS, "start_step": START + step}
     with open_loader([clips.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
-    wanted = reference[step * 12 : (step + 1) * 12]
+    expected = reference[step * 12 : (step + 1) * 12]
     assert [
         (key, pixels.numpy().tobytes())
         for key, pixels in zip(batch.keys, batch.pixels, strict=True)
-    ] == [(row["key"], row["pixels"]) for row in wanted]
+    ] == [(row["key"], row["pixels"]) for row in expected]
 
 
 def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike():
@@ -164,7 +164,7 @@ def test_a_sample_may_hold_an_image_and_a_clip(tokenizer, tmp_path):
     assert verify(both.root, decode=True) == []
 
 
-def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, images, tokenizer):
+def test_data_of_another_kind_is_refused_with_its_fields(clips, images, tokenizer):
     for opened in (
         lambda: open_loader([clips.root], tokenizer=tokenizer, **OPTIONS),
         lambda: next(evaluation_batches(clips, size=32, batch_size=2)),

@@ -70,7 +70,7 @@ def test_a_stored_orientation_is_ignored():
     assert decode(open_image(encoded(image(), "JPEG", exif=exif))).shape == (40, 60, 3)
 
 
-def test_bytes_after_the_end_are_forgiven():
+def test_bytes_after_the_end_are_ignored():
     assert decode(open_image(encoded(image(), "JPEG") + b"junk")).shape == (40, 60, 3)
 
 

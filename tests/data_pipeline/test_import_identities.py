@@ -1,4 +1,4 @@
-"""`glscl data import` of products, persons, vehicles, landmarks: splits, identities, cameras, what is relevant."""
+"""`glscl data import` of products, persons, vehicles and landmarks: splits and identities."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data_pipeline.conftest import encoded_image
 
 
 def imported(words: list[str], out: Path, split: str) -> dict[str, dict[str, Any]]:
-    """The JSON members by key, in the order of the shards, of samples whose images all can be read."""
+    """Import a split, check that all images can be read, and return the JSON members by key."""
     assert main(["data", "import", *words, str(out), "--split", split, "--workers", "1"]) == 0
     assert verify(out, decode=True) == []
     manifest = Manifest.load(out)
@@ -62,7 +62,7 @@ def test_classes_of_cars_may_be_whole_numbers_of_any_type(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 2.5, "two"])
-def test_a_class_of_cars_that_is_no_number_of_one_is_named(tmp_path, number):
+def test_a_class_of_cars_that_is_not_a_class_number_is_named(tmp_path, number):
     _, file, images = official.cars196(tmp_path, (3, number))
     with pytest.raises(
         DataError,
@@ -79,7 +79,7 @@ def test_a_matlab_file_that_is_cut_is_refused(tmp_path, end):
         cars196.read(Path(file), Path(images), "train")
 
 
-def test_a_matlab_file_at_which_scipy_crashes_is_refused(tmp_path):
+def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path):
     _, file, images = official.cars196(tmp_path, compressed=False)
     content = bytearray(Path(file).read_bytes())
     assert content[144] == 2
@@ -117,7 +117,7 @@ def test_a_matlab_file_of_version_7_3_is_refused(tmp_path):
 # Stanford Online Products -------------------------------------------------------------------------
 
 
-def test_products_are_labels_and_their_kind_is_kept(tmp_path):
+def test_products_are_labels_and_keep_their_kind(tmp_path):
     words = official.sop(tmp_path)
     train, test = (imported(words, tmp_path / split, split) for split in ("train", "test"))
     assert [sample["labels"] for sample in train.values()] == [["1"], ["1"], ["2"], ["2"]]
@@ -150,7 +150,7 @@ def test_a_list_of_products_with_other_columns_is_refused(tmp_path, lines, expec
         sop.read(tmp_path, "test")
 
 
-def test_a_list_may_not_lead_out_of_the_folder(tmp_path):
+def test_a_list_with_a_path_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "Ebay_test.txt").write_text(
         "image_id class_id super_class_id path\n1 1 1 ../../etc/secret.jpg"
     )
@@ -161,7 +161,7 @@ def test_a_list_may_not_lead_out_of_the_folder(tmp_path):
 # In-Shop ------------------------------------------------------------------------------------------
 
 
-def test_items_of_in_shop_stand_in_query_and_gallery(tmp_path):
+def test_items_of_in_shop_are_in_query_and_gallery(tmp_path):
     words = official.in_shop(tmp_path)
     train, query, gallery = (imported(words, tmp_path / split, split) for split in in_shop.SPLITS)
     assert [sample["labels"] for sample in train.values()] == [["id_00000002"]] * 2
@@ -175,7 +175,7 @@ def test_items_of_in_shop_stand_in_query_and_gallery(tmp_path):
     }
 
 
-def test_images_of_in_shop_may_lie_without_the_folder_img(tmp_path):
+def test_images_of_in_shop_may_be_outside_of_the_folder_img(tmp_path):
     _, partition, images = official.in_shop(tmp_path)
     assert len(imported(["in_shop", partition, f"{images}/img"], tmp_path / "out", "query")) == 2
 
@@ -199,7 +199,7 @@ def test_images_of_in_shop_may_lie_without_the_folder_img(tmp_path):
         ("6\n", "six\n", "six"),
     ],
 )
-def test_a_partition_of_in_shop_that_is_damaged_is_refused(tmp_path, was, becomes, expected):
+def test_a_damaged_partition_of_in_shop_is_refused(tmp_path, was, becomes, expected):
     _, partition, images = official.in_shop(tmp_path)
     Path(partition).write_text(Path(partition).read_text().replace(was, becomes, 1))
     with pytest.raises(DataError, match=rf"list_eval_partition\.txt is not .*: .*{expected}"):
@@ -209,7 +209,7 @@ def test_a_partition_of_in_shop_that_is_damaged_is_refused(tmp_path, was, become
 # Market-1501 --------------------------------------------------------------------------------------
 
 
-def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
+def test_file_names_of_market_give_person_camera_junk_and_distractors(tmp_path):
     words = official.market1501(tmp_path)
     train, query, gallery = (
         imported(words, tmp_path / split, split) for split in market1501.FOLDERS
@@ -235,7 +235,7 @@ def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
 @pytest.mark.parametrize(
     "name", ["0003.jpg", "0003_s1_000451_03.jpg", "c1s1_000451_03.jpg", "-2_c1s1_000401_03.jpg"]
 )
-def test_an_image_of_market_without_person_or_camera_is_named(tmp_path, name):
+def test_an_image_of_market_without_a_person_or_camera_is_named(tmp_path, name):
     folder = Path(official.market1501(tmp_path)[1])
     (folder / "query" / name).write_bytes(encoded_image(1))
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_an_image_of_market_without_person_or_camera_is_named(tmp_path, name):
         market1501.read(folder, "query")
 
 
-def test_a_folder_of_market_that_is_missing_or_empty_is_named(tmp_path):
+def test_a_missing_or_empty_folder_of_market_is_named(tmp_path):
     (tmp_path / "query").mkdir()
     with pytest.raises(DataError, match=r"query holds no image"):
         market1501.read(tmp_path, "query")
@@ -256,7 +256,7 @@ def test_a_folder_of_market_that_is_missing_or_empty_is_named(tmp_path):
 # VeRi-776 -----------------------------------------------------------------------------------------
 
 
-def test_names_of_veri_tell_vehicle_and_camera(tmp_path):
+def test_file_names_of_veri_give_vehicle_and_camera(tmp_path):
     words = official.veri776(tmp_path)
     train, query, gallery = (imported(words, tmp_path / split, split) for split in veri776.SPLITS)
     assert [(sample["labels"], sample["camera"]) for sample in train.values()] == [
@@ -287,7 +287,7 @@ def test_a_list_of_veri_with_a_wrong_name_is_refused(tmp_path, name, expected):
 # SYSU-MM01 ----------------------------------------------------------------------------------------
 
 
-def test_sysu_asks_with_infrared_images_for_visible_ones(tmp_path):
+def test_sysu_queries_are_infrared_and_its_gallery_is_visible(tmp_path):
     words = official.sysu_mm01(tmp_path)
     query, gallery = (imported(words, tmp_path / split, split) for split in ("query", "gallery"))
     assert {(sample["camera"], sample["modality"]) for sample in query.values()} == {
@@ -340,7 +340,7 @@ def test_a_list_of_sysu_with_anything_but_numbers_is_refused(tmp_path, ids, expe
         sysu_mm01.read(folder, "query")
 
 
-def test_sysu_without_a_camera_or_any_image_is_refused(tmp_path):
+def test_sysu_without_a_camera_or_without_images_is_refused(tmp_path):
     folder = Path(official.sysu_mm01(tmp_path)[1])
     (folder / "exp" / "test_id.txt").write_text("77")
     with pytest.raises(DataError, match=r"SYSU-MM01 holds no image of the 1 persons of query"):
@@ -354,7 +354,7 @@ def test_sysu_without_a_camera_or_any_image_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("numpy", [False, True])
-def test_queries_of_revisited_tell_their_box_and_what_is_relevant(tmp_path, numpy):
+def test_queries_of_revisited_have_their_box_and_relevant_images(tmp_path, numpy):
     words = official.revisited(tmp_path, numpy=numpy)
     query, gallery = (imported(words, tmp_path / split, split) for split in revisited.SPLITS)
     assert query["all_souls_000013"] == {
@@ -376,7 +376,7 @@ def test_queries_of_revisited_tell_their_box_and_what_is_relevant(tmp_path, nump
     assert Manifest.load(tmp_path / "query").name == "roxford5k-query"
 
 
-def test_the_folder_of_revisited_images_may_be_the_one_that_holds_jpg(tmp_path):
+def test_the_folder_of_revisited_images_may_be_the_parent_of_jpg(tmp_path):
     words = official.revisited(tmp_path, name="rparis6k")
     words[2] = str(Path(words[2]).parent)
     assert len(imported(words, tmp_path / "out", "gallery")) == 5
@@ -396,7 +396,7 @@ def test_the_folder_of_revisited_images_may_be_the_one_that_holds_jpg(tmp_path):
         ({"bbx": None}, "the box of all_souls_000013 is not four numbers"),
     ],
 )
-def test_a_query_of_revisited_that_is_damaged_is_named(tmp_path, more, expected):
+def test_a_damaged_query_of_revisited_is_named(tmp_path, more, expected):
     _, file, images = official.revisited(tmp_path, **more)
     with pytest.raises(
         DataError, match=rf"gnd_roxford5k\.pkl is not a ground truth .*: {expected}"
@@ -404,7 +404,7 @@ def test_a_query_of_revisited_that_is_damaged_is_named(tmp_path, more, expected)
         revisited.read(Path(file), Path(images), "query")
 
 
-def test_the_ground_truth_of_the_unrevisited_sets_is_refused(tmp_path):
+def test_the_ground_truth_of_the_original_oxford_set_is_refused(tmp_path):
     document = {
         "imlist": ["a"],
         "qimlist": ["a"],
@@ -431,12 +431,12 @@ def test_nothing_in_a_ground_truth_runs(tmp_path):
 
 
 @pytest.mark.parametrize("source", [cars196, in_shop, revisited])
-def test_a_split_that_is_none_is_said(tmp_path, source):
+def test_an_unknown_split_is_refused(tmp_path, source):
     with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, tmp_path, "all")
 
 
 @pytest.mark.parametrize("source", [sop, market1501, veri776, sysu_mm01])
-def test_a_split_of_a_folder_that_is_none_is_said(tmp_path, source):
+def test_an_unknown_split_of_a_folder_is_refused(tmp_path, source):
     with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, "all")

@@ -1,4 +1,4 @@
-"""Labelled scenes: labels that are exactly what is shown, splits without a common class, bytes of the seed alone."""
+"""Labelled scenes: exact labels, splits without a common class, bytes from the seed alone."""
 
 import json
 from collections import Counter
@@ -23,7 +23,7 @@ def annotations() -> dict[str, list[dict]]:
     """300 images of every split."""
     made = {split: [labelled_sample_at(7, split, i, 48) for i in range(300)] for split in SPLITS}
     return {
-        split: [parse_sample(*one).annotations for one in several]
+        split: [parse_sample(*record).annotations for record in several]
         for split, several in made.items()
     }
 
@@ -73,11 +73,9 @@ def test_half_of_the_images_show_one_object_and_every_class_as_often(annotations
 
 
 def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
-    one, many = (
-        few(tmp_path / "one", workers=1),
-        few(tmp_path / "many", labelled=FEW | {"base": 350}, workers=2),
-    )
-    assert one["labelled/val"].shards[0].sha256 == many["labelled/val"].shards[0].sha256
+    alone = few(tmp_path / "alone", workers=1)["labelled/val"]
+    among_more = few(tmp_path / "more", labelled=FEW | {"base": 350}, workers=2)["labelled/val"]
+    assert alone.shards[0].sha256 == among_more.shards[0].sha256
     assert labelled_sample_at(0, "base", 3, 48) == labelled_sample_at(0, "base", 3, 48)
     images = {
         labelled_sample_at(seed, split, 3, 48)[1]["jpg"] for seed in (0, 1) for split in SPLITS
@@ -127,5 +125,5 @@ def test_the_command_writes_them(tmp_path, monkeypatch, capsys):
         "--json",
     ]
     assert main(["data", "scenes", str(tmp_path), *options]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
-    assert found == {"train": 2} | {f"labelled/{split}": count for split, count in FEW.items()}
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
+    assert counts == {"train": 2} | {f"labelled/{split}": count for split, count in FEW.items()}

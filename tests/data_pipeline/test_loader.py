@@ -1,4 +1,4 @@
-"""The loader: the same samples and the same bytes for any ranks, micro-batches and workers, from any step."""
+"""The loader: the same samples and bytes for any ranks, micro-batches, workers and first step."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_workers_do_not_change_what_a_rank_reads(
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 2, 0), (4, 1, 0), (1, 2, 3)])
-def test_switches_do_not_depend_on_the_division_either(
+def test_options_do_not_depend_on_the_division_either(
     images, tokenizer, world, micro_batches, workers
 ):
     whole = read(images.root, tokenizer, **SWITCHES)
@@ -103,8 +103,8 @@ def test_switches_do_not_depend_on_the_division_either(
     ranks = [read(images.root, tokenizer, rank=rank, **options) for rank in range(world)]
     part = BATCH // world
     for step in range(2):
-        wanted = whole[step * BATCH : (step + 1) * BATCH]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
+        expected = whole[step * BATCH : (step + 1) * BATCH]
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
     assert any(row["mlm_positions"] == [] for row in whole)
     assert all(bool(row["negative"]) != bool(row["matching"]) for row in whole)
     assert all(
@@ -122,7 +122,10 @@ def test_negatives_and_their_choice_change_nothing_else(images, tokenizer):
 
 
 def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int = 1) -> Manifest:
-    """Images of one grey each, which tells their number; some are unreadable, `same` in a row have one image_id."""
+    """Images of one gray each, which is their number; `same` in a row share an image_id.
+
+    Some are unreadable.
+    """
     records = []
     for number in range(count):
         buffer = io.BytesIO()
@@ -133,21 +136,21 @@ def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int =
     return write_shards(root, records, source={"name": "flat"})
 
 
-def test_a_dataset_negative_never_shows_the_own_image_under_another_key(tokenizer, tmp_path):
+def test_a_dataset_negative_never_shows_the_same_image_under_another_key(tokenizer, tmp_path):
     options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
     with open_loader(
         [flat_pictures(tmp_path / "flat", 6, same=3).root], tokenizer=tokenizer, **options
     ) as loader:
         for _ in range(10):
             batch = next(loader)
-            own = [
+            position = [
                 int(key[-5:])
                 for key, label in zip(batch.keys, batch.itm_labels, strict=True)
                 if label == 0
             ]
             assert all(
                 a // 3 != b // 4 // 3
-                for a, b in zip(own, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
+                for a, b in zip(position, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
             )
     alike = flat_pictures(tmp_path / "one", 6, same=6).root
     with (
@@ -158,7 +161,9 @@ def test_a_dataset_negative_never_shows_the_own_image_under_another_key(tokenize
 
 
 @pytest.mark.parametrize("count", [2, 10])
-def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp_path, count):
+def test_a_dataset_negative_is_any_other_sample_but_never_the_sample_itself(
+    tokenizer, tmp_path, count
+):
     root = flat_pictures(tmp_path / "flat", count).root
     seen = np.zeros((count, count))
     options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
@@ -166,12 +171,12 @@ def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp
         for _ in range(30):
             batch = next(loader)
             assert batch.negative_pixels.shape == (10, 32, 32, 3)
-            own = [
+            position = [
                 int(key[-5:])
                 for key, label in zip(batch.keys, batch.itm_labels, strict=True)
                 if label == 0
             ]
-            np.add.at(seen, (own, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
+            np.add.at(seen, (position, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
     assert np.diag(seen).sum() == 0
     assert (seen + np.eye(count) > 0).mean() > 0.9
 
@@ -222,20 +227,20 @@ def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_pat
         for name in ("here", "there")
     ]
     options = {**OPTIONS, "global_batch": 8, "lanes": 1, "weights": [1, 1]}
-    found: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     with open_loader(roots, tokenizer=tokenizer, **options) as loader:
         for _ in range(4):
             batch = next(loader)
             assert batch.identity.dtype == torch.int64 and batch.identity.shape == (8, 2)
-            found.update(zip(batch.keys, batch.identity.tolist(), strict=True))
-    identity = {(key.split("/")[0], int(key[-5:])): value for key, value in found.items()}
+            positions.update(zip(batch.keys, batch.identity.tolist(), strict=True))
+    identity = {(key.split("/")[0], int(key[-5:])): value for key, value in positions.items()}
     assert len(identity) == 8
-    for (source, one), (image, text) in identity.items():
+    for (source, sample), (image, text) in identity.items():
         for (other_source, other), (other_image, other_text) in identity.items():
             assert (image == other_image) == (
-                source == other_source and names[one][0] == names[other][0]
+                source == other_source and names[sample][0] == names[other][0]
             )
-            assert (text == other_text) == (names[one][1] == names[other][1])
+            assert (text == other_text) == (names[sample][1] == names[other][1])
 
 
 def test_a_batch_holds_what_its_fields_promise(images, tokenizer):
@@ -262,7 +267,7 @@ def test_a_batch_holds_what_its_fields_promise(images, tokenizer):
     assert batch.pixels.dtype == torch.uint8 and batch.to("cpu").keys == batch.keys
 
 
-def test_long_texts_are_cut_to_a_length_that_is_no_multiple_of_eight(images, tokenizer):
+def test_long_texts_may_be_cut_to_a_length_that_is_not_a_multiple_of_eight(images, tokenizer):
     with open_loader([images.root], tokenizer=tokenizer, max_text_length=13, **OPTIONS) as loader:
         batch = next(loader)
     assert batch.text_ids.shape == (BATCH, 13)
@@ -421,15 +426,15 @@ def test_a_shard_that_vanishes_ends_the_run_with_its_name(
                 next(loader)
 
 
-def test_a_killed_worker_is_started_again_where_it_was(images, tokenizer, capfd):
-    wanted = read(images.root, tokenizer, steps=13)
+def test_a_killed_worker_is_restarted_where_it_was(images, tokenizer, capfd):
+    expected = read(images.root, tokenizer, steps=13)
     with opened(images.root, tokenizer, start_step=START, workers=2) as loader:
         got = list(rows(next(loader)))
         for _ in range(2):
             os.kill(worker_processes(2)[0], signal.SIGKILL)
             # Each worker has two answers under way: at its third turn it is found dead.
             got += [row for _ in range(6) for row in rows(next(loader))]
-    assert got == wanted
+    assert got == expected
     assert "died (exit code -9): restarting it at micro-batch" in capfd.readouterr().err
 
 
@@ -460,7 +465,10 @@ def test_workers_import_neither_torch_nor_transformers(images, tokenizer):
         next(loader)
         loaded = Path(f"/proc/{worker_processes(1)[0]}/maps").read_text()
     assert "cv2" in loaded and "libtorch" not in loaded
-    code = "import sys, data_pipeline.workers; print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    code = (
+        "import sys, data_pipeline.workers; "
+        "print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -473,7 +481,8 @@ PARENT = """
 import os, signal, sys
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
-loader = open_loader([sys.argv[1]], tokenizer=sys.argv[2], workers=2, seed=0, global_batch=24, size=32)
+folder, tokenizer = sys.argv[1:]
+loader = open_loader([folder], tokenizer=tokenizer, workers=2, seed=0, global_batch=24, size=32)
 next(loader)
 print("ready", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -540,7 +549,7 @@ def test_an_evaluation_squashes_images_and_skips_none(images, write_images, tmp_
         list(evaluation_batches(broken, size=32, batch_size=8))
 
 
-def test_an_evaluation_that_ends_early_closes_its_shards(images):
+def test_an_evaluation_that_stops_early_closes_its_shards(images):
     before = len(os.listdir("/proc/self/fd"))
     batches = evaluation_batches(images, size=32, batch_size=3)
     next(batches)

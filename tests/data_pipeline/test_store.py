@@ -1,4 +1,4 @@
-"""Random access to samples, and what is said when the bytes are not what they were."""
+"""Random access to samples, and the messages when their bytes have changed."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def test_a_tokenizer_survives_transformers_and_other_processes(trained, tmp_path
 def test_training_is_the_same_in_every_process(trained):
     code = (
         "import sys, json, hashlib; from data_pipeline.text import Tokenizer; "
-        "print(hashlib.sha256(Tokenizer.train(json.loads(sys.argv[1]), 320).to_str().encode()).hexdigest())"
+        "trained = Tokenizer.train(json.loads(sys.argv[1]), 320).to_str(); "
+        "print(hashlib.sha256(trained.encode()).hexdigest())"
     )
     run = [sys.executable, "-c", code, json.dumps(TEXTS * 3)]
     first, second = (
