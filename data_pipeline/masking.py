@@ -141,7 +141,7 @@ def choose_words(random: np.random.Generator, words: Sequence[int | None], rate:
 def choose_of_all_positions(
     random: np.random.Generator, words: Sequence[int | None], rate: float, max_text_length: int
 ) -> Integers:
-    """Choose `rate` of all positions up to `max_text_length`; keep those on tokens of words.
+    """Take `rate` of all positions up to `max_text_length`; keep those on tokens of words.
 
     Perhaps none remains. This is what transformers' whole-word collator does with a byte-level
     tokenizer, because it takes the pieces for words.

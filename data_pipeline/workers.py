@@ -198,7 +198,7 @@ def _slot(number: int, workers: int) -> int:
 
 
 def _anonymous_file(size: int) -> int:
-    """Return a descriptor of memory without a name, of which nothing is left after any end."""
+    """Return a descriptor of memory without a name, which vanishes however the run ends."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("glscl-pixels")
     else:

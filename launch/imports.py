@@ -75,21 +75,22 @@ def run(name: str, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     except UnreadableMedia as error:
         _print_unreadable(error.unreadable, arguments)
         raise
-    left_out, kept = len(manifest.source["left_out"]), len(manifest.source["kept_unreadable"])
+    left_out = len(manifest.source["left_out"])
+    unreadable = len(manifest.source["kept_unreadable"])
     result = {
         "out": str(arguments.out),
         "name": manifest.name,
         "samples": manifest.samples,
         "left_out": left_out,
-        "kept_unreadable": kept,
+        "kept_unreadable": unreadable,
         "shards": len(manifest.shards),
         "sha256": manifest.digest,
     }
     line = f"{arguments.out}: {manifest.samples:,} samples in {len(manifest.shards):,} shards"
     if left_out:
         line += f"; {left_out:,} left out (dataset.json lists them)"
-    if kept:
-        line += f"; {kept:,} unreadable (dataset.json lists them)"
+    if unreadable:
+        line += f"; {unreadable:,} unreadable (dataset.json lists them)"
     return result, line
 
 

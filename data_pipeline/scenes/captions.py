@@ -23,10 +23,10 @@ MAX_WORDS = 22
 CAPTIONS = 5
 # Relations hold between cells of the grid: a shift inside a cell never makes one.
 RELATION_TESTS = {
-    "left": lambda one, other: one["column"] < other["column"],
-    "right": lambda one, other: one["column"] > other["column"],
-    "above": lambda one, other: one["row"] < other["row"],
-    "below": lambda one, other: one["row"] > other["row"],
+    "left": lambda item, other: item["column"] < other["column"],
+    "right": lambda item, other: item["column"] > other["column"],
+    "above": lambda item, other: item["row"] < other["row"],
+    "below": lambda item, other: item["row"] > other["row"],
 }
 
 # What each form tells of every object.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ HELD_OUT = frozenset(
 )
 SPLITS = ("train", "val", "test", "novel")
 
-_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+_PAIRS = tuple(product(COLOURS, SHAPES))
 _FAMILIAR = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
 _NOVEL = tuple(sorted(HELD_OUT))
 # Which hundredths of all combinations belong to each split. Novel scenes differ by their pairs.

@@ -49,10 +49,7 @@ _FORMS: tuple[dict[str, _Test], ...] = (
         ),
         "both pictures show the same number of {several}": lambda left, right: left == right,
     },
-    {
-        f"there are exactly {NUMBERS[number]} {{several}} in all": _total(number)
-        for number in (2, 3, 4)
-    },
+    {f"there are exactly {NUMBERS[n]} {{several}} in all": _total(n) for n in (2, 3, 4)},
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -222,10 +223,10 @@ def _single_out(objects: Objects, by: str, rng: np.random.Generator) -> tuple[di
 
 def _unique_names(item: dict[str, Any], objects: Objects, by: str) -> Iterator[str]:
     for attributes in ((by,), ("size", by), ("fill", by)):
-        values = [item[name] for name in attributes]
-        sharing = [other for other in objects if [other[name] for name in attributes] == values]
+        traits = itemgetter(*attributes)
+        sharing = [other for other in objects if traits(other) == traits(item)]
         if len(sharing) == 1:
-            words = " ".join(values)
+            words = " ".join(item[name] for name in attributes)
             yield f"the {words}" if by == "shape" else f"the {words} one"
     # Some people call the top left "left" too, so "left" must fit no object at the top left.
     place = place_of(item["column"], item["row"]).split()

@@ -1,4 +1,4 @@
-"""What batches say of each of their samples, to compare them over ranks, micro-batches, workers and steps."""
+"""What batches hold for each sample, to compare ranks, micro-batches, workers and steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, object]
 
 
 def rows(batch: Batch) -> Iterator[Row]:
-    """What a batch says of each of its samples, without the padding."""
+    """Return what a batch holds for each of its samples, without the padding."""
     patches = (batch.pixels.shape[-2] // 8) ** 2
     width = batch.text_ids.shape[1]
     of_negatives = iter(() if batch.negative_pixels is None else batch.negative_pixels)
@@ -49,13 +49,13 @@ def rows(batch: Batch) -> Iterator[Row]:
 
 
 def chosen(rows_chosen: torch.Tensor | None, flat: torch.Tensor, row: int, width: int) -> list[int]:
-    """Positions in a sample that the rows of a flat list name."""
+    """Return the positions inside a sample that a flat list of positions names."""
     positions = flat[[] if rows_chosen is None else rows_chosen]
     return (positions[positions // width == row] - row * width).tolist()
 
 
 def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) -> list[Row]:
-    """What one rank reads in `steps` steps from step START."""
+    """Return what one rank reads in `steps` steps from step START."""
     count = steps * options.get("micro_batches", 1)
     with open_loader(
         [root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}

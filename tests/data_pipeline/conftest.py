@@ -1,4 +1,4 @@
-"""Small data sets of random pictures, and of clips, with captions, and a tokenizer for them."""
+"""Small data sets of random images, and of clips, with captions, and a tokenizer for them."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ WORDS = [
     "above",
     "the",
 ]
-WritePictures = Callable[..., Manifest]
+WriteImages = Callable[..., Manifest]
 
 
-def encoded_picture(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
-    """Smooth noise, so that JPEG keeps it; width and height in pixels."""
+def encoded_image(number: int, *, size: tuple[int, int] = (64, 48), kind: str = "JPEG") -> bytes:
+    """Return an image of smooth noise, which JPEG keeps; `size` is width and height in pixels."""
     noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
 
 
-def picture_members(number: int) -> dict[str, bytes]:
+def image_members(number: int) -> dict[str, bytes]:
     random = np.random.default_rng(1000 + number)
     caption = " ".join(random.choice(WORDS, size=random.integers(4, 14)))
-    return {"jpg": encoded_picture(number), "txt": f"{caption} {number}".encode()}
+    return {"jpg": encoded_image(number), "txt": f"{caption} {number}".encode()}
 
 
 def encoded_clip(
@@ -56,7 +56,10 @@ def encoded_clip(
     kind: str = "mp4",
     codec: str = "libx264",
 ) -> bytes:
-    """Frames of one colour each: its red tells the frame, its green the number (see `frame_of`, `number_of`)."""
+    """Frames of one color each: red encodes the frame, green the number of the clip.
+
+    See `frame_of` and `number_of`.
+    """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=kind) as container:
         stream = container.add_stream(codec, rate=8)
@@ -72,12 +75,12 @@ def encoded_clip(
 
 
 def frame_of(pixels: np.ndarray) -> int:
-    """Frame (modulo 12) that the pixels of an `encoded_clip` are."""
+    """Return which frame (modulo 12) of an `encoded_clip` these pixels are."""
     return round((float(pixels[..., 0].mean()) - 30) / 16)
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """Number (modulo 12) of the `encoded_clip` that the pixels come from."""
+    """Return the number (modulo 12) of the `encoded_clip` that these pixels come from."""
     return round((float(pixels[..., 1].mean()) - 30) / 16)
 
 
@@ -85,7 +88,7 @@ def number_of(pixels: np.ndarray) -> int:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """50 good clips in three shards."""
     records = [
-        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": picture_members(number)["txt"]})
+        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": image_members(number)["txt"]})
         for number in range(50)
     ]
     return write_shards(
@@ -94,8 +97,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def write_pictures() -> WritePictures:
-    """Write `count` pictures; `spoiled` replaces the members of some (by number)."""
+def write_images() -> WriteImages:
+    """Write `count` images; `spoiled` replaces the members of some (by number)."""
 
     def write(
         root: Path,
@@ -106,8 +109,7 @@ def write_pictures() -> WritePictures:
     ) -> Manifest:
         spoiled = spoiled or {}
         records = [
-            (f"{number:05d}", spoiled.get(number, picture_members(number)))
-            for number in range(count)
+            (f"{number:05d}", spoiled.get(number, image_members(number))) for number in range(count)
         ]
         return write_shards(root, records, samples_per_shard=100, source={"name": name})
 
@@ -115,9 +117,9 @@ def write_pictures() -> WritePictures:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory, write_pictures: WritePictures) -> Manifest:
-    """260 good pictures in three shards."""
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 260)
+def images(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Manifest:
+    """260 good images in three shards."""
+    return write_images(tmp_path_factory.mktemp("pictures"), 260)
 
 
 @pytest.fixture(scope="session")

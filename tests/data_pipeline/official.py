@@ -1,4 +1,6 @@
-"""The official files of real data sets in miniature, as their authors lay them out; pictures and clips are real ones.
+"""Miniatures of the official files of real data sets, in their authors' layout.
+
+Images and videos are real ones, but small.
 
 Each function writes into a folder and returns the words of `glscl data import` up to OUT, options
 last.
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tests.data_pipeline.conftest import encoded_clip, encoded_picture
+from tests.data_pipeline.conftest import encoded_clip, encoded_image
 
 SUGARCREPE = (
     "add_att",
@@ -34,7 +36,7 @@ def put(path: Path, content: Any) -> Path:
 
 
 def coco(root: Path) -> list[str]:
-    """Six pictures: two of train, and one of restval and val each, two of test, one of which has seven captions."""
+    """Six images: two of train, one of restval, one of val, two of test; one has seven captions."""
     images, sentid = [], 0
     splits = ["train", "test", "restval", "val", "train", "test"]
     for imgid, (split, cocoid) in enumerate(
@@ -58,7 +60,7 @@ def coco(root: Path) -> list[str]:
             }
             | {"split": split, "sentences": sentences, "cocoid": cocoid}
         )
-        put(root / "coco" / part / name, encoded_picture(cocoid))
+        put(root / "coco" / part / name, encoded_image(cocoid))
     file = put(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
     return ["coco", str(file), str(root / "coco")]
 
@@ -77,13 +79,13 @@ def flickr30k(root: Path) -> list[str]:
             {"sentids": [s["sentid"] for s in sentences], "imgid": imgid, "sentences": sentences}
             | {"split": split, "filename": name}
         )
-        put(root / "flickr30k-images" / name, encoded_picture(imgid))
+        put(root / "flickr30k-images" / name, encoded_image(imgid))
     file = put(root / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
     return ["flickr30k", str(file), str(root / "flickr30k-images")]
 
 
 def visual_genome(root: Path) -> list[str]:
-    """Three pictures: one of nowhere else, one of COCO's test (in the miniature above), one of Flickr30k's train."""
+    """Three images: one of its own, one of COCO's test (see `coco`), one of Flickr30k's train."""
     images, described = [], []
     for number, coco_id, flickr_id in [(1, None, None), (2, 391895, 3000), (3, None, 1000092795)]:
         part = "VG_100K" if number == 1 else "VG_100K_2"
@@ -103,7 +105,7 @@ def visual_genome(root: Path) -> list[str]:
             for n, phrase in enumerate(phrases)
         ]
         described.append({"id": number, "regions": regions})
-        put(root / "vg" / part / f"{number}.jpg", encoded_picture(number))
+        put(root / "vg" / part / f"{number}.jpg", encoded_image(number))
     files = [
         put(root / "region_descriptions.json", described),
         put(root / "image_data.json", images),
@@ -112,7 +114,7 @@ def visual_genome(root: Path) -> list[str]:
 
 
 def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str]:
-    """Three questions about two pictures; the annotations stand in another order than the questions."""
+    """Three questions about two images; the annotations are in another order."""
     about = [
         (262148000, 262148, "Where is he looking?"),
         (393225000, 393225, "What website copyrighted the picture?"),
@@ -144,20 +146,25 @@ def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str
     ]
     folder = subtype.replace("test-dev", "test")
     for image in (262148, 393225):
-        put(root / "coco" / folder / f"COCO_{folder}_{image:012d}.jpg", encoded_picture(image))
-    asked = put(
+        put(root / "coco" / folder / f"COCO_{folder}_{image:012d}.jpg", encoded_image(image))
+    questions_file = put(
         root / f"v2_OpenEnded_mscoco_{subtype}_questions.json",
         head | {"task_type": "Open-Ended", "questions": questions},
     )
-    words = ["vqa_v2", str(asked), str(root / "coco")]
+    words = ["vqa_v2", str(questions_file), str(root / "coco")]
     if subtype.startswith("test"):
         return words
-    given = put(root / f"v2_mscoco_{subtype}_annotations.json", head | {"annotations": annotations})
-    return [*words, "--annotations", str(given)]
+    annotations_file = put(
+        root / f"v2_mscoco_{subtype}_annotations.json", head | {"annotations": annotations}
+    )
+    return [*words, "--annotations", str(annotations_file)]
 
 
 def nlvr2(root: Path, split: str = "dev") -> list[str]:
-    """Two sentences of one set about two pairs each, and one of another set; pictures named png may hold JPEG."""
+    """Two sentences of one set about two pairs each, and one of another set.
+
+    Files named png may hold JPEG, as in the real data set.
+    """
     lines = []
     for identifier, label in [
         ("850-0-0", "True"),
@@ -182,13 +189,13 @@ def nlvr2(root: Path, split: str = "dev") -> list[str]:
         pair = f"{split}-{identifier.rsplit('-', 1)[0]}"
         folder = root / "images" / split / ("12" if split == "train" else "")
         for side, kind in enumerate(("PNG", "JPEG")):
-            put(folder / f"{pair}-img{side}.png", encoded_picture(side, kind=kind))
+            put(folder / f"{pair}-img{side}.png", encoded_image(side, kind=kind))
     file = put(root / f"{split}.json", "\n".join(map(json.dumps, lines)).encode() + b"\n")
     return ["nlvr2", str(file), str(root / "images")]
 
 
 def msrvtt(root: Path, clips: int = 8) -> list[str]:
-    """Clips video0, ...; sentences are not in the order of the clips, nor is the list, which names two of them."""
+    """Videos video0, ...; neither the sentences nor the test list are in their order."""
     names = [f"video{number}" for number in (10, *range(clips - 1))]
     videos = [
         {"category": 9, "url": "https://a", "video_id": name, "start time": 1.0, "end time": 2.5}
@@ -229,7 +236,7 @@ def lsmdc(root: Path) -> list[str]:
 
 
 def align_bench(root: Path) -> list[str]:
-    """Two pictures of 64 x 48; masks are bool tensors of torch, one of them a view into a larger one."""
+    """Two images of 64 x 48; masks are bool tensors of torch, one of them a transposed view."""
     folder = root / "ALIGN-BENCH"
     masks = torch.zeros(2, 48, 64, dtype=torch.bool)
     masks[0, 10:20, 30:50] = True
@@ -239,33 +246,33 @@ def align_bench(root: Path) -> list[str]:
         {"bbox_mask": (60, 0, 64.0, 5)},
     ]
     places[1]["pixel_mask"] = masks[1].T.contiguous().T  # strides of a transposed table
-    for number, picture in enumerate((15, 1000)):
-        put(folder / "images" / f"{picture}.jpg", encoded_picture(picture))
+    for number, image in enumerate((15, 1000)):
+        put(folder / "images" / f"{image}.jpg", encoded_image(image))
         document = {
-            "caption": f"A red dog on grass {picture}.",
+            "caption": f"A red dog on grass {image}.",
             "annotation": {"red dog": places, "grass": places[:1]},
         }
         document["annotation"]["sky"] = []
-        put(folder / "pkls" / f"{picture}.pkl", pickle.dumps(document, protocol=(2, 4)[number]))
+        put(folder / "pkls" / f"{image}.pkl", pickle.dumps(document, protocol=(2, 4)[number]))
     return ["align_bench", str(folder)]
 
 
-def sugarcrepe(root: Path, pictures: Sequence[int] = (85329, 174482)) -> list[str]:
-    """Two captions of the first picture, one of which stands in all seven files."""
+def sugarcrepe(root: Path, images: Sequence[int] = (85329, 174482)) -> list[str]:
+    """Two captions of the first image; one of them is in all seven files."""
     for kind in SUGARCREPE:
         items = {
             "0": {
-                "filename": f"{pictures[0]:012d}.jpg",
+                "filename": f"{images[0]:012d}.jpg",
                 "caption": "A cat is on a mat.",
                 "negative_caption": f"A mat is on a cat ({kind}).",
             }
         }
         if kind == "swap_obj":
             items["12"] = items["0"] | {"caption": "A grey cat.", "negative_caption": "A grey mat."}
-            items["15"] = items["12"] | {"filename": f"{pictures[1]:012d}.jpg"}
+            items["15"] = items["12"] | {"filename": f"{images[1]:012d}.jpg"}
         put(root / "data" / f"{kind}.json", items)
-    for picture in pictures:
-        put(root / "val2017" / f"{picture:012d}.jpg", encoded_picture(picture))
+    for image in images:
+        put(root / "val2017" / f"{image:012d}.jpg", encoded_image(image))
     return ["sugarcrepe", str(root / "data"), str(root / "val2017")]
 
 
@@ -274,7 +281,7 @@ def winoground(root: Path, examples: int = 2) -> list[str]:
     for number in range(examples):
         names = [f"ex_{number}_img_{side}" for side in (0, 1)]
         for side, name in enumerate(names):
-            put(root / "images" / f"{name}.png", encoded_picture(2 * number + side, kind="PNG"))
+            put(root / "images" / f"{name}.png", encoded_image(2 * number + side, kind="PNG"))
         lines.append(
             {"id": number, "image_0": names[0], "image_1": names[1], "num_main_preds": 1}
             | {"caption_0": f"an old person kisses a young person {number}", "tag": "Adjective-Age"}

@@ -1,4 +1,4 @@
-"""The official files of data sets of products, persons, vehicles and landmarks in miniature; pictures are real ones.
+"""Miniatures of the official files of data sets of products, persons, vehicles and landmarks.
 
 Each function writes into a folder and returns the words of `glscl data import` up to OUT; the split
 comes after it.
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 from tests.data_pipeline.official import put
 
 
 def cars196(
     root: Path, classes: tuple[Any, ...] = (14, 98, 99, 196), *, compressed: bool = True
 ) -> list[str]:
-    """One picture for each number of a class; the file names all 196 classes."""
+    """One image for each class number; the file names all 196 classes."""
     fields = ("relative_im_path", "bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "test")
     annotations = np.empty((1, len(classes)), [(field, object) for field in fields])
     for row, number in enumerate(classes):
@@ -30,7 +30,7 @@ def cars196(
             number if isinstance(number, str) else np.array([[number]], np.asarray(number).dtype)
         )
         annotations[0, row] = (path, *numbers, number, np.array([[row % 2]], np.uint8))
-        put(root / "cars" / path, encoded_picture(row))
+        put(root / "cars" / path, encoded_image(row))
     names = np.empty((1, 196), object)
     names[0] = [f"AM General C/V Hummer SUV {2000 + number}" for number in range(1, 197)]
     file = root / "cars_annos.mat"
@@ -39,7 +39,7 @@ def cars196(
 
 
 def sop(root: Path) -> list[str]:
-    """Two products of train with two pictures each, one of test; the pictures' names end in .JPG."""
+    """Two products of train with two images each, one of test; file names end in .JPG."""
     folder = root / "Stanford_Online_Products"
     lists = {
         "train": [
@@ -59,12 +59,12 @@ def sop(root: Path) -> list[str]:
         )
         for line in lines:
             number, _, _, path = line.split()
-            put(folder / path, encoded_picture(int(number)))
+            put(folder / path, encoded_image(int(number)))
     return ["sop", str(folder)]
 
 
 def in_shop(root: Path) -> list[str]:
-    """Two pictures of each split; columns are divided by several spaces."""
+    """Two images per split; columns are divided by several spaces."""
     lines = [
         ("img/WOMEN/Dresses/id_00000002/02_1_front.jpg", "id_00000002", "train"),
         ("img/WOMEN/Dresses/id_00000002/02_2_side.jpg", "id_00000002", "train"),
@@ -74,7 +74,7 @@ def in_shop(root: Path) -> list[str]:
         ("img/MEN/Denim/id_00000080/01_7_additional.jpg", "id_00000080", "gallery"),
     ]
     for number, (path, _, _) in enumerate(lines):
-        put(root / "Img" / path, encoded_picture(number))
+        put(root / "Img" / path, encoded_image(number))
     table = "".join(f"{path:<80}{item} {status}\n" for path, item, status in lines)
     file = put(
         root / "list_eval_partition.txt",
@@ -84,7 +84,7 @@ def in_shop(root: Path) -> list[str]:
 
 
 def market1501(root: Path) -> list[str]:
-    """Persons 2 (train) and 1 (test) before two cameras, a junk picture, a distractor; Windows left its Thumbs.db."""
+    """Persons 2 (train) and 1 (test) seen by two cameras, one junk image, one distractor."""
     folder = root / "Market-1501-v15.09.15"
     names = {
         "bounding_box_train": ["0002_c1s1_000451_03", "0002_c2s1_000301_01"],
@@ -98,14 +98,14 @@ def market1501(root: Path) -> list[str]:
     }
     for part, stems in names.items():
         for number, stem in enumerate(stems):
-            put(folder / part / f"{stem}.jpg", encoded_picture(number))
+            put(folder / part / f"{stem}.jpg", encoded_image(number))
         put(folder / part / "Thumbs.db", b"\xd0\xcf\x11\xe0")
     put(folder / "readme.txt", b"Market-1501")
     return ["market1501", str(folder)]
 
 
 def veri776(root: Path) -> list[str]:
-    """Vehicles 1 (train) and 2; the query's picture stands in the gallery as well; lists end their lines as Windows."""
+    """Vehicles 1 (train) and 2; the query's image is in the gallery too; lines end as on Windows."""
     folder = root / "VeRi"
     names = {
         "train": ["0001_c001_00016450_0.jpg", "0001_c014_00018600_0.jpg"],
@@ -119,13 +119,13 @@ def veri776(root: Path) -> list[str]:
     for part, listed in names.items():
         put(folder / f"name_{part}.txt", "".join(f"{name}\r\n" for name in listed).encode())
         for name in listed:
-            put(folder / f"image_{part}" / name, encoded_picture(int(name[10:18])))
+            put(folder / f"image_{part}" / name, encoded_image(int(name[10:18])))
     put(folder / "image_test" / "0009_c009_00000001_0.jpg", b"is in no list")
     return ["veri776", str(folder)]
 
 
 def sysu_mm01(root: Path) -> list[str]:
-    """Persons 1 (train), 4 (val), 6 and 333 (test); nobody comes before all cameras, 333 before visible ones only."""
+    """Persons 1 (train), 4 (val), 6 and 333 (test); only visible cameras saw person 333."""
     folder = root / "SYSU-MM01"
     for name, persons in {
         "train": "1\n",
@@ -140,14 +140,17 @@ def sysu_mm01(root: Path) -> list[str]:
             if camera in cameras:
                 for number in (1, 2):
                     file = folder / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg"
-                    put(file, encoded_picture(100 * camera + person + number))
+                    put(file, encoded_image(100 * camera + person + number))
     return ["sysu_mm01", str(folder)]
 
 
 def revisited(
     root: Path, *, numpy: bool = False, name: str = "roxford5k", **more: Any
 ) -> list[str]:
-    """Two queries, a gallery of five; with `numpy` boxes and rows are its arrays; `more` is said of the first query."""
+    """Two queries and a gallery of five; `more` changes the first query.
+
+    With `numpy`, boxes and rows are arrays.
+    """
     gallery = [
         f"{place}_{number:06d}" for place in ("all_souls", "worcester") for number in (1, 6)
     ] + ["oxford_002985"]
@@ -160,8 +163,8 @@ def revisited(
         for query in truth:
             query["bbx"] = np.array(query["bbx"])
             query |= {kind: np.array(query[kind], np.uint16) for kind in ("easy", "hard", "junk")}
-    for number, picture in enumerate([*gallery, *queries]):
-        put(root / name / "jpg" / f"{picture}.jpg", encoded_picture(number))
+    for number, image in enumerate([*gallery, *queries]):
+        put(root / name / "jpg" / f"{image}.jpg", encoded_image(number))
     document = {"gnd": truth, "imlist": gallery, "qimlist": queries}
     file = put(root / name / f"gnd_{name}.pkl", pickle.dumps(document, protocol=2 if numpy else 3))
     return ["revisited", str(file), str(root / name / "jpg")]

@@ -1,4 +1,4 @@
-"""Views: the random crop from the sample's generator alone, the evaluation view as Pillow makes it."""
+"""Views: the random crop depends on the sample's generator alone, evaluation resizes as Pillow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -45,7 +45,7 @@ def view(data: bytes, size: int, config: AugmentConfig, seed: int = 0) -> np.nda
 
 
 @given(width=st.integers(1, 700), height=st.integers(1, 700), seed=st.integers(0, 99))
-def test_a_crop_lies_inside_the_picture(width, height, seed):
+def test_a_crop_lies_inside_the_image(width, height, seed):
     box = random_box(generator(seed), width, height, AugmentConfig(scale=(0.1, 1.0)))
     assert 0 <= box.left <= box.left + box.width <= width and box.width > 0
     assert 0 <= box.top <= box.top + box.height <= height and box.height > 0
@@ -61,7 +61,7 @@ def test_crops_have_the_configured_areas_and_ratios():
 
 
 def test_a_view_depends_on_the_generator_alone():
-    data = encoded(picture(64, 48))
+    data = encoded(image(64, 48))
     assert (view(data, 32, AugmentConfig()) == view(data, 32, AugmentConfig())).all()
     assert (view(data, 32, AugmentConfig()) != view(data, 32, AugmentConfig(), seed=1)).any()
 
@@ -70,15 +70,15 @@ def test_a_view_depends_on_the_generator_alone():
     ("width", "height"), [(64, 48), (80, 60), (128, 96), (400, 300), (640, 480)]
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_view_of_the_whole_picture_looks_like_it(width, height, kind):
-    image = picture(width, height)
-    reference = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
-    assert np.abs(view(encoded(image, kind), 64, WHOLE).astype(int) - reference).mean() < 4
+def test_the_view_of_the_whole_image_looks_like_the_image(width, height, kind):
+    whole = image(width, height)
+    reference = np.asarray(whole.resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.abs(view(encoded(whole, kind), 64, WHOLE).astype(int) - reference).mean() < 4
 
 
 @pytest.mark.parametrize(("side", "contrast"), [(112, 50), (150, 25), (256, 1)])
 def test_a_shrunk_view_does_not_alias(side, contrast):
-    """Stripes finer than the view can show become grey; interpolation alone leaves a contrast of 120."""
+    """Stripes finer than a pixel become gray; interpolation alone leaves a contrast of 120."""
     stripes = np.zeros((side, side, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
     square = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -88,7 +88,7 @@ def test_a_shrunk_view_does_not_alias(side, contrast):
 
 @pytest.mark.parametrize(("width", "height"), [(100, 60), (110, 100), (150, 120), (180, 100)])
 def test_a_shrunk_view_is_close_to_antialiased_interpolation(width, height):
-    pixels = np.asarray(picture(width, height))
+    pixels = np.asarray(image(width, height))
     out = np.zeros((64, 64, 3), dtype=np.uint8)
     resize_into(pixels, out)
     channels_first = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
@@ -98,8 +98,8 @@ def test_a_shrunk_view_is_close_to_antialiased_interpolation(width, height):
     assert np.abs(out - exact[0].permute(1, 2, 0).numpy()).mean() < 1.5
 
 
-def test_half_of_the_views_are_mirrored_when_asked():
-    data = encoded(picture(64, 48))
+def test_half_of_the_views_are_mirrored_with_flip():
+    data = encoded(image(64, 48))
     mirrored = [
         (
             view(data, 32, AugmentConfig((1.0, 1.0), (4 / 3, 4 / 3), flip=True), seed)
@@ -112,7 +112,7 @@ def test_half_of_the_views_are_mirrored_when_asked():
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_evaluation_view_is_pillows_bicubic_squash(kind):
-    data = encoded(picture(123, 77), kind)
+    data = encoded(image(123, 77), kind)
     out = np.zeros((48, 48, 3), dtype=np.uint8)
     write_evaluation_view(data, out)
     reference = (

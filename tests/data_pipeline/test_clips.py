@@ -1,4 +1,4 @@
-"""Clips through the loader: frames, one crop for all of them, any division, and what is not a clip."""
+"""Clips through the loader: frames, one crop for all of them, any division, and bad clips."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from data_pipeline.shards.store import Store
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.write import write_shards
 from tests.data_pipeline.batches import OPTIONS, START, read
-from tests.data_pipeline.conftest import encoded_clip, encoded_picture, frame_of, number_of
+from tests.data_pipeline.conftest import encoded_clip, encoded_image, frame_of, number_of
 
 CLIPS = {"frames": 4, "global_batch": 12, "dataset_negatives": True, "local_negatives": 3}
 
 
 @pytest.fixture(scope="module")
 def reference(clips, tokenizer):
-    """Three steps from START as one process reads them."""
+    """Return three steps from START as one process reads them."""
     return read(clips.root, tokenizer, steps=3, **CLIPS)
 
 
@@ -54,8 +54,8 @@ def test_ranks_micro_batches_and_workers_do_not_change_clips(
     ranks = [read(clips.root, tokenizer, steps=3, rank=rank, **options) for rank in range(world)]
     part = 12 // world
     for step in range(3):
-        wanted = reference[step * 12 : (step + 1) * 12]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
+        expected = reference[step * 12 : (step + 1) * 12]
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -63,11 +63,11 @@ def test_any_step_can_be_the_first(clips, tokenizer, reference, step):
     options = {**OPTIONS, **CLIPS, "start_step": START + step}
     with open_loader([clips.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
-    wanted = reference[step * 12 : (step + 1) * 12]
+    expected = reference[step * 12 : (step + 1) * 12]
     assert [
         (key, pixels.numpy().tobytes())
         for key, pixels in zip(batch.keys, batch.pixels, strict=True)
-    ] == [(row["key"], row["pixels"]) for row in wanted]
+    ] == [(row["key"], row["pixels"]) for row in expected]
 
 
 def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike():
@@ -125,11 +125,11 @@ def test_short_clips_repeat_frames(tokenizer, tmp_path):
 
 def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_path):
     good = encoded_clip(0)
-    bad = {2: good[: len(good) // 2], 5: b"a text named mp4", 7: encoded_picture(7)}
+    bad = {2: good[: len(good) // 2], 5: b"a text named mp4", 7: encoded_image(7)}
     records = [
         (f"{n:05d}", {"mp4": bad.get(n, encoded_clip(n)), "txt": b"a clip"}) for n in range(12)
     ]
-    records[9] = ("00009", {"jpg": encoded_picture(9), "txt": b"a picture among clips"})
+    records[9] = ("00009", {"jpg": encoded_image(9), "txt": b"an image among clips"})
     root = write_shards(tmp_path / "data", records, source={"name": "data"}).root
     options = {**OPTIONS, "global_batch": 12, "frames": 2, "max_bad_fraction": 1.0}
     with open_loader(
@@ -153,8 +153,8 @@ def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_p
     assert all(f"sample 0000{n}" in problem for n, problem in zip((2, 5, 7), problems, strict=True))
 
 
-def test_a_sample_may_hold_a_picture_and_a_clip(tokenizer, tmp_path):
-    members = {"mp4": encoded_clip(1), "jpg": encoded_picture(1), "txt": b"both"}
+def test_a_sample_may_hold_an_image_and_a_clip(tokenizer, tmp_path):
+    members = {"mp4": encoded_clip(1), "jpg": encoded_image(1), "txt": b"both"}
     both = write_shards(tmp_path / "both", [("0", members)], source={"name": "both"})
     store = Store([both])
     assert (
@@ -164,7 +164,7 @@ def test_a_sample_may_hold_a_picture_and_a_clip(tokenizer, tmp_path):
     assert verify(both.root, decode=True) == []
 
 
-def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, pictures, tokenizer):
+def test_data_of_another_kind_is_refused_with_its_fields(clips, images, tokenizer):
     for opened in (
         lambda: open_loader([clips.root], tokenizer=tokenizer, **OPTIONS),
         lambda: next(evaluation_batches(clips, size=32, batch_size=2)),
@@ -175,8 +175,8 @@ def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, pictures, t
         ):
             opened()
     for opened in (
-        lambda: open_loader([pictures.root], tokenizer=tokenizer, frames=4, **OPTIONS),
-        lambda: next(evaluation_batches(pictures, size=32, batch_size=2, frames=4)),
+        lambda: open_loader([images.root], tokenizer=tokenizer, frames=4, **OPTIONS),
+        lambda: next(evaluation_batches(images, size=32, batch_size=2, frames=4)),
     ):
         with pytest.raises(
             DataError, match=r"holds no videos \(mp4\|webm\); its fields: jpg \(260\), txt"
@@ -188,12 +188,12 @@ def test_data_of_the_other_kind_is_refused_with_what_there_is(clips, pictures, t
         open_loader([clips.root], tokenizer=tokenizer, frames=0, **OPTIONS)
 
 
-def test_pictures_and_clips_in_one_data_set_are_refused(tokenizer, tmp_path):
-    samples = [(f"p{n}", {"jpg": encoded_picture(n), "txt": b"a picture"}) for n in range(4)]
+def test_images_and_clips_in_one_data_set_are_refused(tokenizer, tmp_path):
+    samples = [(f"p{n}", {"jpg": encoded_image(n), "txt": b"an image"}) for n in range(4)]
     samples += [(f"v{n}", {"mp4": encoded_clip(n), "txt": b"a clip"}) for n in range(4)]
     mixed = write_shards(tmp_path / "mixed", samples, source={"name": "mixed"})
     with pytest.raises(
-        DataError, match=r"only 4 of the 8 samples of .* hold images .*one data set of the pictures"
+        DataError, match=r"only 4 of the 8 samples of .* hold images .*one data set of the images"
     ):
         open_loader([mixed.root], tokenizer=tokenizer, **OPTIONS)
 

@@ -1,4 +1,4 @@
-"""Decoding: formats, limits before decoding, and a second opinion before a picture is called bad."""
+"""Decoding: formats, limits before decoding, and a second opinion before an image is called bad."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_pipeline.decode import decode, open_image
 from data_pipeline.sample import BadSample
 
 
-def picture(width: int = 60, height: int = 40) -> Image.Image:
+def image(width: int = 60, height: int = 40) -> Image.Image:
     noise = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -40,16 +40,16 @@ def png_header(width: int, height: int) -> bytes:
     ("kind", "mode"), [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB")]
 )
 def test_other_formats_become_rgb(kind, mode):
-    data = encoded(picture().convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    data = encoded(image().convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
     pixels = decode(open_image(data))
     assert (pixels.shape, pixels.dtype) == ((40, 60, 3), np.uint8)
     if mode == "RGB":
-        assert (pixels == np.asarray(picture())).all()
+        assert (pixels == np.asarray(image())).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_jpegs_of_every_kind_become_rgb(mode):
-    data = encoded(picture().convert(mode), "JPEG", quality=95)
+    data = encoded(image().convert(mode), "JPEG", quality=95)
     pixels = decode(open_image(data))
     reference = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert pixels.shape == (40, 60, 3)
@@ -57,9 +57,9 @@ def test_jpegs_of_every_kind_become_rgb(mode):
 
 
 def test_half_size_is_half_the_size():
-    data = encoded(picture(401, 301), "JPEG", quality=95)
+    data = encoded(image(401, 301), "JPEG", quality=95)
     half = decode(open_image(data), halve=True)
-    reference = picture(401, 301).resize((201, 151), Image.Resampling.BOX)
+    reference = image(401, 301).resize((201, 151), Image.Resampling.BOX)
     assert half.shape == (151, 201, 3)
     assert np.abs(half.astype(int) - np.asarray(reference)).mean() < 5
 
@@ -67,16 +67,16 @@ def test_half_size_is_half_the_size():
 def test_a_stored_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by a quarter
-    assert decode(open_image(encoded(picture(), "JPEG", exif=exif))).shape == (40, 60, 3)
+    assert decode(open_image(encoded(image(), "JPEG", exif=exif))).shape == (40, 60, 3)
 
 
-def test_bytes_after_the_end_are_forgiven():
-    assert decode(open_image(encoded(picture(), "JPEG") + b"junk")).shape == (40, 60, 3)
+def test_bytes_after_the_end_are_ignored():
+    assert decode(open_image(encoded(image(), "JPEG") + b"junk")).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_cut_picture_is_bad(kind):
-    data = encoded(picture(200, 200), kind)
+def test_a_cut_image_is_bad(kind):
+    data = encoded(image(200, 200), kind)
     with pytest.raises(BadSample) as error:
         decode(open_image(data[: len(data) // 2]))
     assert error.value.reason == "undecodable"
@@ -98,7 +98,7 @@ def test_too_many_pixels_are_refused_before_decoding(sides):
 
 
 def test_too_many_bytes_or_scans_are_refused(monkeypatch):
-    data = encoded(picture(), "JPEG", progressive=True)
+    data = encoded(image(), "JPEG", progressive=True)
     assert decode(open_image(data)).shape == (40, 60, 3)
     monkeypatch.setattr(decoding, "MAX_SCANS", 3)
     with pytest.raises(BadSample, match="scans"):

@@ -45,7 +45,7 @@ def streamable(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
-def test_every_frame_comes_in_order_and_in_colour(kind, codec):
+def test_every_frame_comes_in_order_and_in_color(kind, codec):
     data = encoded_clip(5, frames=30, kind=kind, codec=codec)
     with open_clip(data) as clip:
         assert (clip.frames, clip.width, clip.height) == (30, 64, 48)
@@ -88,7 +88,7 @@ def test_a_cut_clip_is_bad_though_its_header_is_whole(streamable, share):
     assert reason_of(streamable[: int(len(streamable) * share)], "cut") == "undecodable"
 
 
-def test_bytes_after_the_end_are_forgiven():
+def test_bytes_after_the_end_are_ignored():
     assert len(decoded(encoded_clip(0) + b"junk and more junk")) == 12
 
 
@@ -101,8 +101,8 @@ def test_bytes_after_the_end_are_forgiven():
         b"#EXTM3U\nfile:///etc/passwd\n",
     ],
 )
-def test_what_is_no_clip_is_bad(data):
-    assert reason_of(data, "not an mp4 or webm clip") == "undecodable"
+def test_bytes_that_are_not_a_video_are_a_bad_sample(data):
+    assert reason_of(data, "not an mp4 or webm video") == "undecodable"
 
 
 def test_a_clip_without_video_is_bad(tmp_path):
@@ -122,7 +122,7 @@ def test_a_clip_without_video_is_bad(tmp_path):
     ("limit", "value", "message"),
     [
         ("MAX_BYTES", 500, "bytes, more than 500"),
-        ("MAX_PIXELS", 64 * 48 - 1, "64 x 48 pixels a frame, more than 3,071"),
+        ("MAX_PIXELS", 64 * 48 - 1, "64 x 48 pixels per frame, more than 3,071"),
         ("MAX_FRAMES", 11, "more than 11 frames"),
         ("MAX_SECONDS", 1, "more than 1"),
     ],
@@ -164,7 +164,7 @@ def test_damaged_bytes_give_frames_or_a_bad_sample(kind, changes, end):
 CLIPS = {(kind, codec): encoded_clip(0, kind=kind, codec=codec) for kind, codec in KINDS}
 
 
-def test_decoding_says_nothing_on_standard_error(capfd):
+def test_decoding_prints_nothing_on_standard_error(capfd):
     for data in CLIPS.values():
         damaged = data[: len(data) // 2] + bytes(20) + data[len(data) // 2 + 20 :]
         try:

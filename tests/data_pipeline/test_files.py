@@ -1,4 +1,4 @@
-"""A file that could not be written leaves nothing behind."""
+"""A file that cannot be written leaves nothing behind."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which frames stand for a clip."""
+"""Which frames of a video are read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_single_frame_is_the_middle_one():
     assert [uniform_frames(total, 1) for total in (1, 2, 9, 12)] == [[0], [1], [4], [6]]
 
 
-def test_every_frame_of_a_segment_is_as_likely():
+def test_all_frames_of_a_segment_are_equally_likely():
     random = generator(0)
     seen = np.zeros(12)
     for _ in range(3000):

@@ -1,4 +1,4 @@
-"""`glscl data import`: the official files of each data set become shards, and nothing is lost on the way unsaid."""
+"""`glscl data import`: official files become shards, and everything left out is listed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from data_pipeline.sources import (
 )
 from launch.cli import main
 from tests.data_pipeline import official
-from tests.data_pipeline.conftest import encoded_picture, frame_of, number_of
+from tests.data_pipeline.conftest import encoded_image, frame_of, number_of
 
 
 def imported(words: list[str], out: Path, *options: str) -> Manifest:
@@ -45,14 +45,14 @@ def imported(words: list[str], out: Path, *options: str) -> Manifest:
 
 
 def samples(manifest: Manifest, kind: str = "image", texts: str = "captions") -> dict[str, Sample]:
-    """Samples by their key inside the shard."""
+    """Return the samples by their key inside the shard."""
     store = Store([manifest])
     read = [store.read(0, number, kind, texts) for number in range(manifest.samples)]
     return {sample.key.rpartition("/")[2]: sample for sample in read}
 
 
 def refused(capsys: pytest.CaptureFixture[str], words: list[str], exit_code: int = 3) -> str:
-    """What the refused command says on stderr."""
+    """Run a command that fails and return what it prints on stderr."""
     assert main(["data", "import", *words, "--workers", "1"]) == exit_code
     return capsys.readouterr().err
 
@@ -60,14 +60,14 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], exit_code: int
 # COCO and Flickr30k -------------------------------------------------------------------------------
 
 
-def test_coco_test_holds_every_caption_of_its_pictures(tmp_path):
+def test_coco_test_holds_every_caption_of_its_images(tmp_path):
     manifest = imported(official.coco(tmp_path), tmp_path / "out", "--split", "test")
-    found = samples(manifest)
-    assert list(found) == ["000000391895", "000000522418"]  # the file's order
-    assert [len(sample.captions) for sample in found.values()] == [5, 7]
-    sample = found["000000522418"]
+    by_key = samples(manifest)
+    assert list(by_key) == ["000000391895", "000000522418"]  # the file's order
+    assert [len(sample.captions) for sample in by_key.values()] == [5, 7]
+    sample = by_key["000000522418"]
     assert sample.captions[6] == "A man 6 with a red helmet, on picture 522418."
-    assert sample.media == encoded_picture(522418)
+    assert sample.media == encoded_image(522418)
     assert sample.image_id == "522418"
 
 
@@ -86,90 +86,90 @@ def test_the_manifest_says_where_the_samples_come_from(tmp_path):
     assert source["left_out"] == []
 
 
-def test_pictures_may_lie_in_one_folder(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
+def test_images_may_be_in_one_folder(tmp_path):
+    _, annotations, images = official.coco(tmp_path)
     flat = tmp_path / "flat"
-    for path in Path(pictures).rglob("*.jpg"):
+    for path in Path(images).rglob("*.jpg"):
         official.put(flat / path.name, path.read_bytes())
     manifest = imported(["coco", annotations, str(flat)], tmp_path / "out", "--split", "test")
     assert manifest.samples == 2
 
 
 def test_flickr30k_has_neither_folders_nor_numbers(tmp_path):
-    found = samples(imported(official.flickr30k(tmp_path), tmp_path / "out", "--split", "test"))
-    assert [(key, sample.image_id) for key, sample in found.items()] == [
+    by_key = samples(imported(official.flickr30k(tmp_path), tmp_path / "out", "--split", "test"))
+    assert [(key, sample.image_id) for key, sample in by_key.items()] == [
         ("1007129816", "1007129816")
     ]
 
 
 def test_the_other_data_sets_file_is_refused(tmp_path, capsys):
-    _, annotations, pictures = official.coco(tmp_path)
-    said = refused(
-        capsys, ["flickr30k", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
+    _, annotations, images = official.coco(tmp_path)
+    message = refused(
+        capsys, ["flickr30k", annotations, images, str(tmp_path / "out"), "--split", "test"]
     )
-    assert "dataset_coco.json" in said and "of 'coco', not of 'flickr30k'" in said
+    assert "dataset_coco.json" in message and "of 'coco', not of 'flickr30k'" in message
 
 
 @pytest.mark.parametrize(
     "content", [b"{", b"[]", b'{"dataset": "coco"}', b'{"dataset": "coco", "images": [{}]}']
 )
 def test_a_file_that_is_not_karpathys_is_named(tmp_path, capsys, content):
-    _, annotations, pictures = official.coco(tmp_path)
+    _, annotations, images = official.coco(tmp_path)
     Path(annotations).write_bytes(content)
-    said = refused(
-        capsys, ["coco", annotations, pictures, str(tmp_path / "out"), "--split", "test"]
+    message = refused(
+        capsys, ["coco", annotations, images, str(tmp_path / "out"), "--split", "test"]
     )
-    assert "dataset_coco.json" in said
+    assert "dataset_coco.json" in message
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
+    _, annotations, images = official.coco(tmp_path)
     document = json.loads(Path(annotations).read_bytes())
     document["images"][1]["filename"] = "../../secret.jpg"
     official.put(Path(annotations), document)
     with pytest.raises(DataError, match="leads out of the folder"):
-        karpathy.read("coco", Path(annotations), Path(pictures), "test")
+        karpathy.read("coco", Path(annotations), Path(images), "test")
 
 
-# Pictures that are missing or unreadable ----------------------------------------------------------
+# Images that are missing or unreadable ----------------------------------------------------------
 
 
-def test_missing_pictures_are_all_named_and_nothing_is_written(tmp_path, capsys):
+def test_missing_images_are_all_named_and_nothing_is_written(tmp_path, capsys):
     words = official.coco(tmp_path)
     for name in ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000522418.jpg"):
         (tmp_path / "coco" / "val2014" / name).unlink()
     before = sorted(tmp_path.rglob("*"))
     assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test", "--json"]) == 3
-    said = capsys.readouterr()
-    unreadable = json.loads(said.out)["unreadable"]
-    assert [(one["key"], one["reason"]) for one in unreadable] == [
+    output = capsys.readouterr()
+    unreadable = json.loads(output.out)["unreadable"]
+    assert [(record["key"], record["reason"]) for record in unreadable] == [
         ("000000391895", "missing"),
         ("000000522418", "missing"),
     ]
-    assert "2 of 2 samples" in said.err and "COCO_val2014_000000391895.jpg" in said.err
+    assert "2 of 2 samples" in output.err and "COCO_val2014_000000391895.jpg" in output.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_damaged_picture_stops_the_import_by_name(tmp_path, capsys):
+def test_a_damaged_image_stops_the_import_and_is_named(tmp_path, capsys):
     words = official.coco(tmp_path)
-    picture = tmp_path / "coco" / "val2014" / "COCO_val2014_000000391895.jpg"
-    picture.write_bytes(picture.read_bytes()[:300])
+    image = tmp_path / "coco" / "val2014" / "COCO_val2014_000000391895.jpg"
+    image.write_bytes(image.read_bytes()[:300])
     assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test"]) == 3
-    said = capsys.readouterr()
-    assert said.out.startswith(f"000000391895: {picture}: ")
-    assert "--unreadable" in said.err
+    output = capsys.readouterr()
+    assert output.out.startswith(f"000000391895: {image}: ")
+    assert "--unreadable" in output.err
     assert not (tmp_path / "out").exists()
 
 
-def test_what_may_be_left_out_is_listed_in_the_manifest(tmp_path, capsys):
+def test_samples_that_are_left_out_are_listed_in_the_manifest(tmp_path, capsys):
     words = official.nlvr2(tmp_path)
     (tmp_path / "images" / "dev" / "dev-850-0-img1.png").write_bytes(b"not a picture")
     (tmp_path / "images" / "dev" / "dev-7-3-img0.png").unlink()
     manifest = imported(words, tmp_path / "out", "--unreadable", "leave-out", "--json")
     assert json.loads(capsys.readouterr().out)["left_out"] == 2
     assert list(samples(manifest, "pair", "questions")) == ["dev-850-1"]
-    left_out = {one["key"]: one for one in manifest.source["left_out"]}
+    left_out = {record["key"]: record for record in manifest.source["left_out"]}
     assert left_out["dev-7-3"]["reason"] == "missing"
     assert left_out["dev-850-0"] == {
         "key": "dev-850-0",
@@ -179,13 +179,16 @@ def test_what_may_be_left_out_is_listed_in_the_manifest(tmp_path, capsys):
     }
 
 
-def test_what_is_kept_is_a_bad_sample_with_its_statements(tmp_path):
+def test_an_unreadable_sample_that_is_kept_is_a_bad_sample_with_its_statements(tmp_path):
     words = official.nlvr2(tmp_path)
     (tmp_path / "images" / "dev" / "dev-850-0-img1.png").write_bytes(b"not a picture")
     (tmp_path / "images" / "dev" / "dev-7-3-img0.png").unlink()
     assert main(["data", "import", *words, str(tmp_path / "out"), "--unreadable", "keep"]) == 0
     manifest = Manifest.load(tmp_path / "out")
-    assert [one["key"] for one in manifest.source["kept_unreadable"]] == ["dev-850-0", "dev-7-3"]
+    assert [record["key"] for record in manifest.source["kept_unreadable"]] == [
+        "dev-850-0",
+        "dev-7-3",
+    ]
     assert manifest.samples == 3 and manifest.source["left_out"] == []
     store = Store([manifest])
     assert store.read(0, 0, "pair", "questions").second == b"not a picture"
@@ -207,9 +210,9 @@ def test_leaving_out_everything_is_an_error(tmp_path, capsys):
 
 
 def interrupted(tmp_path: Path) -> tuple[list, dict, Path]:
-    """Entries whose last picture is damaged, after an import that could not be finished: one shard is done."""
-    _, annotations, pictures = official.coco(tmp_path)
-    entries, source = karpathy.read("coco", Path(annotations), Path(pictures), "train+restval")
+    """Return entries, source and the finished shard after an import that stopped at a bad image."""
+    _, annotations, images = official.coco(tmp_path)
+    entries, source = karpathy.read("coco", Path(annotations), Path(images), "train+restval")
     damaged = entries[-1].media[0]
     whole = damaged.read_bytes()
     damaged.write_bytes(b"\xff\xd8")
@@ -237,7 +240,7 @@ def test_resuming_keeps_finished_shards_and_gives_the_same_data_set(tmp_path):
     assert whole.digest == resumed.digest
 
 
-def test_what_is_left_of_other_files_is_not_kept(tmp_path):
+def test_shards_of_an_interrupted_import_of_other_entries_are_not_kept(tmp_path):
     entries, source, finished = interrupted(tmp_path)
     written = finished.stat().st_mtime_ns
     entries[0].annotations["captions"].append("Another caption.")
@@ -250,29 +253,29 @@ def test_what_is_left_of_other_files_is_not_kept(tmp_path):
 
 @pytest.mark.slow
 def test_workers_change_no_byte(tmp_path):
-    _, annotations, pictures = official.coco(tmp_path)
-    entries, source = karpathy.read("coco", Path(annotations), Path(pictures), "train+restval")
-    one, two = (
+    _, annotations, images = official.coco(tmp_path)
+    entries, source = karpathy.read("coco", Path(annotations), Path(images), "train+restval")
+    alone, together = (
         import_entries(
             tmp_path / f"{workers}", entries, source=source, samples_per_shard=2, workers=workers
         )
         for workers in (1, 2)
     )
-    assert one.digest == two.digest
+    assert alone.digest == together.digest
 
 
 # Visual Genome ------------------------------------------------------------------------------------
 
 
-def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
+def test_the_manifest_of_visual_genome_says_which_test_images_were_left_out(tmp_path):
     words, coco, flickr30k = (
         make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k)
     )
     options = ("--without-coco", coco[1], "--without-flickr30k", flickr30k[1])
     manifest = imported(words, tmp_path / "out", *options)
-    found = samples(manifest)
-    assert list(found) == ["000000001", "000000003"]  # a picture of Flickr30k's train stays
-    assert found["000000003"].captions == ("the clock is green 3", "a man")
+    by_key = samples(manifest)
+    assert list(by_key) == ["000000001", "000000003"]  # an image of Flickr30k's train stays
+    assert by_key["000000003"].captions == ("the clock is green 3", "a man")
     assert manifest.source["excluded"] == ["coco", "flickr30k"]
     assert manifest.source["shares_pictures_with"] == [
         {"pictures": "coco", "known": 1, "excluded_splits": ["val", "test"], "excluded": 1},
@@ -280,7 +283,7 @@ def test_visual_genome_without_the_test_pictures_says_so(tmp_path):
     ]
 
 
-def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
+def test_the_manifest_of_visual_genome_says_that_test_images_were_kept(tmp_path):
     manifest = imported(official.visual_genome(tmp_path), tmp_path / "out")
     assert manifest.samples == 3 and manifest.source["excluded"] == []
     assert [shared["excluded_splits"] for shared in manifest.source["shares_pictures_with"]] == [
@@ -295,9 +298,9 @@ def test_visual_genome_with_the_test_pictures_says_so_too(tmp_path):
 @pytest.mark.parametrize("ids", [int, str])
 def test_questions_and_annotations_are_joined_by_id(tmp_path, ids):
     words = official.vqa_v2(tmp_path, ids=ids)
-    found = samples(imported(words, tmp_path / "out"), texts="questions")
-    assert list(found) == ["000000262148", "000000393225"]
-    first, second = found["000000262148"].questions
+    by_key = samples(imported(words, tmp_path / "out"), texts="questions")
+    assert list(by_key) == ["000000262148", "000000393225"]
+    first, second = by_key["000000262148"].questions
     assert (first.id, first.question, first.type, first.answer_type) == (
         262148000,
         "Where is he looking?",
@@ -306,19 +309,19 @@ def test_questions_and_annotations_are_joined_by_id(tmp_path, ids):
     )
     assert first.answers == ("down",) * 9 + ("at table",)
     assert (second.id, second.answers) == (262148001, ("watching",) * 10)
-    assert found["000000262148"].image_id == "262148"
+    assert by_key["000000262148"].image_id == "262148"
 
 
 def test_vqa_test_has_questions_without_answers(tmp_path):
     manifest = imported(official.vqa_v2(tmp_path, "test-dev2015"), tmp_path / "out")
     assert manifest.name == "vqa-v2-test-dev2015"
-    asked = [
-        q for sample in samples(manifest, texts="questions").values() for q in sample.questions
-    ]
-    assert len(asked) == 3 and not any(question.answers for question in asked)
+    questions = []
+    for sample in samples(manifest, texts="questions").values():
+        questions += sample.questions
+    assert len(questions) == 3 and not any(question.answers for question in questions)
 
 
-def test_questions_with_answers_are_not_taken_without_them(tmp_path, capsys):
+def test_questions_that_have_answers_need_the_annotations_file(tmp_path, capsys):
     words = official.vqa_v2(tmp_path)[:3]
     assert "--annotations" in refused(capsys, [*words, str(tmp_path / "out")], exit_code=2)
 
@@ -330,7 +333,7 @@ def test_annotations_of_other_questions_are_refused(tmp_path):
     annotations = official.put(Path(words[-1]), document)
     with pytest.raises(
         DataError,
-        match=r"1 questions have no annotation \(262148001\), 1 annotations no question \(5",
+        match=r"1 questions have no annotation \(262148001\), 1 annotations have no question \(5",
     ):
         vqa_v2.read(Path(words[1]), annotations, Path(words[2]))
 
@@ -348,55 +351,55 @@ def test_a_question_that_comes_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["dev", "train"])
-def test_statements_stand_with_their_pair_and_name_their_group(tmp_path, split):
+def test_statements_belong_to_their_pair_and_name_their_group(tmp_path, split):
     manifest = imported(official.nlvr2(tmp_path, split), tmp_path / "out")
-    found = samples(manifest, "pair", "questions")
-    assert list(found) == [f"{split}-850-0", f"{split}-850-1", f"{split}-7-3"]
-    first = found[f"{split}-850-0"]
-    assert (first.media, first.second) == (encoded_picture(0, kind="PNG"), encoded_picture(1))
+    by_key = samples(manifest, "pair", "questions")
+    assert list(by_key) == [f"{split}-850-0", f"{split}-850-1", f"{split}-7-3"]
+    first = by_key[f"{split}-850-0"]
+    assert (first.media, first.second) == (encoded_image(0, kind="PNG"), encoded_image(1))
     assert [(q.id, q.answers, q.type, q.group) for q in first.questions] == [
         (f"{split}-850-0-0", ("True",), "statement", f"{split}-850-0"),
         (f"{split}-850-0-1", ("False",), "statement", f"{split}-850-1"),
     ]
     # The same sentence about another pair is of the same group.
-    assert [q.group for q in found[f"{split}-850-1"].questions] == [f"{split}-850-0"]
-    assert found[f"{split}-7-3"].questions[0].question == "Sentence 1 of set 7."
+    assert [q.group for q in by_key[f"{split}-850-1"].questions] == [f"{split}-850-0"]
+    assert by_key[f"{split}-7-3"].questions[0].question == "Sentence 1 of set 7."
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"identifier": "dev-850-0-0"}, "comes twice"),
         ({"identifier": "dev-9-0-0", "label": "maybe"}, "maybe"),
         ({"identifier": "dev-1"}, ""),
     ],
 )
-def test_statements_that_are_not_as_they_should_be_are_refused(tmp_path, change, said):
-    _, statements, pictures = official.nlvr2(tmp_path)
+def test_malformed_statements_are_refused(tmp_path, change, message):
+    _, statements, images = official.nlvr2(tmp_path)
     lines = Path(statements).read_text().splitlines()
     official.put(
         Path(statements), "\n".join([*lines, json.dumps(json.loads(lines[-1]) | change)]).encode()
     )
-    with pytest.raises(DataError, match=rf"dev\.json is not a statements file.*{said}"):
-        nlvr2.read(Path(statements), Path(pictures))
+    with pytest.raises(DataError, match=rf"dev\.json is not a statements file.*{message}"):
+        nlvr2.read(Path(statements), Path(images))
 
 
 # MSR-VTT and LSMDC --------------------------------------------------------------------------------
 
 
-def test_msrvtt_test_is_the_list_joined_by_id(tmp_path):
-    found = samples(
+def test_the_test_split_of_msrvtt_is_the_list_joined_by_id(tmp_path):
+    by_key = samples(
         imported(official.msrvtt(tmp_path), tmp_path / "out", "--split", "test"), "video"
     )
-    assert {key: sample.captions for key, sample in found.items()} == {
+    assert {key: sample.captions for key, sample in by_key.items()} == {
         "video3": ("a woman, and a dog",),
         "video1": ("caption of 1",),
     }
-    with open_clip(found["video3"].media) as clip:
+    with open_clip(by_key["video3"].media) as clip:
         assert number_of(next(clip.decode([0]))) == 4  # video10 is the first clip of the miniature
 
 
-def test_msrvtt_validation_is_cut_from_training_and_the_three_share_no_clip(tmp_path):
+def test_msrvtt_validation_comes_from_training_and_the_splits_share_no_video(tmp_path):
     words = official.msrvtt(tmp_path)
     paths = [Path(word) for word in words[1:]]
     ids = {
@@ -414,34 +417,34 @@ def test_msrvtt_validation_is_cut_from_training_and_the_three_share_no_clip(tmp_
     assert clip["captions"] == [
         f"caption {number} of {clip['image_id']}" for number in (0, 1)
     ]  # by sen_id
-    assert source["validation"].startswith("3 of the clips that are not in the test list")
+    assert source["validation"].startswith("3 of the videos that are not in the test list")
 
 
-def test_a_list_with_unknown_clips_is_refused(tmp_path):
+def test_a_list_with_unknown_videos_is_refused(tmp_path):
     _, captions, test_list, videos = official.msrvtt(tmp_path)
     Path(test_list).write_text("key,vid_key,video_id,sentence\nret0,msr99,video99,text\n")
     with pytest.raises(
-        DataError, match="names 1 clips that .*MSRVTT_data.json does not hold: video99"
+        DataError, match="names 1 videos that .*MSRVTT_data.json does not hold: video99"
     ):
         msrvtt.read(Path(captions), Path(test_list), Path(videos), "test")
 
 
-def test_a_missing_clip_is_named(tmp_path, capsys):
+def test_a_missing_video_is_named(tmp_path, capsys):
     words = official.msrvtt(tmp_path)
     (tmp_path / "videos" / "video1.mp4").unlink()
     assert main(["data", "import", *words, str(tmp_path / "out"), "--split", "test"]) == 3
     assert f"video1: {tmp_path}/videos/video1.mp4: missing" in capsys.readouterr().out
 
 
-def test_lsmdc_clips_are_encoded_again_frame_by_frame(tmp_path):
+def test_lsmdc_videos_are_encoded_again_frame_by_frame(tmp_path):
     manifest = imported(official.lsmdc(tmp_path), tmp_path / "out", "--split", "test")
-    found = samples(manifest, "video")
+    by_key = samples(manifest, "video")
     # A key ends at its first dot, so the times in the names had to go.
-    assert list(found) == [
+    assert list(by_key) == [
         "0001_American_Beauty_00_00_51_926-00_00_54_129",
         "0001_American_Beauty_00_02_24_072-00_02_26_070",
     ]
-    first, second = found.values()
+    first, second = by_key.values()
     assert first.captions == ('SOMEONE says "no.',)
     assert first.image_id == "0001_American_Beauty_00.00.51.926-00.00.54.129"
     with open_clip(second.media) as clip:
@@ -450,11 +453,11 @@ def test_lsmdc_clips_are_encoded_again_frame_by_frame(tmp_path):
     assert {number_of(frame) for frame in frames} == {1}
 
 
-def test_an_avi_that_is_cut_or_none_is_named(tmp_path, capsys):
+def test_a_cut_or_fake_avi_is_named(tmp_path, capsys):
     words = official.lsmdc(tmp_path)
     clip = next((tmp_path / "films").rglob("*00.54.129.avi"))
-    for content, said in [
-        (clip.read_bytes()[:-900], "the clip is cut"),
+    for content, message in [
+        (clip.read_bytes()[:-900], "the video is cut"),
         (b"RIFF" + bytes(99), "cannot be decoded"),
     ]:
         clip.write_bytes(content)
@@ -473,10 +476,10 @@ def test_an_avi_that_is_cut_or_none_is_named(tmp_path, capsys):
             )
             == 3
         )
-        assert f"{clip}: " in (out := capsys.readouterr().out) and said in out
+        assert f"{clip}: " in (out := capsys.readouterr().out) and message in out
 
 
-def test_a_row_with_other_columns_is_named(tmp_path):
+def test_a_row_with_another_number_of_columns_is_named(tmp_path):
     _, table, videos = official.lsmdc(tmp_path)
     Path(table).write_text(Path(table).read_text() + "a\tb\n")
     with pytest.raises(
@@ -489,9 +492,9 @@ def test_a_row_with_other_columns_is_named(tmp_path):
 
 
 def test_align_bench_masks_are_the_tensors_of_the_pickles(tmp_path):
-    found = samples(imported(official.align_bench(tmp_path), tmp_path / "out"))
-    assert list(found) == ["1000", "15"]
-    sample = found["15"]
+    by_key = samples(imported(official.align_bench(tmp_path), tmp_path / "out"))
+    assert list(by_key) == ["1000", "15"]
+    sample = by_key["15"]
     assert sample.captions == ("A red dog on grass 15.",)
     dog, grass = parse_regions("15", sample.annotations)
     assert (dog.phrase, dog.caption, len(grass.boxes)) == ("red dog", 0, 1)
@@ -504,12 +507,12 @@ def test_align_bench_masks_are_the_tensors_of_the_pickles(tmp_path):
     assert decode(open_image(sample.media)).shape == (48, 64, 3)
 
 
-def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path):
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
     folder = Path(official.align_bench(tmp_path)[1])
-    official.put(folder / "images" / "15.jpg", encoded_picture(15, size=(48, 64)))
+    official.put(folder / "images" / "15.jpg", encoded_image(15, size=(48, 64)))
     with pytest.raises(
         DataError,
-        match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), its picture \(64, 48\)",
+        match=r"15.pkl is refused: a mask of 'red dog' is \(48, 64\), but its image is \(64, 48\)",
     ):
         align_bench.read(folder)
 
@@ -523,17 +526,17 @@ def test_a_box_that_is_upside_down_is_refused(tmp_path):
         align_bench.read(folder)
 
 
-def test_a_picture_without_pickle_is_named(tmp_path):
+def test_an_image_without_a_pickle_is_named(tmp_path):
     folder = Path(official.align_bench(tmp_path)[1])
     (folder / "pkls" / "15.pkl").unlink()
-    with pytest.raises(DataError, match=r"1 pictures .* have no annotation .*: 15.jpg"):
+    with pytest.raises(DataError, match=r"1 images .* have no annotation .*: 15.jpg"):
         align_bench.read(folder)
 
 
-def test_sugarcrepe_sets_all_foils_of_a_caption_against_it(tmp_path):
-    found = samples(imported(official.sugarcrepe(tmp_path), tmp_path / "out"))
-    assert list(found) == ["000000085329-0", "000000085329-1", "000000174482-0"]
-    mat, grey, other = found.values()
+def test_a_sample_of_sugarcrepe_holds_all_foils_of_its_caption(tmp_path):
+    by_key = samples(imported(official.sugarcrepe(tmp_path), tmp_path / "out"))
+    assert list(by_key) == ["000000085329-0", "000000085329-1", "000000174482-0"]
+    mat, grey, other = by_key.values()
     assert [foil["kind"] for foil in mat.annotations["foils"]] == list(sugarcrepe.KINDS)
     assert mat.captions == ("A cat is on a mat.",)
     assert grey.annotations["foils"] == [
@@ -543,48 +546,50 @@ def test_sugarcrepe_sets_all_foils_of_a_caption_against_it(tmp_path):
 
 
 def test_sugarcrepe_needs_all_its_files(tmp_path):
-    _, folder, pictures = official.sugarcrepe(tmp_path)
+    _, folder, images = official.sugarcrepe(tmp_path)
     (Path(folder) / "add_obj.json").unlink()
     with pytest.raises(DataError, match=r"lacks add_obj\.json"):
-        sugarcrepe.read(Path(folder), Path(pictures))
+        sugarcrepe.read(Path(folder), Path(images))
 
 
-def test_winoground_is_two_pictures_with_two_captions(tmp_path):
-    found = samples(imported(official.winoground(tmp_path), tmp_path / "out"), "pair")
-    second = found["000001"]
+def test_a_sample_of_winoground_has_two_images_and_two_captions(tmp_path):
+    by_key = samples(imported(official.winoground(tmp_path), tmp_path / "out"), "pair")
+    second = by_key["000001"]
     assert second.captions == (
         "an old person kisses a young person 1",
         "a young person kisses an old person 1",
     )
     assert (second.media, second.second) == tuple(
-        encoded_picture(number, kind="PNG") for number in (2, 3)
+        encoded_image(number, kind="PNG") for number in (2, 3)
     )
     assert second.annotations["collapsed_tag"] == "Object"
 
 
-def test_a_winoground_line_without_caption_is_refused(tmp_path):
-    _, examples, pictures = official.winoground(tmp_path)
+def test_a_winoground_line_without_a_caption_is_refused(tmp_path):
+    _, examples, images = official.winoground(tmp_path)
     Path(examples).write_text('{"id": 0, "image_0": "a", "image_1": "b", "caption_0": "x"}')
     with pytest.raises(DataError, match=r"examples.jsonl is not .*: there is no 'caption_1'"):
-        winoground.read(Path(examples), Path(pictures))
+        winoground.read(Path(examples), Path(images))
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there_is_one_clear_line(tmp_path, capsys):
-    said = refused(
+def test_a_missing_file_gives_one_clear_line(tmp_path, capsys):
+    message = refused(
         capsys, ["nlvr2", str(tmp_path / "dev.json"), str(tmp_path), str(tmp_path / "out")]
     )
-    assert said == f"glscl: error: {tmp_path}/dev.json cannot be read: No such file or directory\n"
+    assert (
+        message == f"glscl: error: {tmp_path}/dev.json cannot be read: No such file or directory\n"
+    )
 
 
-def test_a_split_has_to_be_chosen(tmp_path, capsys):
-    said = refused(capsys, ["coco", "a.json", str(tmp_path), str(tmp_path / "out")], exit_code=2)
-    assert "--split" in said
+def test_the_split_is_required(tmp_path, capsys):
+    message = refused(capsys, ["coco", "a.json", str(tmp_path), str(tmp_path / "out")], exit_code=2)
+    assert "--split" in message
 
 
-def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, capsys):
+def test_a_folder_with_files_is_not_overwritten(tmp_path, capsys):
     words = official.winoground(tmp_path)
     official.put(tmp_path / "out" / "mine.txt", b"mine")
     assert "not an empty folder" in refused(capsys, [*words, str(tmp_path / "out")], exit_code=2)

@@ -1,4 +1,4 @@
-"""`glscl data import` of products, persons, vehicles, landmarks: splits, identities, cameras, what is relevant."""
+"""`glscl data import` of products, persons, vehicles and landmarks: splits and identities."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from data_pipeline.shards.verify import verify
 from data_pipeline.sources import cars196, in_shop, market1501, revisited, sop, sysu_mm01, veri776
 from launch.cli import main
 from tests.data_pipeline import official_identities as official
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 
 
 def imported(words: list[str], out: Path, split: str) -> dict[str, dict[str, Any]]:
-    """The JSON members by key, in the order of the shards, of samples whose pictures all can be read."""
+    """Import a split, check that all images can be read, and return the JSON members by key."""
     assert main(["data", "import", *words, str(out), "--split", split, "--workers", "1"]) == 0
     assert verify(out, decode=True) == []
     manifest = Manifest.load(out)
@@ -57,36 +57,36 @@ def test_the_manifest_of_cars_holds_the_files_hash(tmp_path):
 
 
 def test_classes_of_cars_may_be_whole_numbers_of_any_type(tmp_path):
-    _, file, pictures = official.cars196(tmp_path, (np.uint8(1), 2.0))
-    assert len(cars196.read(Path(file), Path(pictures), "train")[0]) == 2
+    _, file, images = official.cars196(tmp_path, (np.uint8(1), 2.0))
+    assert len(cars196.read(Path(file), Path(images), "train")[0]) == 2
 
 
 @pytest.mark.parametrize("number", [0, 2.5, "two"])
-def test_a_class_of_cars_that_is_no_number_of_one_is_named(tmp_path, number):
-    _, file, pictures = official.cars196(tmp_path, (3, number))
+def test_a_class_of_cars_that_is_not_a_class_number_is_named(tmp_path, number):
+    _, file, images = official.cars196(tmp_path, (3, number))
     with pytest.raises(
         DataError,
-        match=r"cars_annos\.mat is not .*: the class of picture 2 \(car_ims/000002\.jpg\)",
+        match=r"cars_annos\.mat is not .*: the class of image 2 \(car_ims/000002\.jpg\)",
     ):
-        cars196.read(Path(file), Path(pictures), "train")
+        cars196.read(Path(file), Path(images), "train")
 
 
 @pytest.mark.parametrize("end", [0, 140, -1])
 def test_a_matlab_file_that_is_cut_is_refused(tmp_path, end):
-    _, file, pictures = official.cars196(tmp_path)
+    _, file, images = official.cars196(tmp_path)
     Path(file).write_bytes(Path(file).read_bytes()[:end])
-    with pytest.raises(DataError, match=r"cars_annos\.mat is no MATLAB file"):
-        cars196.read(Path(file), Path(pictures), "train")
+    with pytest.raises(DataError, match=r"cars_annos\.mat is not a MATLAB file"):
+        cars196.read(Path(file), Path(images), "train")
 
 
-def test_a_matlab_file_at_which_scipy_crashes_is_refused(tmp_path):
-    _, file, pictures = official.cars196(tmp_path, compressed=False)
+def test_a_matlab_file_that_crashes_scipy_is_refused(tmp_path):
+    _, file, images = official.cars196(tmp_path, compressed=False)
     content = bytearray(Path(file).read_bytes())
     assert content[144] == 2
     content[144] = 5  # a struct becomes a sparse matrix
     Path(file).write_bytes(content)
-    with pytest.raises(DataError, match=r"cars_annos\.mat is no MATLAB file"):
-        cars196.read(Path(file), Path(pictures), "train")
+    with pytest.raises(DataError, match=r"cars_annos\.mat is not a MATLAB file"):
+        cars196.read(Path(file), Path(images), "train")
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_a_matlab_file_of_version_7_3_is_refused(tmp_path):
     (tmp_path / "cars_annos.mat").write_bytes(
         b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n"
     )
-    with pytest.raises(DataError, match="no MATLAB file before version 7.3"):
+    with pytest.raises(DataError, match="not a MATLAB file before version 7.3"):
         cars196.read(tmp_path / "cars_annos.mat", tmp_path, "train")
 
 
 # Stanford Online Products -------------------------------------------------------------------------
 
 
-def test_products_are_labels_and_their_kind_is_kept(tmp_path):
+def test_products_are_labels_and_keep_their_kind(tmp_path):
     words = official.sop(tmp_path)
     train, test = (imported(words, tmp_path / split, split) for split in ("train", "test"))
     assert [sample["labels"] for sample in train.values()] == [["1"], ["1"], ["2"], ["2"]]
@@ -135,11 +135,11 @@ def test_products_are_labels_and_their_kind_is_kept(tmp_path):
         ),
         (
             "image_id class_id super_class_id path\n1 one 1 a.JPG",
-            r"line 2: class_id is 'one', no number",
+            r"line 2: class_id is 'one', not a number",
         ),
         (
             "image_id class_id super_class_id path\n1 1 1 a.JPG\n1 1 1 b.JPG",
-            "line 3: picture 1 comes twice",
+            "line 3: image 1 comes twice",
         ),
         ("", "its first line"),
     ],
@@ -150,7 +150,7 @@ def test_a_list_of_products_with_other_columns_is_refused(tmp_path, lines, expec
         sop.read(tmp_path, "test")
 
 
-def test_a_list_may_not_lead_out_of_the_folder(tmp_path):
+def test_a_list_with_a_path_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "Ebay_test.txt").write_text(
         "image_id class_id super_class_id path\n1 1 1 ../../etc/secret.jpg"
     )
@@ -161,7 +161,7 @@ def test_a_list_may_not_lead_out_of_the_folder(tmp_path):
 # In-Shop ------------------------------------------------------------------------------------------
 
 
-def test_items_of_in_shop_stand_in_query_and_gallery(tmp_path):
+def test_items_of_in_shop_are_in_query_and_gallery(tmp_path):
     words = official.in_shop(tmp_path)
     train, query, gallery = (imported(words, tmp_path / split, split) for split in in_shop.SPLITS)
     assert [sample["labels"] for sample in train.values()] == [["id_00000002"]] * 2
@@ -175,20 +175,20 @@ def test_items_of_in_shop_stand_in_query_and_gallery(tmp_path):
     }
 
 
-def test_pictures_of_in_shop_may_lie_without_the_folder_img(tmp_path):
-    _, partition, pictures = official.in_shop(tmp_path)
-    assert len(imported(["in_shop", partition, f"{pictures}/img"], tmp_path / "out", "query")) == 2
+def test_images_of_in_shop_may_be_outside_of_the_folder_img(tmp_path):
+    _, partition, images = official.in_shop(tmp_path)
+    assert len(imported(["in_shop", partition, f"{images}/img"], tmp_path / "out", "query")) == 2
 
 
 @pytest.mark.parametrize(
     ("was", "becomes", "expected"),
     [
-        ("6\n", "7\n", "its first line announces 7 pictures, it lists 6"),
+        ("6\n", "7\n", "its first line announces 7 images, but it lists 6"),
         ("6\n", "", "its second line is not 'image_name item_id evaluation_status'"),
         (
             " query",
             " question",
-            r"line 5 is '.*question', not a picture, an item and train, query, gallery",
+            r"line 5 is '.*question', not an image, an item and train, query, gallery",
         ),
         ("id_00000080 query", "query", "line 7 is"),
         (
@@ -199,17 +199,17 @@ def test_pictures_of_in_shop_may_lie_without_the_folder_img(tmp_path):
         ("6\n", "six\n", "six"),
     ],
 )
-def test_a_partition_of_in_shop_that_is_damaged_is_refused(tmp_path, was, becomes, expected):
-    _, partition, pictures = official.in_shop(tmp_path)
+def test_a_damaged_partition_of_in_shop_is_refused(tmp_path, was, becomes, expected):
+    _, partition, images = official.in_shop(tmp_path)
     Path(partition).write_text(Path(partition).read_text().replace(was, becomes, 1))
     with pytest.raises(DataError, match=rf"list_eval_partition\.txt is not .*: .*{expected}"):
-        in_shop.read(Path(partition), Path(pictures), "query")
+        in_shop.read(Path(partition), Path(images), "query")
 
 
 # Market-1501 --------------------------------------------------------------------------------------
 
 
-def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
+def test_file_names_of_market_give_person_camera_junk_and_distractors(tmp_path):
     words = official.market1501(tmp_path)
     train, query, gallery = (
         imported(words, tmp_path / split, split) for split in market1501.FOLDERS
@@ -235,19 +235,19 @@ def test_names_of_market_tell_person_camera_junk_and_distractors(tmp_path):
 @pytest.mark.parametrize(
     "name", ["0003.jpg", "0003_s1_000451_03.jpg", "c1s1_000451_03.jpg", "-2_c1s1_000401_03.jpg"]
 )
-def test_a_picture_of_market_without_person_or_camera_is_named(tmp_path, name):
+def test_an_image_of_market_without_a_person_or_camera_is_named(tmp_path, name):
     folder = Path(official.market1501(tmp_path)[1])
-    (folder / "query" / name).write_bytes(encoded_picture(1))
+    (folder / "query" / name).write_bytes(encoded_image(1))
     with pytest.raises(
         DataError,
-        match=rf"query/{name} is no name of Market-1501 .*: it tells no person and camera",
+        match=rf"query/{name} is not named as in Market-1501 .*, with person and camera",
     ):
         market1501.read(folder, "query")
 
 
-def test_a_folder_of_market_that_is_missing_or_empty_is_named(tmp_path):
+def test_a_missing_or_empty_folder_of_market_is_named(tmp_path):
     (tmp_path / "query").mkdir()
-    with pytest.raises(DataError, match=r"query holds no picture"):
+    with pytest.raises(DataError, match=r"query holds no image"):
         market1501.read(tmp_path, "query")
     with pytest.raises(DataError, match=r"bounding_box_test is not a folder"):
         market1501.read(tmp_path, "gallery")
@@ -256,7 +256,7 @@ def test_a_folder_of_market_that_is_missing_or_empty_is_named(tmp_path):
 # VeRi-776 -----------------------------------------------------------------------------------------
 
 
-def test_names_of_veri_tell_vehicle_and_camera(tmp_path):
+def test_file_names_of_veri_give_vehicle_and_camera(tmp_path):
     words = official.veri776(tmp_path)
     train, query, gallery = (imported(words, tmp_path / split, split) for split in veri776.SPLITS)
     assert [(sample["labels"], sample["camera"]) for sample in train.values()] == [
@@ -270,7 +270,10 @@ def test_names_of_veri_tell_vehicle_and_camera(tmp_path):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("0002_00030600_0.jpg", "line 2: '0002_00030600_0.jpg' tells no vehicle and camera"),
+        (
+            "0002_00030600_0.jpg",
+            "line 2: '0002_00030600_0.jpg' does not say its vehicle and camera",
+        ),
         ("0002_c002_00030600_0.jpg", "line 2: 0002_c002_00030600_0.jpg comes twice"),
     ],
 )
@@ -284,7 +287,7 @@ def test_a_list_of_veri_with_a_wrong_name_is_refused(tmp_path, name, expected):
 # SYSU-MM01 ----------------------------------------------------------------------------------------
 
 
-def test_sysu_asks_with_infrared_pictures_for_visible_ones(tmp_path):
+def test_sysu_queries_are_infrared_and_its_gallery_is_visible(tmp_path):
     words = official.sysu_mm01(tmp_path)
     query, gallery = (imported(words, tmp_path / split, split) for split in ("query", "gallery"))
     assert {(sample["camera"], sample["modality"]) for sample in query.values()} == {
@@ -325,9 +328,9 @@ def test_sysu_is_trained_on_train_and_val_in_both_modalities(tmp_path):
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [
-        ("6,x,333", "'x' is no number of a person"),
+        ("6,x,333", "'x' is not the number of a person"),
         ("\n", "it lists no person"),
-        ("6 333", "'6 333' is no number"),
+        ("6 333", "'6 333' is not the number"),
     ],
 )
 def test_a_list_of_sysu_with_anything_but_numbers_is_refused(tmp_path, ids, expected):
@@ -337,10 +340,10 @@ def test_a_list_of_sysu_with_anything_but_numbers_is_refused(tmp_path, ids, expe
         sysu_mm01.read(folder, "query")
 
 
-def test_sysu_without_a_camera_or_any_picture_is_refused(tmp_path):
+def test_sysu_without_a_camera_or_without_images_is_refused(tmp_path):
     folder = Path(official.sysu_mm01(tmp_path)[1])
     (folder / "exp" / "test_id.txt").write_text("77")
-    with pytest.raises(DataError, match=r"SYSU-MM01 holds no picture of the 1 persons of query"):
+    with pytest.raises(DataError, match=r"SYSU-MM01 holds no image of the 1 persons of query"):
         sysu_mm01.read(folder, "query")
     (folder / "cam6").rename(folder / "elsewhere")
     with pytest.raises(DataError, match=r"cam6 is not a folder"):
@@ -351,7 +354,7 @@ def test_sysu_without_a_camera_or_any_picture_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("numpy", [False, True])
-def test_queries_of_revisited_tell_their_box_and_what_is_relevant(tmp_path, numpy):
+def test_queries_of_revisited_have_their_box_and_relevant_images(tmp_path, numpy):
     words = official.revisited(tmp_path, numpy=numpy)
     query, gallery = (imported(words, tmp_path / split, split) for split in revisited.SPLITS)
     assert query["all_souls_000013"] == {
@@ -373,7 +376,7 @@ def test_queries_of_revisited_tell_their_box_and_what_is_relevant(tmp_path, nump
     assert Manifest.load(tmp_path / "query").name == "roxford5k-query"
 
 
-def test_the_folder_of_revisited_pictures_may_be_the_one_that_holds_jpg(tmp_path):
+def test_the_folder_of_revisited_images_may_be_the_parent_of_jpg(tmp_path):
     words = official.revisited(tmp_path, name="rparis6k")
     words[2] = str(Path(words[2]).parent)
     assert len(imported(words, tmp_path / "out", "gallery")) == 5
@@ -383,25 +386,25 @@ def test_the_folder_of_revisited_pictures_may_be_the_one_that_holds_jpg(tmp_path
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"easy": [5]}, "'easy' of all_souls_000013 holds what is no row of its 5 pictures"),
-        ({"junk": [-1]}, "'junk' of all_souls_000013 holds what is no row"),
-        ({"hard": [0.5]}, "'hard' of all_souls_000013 holds what is no row"),
-        ({"hard": ["all_souls_000006"]}, "'hard' of all_souls_000013 holds what is no row"),
-        ({"bbx": [1, 2, 3]}, "the box of all_souls_000013 is no four numbers"),
-        ({"bbx": [1, 2, 3, float("nan")]}, "the box of all_souls_000013 is no four numbers"),
+        ({"easy": [5]}, "'easy' of all_souls_000013 holds 5, which is not one of its 5 rows"),
+        ({"junk": [-1]}, "'junk' of all_souls_000013 holds -1"),
+        ({"hard": [0.5]}, "'hard' of all_souls_000013 holds 0.5"),
+        ({"hard": ["all_souls_000006"]}, "'hard' of all_souls_000013 holds 'all_souls_000006'"),
+        ({"bbx": [1, 2, 3]}, "the box of all_souls_000013 is not four numbers"),
+        ({"bbx": [1, 2, 3, float("nan")]}, "the box of all_souls_000013 is not four numbers"),
         ({"bbx": [9, 2, 3, 4]}, "the box of all_souls_000013 is empty"),
-        ({"bbx": None}, "the box of all_souls_000013 is no four numbers"),
+        ({"bbx": None}, "the box of all_souls_000013 is not four numbers"),
     ],
 )
-def test_a_query_of_revisited_that_is_damaged_is_named(tmp_path, more, expected):
-    _, file, pictures = official.revisited(tmp_path, **more)
+def test_a_damaged_query_of_revisited_is_named(tmp_path, more, expected):
+    _, file, images = official.revisited(tmp_path, **more)
     with pytest.raises(
         DataError, match=rf"gnd_roxford5k\.pkl is not a ground truth .*: {expected}"
     ):
-        revisited.read(Path(file), Path(pictures), "query")
+        revisited.read(Path(file), Path(images), "query")
 
 
-def test_the_ground_truth_of_the_unrevisited_sets_is_refused(tmp_path):
+def test_the_ground_truth_of_the_original_oxford_set_is_refused(tmp_path):
     document = {
         "imlist": ["a"],
         "qimlist": ["a"],
@@ -417,10 +420,10 @@ def test_nothing_in_a_ground_truth_runs(tmp_path):
         def __reduce__(self):
             return Path.touch, (tmp_path / "harm",)
 
-    _, file, pictures = official.revisited(tmp_path)
+    _, file, images = official.revisited(tmp_path)
     Path(file).write_bytes(pickle.dumps({"gnd": Command(), "imlist": [], "qimlist": []}))
     with pytest.raises(DataError, match=r"gnd_roxford5k\.pkl is not .*: it names"):
-        revisited.read(Path(file), Path(pictures), "gallery")
+        revisited.read(Path(file), Path(images), "gallery")
     assert not (tmp_path / "harm").exists()
 
 
@@ -428,12 +431,12 @@ def test_nothing_in_a_ground_truth_runs(tmp_path):
 
 
 @pytest.mark.parametrize("source", [cars196, in_shop, revisited])
-def test_a_split_that_is_none_is_said(tmp_path, source):
-    with pytest.raises(Exception, match="'all' is no split of .*: choose of"):
+def test_an_unknown_split_is_refused(tmp_path, source):
+    with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, tmp_path, "all")
 
 
 @pytest.mark.parametrize("source", [sop, market1501, veri776, sysu_mm01])
-def test_a_split_of_a_folder_that_is_none_is_said(tmp_path, source):
-    with pytest.raises(Exception, match="'all' is no split of .*: choose of"):
+def test_an_unknown_split_of_a_folder_is_refused(tmp_path, source):
+    with pytest.raises(Exception, match="unknown split 'all' of .*; choose one of"):
         source.read(tmp_path, "all")

@@ -1,4 +1,4 @@
-"""Labelled scenes: labels that are exactly what is shown, splits without a common class, bytes of the seed alone."""
+"""Labelled scenes: exact labels, splits without a common class, bytes from the seed alone."""
 
 import json
 from collections import Counter
@@ -20,10 +20,10 @@ FEW = {"base": 6, "val": 4, "novel": 5}
 
 @pytest.fixture(scope="module")
 def annotations() -> dict[str, list[dict]]:
-    """300 pictures of every split."""
+    """300 images of every split."""
     made = {split: [labelled_sample_at(7, split, i, 48) for i in range(300)] for split in SPLITS}
     return {
-        split: [parse_sample(*one).annotations for one in several]
+        split: [parse_sample(*record).annotations for record in several]
         for split, several in made.items()
     }
 
@@ -44,7 +44,7 @@ def test_no_class_stands_in_two_splits_and_the_novel_ones_are_held_out_of_all_tr
     assert {word for name in base for word in name.split()} == {*FILLS, *COLOURS, *SHAPES}
 
 
-def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
+def test_labels_name_all_that_an_image_shows_and_nothing_else(annotations):
     for split, several in annotations.items():
         for annotation in several:
             shown = sorted(
@@ -59,7 +59,7 @@ def test_labels_name_all_that_a_picture_shows_and_nothing_else(annotations):
             )
 
 
-def test_half_of_the_pictures_show_one_object_and_every_class_as_often(annotations):
+def test_half_of_the_images_show_one_object_and_every_class_as_often(annotations):
     for split, several in annotations.items():
         counts = Counter(len(annotation["labels"]) for annotation in several)
         assert counts[1] == 150 and min(counts[number] for number in (2, 3, 4)) > 25
@@ -73,11 +73,9 @@ def test_half_of_the_pictures_show_one_object_and_every_class_as_often(annotatio
 
 
 def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
-    one, many = (
-        few(tmp_path / "one", workers=1),
-        few(tmp_path / "many", labelled=FEW | {"base": 350}, workers=2),
-    )
-    assert one["labelled/val"].shards[0].sha256 == many["labelled/val"].shards[0].sha256
+    alone = few(tmp_path / "alone", workers=1)["labelled/val"]
+    among_more = few(tmp_path / "more", labelled=FEW | {"base": 350}, workers=2)["labelled/val"]
+    assert alone.shards[0].sha256 == among_more.shards[0].sha256
     assert labelled_sample_at(0, "base", 3, 48) == labelled_sample_at(0, "base", 3, 48)
     images = {
         labelled_sample_at(seed, split, 3, 48)[1]["jpg"] for seed in (0, 1) for split in SPLITS
@@ -103,7 +101,7 @@ def test_other_counts_in_the_way_and_clips_are_refused(tmp_path):
         UsageError, match="labelled/base holds another data set .its samples is 6, not 7"
     ):
         few(tmp_path, labelled=FEW | {"base": 7})
-    with pytest.raises(UsageError, match="labelled scenes are pictures"):
+    with pytest.raises(UsageError, match="labelled scenes are images"):
         few(tmp_path / "clips", video=True)
 
 
@@ -127,5 +125,5 @@ def test_the_command_writes_them(tmp_path, monkeypatch, capsys):
         "--json",
     ]
     assert main(["data", "scenes", str(tmp_path), *options]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
-    assert found == {"train": 2} | {f"labelled/{split}": count for split, count in FEW.items()}
+    counts = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
+    assert counts == {"train": 2} | {f"labelled/{split}": count for split, count in FEW.items()}

@@ -1,4 +1,4 @@
-"""The loader: the same samples and the same bytes for any ranks, micro-batches and workers, from any step."""
+"""The loader: the same samples and bytes for any ranks, micro-batches, workers and first step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
 from tests.data_pipeline.batches import BATCH, OPTIONS, START, Row, read, rows
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 
 SWITCHES = {
     "dataset_negatives": True,
@@ -37,9 +37,9 @@ SWITCHES = {
 
 
 @pytest.fixture(scope="module")
-def reference(pictures, tokenizer) -> list[list[Row]]:
+def reference(images, tokenizer) -> list[list[Row]]:
     """Steps START and START + 1 as one process reads them."""
-    whole = read(pictures.root, tokenizer)
+    whole = read(images.root, tokenizer)
     return [whole[:BATCH], whole[BATCH:]]
 
 
@@ -59,10 +59,10 @@ def worker_processes(count: int) -> list[int]:
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 def test_ranks_and_micro_batches_do_not_change_the_global_batch(
-    pictures, tokenizer, reference, world, micro_batches
+    images, tokenizer, reference, world, micro_batches
 ):
     ranks = [
-        read(pictures.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches)
+        read(images.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches)
         for rank in range(world)
     ]
     part = BATCH // world
@@ -76,11 +76,11 @@ def test_ranks_and_micro_batches_do_not_change_the_global_batch(
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6])
 def test_workers_do_not_change_what_a_rank_reads(
-    pictures, tokenizer, reference, world, micro_batches, workers
+    images, tokenizer, reference, world, micro_batches, workers
 ):
     rank, part = world - 1, BATCH // world
     rank_rows = read(
-        pictures.root,
+        images.root,
         tokenizer,
         world=world,
         rank=rank,
@@ -95,16 +95,16 @@ def test_workers_do_not_change_what_a_rank_reads(
 
 
 @pytest.mark.parametrize(("world", "micro_batches", "workers"), [(2, 2, 0), (4, 1, 0), (1, 2, 3)])
-def test_switches_do_not_depend_on_the_division_either(
-    pictures, tokenizer, world, micro_batches, workers
+def test_options_do_not_depend_on_the_division_either(
+    images, tokenizer, world, micro_batches, workers
 ):
-    whole = read(pictures.root, tokenizer, **SWITCHES)
+    whole = read(images.root, tokenizer, **SWITCHES)
     options = {"world": world, "micro_batches": micro_batches, "workers": workers, **SWITCHES}
-    ranks = [read(pictures.root, tokenizer, rank=rank, **options) for rank in range(world)]
+    ranks = [read(images.root, tokenizer, rank=rank, **options) for rank in range(world)]
     part = BATCH // world
     for step in range(2):
-        wanted = whole[step * BATCH : (step + 1) * BATCH]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == wanted
+        expected = whole[step * BATCH : (step + 1) * BATCH]
+        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
     assert any(row["mlm_positions"] == [] for row in whole)
     assert all(bool(row["negative"]) != bool(row["matching"]) for row in whole)
     assert all(
@@ -112,9 +112,9 @@ def test_switches_do_not_depend_on_the_division_either(
     )
 
 
-def test_negatives_and_their_choice_change_nothing_else(pictures, tokenizer):
-    plain = read(pictures.root, tokenizer)
-    more = read(pictures.root, tokenizer, dataset_negatives=True, local_negatives=2)
+def test_negatives_and_their_choice_change_nothing_else(images, tokenizer):
+    plain = read(images.root, tokenizer)
+    more = read(images.root, tokenizer, dataset_negatives=True, local_negatives=2)
     new = ("negative", "negative_patches", "negative_tokens")
     assert [{name: value for name, value in row.items() if name not in new} for row in more] == [
         {name: value for name, value in row.items() if name not in new} for row in plain
@@ -122,32 +122,35 @@ def test_negatives_and_their_choice_change_nothing_else(pictures, tokenizer):
 
 
 def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int = 1) -> Manifest:
-    """Pictures of one grey each, which tells their number; some are unreadable, `same` in a row have one image_id."""
+    """Images of one gray each, which is their number; `same` in a row share an image_id.
+
+    Some are unreadable.
+    """
     records = []
     for number in range(count):
         buffer = io.BytesIO()
         Image.new("RGB", (16, 16), (4 * number,) * 3).save(buffer, "PNG")
-        picture = b"no picture" if number in bad else buffer.getvalue()
-        members = {"png": picture, "json": json.dumps({"image_id": number // same}).encode()}
+        image = b"no picture" if number in bad else buffer.getvalue()
+        members = {"png": image, "json": json.dumps({"image_id": number // same}).encode()}
         records.append((f"{number:05d}", members | {"txt": f"number {number}".encode()}))
     return write_shards(root, records, source={"name": "flat"})
 
 
-def test_a_dataset_negative_never_shows_the_own_picture_under_another_key(tokenizer, tmp_path):
+def test_a_dataset_negative_never_shows_the_same_image_under_another_key(tokenizer, tmp_path):
     options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
     with open_loader(
         [flat_pictures(tmp_path / "flat", 6, same=3).root], tokenizer=tokenizer, **options
     ) as loader:
         for _ in range(10):
             batch = next(loader)
-            own = [
+            position = [
                 int(key[-5:])
                 for key, label in zip(batch.keys, batch.itm_labels, strict=True)
                 if label == 0
             ]
             assert all(
                 a // 3 != b // 4 // 3
-                for a, b in zip(own, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
+                for a, b in zip(position, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
             )
     alike = flat_pictures(tmp_path / "one", 6, same=6).root
     with (
@@ -158,7 +161,9 @@ def test_a_dataset_negative_never_shows_the_own_picture_under_another_key(tokeni
 
 
 @pytest.mark.parametrize("count", [2, 10])
-def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp_path, count):
+def test_a_dataset_negative_is_any_other_sample_but_never_the_sample_itself(
+    tokenizer, tmp_path, count
+):
     root = flat_pictures(tmp_path / "flat", count).root
     seen = np.zeros((count, count))
     options = {**OPTIONS, "global_batch": 20, "dataset_negatives": True}
@@ -166,12 +171,12 @@ def test_a_dataset_negative_is_any_other_sample_and_never_the_own(tokenizer, tmp
         for _ in range(30):
             batch = next(loader)
             assert batch.negative_pixels.shape == (10, 32, 32, 3)
-            own = [
+            position = [
                 int(key[-5:])
                 for key, label in zip(batch.keys, batch.itm_labels, strict=True)
                 if label == 0
             ]
-            np.add.at(seen, (own, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
+            np.add.at(seen, (position, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
     assert np.diag(seen).sum() == 0
     assert (seen + np.eye(count) > 0).mean() > 0.9
 
@@ -211,7 +216,7 @@ def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_pat
         (
             f"{n:05d}",
             {
-                "jpg": encoded_picture(n),
+                "jpg": encoded_image(n),
                 "json": json.dumps({"caption": text, "image_id": name}).encode(),
             },
         )
@@ -222,24 +227,24 @@ def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_pat
         for name in ("here", "there")
     ]
     options = {**OPTIONS, "global_batch": 8, "lanes": 1, "weights": [1, 1]}
-    found: dict[str, list[int]] = {}
+    positions: dict[str, list[int]] = {}
     with open_loader(roots, tokenizer=tokenizer, **options) as loader:
         for _ in range(4):
             batch = next(loader)
             assert batch.identity.dtype == torch.int64 and batch.identity.shape == (8, 2)
-            found.update(zip(batch.keys, batch.identity.tolist(), strict=True))
-    identity = {(key.split("/")[0], int(key[-5:])): value for key, value in found.items()}
+            positions.update(zip(batch.keys, batch.identity.tolist(), strict=True))
+    identity = {(key.split("/")[0], int(key[-5:])): value for key, value in positions.items()}
     assert len(identity) == 8
-    for (source, one), (image, text) in identity.items():
+    for (source, sample), (image, text) in identity.items():
         for (other_source, other), (other_image, other_text) in identity.items():
             assert (image == other_image) == (
-                source == other_source and names[one][0] == names[other][0]
+                source == other_source and names[sample][0] == names[other][0]
             )
-            assert (text == other_text) == (names[one][1] == names[other][1])
+            assert (text == other_text) == (names[sample][1] == names[other][1])
 
 
-def test_a_batch_holds_what_its_fields_promise(pictures, tokenizer):
-    with open_loader([pictures.root], tokenizer=tokenizer, **{**OPTIONS, "group": 8}) as loader:
+def test_a_batch_holds_what_its_fields_promise(images, tokenizer):
+    with open_loader([images.root], tokenizer=tokenizer, **{**OPTIONS, "group": 8}) as loader:
         batch = next(loader)
     longest = int(batch.text_mask.sum(1).max())
     assert batch.text_ids.shape[1] == min(50, -(-longest // 8) * 8)
@@ -262,31 +267,31 @@ def test_a_batch_holds_what_its_fields_promise(pictures, tokenizer):
     assert batch.pixels.dtype == torch.uint8 and batch.to("cpu").keys == batch.keys
 
 
-def test_long_texts_are_cut_to_a_length_that_is_no_multiple_of_eight(pictures, tokenizer):
-    with open_loader([pictures.root], tokenizer=tokenizer, max_text_length=13, **OPTIONS) as loader:
+def test_long_texts_may_be_cut_to_a_length_that_is_not_a_multiple_of_eight(images, tokenizer):
+    with open_loader([images.root], tokenizer=tokenizer, max_text_length=13, **OPTIONS) as loader:
         batch = next(loader)
     assert batch.text_ids.shape == (BATCH, 13)
     ends = batch.text_ids[torch.arange(BATCH), batch.text_mask.sum(1) - 1]
     assert (ends == tokenizer.sep_id).all()
 
 
-def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(pictures, tokenizer):
+def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(images, tokenizer):
     def look(row: Row) -> tuple[object, ...]:
         return tuple(
             str(row[name]) for name in ("pixels", "keep", "masked_patches", "masked_tokens")
         )
 
     looks: dict[object, list[tuple[object, ...]]] = {}
-    for row in read(pictures.root, tokenizer, steps=12) + read(pictures.root, tokenizer, seed=2):
+    for row in read(images.root, tokenizer, steps=12) + read(images.root, tokenizer, seed=2):
         looks.setdefault(row["key"], []).append(look(row))
-    assert len(looks) == pictures.samples
+    assert len(looks) == images.samples
     assert all(len(set(seen)) == len(seen) >= 2 for seen in looks.values())
 
 
-def test_planned_keys_are_what_the_loader_reads(pictures, write_pictures, tokenizer, tmp_path):
-    other = write_pictures(tmp_path, 40, name="other")
+def test_planned_keys_are_what_the_loader_reads(images, write_images, tokenizer, tmp_path):
+    other = write_images(tmp_path, 40, name="other")
     dirs, common = (
-        [pictures.root, other.root],
+        [images.root, other.root],
         {"seed": 4, "global_batch": BATCH, "weights": [0.7, 0.3]},
     )
     plan = [
@@ -315,11 +320,11 @@ def opened(root: Path, tokenizer: Tokenizer, **options: object) -> Loader:
     return open_loader([root], tokenizer=tokenizer, **{**OPTIONS, **options})
 
 
-def test_a_state_fits_every_division_of_the_same_run(pictures, tokenizer):
-    state = opened(pictures.root, tokenizer).state(7)
+def test_a_state_fits_every_division_of_the_same_run(images, tokenizer):
+    state = opened(images.root, tokenizer).state(7)
     assert state["draw"] == 7 * BATCH and len(state["next"]) == 8
-    opened(pictures.root, tokenizer, world=3, rank=1, micro_batches=2).check_state(state)
-    opened(pictures.root, tokenizer, global_batch=112, lanes=16).check_state(state)
+    opened(images.root, tokenizer, world=3, rank=1, micro_batches=2).check_state(state)
+    opened(images.root, tokenizer, global_batch=112, lanes=16).check_state(state)
 
 
 @pytest.mark.parametrize(
@@ -328,41 +333,41 @@ def test_a_state_fits_every_division_of_the_same_run(pictures, tokenizer):
         ({"seed": 2}, "seed"),
         ({"lanes": 4}, "lanes"),
         ({"group": 4}, "groups"),
-        ({"global_batch": 80, "lanes": 16}, "no step boundary"),
+        ({"global_batch": 80, "lanes": 16}, "not a step boundary"),
     ],
 )
-def test_a_state_of_another_run_is_refused(pictures, tokenizer, change, named):
-    state = opened(pictures.root, tokenizer).state(7)
+def test_a_state_of_another_run_is_refused(images, tokenizer, change, named):
+    state = opened(images.root, tokenizer).state(7)
     with pytest.raises(DataError, match=named):
-        opened(pictures.root, tokenizer, **change).check_state(state)
+        opened(images.root, tokenizer, **change).check_state(state)
 
 
-def test_a_state_of_other_data_is_refused(pictures, write_pictures, tokenizer, tmp_path):
-    state = opened(pictures.root, tokenizer).state(7)
+def test_a_state_of_other_data_is_refused(images, write_images, tokenizer, tmp_path):
+    state = opened(images.root, tokenizer).state(7)
     with pytest.raises(DataError, match="data sets"):
-        opened(write_pictures(tmp_path, 261).root, tokenizer).check_state(state)
+        opened(write_images(tmp_path, 261).root, tokenizer).check_state(state)
     with pytest.raises(DataError, match="next samples"):
-        opened(pictures.root, tokenizer).check_state(state | {"next": []})
+        opened(images.root, tokenizer).check_state(state | {"next": []})
 
 
-def test_a_state_of_another_tokenizer_is_refused(pictures, tokenizer, tmp_path):
-    state = opened(pictures.root, tokenizer).state(7)
+def test_a_state_of_another_tokenizer_is_refused(images, tokenizer, tmp_path):
+    state = opened(images.root, tokenizer).state(7)
     other = Tokenizer.train(["another text", "yet another text"], 290)
     with pytest.raises(DataError, match="contents of the tokenizer"):
-        opened(pictures.root, other).check_state(state)
+        opened(images.root, other).check_state(state)
     tokenizer.encode(["a used tokenizer is the same"], 12)
     tokenizer.save(tmp_path)
     for same in (tokenizer, tmp_path):
-        opened(pictures.root, same).check_state(state)
+        opened(images.root, same).check_state(state)
 
 
-def test_two_data_sets_of_one_name_are_refused(pictures, write_pictures, tokenizer, tmp_path):
-    other = write_pictures(tmp_path / "other", 60)
+def test_two_data_sets_of_one_name_are_refused(images, write_images, tokenizer, tmp_path):
+    other = write_images(tmp_path / "other", 60)
     with pytest.raises(
-        UsageError, match=f'{pictures.root} and {other.root} .*"pictures".* --name NAME'
+        UsageError, match=f'{images.root} and {other.root} .*"images".* --name NAME'
     ):
-        open_loader([pictures.root, other.root], tokenizer=tokenizer, **OPTIONS)
-    with open_loader([pictures.root, pictures.root], tokenizer=tokenizer, **OPTIONS) as loader:
+        open_loader([images.root, other.root], tokenizer=tokenizer, **OPTIONS)
+    with open_loader([images.root, images.root], tokenizer=tokenizer, **OPTIONS) as loader:
         assert next(loader).keys
 
 
@@ -375,33 +380,33 @@ def test_two_data_sets_of_one_name_are_refused(pictures, write_pictures, tokeniz
         ({"lanes": 0}, "lanes must be at least 1, not 0"),
         ({"group": 0}, "groups of 0 samples"),
         ({"group": None, "global_batch": 20, "world": 4}, "groups of 2 .* set another group"),
-        ({"lanes": 7}, "7 lanes must divide the global batch of 48"),
+        ({"lanes": 7}, "7 lanes do not divide the global batch of 48"),
         ({"group": 5}, "groups of 5 .* set another group"),
         ({"group": None, "world": 48}, "divide the micro-batch of 1 "),
         ({"patch_size": 7}, "patches of 7 pixels"),
         ({"weights": [1, 2]}, "1 data sets need as many weights"),
     ],
 )
-def test_impossible_divisions_are_refused(pictures, tokenizer, change, message):
+def test_impossible_divisions_are_refused(images, tokenizer, change, message):
     with pytest.raises(UsageError, match=message):
-        opened(pictures.root, tokenizer, **change)
+        opened(images.root, tokenizer, **change)
 
 
 @pytest.mark.parametrize(("batch", "group"), [(24, 2), (64, 2), (20, 2), (9, 3), (7, 7)])
 def test_matching_groups_of_plain_calls_do_not_depend_on_the_division(
-    pictures, tokenizer, batch, group
+    images, tokenizer, batch, group
 ):
     options = {"group": None, "global_batch": batch}
     for world in [n for n in range(1, batch) if batch % n == 0 and batch // n % group == 0]:
-        with opened(pictures.root, tokenizer, world=world, **options) as loader:
+        with opened(images.root, tokenizer, world=world, **options) as loader:
             assert loader.state(0)["group"] == group
             assert next(loader).itm_noise.shape == (batch // world, group)
 
 
-def test_missing_and_cut_data_are_named_at_the_start(pictures, write_pictures, tokenizer, tmp_path):
+def test_missing_and_cut_data_are_named_at_the_start(images, write_images, tokenizer, tmp_path):
     with pytest.raises(DataError, match="nowhere"):
         opened(tmp_path / "nowhere", tokenizer)
-    cut = write_pictures(tmp_path / "cut", 120)
+    cut = write_images(tmp_path / "cut", 120)
     os.truncate(cut.shard_path(1), 5000)
     with pytest.raises(DataError, match=r"shard-000001.tar.*found 5,000"):
         opened(cut.root, tokenizer)
@@ -409,9 +414,9 @@ def test_missing_and_cut_data_are_named_at_the_start(pictures, write_pictures, t
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_vanishes_ends_the_run_with_its_name(
-    write_pictures, tokenizer, tmp_path, workers
+    write_images, tokenizer, tmp_path, workers
 ):
-    data = write_pictures(tmp_path / "data", 120)
+    data = write_images(tmp_path / "data", 120)
     with opened(data.root, tokenizer, workers=workers) as loader:
         next(loader)
         for number in range(2):
@@ -421,29 +426,29 @@ def test_a_shard_that_vanishes_ends_the_run_with_its_name(
                 next(loader)
 
 
-def test_a_killed_worker_is_started_again_where_it_was(pictures, tokenizer, capfd):
-    wanted = read(pictures.root, tokenizer, steps=13)
-    with opened(pictures.root, tokenizer, start_step=START, workers=2) as loader:
+def test_a_killed_worker_is_restarted_where_it_was(images, tokenizer, capfd):
+    expected = read(images.root, tokenizer, steps=13)
+    with opened(images.root, tokenizer, start_step=START, workers=2) as loader:
         got = list(rows(next(loader)))
         for _ in range(2):
             os.kill(worker_processes(2)[0], signal.SIGKILL)
             # Each worker has two answers under way: at its third turn it is found dead.
             got += [row for _ in range(6) for row in rows(next(loader))]
-    assert got == wanted
-    assert "died (exit code -9): started again at micro-batch" in capfd.readouterr().err
+    assert got == expected
+    assert "died (exit code -9): restarting it at micro-batch" in capfd.readouterr().err
 
 
-def test_a_worker_that_cannot_start_ends_the_run(pictures, tokenizer, monkeypatch):
+def test_a_worker_that_cannot_start_ends_the_run(images, tokenizer, monkeypatch):
     monkeypatch.setattr("data_pipeline.workers._ENTRY", "raise SystemExit(7)")
     with (
-        opened(pictures.root, tokenizer, workers=1) as loader,
+        opened(images.root, tokenizer, workers=1) as loader,
         pytest.raises(IncompleteError, match="exit code 7"),
     ):
         next(loader)
 
 
-def test_workers_leave_signals_to_the_parent(pictures, tokenizer, capfd):
-    with opened(pictures.root, tokenizer, workers=2) as loader:
+def test_workers_leave_signals_to_the_parent(images, tokenizer, capfd):
+    with opened(images.root, tokenizer, workers=2) as loader:
         workers = worker_processes(2)
         for worker in workers:
             os.kill(worker, signal.SIGINT)
@@ -455,12 +460,15 @@ def test_workers_leave_signals_to_the_parent(pictures, tokenizer, capfd):
     assert worker_processes(0) == []
 
 
-def test_workers_import_neither_torch_nor_transformers(pictures, tokenizer):
-    with opened(pictures.root, tokenizer, workers=1) as loader:
+def test_workers_import_neither_torch_nor_transformers(images, tokenizer):
+    with opened(images.root, tokenizer, workers=1) as loader:
         next(loader)
         loaded = Path(f"/proc/{worker_processes(1)[0]}/maps").read_text()
     assert "cv2" in loaded and "libtorch" not in loaded
-    code = "import sys, data_pipeline.workers; print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    code = (
+        "import sys, data_pipeline.workers; "
+        "print(sorted({'torch', 'transformers', 'webdataset'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -473,25 +481,26 @@ PARENT = """
 import os, signal, sys
 from data_pipeline.loader import open_loader
 from data_pipeline.text import Tokenizer
-loader = open_loader([sys.argv[1]], tokenizer=sys.argv[2], workers=2, seed=0, global_batch=24, size=32)
+folder, tokenizer = sys.argv[1:]
+loader = open_loader([folder], tokenizer=tokenizer, workers=2, seed=0, global_batch=24, size=32)
 next(loader)
 print("ready", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_when_the_parent_is_killed(pictures, tokenizer, tmp_path):
+def test_workers_end_when_the_parent_is_killed(images, tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    run = [sys.executable, "-c", PARENT, str(pictures.root), str(tmp_path)]
+    run = [sys.executable, "-c", PARENT, str(images.root), str(tmp_path)]
     started = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     # The workers hold the same standard error, so that it ends with the last of them.
     output, errors = started.communicate(timeout=30)
     assert (started.returncode, output, errors) == (-signal.SIGKILL, b"ready\n", b"")
 
 
-def test_pixels_cross_in_memory_without_a_name(pictures, tokenizer, tmp_path, monkeypatch):
+def test_pixels_cross_in_memory_without_a_name(images, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with opened(pictures.root, tokenizer, workers=2) as loader:
+    with opened(images.root, tokenizer, workers=2) as loader:
         for _ in range(2):  # one from each worker
             next(loader)
         mapped = [
@@ -504,49 +513,45 @@ def test_pixels_cross_in_memory_without_a_name(pictures, tokenizer, tmp_path, mo
     assert "glscl-pixels" not in Path("/proc/self/maps").read_text()
 
 
-def test_batches_own_their_pixels(pictures, tokenizer):
-    with opened(pictures.root, tokenizer, workers=1) as loader:
+def test_batches_own_their_pixels(images, tokenizer):
+    with opened(images.root, tokenizer, workers=1) as loader:
         batches = [next(loader) for _ in range(4)]
-    again = read(pictures.root, tokenizer, steps=1)  # far from these steps, in another arena
+    again = read(images.root, tokenizer, steps=1)  # far from these steps, in another arena
     assert again
-    with opened(pictures.root, tokenizer) as loader:
+    with opened(images.root, tokenizer) as loader:
         assert all((batch.pixels == next(loader).pixels).all() for batch in batches)
 
 
 @pytest.mark.parametrize(("world", "limit"), [(1, None), (3, None), (3, 17)])
-def test_an_evaluation_reads_every_sample_once_in_order(pictures, world, limit):
-    total = limit or pictures.samples
+def test_an_evaluation_reads_every_sample_once_in_order(images, world, limit):
+    total = limit or images.samples
     seen = []
     for rank in range(world):
         batches = list(
-            evaluation_batches(
-                pictures, size=32, batch_size=50, rank=rank, world=world, limit=limit
-            )
+            evaluation_batches(images, size=32, batch_size=50, rank=rank, world=world, limit=limit)
         )
         indices = [index for batch in batches for index in batch.indices]
         assert indices == list(range(rank, total, world))
         assert [sample.key for batch in batches for sample in batch.samples] == [
-            f"pictures/shard-{index // 100:06d}.tar/{index:05d}" for index in indices
+            f"images/shard-{index // 100:06d}.tar/{index:05d}" for index in indices
         ]
         seen += indices
     assert sorted(seen) == list(range(total))
 
 
-def test_an_evaluation_squashes_pictures_and_skips_none(pictures, write_pictures, tmp_path):
-    batch = next(evaluation_batches(pictures, size=32, batch_size=3))
+def test_an_evaluation_squashes_images_and_skips_none(images, write_images, tmp_path):
+    batch = next(evaluation_batches(images, size=32, batch_size=3))
     expected = np.empty((32, 32, 3), dtype=np.uint8)
     write_evaluation_view(batch.samples[2].media, expected)
     assert (batch.pixels[2].numpy() == expected).all()
-    broken = write_pictures(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
-    with pytest.raises(
-        DataError, match="sample pictures/shard-000000.tar/00004 cannot be evaluated"
-    ):
+    broken = write_images(tmp_path, 10, spoiled={4: {"jpg": b"\xff\xd8", "txt": b"a star"}})
+    with pytest.raises(DataError, match="sample images/shard-000000.tar/00004 cannot be evaluated"):
         list(evaluation_batches(broken, size=32, batch_size=8))
 
 
-def test_an_evaluation_that_ends_early_closes_its_shards(pictures):
+def test_an_evaluation_that_stops_early_closes_its_shards(images):
     before = len(os.listdir("/proc/self/fd"))
-    batches = evaluation_batches(pictures, size=32, batch_size=3)
+    batches = evaluation_batches(images, size=32, batch_size=3)
     next(batches)
     assert len(os.listdir("/proc/self/fd")) == before + 1
     batches.close()

@@ -1,4 +1,4 @@
-"""Indexing and checking shards that anyone wrote: what is accepted, and which line is said about what is not."""
+"""Indexing and checking shards that anyone may have written, and the messages about bad ones."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def test_shards_of_img2dataset_are_indexed(tmp_path):
     assert [manifest.index(0).key(i) for i in range(2)] == ["000000000", "000000003"]
 
 
-def test_a_member_lies_where_the_index_says_and_has_its_hash(tmp_path):
+def test_a_member_is_where_the_index_says_and_has_its_hash(tmp_path):
     root = data_set(tmp_path / "data", pair("a") + pair("b", "a cat"))
     index(root)
     manifest = Manifest.load(root)
@@ -97,7 +97,7 @@ def test_a_member_lies_where_the_index_says_and_has_its_hash(tmp_path):
     assert stored[members["jpg"].offset :][: members["jpg"].size] == jpeg()
 
 
-def test_the_manifest_file_is_the_one_of_the_contract(tmp_path):
+def test_the_manifest_file_has_the_documented_fields(tmp_path):
     root = data_set(tmp_path / "data", pair("a"))
     index(root, source={"name": "mine"})
     document = json.loads((root / "dataset.json").read_text())
@@ -108,12 +108,12 @@ def test_the_manifest_file_is_the_one_of_the_contract(tmp_path):
 
 
 def test_several_workers_write_the_same_index(tmp_path):
-    one, two = (
+    alone, together = (
         data_set(tmp_path / name, pair("a"), pair("b"), pair("c")) for name in ("one", "two")
     )
-    assert index(one, workers=1).digest == index(two, workers=2).digest
-    names = [path.name for path in sorted(one.iterdir()) if path.name != "dataset.json"]
-    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert index(alone, workers=1).digest == index(together, workers=2).digest
+    names = [path.name for path in sorted(alone.iterdir()) if path.name != "dataset.json"]
+    assert all((alone / name).read_bytes() == (together / name).read_bytes() for name in names)
 
 
 def test_shards_in_folders_below_are_found(tmp_path):
@@ -125,14 +125,14 @@ def test_shards_in_folders_below_are_found(tmp_path):
     ]
 
 
-def test_what_is_hidden_is_no_shard(tmp_path):
+def test_hidden_files_are_not_shards(tmp_path):
     root = data_set(tmp_path / ".data", pair("a"))
     data_set(root / ".cache", b"half of a tar")
     (root / ".00000.tar").write_bytes(b"a resource fork")
     assert [shard.name for shard in index(root).shards] == ["00000.tar"]
 
 
-def test_indexing_again_keeps_where_the_data_came_from(tmp_path):
+def test_indexing_again_keeps_the_source_of_the_data(tmp_path):
     root = data_set(tmp_path / "data", pair("a"))
     index(root, source={"name": "mine", "kind": "photos"})
     data_set(root, pair("a") + pair("b"))
@@ -168,7 +168,7 @@ def test_long_names_of_every_tar_format_are_read(tmp_path, tar_format):
     ),
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-def test_the_index_holds_what_was_put_into_the_tar(tmp_path_factory, samples, tar_format):
+def test_the_index_holds_the_contents_of_the_tar(tmp_path_factory, samples, tar_format):
     root = tmp_path_factory.mktemp("data")
     files = [
         (f"{key}.{extension}", payload)
@@ -209,7 +209,7 @@ def test_a_cut_shard_names_the_sample_and_the_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (pair("a") + pair("a"), "holds sample a twice"),
         (pair("a") + pair("b") + pair("a"), "holds sample a twice"),
@@ -231,8 +231,8 @@ def test_a_cut_shard_names_the_sample_and_the_bytes(tmp_path):
         (b"x" * 100, "is not a tar file"),
     ],
 )
-def test_what_a_shard_may_not_hold_is_refused(tmp_path, files, said):
-    assert said in message_of(data_set(tmp_path / "data", files))
+def test_forbidden_members_of_a_shard_are_refused(tmp_path, files, message):
+    assert message in message_of(data_set(tmp_path / "data", files))
 
 
 def test_a_damaged_header_is_noticed(tmp_path):
@@ -241,7 +241,7 @@ def test_a_damaged_header_is_noticed(tmp_path):
     assert "is damaged after sample a" in message_of(data_set(tmp_path / "data", bytes(payload)))
 
 
-def test_a_negative_size_does_not_walk_in_circles(tmp_path):
+def test_a_negative_size_does_not_loop_forever(tmp_path):
     header = bytearray(tar_of([("a.jpg", b"x")])[:512])
     header[124:136] = b"-0000001000\0"
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
@@ -255,7 +255,7 @@ def test_pax_sizes_are_refused(tmp_path):
     assert "PAX headers that change a member's size" in text
 
 
-def test_folders_and_files_without_extension_are_passed_over(tmp_path):
+def test_folders_and_files_without_an_extension_are_ignored(tmp_path):
     folder = tarfile.TarInfo("images")
     folder.type = tarfile.DIRTYPE
     root = data_set(
@@ -304,7 +304,7 @@ def test_a_damaged_manifest_is_named(tmp_path, change):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_a_manifest_that_is_no_json_object_is_named(tmp_path, text):
+def test_a_manifest_that_is_not_a_json_object_is_named(tmp_path, text):
     root = data_set(tmp_path / "data", pair("a"))
     (root / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json is damaged"):
@@ -335,7 +335,7 @@ def test_an_index_of_another_shard_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x80\x04pickle", b"\xff" * 64])
-def test_an_index_that_is_no_index_is_refused(tmp_path, payload):
+def test_a_malformed_index_is_refused(tmp_path, payload):
     (tmp_path / "x.index.safetensors").write_bytes(payload)
     with pytest.raises(DataError, match="is damaged"):
         ShardIndex.load(tmp_path / "x.index.safetensors")
@@ -381,7 +381,7 @@ def test_verify_lists_every_broken_shard(tmp_path):
     assert "00003.tar" in without_index and "index" in without_index
 
 
-def test_verify_decodes_every_sample_when_asked(tmp_path):
+def test_verify_with_decode_decodes_every_sample(tmp_path):
     files = [
         *pair("a"),
         ("b.jpg", b"\xff\xd8 no picture"),

@@ -1,4 +1,4 @@
-"""What is masked: how many patches and tokens, whole words, and from the sample's generator alone."""
+"""What is masked: how many patches and tokens, whole words, by the sample's generator alone."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def draw_masks(*arguments: object, **options: object) -> Masks:
 
 
 @pytest.mark.parametrize(
-    ("patches", "kept", "masked"), [(324, 64, 97), (196, 39, 58), (25, 5, 7), (36, 7, 10)]
+    ("patches", "keep", "masked"), [(324, 64, 97), (196, 39, 58), (25, 5, 7), (36, 7, 10)]
 )
-def test_patches_are_kept_and_masked_at_the_published_counts(patches, kept, masked, tokenizer):
+def test_patches_are_kept_and_masked_at_the_published_counts(patches, keep, masked, tokenizer):
     masks = draw_masks(generator(), encoding_of([1, 2]), patches, tokenizer, CONFIG)
-    assert (len(masks.keep_patches), len(masks.masked_patches)) == (kept, masked)
+    assert (len(masks.keep_patches), len(masks.masked_patches)) == (keep, masked)
     for positions in (masks.keep_patches, masks.masked_patches):
         assert sorted(set(positions.tolist())) == positions.tolist()
         assert positions.min() >= 0 and positions.max() < patches
@@ -68,7 +68,7 @@ def test_masks_come_from_the_generator_alone(tokenizer):
     assert (first.keep_patches != other.keep_patches).any()
 
 
-def test_words_are_chosen_evenly():
+def test_all_words_are_equally_likely_to_be_chosen():
     words = [None, *range(10), None]
     counts = np.zeros(12)
     random = generator()
@@ -88,8 +88,8 @@ def test_chosen_tokens_are_mostly_masked_sometimes_random_sometimes_kept(tokeniz
     ids = [int(tokenizer.ordinary_ids[5])] * 20_000
     shown = replace_tokens(generator(), ids, np.arange(20_000), tokenizer)
     masked = (shown == tokenizer.mask_id).mean()
-    kept = (shown == ids[0]).mean()
-    assert abs(masked - 0.8) < 0.01 and abs(kept - 0.1) < 0.01
+    share_kept = (shown == ids[0]).mean()
+    assert abs(masked - 0.8) < 0.01 and abs(share_kept - 0.1) < 0.01
     assert np.isin(shown[shown != tokenizer.mask_id], tokenizer.ordinary_ids).all()
 
 
@@ -105,9 +105,12 @@ def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer
         draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True))
         for _ in range(1500)
     ]
-    assert abs(np.mean([len(one.masked_tokens) for one in masks]) / tokens - share) < 0.01
-    for one in masks:
-        positions = one.masked_tokens.tolist()
+    assert (
+        abs(np.mean([len(masks_of_text.masked_tokens) for masks_of_text in masks]) / tokens - share)
+        < 0.01
+    )
+    for masks_of_text in masks:
+        positions = masks_of_text.masked_tokens.tolist()
         assert sorted(set(positions)) == positions and 1 <= positions[0] <= positions[-1] <= tokens
 
 
@@ -115,7 +118,7 @@ def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer
 def test_the_published_unit_draws_positions_and_leaves_short_texts_without_target(
     tokens, without, tokenizer
 ):
-    """Shares of captions without target as the authors' collator has them, 16 % of the tokens on average."""
+    """As in the authors' collator: some captions have no target, on average 16 % of the tokens."""
     random, encoding = generator(), encoding_of([2] * (tokens // 2))
     counts = np.zeros(tokens + 2)
     none = 0
@@ -135,9 +138,9 @@ def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
         draw_masks(generator(seed), encodings[1], 36, tokenizer, PUBLISHED) for seed in range(99)
     )
     empty = next(masks for masks in seeds if len(masks.mlm_positions) == 0)
-    for masks, found in (([whole, empty], len(whole.mlm_positions)), ([empty, empty], 0)):
+    for masks, targets in (([whole, empty], len(whole.mlm_positions)), ([empty, empty], 0)):
         arrays = collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
-        assert len(arrays["mlm_positions"]) == len(arrays["mlm_labels"]) == found
+        assert len(arrays["mlm_positions"]) == len(arrays["mlm_labels"]) == targets
         assert arrays["mlm_positions"].dtype == arrays["mlm_labels"].dtype == np.int64
         assert (arrays["mlm_ids"][1] == arrays["text_ids"][1]).all()
 
@@ -146,8 +149,8 @@ def test_sampled_negatives_are_rows_of_what_is_masked_and_change_nothing_else(to
     encodings = [encoding_of([1] * tokens) for tokens in (3, 20)]
     drawn = {
         number: [
-            draw_masks(generator(2), one, 36, tokenizer, CONFIG, local_negatives=number)
-            for one in encodings
+            draw_masks(generator(2), masks_of_text, 36, tokenizer, CONFIG, local_negatives=number)
+            for masks_of_text in encodings
         ]
         for number in (None, 4)
     }

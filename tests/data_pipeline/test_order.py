@@ -1,4 +1,4 @@
-"""The order: every sample once an epoch, exact shares, the same for ever."""
+"""The order: every sample once per epoch, exact shares, and never a different order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from data_pipeline.errors import DataError, UsageError
 from data_pipeline.order import (
     BLOCK,
     SPAN,
-    WINDOW,
+    WINDOW_SPANS,
     Order,
     Source,
     default_lanes,
-    fold,
-    hash_key,
     permute,
     quotas,
 )
+from data_pipeline.randomness import fold, hash_key
 
 # What the first version drew: a change here is a change of every run that was ever started.
 GOLDEN = {
@@ -59,7 +58,7 @@ def identity(draws) -> list[tuple[int, int, int]]:
     )
 
 
-def test_the_order_stays_what_it_was():
+def test_the_order_is_that_of_the_first_version():
     laned = Order([Source("scenes-train", (1000, 1000, 400))], seed=0, lanes=8)
     small = Order([Source("small", (70, 30))], seed=7, lanes=4)
     blend = Order([Source("a", (900,), 0.3), Source("b", (5000,), 0.7)], seed=3, lanes=2)
@@ -72,7 +71,7 @@ def test_the_order_stays_what_it_was():
 
 
 @given(size=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))
-def test_a_keyed_permutation_sends_every_index_somewhere_else(size, key):
+def test_a_keyed_permutation_sends_no_two_indices_to_one_place(size, key):
     image = permute(np.arange(size), np.full(size, size), np.array([key], dtype=np.uint64))
     assert sorted(image.tolist()) == list(range(size))
 
@@ -152,18 +151,18 @@ def test_a_step_takes_the_same_number_of_draws_from_every_lane():
 
 def test_other_batch_sizes_consume_the_same_samples():
     order = Order([Source("a", (900,), 1), Source("b", (800,), 2)], 0, lanes=8)
-    wanted = sorted(identity(order.draws(0, 192)))
+    expected = sorted(identity(order.draws(0, 192)))
     for batch in (8, 24, 48, 96):
         taken = [draw for step in range(192 // batch) for draw in identity(order.step(step, batch))]
-        assert sorted(taken) == wanted
+        assert sorted(taken) == expected
 
 
 def test_a_lane_reads_from_few_spans_at_a_time():
     lanes = 2
     order = Order([Source("a", (40 * SPAN,) * 20)], 0, lanes)
-    lane = order.draws(0, lanes * SPAN * WINDOW).sample[::lanes]
-    assert len(np.unique(lane // SPAN)) == WINDOW
-    assert len(np.unique(lane[:200] // SPAN)) > WINDOW // 2
+    lane = order.draws(0, lanes * SPAN * WINDOW_SPANS).sample[::lanes]
+    assert len(np.unique(lane // SPAN)) == WINDOW_SPANS
+    assert len(np.unique(lane[:200] // SPAN)) > WINDOW_SPANS // 2
 
 
 def test_order_depends_on_seed_source_occurrence_and_epoch():
@@ -180,7 +179,7 @@ def test_order_depends_on_seed_source_occurrence_and_epoch():
 
 
 def test_wrong_mixtures_and_batches_are_refused():
-    with pytest.raises(UsageError, match="8 lanes must divide the global batch of 12"):
+    with pytest.raises(UsageError, match="8 lanes do not divide the global batch of 12"):
         Order([Source("a", (100,))], 0, lanes=8).step(0, 12)
     with pytest.raises(UsageError, match="positive"):
         Order([Source("a", (100,), 0.0)], 0, lanes=1)

@@ -1,4 +1,4 @@
-"""Bad samples: replaced the same way everywhere, recorded once, refused when there are too many."""
+"""Bad samples: replaced the same way everywhere, listed once, an error if there are too many."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def read_epoch(root: Path, tokenizer, **options: object) -> list[str]:
 
 
 @pytest.fixture
-def spoiled(write_pictures, tmp_path) -> Path:
-    """40 pictures, three of them bad: random bytes, no caption, an empty one."""
+def spoiled(write_images, tmp_path) -> Path:
+    """40 images, three of them bad: random bytes, no caption, an empty one."""
     from_others = {
         5: {"jpg": b"\xff\xd8" + b"random" * 50, "txt": b"a star"},
         6: {"jpg": b"\xff\xd8"},
         23: {"jpg": b"\xff\xd8", "txt": b"  "},
     }
-    return write_pictures(tmp_path / "spoiled", 40, spoiled=from_others).root
+    return write_images(tmp_path / "spoiled", 40, spoiled=from_others).root
 
 
 def test_a_stand_in_depends_on_its_position_alone():
@@ -58,14 +58,17 @@ def test_bad_samples_are_replaced_and_everything_else_stays(spoiled, tokenizer, 
     replaced = [(plan, key) for plan, key in zip(planned, read, strict=True) if plan != key]
     assert sorted(plan[-5:] for plan, _ in replaced) == ["00005", "00006", "00023"]
     assert {"00005", "00006", "00023"}.isdisjoint(key[-5:] for key in read)
-    found = {line["key"]: line for line in lines(path)}
-    assert {key: line["reason"] for key, line in found.items()} == {
+    line_by_key = {line["key"]: line for line in lines(path)}
+    assert {key: line["reason"] for key, line in line_by_key.items()} == {
         "00005": "undecodable",
         "00006": "missing-field",
         "00023": "empty-text",
     }
-    assert found["00005"]["source"] == "pictures" and found["00005"]["shard"] == "shard-000000.tar"
-    assert "00006" in found["00006"]["message"]
+    assert (
+        line_by_key["00005"]["source"] == "pictures"
+        and line_by_key["00005"]["shard"] == "shard-000000.tar"
+    )
+    assert "00006" in line_by_key["00006"]["message"]
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"micro_batches": 2}])
@@ -86,7 +89,7 @@ def test_a_bad_sample_is_recorded_once_over_epochs_and_restarts(spoiled, tokeniz
     assert sorted(keys) == ["00005", "00006", "00023"]
 
 
-def test_a_torn_last_line_is_passed_over(tmp_path):
+def test_a_torn_last_line_is_ignored(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     Quarantine(path).note(1, [record(1)])
     with path.open("a") as file:
@@ -99,16 +102,16 @@ def test_a_torn_last_line_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_without_a_readable_sample_ends_with_the_worst_shard(
-    write_pictures, tokenizer, tmp_path, workers
+    write_images, tokenizer, tmp_path, workers
 ):
     bad = {number: {"jpg": b"bad", "txt": b"a star"} for number in range(30)}
-    root = write_pictures(tmp_path / "bad", 30, spoiled=bad).root
+    root = write_images(tmp_path / "bad", 30, spoiled=bad).root
     with (
         open_loader(
             [root], tokenizer=tokenizer, workers=workers, quarantine=tmp_path / "q.jsonl", **OPTIONS
         ) as loader,
         pytest.raises(
-            DataError, match=r"8 samples in a row are bad; worst shard pictures/shard-000000.tar"
+            DataError, match=r"8 samples in a row are bad; worst shard images/shard-000000.tar"
         ),
     ):
         next(loader)
@@ -123,7 +126,7 @@ def test_too_many_bad_samples_end_the_run_and_name_the_worst_shard(tmp_path):
         quarantine.note(999, bad[-1:])
 
 
-def test_a_few_bad_samples_among_many_are_borne():
+def test_a_few_bad_samples_among_many_are_tolerated():
     quarantine = Quarantine(None, limit=0.01)
     for _ in range(50):
         quarantine.note(RECENT_DRAWS // 10, [record(0)] * 10)  # just 1 %

@@ -22,7 +22,7 @@ from data_pipeline.shards.manifest import Manifest, index
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.write import write_shards
 from tests.data_pipeline.batches import BATCH, OPTIONS, START, read, rows
-from tests.data_pipeline.conftest import encoded_picture
+from tests.data_pipeline.conftest import encoded_image
 
 ANSWERS = ("yes", "no", "red", "blue")
 LABELS = QuestionConfig(labels=(("yes", 0), ("Yes", 0), ("no", 1), ("red", 2)), count=3, soft="vqa")
@@ -39,7 +39,7 @@ def asked(*entries):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """60 pictures with one to three questions each and no captions, in two shards."""
+    """60 images with one to three questions each and no captions, in two shards."""
     records = []
     for number in range(60):
         random = np.random.default_rng(number)
@@ -51,7 +51,7 @@ def questions(tmp_path_factory):
             )
             for n in range(1 + number % 3)
         ]
-        records.append((f"{number:05d}", {"jpg": encoded_picture(number), "json": asked(*entries)}))
+        records.append((f"{number:05d}", {"jpg": encoded_image(number), "json": asked(*entries)}))
     return write_shards(
         tmp_path_factory.mktemp("asked"), records, samples_per_shard=40, source={"name": "asked"}
     )
@@ -61,13 +61,13 @@ def paired(number, second="1.jpg", **changed):
     statement = question(
         f"dev-{number}-0-0", ["True"], "both are red", type="statement", group=f"dev-{number}-0"
     )
-    members = {"0.jpg": encoded_picture(2 * number), second: encoded_picture(2 * number + 1)}
+    members = {"0.jpg": encoded_image(2 * number), second: encoded_image(2 * number + 1)}
     return members | {"json": asked(statement)} | changed
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """60 pairs of pictures with a statement each."""
+    """60 pairs of images with a statement each."""
     records = [(f"dev-{number}-0-0", paired(number)) for number in range(60)]
     return write_shards(tmp_path_factory.mktemp("pairs"), records, source={"name": "pairs"})
 
@@ -75,7 +75,7 @@ def pairs(tmp_path_factory):
 # What the members mean. ---------------------------------------------------------------------------
 
 
-def test_questions_are_read_with_all_they_say():
+def test_questions_are_read_with_all_their_fields():
     entry = question(
         4, ["red", "red", "dark red"], " what colour? ", type="colour", answer_type="other"
     )
@@ -86,7 +86,7 @@ def test_questions_are_read_with_all_they_say():
     assert sample.captions == () and sample.annotations["questions"] == [entry]
 
 
-def test_captions_are_kept_beside_questions_and_needed_without():
+def test_captions_are_read_beside_questions_and_required_without_them():
     members = {"jpg": b"pixels", "txt": b"a dog", "json": asked(question(1))}
     assert parse_sample("7", members, texts="questions").captions == ("a dog",)
     assert parse_sample("7", members).questions == ()
@@ -94,13 +94,13 @@ def test_captions_are_kept_beside_questions_and_needed_without():
         parse_sample("7", {"jpg": b"pixels", "json": asked(question(1))})
 
 
-def test_secret_answers_are_no_answers():
-    (one,) = parse_questions("7", {"questions": [{"id": 1, "question": "what?"}]})
-    assert one.answers == ()
+def test_secret_answers_are_read_as_no_answers():
+    (question,) = parse_questions("7", {"questions": [{"id": 1, "question": "what?"}]})
+    assert question.answers == ()
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("what?", "is not an object"),
         ({"question": "what?"}, '"id"'),
@@ -117,8 +117,8 @@ def test_secret_answers_are_no_answers():
         ({"id": 1, "question": "what \ud800"}, "surrogate"),
     ],
 )
-def test_a_malformed_question_is_a_bad_sample_that_says_where(entry, said):
-    with pytest.raises(BadSample, match=said) as caught:
+def test_a_malformed_question_is_a_bad_sample_that_says_where(entry, message):
+    with pytest.raises(BadSample, match=message) as caught:
         parse_questions("7", {"questions": [question(0), entry]})
     assert "sample 7: question 1" in str(caught.value)
 
@@ -130,14 +130,14 @@ def test_a_sample_without_questions_is_missing_a_field(annotations):
     assert caught.value.reason == "missing-field"
 
 
-def test_a_pair_has_two_pictures_of_any_formats():
+def test_a_pair_has_two_images_of_any_formats():
     sample = parse_sample("7", paired(0, second="1.png"), "pair", "questions")
-    assert sample.media == encoded_picture(0) and sample.second == encoded_picture(1)
+    assert sample.media == encoded_image(0) and sample.second == encoded_image(1)
     assert sample.questions[0].group == "dev-0-0"
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "message"),
     [
         ({"0.jpg": b"pixels"}, "no second image"),
         ({"0.jpg": b"pixels", "1.jpg": b""}, "its 1.jpg member is empty"),
@@ -145,8 +145,8 @@ def test_a_pair_has_two_pictures_of_any_formats():
         ({"jpg": b"pixels"}, "an image where a pair of images is needed"),
     ],
 )
-def test_half_a_pair_is_a_bad_sample(members, said):
-    with pytest.raises(BadSample, match=said):
+def test_half_a_pair_is_a_bad_sample(members, message):
+    with pytest.raises(BadSample, match=message):
         parse_sample("7", members | {"json": asked(question(1))}, "pair", "questions")
 
 
@@ -154,7 +154,7 @@ def test_pairs_are_indexed_and_verified(pairs, tmp_path):
     assert pairs.fields == {"0.jpg": 60, "1.jpg": 60, "json": 60}
     assert index(pairs.root).fields == pairs.fields
     assert verify(pairs.root, decode=True) == []
-    cut = encoded_picture(1)[:300]
+    cut = encoded_image(1)[:300]
     bad = [
         paired(0, **{"1.jpg": b"no picture"}),
         paired(1, json=asked({"id": 1})),
@@ -175,7 +175,7 @@ def test_verify_names_malformed_regions(tmp_path):
     content = json.dumps({"captions": ["a dog"], "regions": [{"phrase": "dog"}]}).encode()
     write_shards(
         tmp_path / "bad",
-        [("0", {"jpg": encoded_picture(0), "json": content})],
+        [("0", {"jpg": encoded_image(0), "json": content})],
         source={"name": "bad"},
     )
     assert "sample 0: region 0 ('dog') needs a list" in verify(tmp_path / "bad", decode=True)[0]
@@ -186,14 +186,14 @@ def test_verify_names_malformed_regions(tmp_path):
 
 @given(st.lists(st.sampled_from([*ANSWERS, "Yes"]), min_size=1, max_size=12))
 def test_soft_targets_are_the_mean_accuracy_over_all_but_one_annotator(answers):
-    found = targets(answers, dict(LABELS.labels), LABELS)
+    soft = targets(answers, dict(LABELS.labels), LABELS)
     for label in range(3):
-        said = [dict(LABELS.labels).get(answer) == label for answer in answers]
-        others = list(combinations(said, len(said) - 1))
-        assert found[label] == pytest.approx(
-            sum(min(1, sum(kept) / 3) for kept in others) / len(others)
+        votes = [dict(LABELS.labels).get(answer) == label for answer in answers]
+        others = list(combinations(votes, len(votes) - 1))
+        assert soft[label] == pytest.approx(
+            sum(min(1, sum(votes_of_others) / 3) for votes_of_others in others) / len(others)
         )
-    assert found.dtype == np.float32
+    assert soft.dtype == np.float32
 
 
 def test_ten_equal_votes_give_one_and_three_of_ten_give_nine_tenths():
@@ -204,7 +204,7 @@ def test_ten_equal_votes_give_one_and_three_of_ten_give_nine_tenths():
 
 
 @pytest.mark.parametrize(
-    ("labels", "count", "soft", "said"),
+    ("labels", "count", "soft", "message"),
     [
         ((("a", 2),), 2, "vqa", "labels from 0 to 1"),
         ((), 2, "vqa", "at least one"),
@@ -212,8 +212,8 @@ def test_ten_equal_votes_give_one_and_three_of_ten_give_nine_tenths():
         ((("a", 0),), 1, "hard", "not 'hard'"),
     ],
 )
-def test_labels_that_make_no_sense_are_refused(labels, count, soft, said):
-    with pytest.raises(UsageError, match=said):
+def test_labels_that_make_no_sense_are_refused(labels, count, soft, message):
+    with pytest.raises(UsageError, match=message):
         QuestionConfig(labels, count, soft)
 
 
@@ -223,15 +223,15 @@ def test_labels_that_make_no_sense_are_refused(labels, count, soft, said):
 def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
     """`rows` of some steps with the targets."""
     options = {**OPTIONS, "micro_batches": micro_batches, "questions": config, **options}
-    found = []
+    rows_read = []
     with open_loader([root], tokenizer=tokenizer, start_step=START, **options) as loader:
         for _ in range(steps * micro_batches):
             batch = next(loader)
-            found += [
-                row | {"targets": one.tolist()}
-                for row, one in zip(rows(batch), batch.targets, strict=True)
+            rows_read += [
+                row | {"targets": target.tolist()}
+                for row, target in zip(rows(batch), batch.targets, strict=True)
             ]
-    return found
+    return rows_read
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
     [(2, 2, 0), (3, 1, 0), (1, 2, 2), (4, 2, 0), (1, BATCH, 0)],
 )
 @pytest.mark.parametrize("kind", ["questions", "pairs"])
-def test_no_division_changes_what_is_asked(request, tokenizer, kind, world, micro_batches, workers):
+def test_no_division_changes_the_questions(request, tokenizer, kind, world, micro_batches, workers):
     root = request.getfixturevalue(kind).root
     config, options = (LABELS, {}) if kind == "questions" else (TRUTH, {"pairs": True})
     whole = read_rows(root, tokenizer, config, **options)
@@ -258,12 +258,11 @@ def test_text_and_targets_are_those_of_one_question_and_change_with_the_epoch(qu
     meant = {}
     for batch in evaluation_batches(questions, size=32, batch_size=60, texts="questions"):
         for sample in batch.samples:
-            encoded = tokenizer.encode([one.question for one in sample.questions], 50)
-            wanted = [
-                targets(one.answers, dict(LABELS.labels), LABELS).tolist()
-                for one in sample.questions
-            ]
-            meant[sample.key] = {tuple(e.ids): w for e, w in zip(encoded, wanted, strict=True)}
+            meant[sample.key] = {}
+            for asked_question in sample.questions:
+                (encoding,) = tokenizer.encode([asked_question.question], 50)
+                row = targets(asked_question.answers, dict(LABELS.labels), LABELS).tolist()
+                meant[sample.key][tuple(encoding.ids)] = row
     drawn = {}
     for row in read_rows(questions.root, tokenizer, LABELS, steps=12):
         assert meant[row["key"]][tuple(row["text"])] == row["targets"]
@@ -271,31 +270,28 @@ def test_text_and_targets_are_those_of_one_question_and_change_with_the_epoch(qu
     assert sum(map(len, drawn.values())) > 0.9 * sum(map(len, meant.values()))
 
 
-def test_captions_are_drawn_as_before_beside_questions(pictures, tokenizer, tmp_path):
-    """The same samples with questions added give the same rows when captions are asked for."""
+def test_added_questions_do_not_change_which_captions_are_drawn(images, tokenizer, tmp_path):
+    """The same samples with questions added give the same rows when captions are read."""
     records = []
-    for batch in evaluation_batches(pictures, size=32, batch_size=100, limit=100):
-        for one in batch.samples:
+    for batch in evaluation_batches(images, size=32, batch_size=100, limit=100):
+        for sample in batch.samples:
             members = {
-                "jpg": one.media,
-                "txt": one.captions[0].encode(),
+                "jpg": sample.media,
+                "txt": sample.captions[0].encode(),
                 "json": asked(question(1)),
             }
-            records.append((one.key[-5:], members))
+            records.append((sample.key[-5:], members))
     more = write_shards(
         tmp_path / "pictures", records, samples_per_shard=100, source={"name": "pictures"}
     )
-    plain = [
-        (key, {name: value for name, value in members.items() if name != "json"})
-        for key, members in records
-    ]
+    plain = [(key, {"jpg": members["jpg"], "txt": members["txt"]}) for key, members in records]
     less = write_shards(
         tmp_path / "plain", plain, samples_per_shard=100, source={"name": "pictures"}
     )
     assert read(more.root, tokenizer) == read(less.root, tokenizer)
 
 
-def test_a_batch_of_pairs_says_so(pairs, tokenizer):
+def test_a_batch_of_pairs_is_marked_as_pairs(pairs, tokenizer):
     options = {**OPTIONS, "pairs": True, "questions": TRUTH, "dataset_negatives": True}
     with open_loader([pairs.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
@@ -310,7 +306,7 @@ def test_a_batch_of_pairs_says_so(pairs, tokenizer):
     assert not (batch.pixels[:, 0] == batch.pixels[:, 1]).flatten(1).all(1).any()
 
 
-def test_an_evaluation_reads_both_pictures(pairs):
+def test_an_evaluation_reads_both_images(pairs):
     (batch,) = evaluation_batches(
         pairs, size=32, batch_size=8, limit=3, pairs=True, texts="questions"
     )
@@ -323,12 +319,12 @@ def test_an_evaluation_reads_both_pictures(pairs):
 
 
 def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_path):
-    picture = encoded_picture(1)
+    image = encoded_image(1)
     spoiled = {
-        1: {"jpg": picture, "txt": b"a star"},
-        3: {"jpg": picture, "json": asked(question(1, []))},
+        1: {"jpg": image, "txt": b"a star"},
+        3: {"jpg": image, "json": asked(question(1, []))},
     }
-    good = {"jpg": picture, "json": asked(question(1, []), question(2))}
+    good = {"jpg": image, "json": asked(question(1, []), question(2))}
     records = [(f"{number:05d}", spoiled.get(number, good)) for number in range(8)]
     root = write_shards(tmp_path / "asked", records, source={"name": "asked"}).root
     options = {**OPTIONS, "global_batch": 8, "questions": LABELS, "max_bad_fraction": 1.0}
@@ -366,13 +362,13 @@ def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tok
         open_loader([root], tokenizer=tokenizer, **options) as loader,
         pytest.raises(
             DataError,
-            match=r"sample all/.*: the answer 'true' is none of the labels 'False', 'True'",
+            match=r"sample all/.*: the answer 'true' is not one of the labels 'False', 'True'",
         ),
     ):
         next(loader)
 
 
-def test_other_labels_are_another_run(questions, tokenizer):
+def test_a_state_with_other_labels_is_refused(questions, tokenizer):
     def opened(config):
         return open_loader([questions.root], tokenizer=tokenizer, questions=config, **OPTIONS)
 
@@ -383,14 +379,14 @@ def test_other_labels_are_another_run(questions, tokenizer):
             opened(other).check_state(state)
 
 
-def test_pairs_of_clips_and_pictures_as_pairs_are_refused(pairs, pictures, tokenizer):
-    with pytest.raises(UsageError, match="pairs are of images"):
+def test_pairs_of_videos_and_images_read_as_pairs_are_refused(pairs, images, tokenizer):
+    with pytest.raises(UsageError, match="pairs hold images, not videos"):
         open_loader([pairs.root], tokenizer=tokenizer, pairs=True, frames=2, **OPTIONS)
     with pytest.raises(DataError, match="holds no pairs"):
-        open_loader([pictures.root], tokenizer=tokenizer, pairs=True, **OPTIONS)
+        open_loader([images.root], tokenizer=tokenizer, pairs=True, **OPTIONS)
 
 
-def test_what_workers_import_for_questions_is_free_of_torch():
+def test_workers_do_not_import_torch_for_questions():
     code = (
         "import sys, data_pipeline.questions, data_pipeline.regions; print('torch' in sys.modules)"
     )

@@ -1,4 +1,4 @@
-"""Regions: run lengths that decode to the mask they were made of, and what is said about malformed ones."""
+"""Regions: run lengths decode to the mask they were made from; malformed ones are named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_regions_are_read_with_boxes_masks_or_both():
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ("dog", "is not an object"),
         ({"boxes": [[0, 0, 1, 1]]}, "phrase"),
@@ -67,11 +67,11 @@ def test_regions_are_read_with_boxes_masks_or_both():
         ({"phrase": "dog", "masks": [{"size": [6], "counts": [6]}]}, "size"),
         ({"phrase": "dog", "masks": [[1]]}, "size"),
         ({"phrase": "dog", "masks": [{"size": [2**20, 2**20], "counts": [2**30]}]}, "more than"),
-        ({"phrase": "dog", "masks": [MASK, {"size": [1, 1], "counts": [1]}]}, "several sizes"),
+        ({"phrase": "dog", "masks": [MASK, {"size": [1, 1], "counts": [1]}]}, "different sizes"),
     ],
 )
-def test_a_malformed_region_is_a_bad_sample_that_says_where(entry, said):
-    with pytest.raises(BadSample, match=said) as caught:
+def test_a_malformed_region_is_a_bad_sample_that_says_where(entry, message):
+    with pytest.raises(BadSample, match=message) as caught:
         regions({"phrase": "cat", "boxes": [[0, 0, 1, 1]]}, entry)
     assert "sample 7: region 1" in str(caught.value)
 
@@ -97,6 +97,6 @@ def test_any_json_gives_regions_or_a_bad_sample(value):
         return
 
 
-def test_regions_that_are_no_list_are_refused():
+def test_regions_that_are_not_a_list_are_refused():
     with pytest.raises(BadSample, match="must be a list"):
         parse_regions("7", {"regions": {}})

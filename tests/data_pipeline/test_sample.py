@@ -1,4 +1,4 @@
-"""What the members of one key mean, and what is said about members that mean nothing."""
+"""What the members of one key mean, and the messages about members that mean nothing."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ def test_the_image_id_may_be_a_number():
     assert parse_sample("7", members(captions=["a"], image_id=42)).image_id == "42"
 
 
-def test_all_of_the_json_is_kept():
+def test_the_whole_json_is_kept_as_annotations():
     sample = parse_sample("7", members(captions=["a"], questions=[{"id": 1}]))
     assert sample.annotations["questions"] == [{"id": 1}]
 

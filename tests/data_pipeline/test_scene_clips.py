@@ -1,4 +1,4 @@
-"""The embedded clips: motion as it is said, an exact ceiling, and the same scenes as the pictures."""
+"""The embedded clips: motion as told, an exact ceiling, and the same scenes as the images."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def samples():
 
 @pytest.fixture(scope="module")
 def annotations(samples):
-    return [one.annotations for split in SPLITS for one in samples[split]]
+    return [sample.annotations for split in SPLITS for sample in samples[split]]
 
 
 def decoded(data):
@@ -50,7 +50,7 @@ def decoded(data):
         return list(clip.decode(range(clip.frames)))
 
 
-def test_every_caption_fits_its_clip_and_says_what_its_statement_says(annotations):
+def test_every_caption_fits_its_clip_and_matches_its_statement(annotations):
     for annotation in annotations:
         assert is_scene(annotation)
         assert len(annotation["captions"]) == len(annotation["statements"]) == 5
@@ -68,12 +68,10 @@ MOTION = r"(?:(?:moving|going) (left|right|up|down)|(standing still|not moving|s
 
 
 def is_true_motion(caption, scene):
-    """Read the text alone: every motion that it says, and where from."""
-    said = re.findall(
-        rf"{OBJECT} {MOTION}(?: (?:from|in|on|at) the ((?:top|bottom)? ?(?:left|right|middle|center)?))?",
-        caption,
-    )
-    for colour, shape, motion, _, place in said:
+    """Check every motion and start that a text tells, from the text alone."""
+    place = r"((?:top|bottom)? ?(?:left|right|middle|center)?)"
+    motions = re.findall(rf"{OBJECT} {MOTION}(?: (?:from|in|on|at) the {place})?", caption)
+    for colour, shape, motion, _, place in motions:
         item = next(o for o in scene["objects"] if (o["colour"], o["shape"]) == (colour, shape))
         if item["motion"] != (motion or "still"):
             return False
@@ -114,27 +112,28 @@ def test_false_captions_of_clips_never_fit(annotations):
             assert false == swapped(annotation, number)
 
 
+def _shown_as(told, objects):
+    """Return the first object that has the attributes that a statement tells."""
+    for item in objects:
+        if told.items() <= item.items():
+            return item
+    raise AssertionError(f"no object is {told}")
+
+
 def test_relations_hold_in_every_frame(annotations):
-    found = 0
+    relations_checked = 0
     for annotation in annotations:
         for statement in annotation["statements"]:
-            for one, name, other in statement["relations"]:
-                found += 1
-                told = [statement["objects"][k] for k in (one, other)]
+            for first, name, second in statement["relations"]:
+                relations_checked += 1
+                told = [statement["objects"][k] for k in (first, second)]
                 for frame in range(FRAMES):
                     shown = still_at(annotation["scene"], frame)["objects"]
-                    first, second = (
-                        next(
-                            o
-                            for o in shown
-                            if all(o[name] == value for name, value in words.items())
-                        )
-                        for words in told
-                    )
-                    ahead = {"left": second["x"] - first["x"], "right": first["x"] - second["x"]}
-                    ahead |= {"above": second["y"] - first["y"], "below": first["y"] - second["y"]}
+                    item, other = (_shown_as(words, shown) for words in told)
+                    ahead = {"left": other["x"] - item["x"], "right": item["x"] - other["x"]}
+                    ahead |= {"above": other["y"] - item["y"], "below": item["y"] - other["y"]}
                     assert ahead[name] > 96 * 0.15
-    assert found > 40
+    assert relations_checked > 40
 
 
 @settings(max_examples=60, deadline=None)
@@ -144,7 +143,7 @@ def test_relations_hold_in_every_frame(annotations):
     st.integers(0, 10**8),
     st.sampled_from([48, 96, 224]),
 )
-def test_objects_stay_apart_and_inside_the_picture_in_every_frame(seed, split, i, size):
+def test_objects_stay_apart_and_inside_the_image_in_every_frame(seed, split, i, size):
     scene = moving_scene(seed, split, i, size)
     for frame in range(FRAMES):
         boxes = [
@@ -176,10 +175,10 @@ def test_motions_are_varied_and_nearly_every_clip_has_one():
     )
 
 
-def test_a_clip_shows_what_its_scene_says(samples):
-    for one in samples["train"][:12]:
-        scene = one.annotations["scene"]
-        frames = decoded(one.media)
+def test_a_clip_shows_its_scene(samples):
+    for sample in samples["train"][:12]:
+        scene = sample.annotations["scene"]
+        frames = decoded(sample.media)
         assert len(frames) == FRAMES
         drawn = draw_clip(json.loads(json.dumps(scene)))
         assert (
@@ -197,11 +196,11 @@ def test_a_clip_shows_what_its_scene_says(samples):
                     assert min(distances, key=distances.get) == o["colour"]
 
 
-def test_clips_begin_as_the_pictures_of_the_same_number(samples):
+def test_a_clip_begins_like_the_image_of_the_same_number(samples):
     for split in SPLITS:
-        for i, one in enumerate(samples[split][:10]):
+        for i, sample in enumerate(samples[split][:10]):
             still = scene_at(0, split, i, 96)
-            moving = one.annotations["scene"]
+            moving = sample.annotations["scene"]
             assert {name: moving[name] for name in still if name != "objects"} == {
                 name: still[name] for name in still if name != "objects"
             }
@@ -217,7 +216,7 @@ def a_clip_of(*objects):
     return {"objects": [o | {"column": o["from"][0], "row": o["from"][1]} for o in made]}
 
 
-def test_a_motion_statement_fits_clips_that_move_so_and_no_picture():
+def test_a_statement_about_motion_fits_clips_with_that_motion_and_no_image():
     statement = {"objects": [{"colour": "red", "shape": "star", "motion": "left"}], "relations": []}
     assert fits(statement, a_clip_of(("red", "star", "left", [2, 0], [1, 0])))
     assert not fits(statement, a_clip_of(("red", "star", "right", [1, 0], [2, 0])))
@@ -255,14 +254,14 @@ def test_the_ceiling_counts_clips_that_move_alike_together():
     assert ceiling([left, right]) == 1
     assert ceiling([left, annotation("left", [1, 2], [0, 2]), right, right]) == 0.5
     stills = [
-        {**one, "statements": [{"objects": [{"colour": "red"}], "relations": []}]}
-        for one in (left, right)
+        {**sample, "statements": [{"objects": [{"colour": "red"}], "relations": []}]}
+        for sample in (left, right)
     ]
     assert ceiling(stills) == 0.5
 
 
-def test_motion_tells_clips_apart_that_begin_alike(samples):
-    gallery = [one.annotations for one in samples["test"]]
+def test_motion_distinguishes_clips_that_begin_alike(samples):
+    gallery = [sample.annotations for sample in samples["test"]]
     without = [
         {
             **annotation,
@@ -314,9 +313,9 @@ def test_a_clip_depends_on_its_seed_split_and_number_alone(tmp_path):
     )
 
 
-def test_clips_do_not_take_the_place_of_pictures(tmp_path):
+def test_clips_do_not_replace_images(tmp_path):
     few(tmp_path, video=False)
     with pytest.raises(UsageError, match="its kind is 'scenes', not 'scene-clips'"):
         few(tmp_path)
-    with pytest.raises(UsageError, match="a size that is even, not 49"):
+    with pytest.raises(UsageError, match="an even size, not 49"):
         few(tmp_path / "odd", size=49)

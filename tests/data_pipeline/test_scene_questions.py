@@ -1,4 +1,4 @@
-"""What is asked and stated about the embedded scenes: answered again from the words alone, masks from the pixels."""
+"""Questions and statements about scenes are answered again from their words, masks from pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBERS = {"two": 2, "three": 3, "four": 4}
 
 @pytest.fixture(scope="module")
 def samples():
-    """70 pictures of every split."""
+    """70 images of every split."""
     return [
         parse_sample(*sample_at(0, split, i, 96), texts="questions")
         for split in SPLITS
@@ -40,11 +40,11 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def asked(samples):
+def image_set(samples):
     return [
-        (question, one.annotations["scene"]["objects"])
-        for one in samples
-        for question in one.questions
+        (question, sample.annotations["scene"]["objects"])
+        for sample in samples
+        for question in sample.questions
     ]
 
 
@@ -52,18 +52,18 @@ def asked(samples):
 
 
 def traits(item):
-    """Every word that is true of an object; its place by its centre in a picture of side 96."""
+    """Return every word that is true of an object; its place by its center."""
     column, row = int(item["x"] // 32), int(item["y"] // 32)
     place = {("left", None, "right")[column], ("top", None, "bottom")[row]} - {None}
     return {item["size"], item["fill"], item["colour"], item["shape"], *(place or {"middle"})}
 
 
 def meant(words, objects):
-    """Objects that some words are true of."""
+    """Return the objects that some words are true of."""
     told = set(words.split()) - {"a", "an", "the", "one", "at", "on", "in", "shape"}
     singular = {PLURALS.get(word, word) for word in told} - {None}
-    known = {*SIZES, *FILLS, *COLOURS, *SHAPES, "left", "right", "top", "bottom", "middle"}
-    assert singular <= known
+    words_known = {*SIZES, *FILLS, *COLOURS, *SHAPES, "left", "right", "top", "bottom", "middle"}
+    assert singular <= words_known
     return [item for item in objects if singular <= traits(item)]
 
 
@@ -72,81 +72,88 @@ def the_one(words, objects):
     return item
 
 
-def stands(one, relation, other):
-    across, down = other["x"] - one["x"], other["y"] - one["y"]
+def stands(item, relation, other):
+    across, down = other["x"] - item["x"], other["y"] - item["y"]
     return {"left of": across, "right of": -across, "above": down, "below": -down}[
         relation
     ] > 96 * 0.15
 
 
 def answer(question, objects):
-    """Answer a question from its words and the centres, extents and looks of the objects."""
+    """Answer a question from its words and the centers, extents and looks of the objects."""
     relation = "(left of|right of|above|below)"
-    if found := re.fullmatch(r"is there (.+)\?", question):
-        return "yes" if meant(found[1], objects) else "no"
-    if found := re.fullmatch(r"how many (.+) are there\?", question):
-        return str(len(meant(found[1], objects)))
-    if found := re.fullmatch(r"what colour is (.+)\?", question):
-        return the_one(found[1], objects)["colour"]
-    if found := re.fullmatch(rf"what shape is {relation} (.+)\?", question):
-        (item,) = (one for one in objects if stands(one, found[1], the_one(found[2], objects)))
+    if match := re.fullmatch(r"is there (.+)\?", question):
+        return "yes" if meant(match[1], objects) else "no"
+    if match := re.fullmatch(r"how many (.+) are there\?", question):
+        return str(len(meant(match[1], objects)))
+    if match := re.fullmatch(r"what colour is (.+)\?", question):
+        return the_one(match[1], objects)["colour"]
+    if match := re.fullmatch(rf"what shape is {relation} (.+)\?", question):
+        (item,) = (
+            other for other in objects if stands(other, match[1], the_one(match[2], objects))
+        )
         return item["shape"]
-    if found := re.fullmatch(r"what shape is (.+)\?", question):
-        return the_one(found[1], objects)["shape"]
-    if found := re.fullmatch(r"where is (.+)\?", question):
-        place = traits(the_one(found[1], objects)) & {"top", "bottom", "left", "right", "middle"}
+    if match := re.fullmatch(r"what shape is (.+)\?", question):
+        return the_one(match[1], objects)["shape"]
+    if match := re.fullmatch(r"where is (.+)\?", question):
+        place = traits(the_one(match[1], objects)) & {"top", "bottom", "left", "right", "middle"}
         return " ".join(sorted(place, key=["top", "bottom", "left", "right", "middle"].index))
-    if found := re.fullmatch(r"are there more (.+) than (.+)\?", question):
-        first, second = len(meant(found[1], objects)), len(meant(found[2], objects))
+    if match := re.fullmatch(r"are there more (.+) than (.+)\?", question):
+        first, second = len(meant(match[1], objects)), len(meant(match[2], objects))
         assert first != second
         return "yes" if first > second else "no"
-    if found := re.fullmatch(r"is (the .+) (larger|smaller) than (the .+)\?", question):
-        ratio = the_one(found[1], objects)["extent"] / the_one(found[3], objects)["extent"]
+    if match := re.fullmatch(r"is (the .+) (larger|smaller) than (the .+)\?", question):
+        ratio = the_one(match[1], objects)["extent"] / the_one(match[3], objects)["extent"]
         assert ratio > 1.4 or ratio < 1 / 1.4
-        return "yes" if (ratio > 1) == (found[2] == "larger") else "no"
-    found = re.fullmatch(rf"is (the .+?) {relation} (the .+)\?", question)
+        return "yes" if (ratio > 1) == (match[2] == "larger") else "no"
+    match = re.fullmatch(rf"is (the .+?) {relation} (the .+)\?", question)
     return (
-        "yes" if stands(the_one(found[1], objects), found[2], the_one(found[3], objects)) else "no"
+        "yes" if stands(the_one(match[1], objects), match[2], the_one(match[3], objects)) else "no"
     )
 
 
 # Questions. ---------------------------------------------------------------------------------------
 
 
-def test_every_answer_follows_from_the_words_of_its_question(asked):
-    for question, objects in asked:
+def test_every_answer_follows_from_the_words_of_its_question(asked_samples):
+    for question, objects in asked_samples:
         assert set(question.answers) == {answer(question.question, objects)}
         assert len(question.answers) == 10
         assert question.question == question.question.lower()
 
 
-def test_every_picture_has_a_question_of_each_type(samples):
+def test_every_image_has_a_question_of_each_type(samples):
     types = {"existence", "count", "colour", "shape", "relation", "comparison"}
-    ids = [question.id for one in samples for question in one.questions]
+    ids = [question.id for sample in samples for question in sample.questions]
     assert len(set(ids)) == len(ids)
-    for one in samples:
-        assert len(one.questions) >= 6 and {question.type for question in one.questions} == types
-        assert all(str(question.id).startswith(one.image_id) for question in one.questions)
+    for sample in samples:
+        assert (
+            len(sample.questions) >= 6 and {question.type for question in sample.questions} == types
+        )
+        assert all(str(question.id).startswith(sample.image_id) for question in sample.questions)
     kinds = {
         "existence": {"yes/no"},
         "comparison": {"yes/no"},
         "count": {"number"},
         "colour": {"other"},
     }
-    for question in (question for one in samples for question in one.questions):
+    for question in (question for sample in samples for question in sample.questions):
         assert question.answer_type in kinds.get(question.type, {"yes/no", "other"})
 
 
-def test_words_do_not_tell_the_answer(samples, asked):
-    for one in samples:
-        assert sorted(q.answers[0] for q in one.questions if q.type == "existence") == ["no", "yes"]
+def test_the_words_of_a_question_do_not_give_the_answer_away(samples, image_set):
+    for sample in samples:
+        assert sorted(q.answers[0] for q in sample.questions if q.type == "existence") == [
+            "no",
+            "yes",
+        ]
     answers = defaultdict(Counter)
-    for question, _ in asked:
+    for question, _ in image_set:
         answers[question.type][question.answers[0]] += 1
     yes = {
-        name: found["yes"] / (found["yes"] + found["no"])
-        for name, found in answers.items()
-        if found["no"]
+        name: match["yes"] / (match["yes"] + match["no"])
+        for name, match in answers.items()
+        if match["no"]
     }
     assert set(yes) == {"existence", "relation", "comparison"} and all(
         0.4 < share < 0.6 for share in yes.values()
@@ -157,27 +164,27 @@ def test_words_do_not_tell_the_answer(samples, asked):
     )
 
 
-def test_held_out_pairs_are_asked_for_only_where_they_could_be(samples):
+def test_questions_name_held_out_pairs_only_in_the_novel_split(samples):
     pairs = [f"{colour} {shape}" for colour, shape in HELD_OUT]
-    found = Counter()
-    for one in samples:
-        for question in one.questions:
+    counts = Counter()
+    for sample in samples:
+        for question in sample.questions:
             if question.type == "existence" and any(pair in question.question for pair in pairs):
-                found[one.image_id.split("-")[0], question.answers[0]] += 1
-    assert found["novel", "yes"] == found["novel", "no"] > 10 and len(found) == 2
+                counts[sample.image_id.split("-")[0], question.answers[0]] += 1
+    assert counts["novel", "yes"] == counts["novel", "no"] > 10 and len(counts) == 2
 
 
 # Regions. -----------------------------------------------------------------------------------------
 
 
-def test_phrases_stand_in_the_captions_word_for_word(samples):
+def test_phrases_are_part_of_the_captions_word_for_word(samples):
     counted = 0
-    for one in samples:
-        objects = one.annotations["scene"]["objects"]
-        regions = parse_regions(one.key, one.annotations)
+    for sample in samples:
+        objects = sample.annotations["scene"]["objects"]
+        regions = parse_regions(sample.key, sample.annotations)
         assert [len(region.masks) for region in regions[: len(objects)]] == [1] * len(objects)
         for region in regions:
-            texts = one.captions if region.caption is None else [one.captions[region.caption]]
+            texts = sample.captions if region.caption is None else [sample.captions[region.caption]]
             assert any(re.search(rf"\b{region.phrase}\b", text) for text in texts)
             number, *words = (
                 region.phrase.split()
@@ -196,11 +203,11 @@ def test_phrases_stand_in_the_captions_word_for_word(samples):
     assert counted > 5
 
 
-def test_boxes_are_those_of_the_masks_which_lie_apart(samples):
-    for one in samples[:70]:
+def test_boxes_are_those_of_the_masks_and_masks_do_not_overlap(samples):
+    for sample in samples[:70]:
         total = np.zeros((96, 96), int)
-        count = len(one.annotations["scene"]["objects"])
-        for region in parse_regions(one.key, one.annotations)[:count]:
+        count = len(sample.annotations["scene"]["objects"])
+        for region in parse_regions(sample.key, sample.annotations)[:count]:
             mask = decode_mask(region.masks[0])
             rows, columns = np.nonzero(mask)
             assert region.boxes == ((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1),)
@@ -209,8 +216,8 @@ def test_boxes_are_those_of_the_masks_which_lie_apart(samples):
 
 
 @pytest.mark.parametrize("size", [48, 96])
-def test_a_mask_is_where_another_paint_changes_the_picture(size):
-    """Each object is painted black and white, on an unblurred picture: the difference is its share of each pixel."""
+def test_a_mask_covers_the_pixels_that_the_color_of_its_object_changes(size):
+    """Painting an object black, then white, on a sharp image gives its share of each pixel."""
     for i in range(15):
         annotations = json.loads(sample_at(0, "test", i, size)[1]["json"])
         scene = annotations["scene"] | {"camera": {"blur": 0.01, "noise": 0.0}}
@@ -229,10 +236,10 @@ def test_a_mask_is_where_another_paint_changes_the_picture(size):
             assert mask[covered > 0.6].all() and (covered[mask] > 0.4).all()
 
 
-def test_labels_are_the_shapes_that_are_shown(samples):
-    for one in samples:
-        assert one.annotations["labels"] == sorted(
-            {item["shape"] for item in one.annotations["scene"]["objects"]}
+def test_labels_are_the_shapes_in_the_image(samples):
+    for sample in samples:
+        assert sample.annotations["labels"] == sorted(
+            {item["shape"] for item in sample.annotations["scene"]["objects"]}
         )
 
 
@@ -245,7 +252,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("split", "i", "size", "texts", "colour"), RECORDED)
-def test_pictures_and_captions_are_those_of_version_1(split, i, size, texts, colour):
+def test_images_and_captions_are_those_of_version_1(split, i, size, texts, colour):
     _, members = sample_at(0, split, i, size)
     annotations = json.loads(members["json"])
     told = json.dumps(
@@ -262,7 +269,7 @@ def test_pictures_and_captions_are_those_of_version_1(split, i, size, texts, col
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Folder of 44 training, 8 validation, 3 test and 8 novel pictures, and of their pairs."""
+    """Folder of 44 training, 8 validation, 3 test and 8 novel images, and of their pairs."""
     out = tmp_path_factory.mktemp("scenes")
     generate(out, train=44, val=8, test=3, novel=8, size=48, workers=1)
     return out
@@ -276,44 +283,44 @@ def pairs_of(out, split):
 
 def pictures_of(out, split):
     (batch,) = evaluation_batches(Manifest.load(out / split), size=48, batch_size=100)
-    return {one.image_id: one for one in batch.samples}
+    return {sample.image_id: sample for sample in batch.samples}
 
 
 def truth(statement, left, right):
-    """Whether a statement is true of the objects of two pictures, read from its words."""
+    """Tell from its words whether a statement is true of the objects of two images."""
 
     def number(words):
         return len(meant(words, left)), len(meant(words, right))
 
-    if found := re.fullmatch(
+    if match := re.fullmatch(
         "(at least one picture shows|only one picture shows|no picture shows) an? (.+)", statement
     ):
-        showing = sum(map(bool, number(found[2])))
-        return {"at": showing >= 1, "only": showing == 1, "no": showing == 0}[found[1].split()[0]]
-    if found := re.fullmatch("both pictures show an? (.+)", statement):
-        return all(number(found[1]))
-    if found := re.fullmatch("both pictures show the same number of (.+)", statement):
-        return len(set(number(found[1]))) == 1
-    if found := re.fullmatch(
+        showing = sum(map(bool, number(match[2])))
+        return {"at": showing >= 1, "only": showing == 1, "no": showing == 0}[match[1].split()[0]]
+    if match := re.fullmatch("both pictures show an? (.+)", statement):
+        return all(number(match[1]))
+    if match := re.fullmatch("both pictures show the same number of (.+)", statement):
+        return len(set(number(match[1]))) == 1
+    if match := re.fullmatch(
         "the left picture shows (more|fewer) (.+) than the right one", statement
     ):
-        first, second = number(found[2])
-        return first > second if found[1] == "more" else first < second
-    found = re.fullmatch("there are exactly (two|three|four) (.+) in all", statement)
-    return sum(number(found[2])) == NUMBERS[found[1]]
+        first, second = number(match[2])
+        return first > second if match[1] == "more" else first < second
+    match = re.fullmatch("there are exactly (two|three|four) (.+) in all", statement)
+    return sum(number(match[2])) == NUMBERS[match[1]]
 
 
 def test_statements_are_true_or_false_as_they_are_labelled(written):
     for split in ("train", "val"):
-        pictures = pictures_of(written, split)
+        images = pictures_of(written, split)
         for pair in pairs_of(written, split):
-            shown = [pictures[name] for name in pair.annotations["images"]]
-            assert [pair.media, pair.second] == [one.media for one in shown]
-            assert pair.image_id == "+".join(one.image_id for one in shown)
-            for one in shown:  # places are read on a side of 96
-                for item in one.annotations["scene"]["objects"]:
+            shown = [images[name] for name in pair.annotations["images"]]
+            assert [pair.media, pair.second] == [sample.media for sample in shown]
+            assert pair.image_id == "+".join(sample.image_id for sample in shown)
+            for sample in shown:  # places are read on a side of 96
+                for item in sample.annotations["scene"]["objects"]:
                     item["x"], item["y"] = 2 * item["x"], 2 * item["y"]
-            objects = [one.annotations["scene"]["objects"] for one in shown]
+            objects = [sample.annotations["scene"]["objects"] for sample in shown]
             for statement in pair.questions:
                 assert statement.answers == (str(truth(statement.question, *objects)),)
                 assert statement.type == "statement"
@@ -338,11 +345,11 @@ def test_every_statement_is_true_of_half_of_its_pairs(written):
     assert sizes == {4: 24, 2: 4}
 
 
-def test_there_are_half_as_many_pairs_and_each_picture_stands_in_one(written):
+def test_there_are_half_as_many_pairs_as_images_and_each_image_is_in_one(written):
     assert sorted(path.name for path in (written / "pairs").iterdir()) == [
         "train",
         "val",
-    ]  # 3 pictures make no pair
+    ]  # 3 images make no pair
     for split, count in (("train", 22), ("val", 4)):
         manifest = Manifest.load(written / "pairs" / split)
         assert (manifest.samples, manifest.name) == (count, f"scene-pairs-{split}")
@@ -353,7 +360,7 @@ def test_there_are_half_as_many_pairs_and_each_picture_stands_in_one(written):
         )
 
 
-def test_pairs_depend_on_their_pictures_alone(written, tmp_path):
+def test_pairs_depend_on_their_images_alone(written, tmp_path):
     generate(tmp_path, train=0, val=16, test=0, novel=0, size=48, workers=1)
     assert pairs_of(tmp_path, "val")[:4] == pairs_of(written, "val")
 

@@ -1,9 +1,10 @@
-"""The embedded scenes: true captions, false swaps, disjoint splits, and bytes that depend on the seed alone."""
+"""The embedded scenes: true captions, false swaps, disjoint splits, bytes from the seed alone."""
 
 import io
 import json
 import re
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -44,12 +45,12 @@ def samples():
 
 @pytest.fixture(scope="module")
 def annotations(samples):
-    return [one.annotations for split in SPLITS for one in samples[split]]
+    return [sample.annotations for split in SPLITS for sample in samples[split]]
 
 
-def object_of(scene, **wanted):
+def object_of(scene, **traits):
     return next(
-        o for o in scene["objects"] if all(o[name] == value for name, value in wanted.items())
+        o for o in scene["objects"] if all(o[name] == value for name, value in traits.items())
     )
 
 
@@ -58,7 +59,7 @@ def scene_of(*objects):
     return {"objects": [dict(zip(names, values, strict=True)) for values in objects]}
 
 
-def test_every_caption_fits_its_scene_and_says_what_its_statement_says(annotations):
+def test_every_caption_fits_its_scene_and_matches_its_statement(annotations):
     for annotation in annotations:
         assert len(annotation["captions"]) == len(annotation["statements"]) == 5
         for caption, statement in zip(
@@ -86,21 +87,25 @@ RELATION = r"(left of|right of|to the left of|to the right of|above|below)"
 def is_true(caption, scene):
     """Read the text alone, without the statement it was made from."""
     text = " ".join(CANONICAL.get(word, word) for word in caption.replace(",", " ,").split())
-    found = {words: object_called(words, scene) for words in re.findall(OBJECT, text)}
-    if None in found.values():
+    objects = {words: object_called(words, scene) for words in re.findall(OBJECT, text)}
+    if None in objects.values():
         return False
     places = re.findall(rf"{OBJECT} {PLACE}", text)
     places += [(words, place) for place, words in re.findall(rf"{PLACE} (?:an? )?{OBJECT}", text)]
     for words, place in places:
         row = 0 if "top" in place else 2 if "bottom" in place else 1
         column = 0 if "left" in place else 2 if "right" in place else 1
-        if (found[words]["row"], found[words]["column"]) != (row, column):
+        if (objects[words]["row"], objects[words]["column"]) != (row, column):
             return False
     first = re.search(rf"{OBJECT} {RELATION} an? {OBJECT}(?: and {RELATION} an? {OBJECT})?", text)
     if first:
-        one, name, other, second_name, third = first.groups()
-        told = [(name, other)] + ([(second_name, third)] if third else [])
-        return all(is_related(found[one], relation, found[words]) for relation, words in told)
+        subject, relation, words, second_relation, third_words = first.groups()
+        told = [(relation, words)]
+        if third_words:
+            told.append((second_relation, third_words))
+        for relation, words in told:
+            if not is_related(objects[subject], relation, objects[words]):
+                return False
     return True
 
 
@@ -110,9 +115,9 @@ def object_called(words, scene):
     return next((o for o in same if set(traits) <= {o["size"], o["fill"]}), None)
 
 
-def is_related(one, relation, other):
+def is_related(item, relation, other):
     axis, cell = ("x", "column") if "left" in relation or "right" in relation else ("y", "row")
-    first, second = (one, other) if "left" in relation or relation == "above" else (other, one)
+    first, second = (item, other) if "left" in relation or relation == "above" else (other, item)
     return first[axis] < second[axis] and first[cell] != second[cell]
 
 
@@ -124,27 +129,27 @@ def test_captions_read_as_plain_text_are_true_and_swapped_ones_are_not(annotatio
             assert false is None or not is_true(false, annotation["scene"])
 
 
-def test_swapped_captions_are_made_of_known_words(annotations):
+def test_swapped_captions_use_the_words_of_true_captions(annotations):
     words = {
         word
         for annotation in annotations
         for caption in annotation["captions"]
         for word in caption.split()
     }
-    found = 0
+    count = 0
     for annotation in annotations:
         for number in range(5):
             false = swapped(annotation, number)
             if false is None:
                 continue
-            found += 1
+            count += 1
             assert false not in annotation["captions"]
             assert set(false.replace(",", "").split()) <= {word.strip(",") for word in words}
             assert false == swapped(annotation, number)
-    assert found > 0.5 * 5 * len(annotations)
+    assert count > 0.5 * 5 * len(annotations)
 
 
-def test_a_swap_exchanges_two_attributes_or_turns_one_relation_around(annotations):
+def test_a_swap_exchanges_two_attributes_or_reverses_one_relation(annotations):
     opposite = {
         "left": "right",
         "right": "left",
@@ -191,7 +196,9 @@ def test_the_five_captions_together_tell_every_attribute(annotations):
 
 
 def test_captions_are_short_lower_case_and_of_few_words(samples):
-    captions = [caption for split in SPLITS for one in samples[split] for caption in one.captions]
+    captions = [
+        caption for split in SPLITS for sample in samples[split] for caption in sample.captions
+    ]
     assert max(len(caption.split()) for caption in captions) <= 22
     assert all(caption == caption.lower() for caption in captions)
     assert len({word.strip(",") for caption in captions for word in caption.split()}) <= 100
@@ -242,45 +249,47 @@ def test_the_ceiling_shares_a_hit_among_the_scenes_that_a_caption_fits():
 
 
 def test_the_ceiling_of_a_gallery_leaves_room_to_be_reached_and_missed(samples):
-    assert 0.6 < ceiling([one.annotations for one in samples["test"]]) < 1
+    assert 0.6 < ceiling([sample.annotations for sample in samples["test"]]) < 1
 
 
 def test_the_scenes_show_every_attribute_and_number_of_objects(samples):
-    scenes = [one.annotations["scene"] for one in samples["train"]]
+    scenes = [sample.annotations["scene"] for sample in samples["train"]]
     objects = [o for scene in scenes for o in scene["objects"]]
     assert len(SHAPES) >= 8 and len(COLOURS) >= 8 and len(SIZES) == 2 and len(FILLS) == 3
-    wanted = {"shape": set(SHAPES), "colour": set(COLOURS), "size": set(SIZES), "fill": set(FILLS)}
-    assert {name: {o[name] for o in objects} for name in wanted} == wanted
+    expected = {
+        "shape": set(SHAPES),
+        "colour": set(COLOURS),
+        "size": set(SIZES),
+        "fill": set(FILLS),
+    }
+    assert {name: {o[name] for o in objects} for name in expected} == expected
     counts = np.bincount([len(scene["objects"]) for scene in scenes], minlength=5)[1:]
     assert counts.min() > 20
 
 
-def test_no_scene_stands_in_two_splits():
-    seen = {
-        split: {
-            tuple(combination(scene_at(seed, split, i, 96)["objects"]))
-            for seed in (0, 1)
-            for i in range(300)
-        }
-        for split in SPLITS
-    }
-    for one in SPLITS:
-        for other in SPLITS:
-            assert one == other or not seen[one] & seen[other]
-
-
-def test_held_out_pairs_stand_in_every_novel_scene_and_nowhere_else(samples):
+def test_no_scene_is_in_two_splits():
+    seen = {}
     for split in SPLITS:
-        for one in samples[split]:
-            pairs = {(o["colour"], o["shape"]) for o in one.annotations["scene"]["objects"]}
+        seen[split] = set()
+        for seed in (0, 1):
+            for i in range(300):
+                seen[split].add(tuple(combination(scene_at(seed, split, i, 96)["objects"])))
+    for split, other in combinations(SPLITS, 2):
+        assert not seen[split] & seen[other]
+
+
+def test_held_out_pairs_are_in_every_novel_scene_and_nowhere_else(samples):
+    for split in SPLITS:
+        for sample in samples[split]:
+            pairs = {(o["colour"], o["shape"]) for o in sample.annotations["scene"]["objects"]}
             assert bool(pairs & HELD_OUT) == (split == "novel")
-            assert len(pairs) == len(one.annotations["scene"]["objects"])
+            assert len(pairs) == len(sample.annotations["scene"]["objects"])
 
 
 def test_false_captions_do_not_give_themselves_away_by_a_held_out_pair(samples):
     pairs = [f"{colour} {shape}" for colour, shape in HELD_OUT]
-    for one in samples["test"]:
-        false = [swapped(one.annotations, number) or "" for number in range(5)]
+    for sample in samples["test"]:
+        false = [swapped(sample.annotations, number) or "" for number in range(5)]
         assert not any(pair in text for pair in pairs for text in false)
 
 
@@ -291,7 +300,7 @@ def test_false_captions_do_not_give_themselves_away_by_a_held_out_pair(samples):
     st.integers(0, 10**8),
     st.sampled_from([48, 96, 224]),
 )
-def test_objects_lie_apart_inside_the_picture_and_in_their_cells(seed, split, i, size):
+def test_objects_are_apart_inside_the_image_and_in_their_cells(seed, split, i, size):
     scene = scene_at(seed, split, i, size)
     boxes = [
         (o["x"] - o["extent"] / 2, o["y"] - o["extent"] / 2, o["extent"]) for o in scene["objects"]
@@ -309,41 +318,43 @@ def test_objects_lie_apart_inside_the_picture_and_in_their_cells(seed, split, i,
 def test_relations_hold_in_pixels_too(annotations):
     for annotation in annotations:
         for statement in annotation["statements"]:
-            for one, name, other in statement["relations"]:
-                first, second = (
-                    object_of(annotation["scene"], **statement["objects"][k]) for k in (one, other)
-                )
-                shift = {"left": second["x"] - first["x"], "right": first["x"] - second["x"]}
-                shift |= {"above": second["y"] - first["y"], "below": first["y"] - second["y"]}
+            for first, name, second in statement["relations"]:
+                item = object_of(annotation["scene"], **statement["objects"][first])
+                other = object_of(annotation["scene"], **statement["objects"][second])
+                shift = {"left": other["x"] - item["x"], "right": item["x"] - other["x"]}
+                shift |= {"above": other["y"] - item["y"], "below": item["y"] - other["y"]}
                 assert shift[name] > 96 * 0.15
 
 
-def test_the_colour_of_an_object_is_seen_where_its_silhouette_is(samples):
-    for one in samples["train"][:40]:
-        scene = one.annotations["scene"]
-        pixels = np.asarray(Image.open(io.BytesIO(one.media)).convert("RGB"), np.float32)
+def test_the_color_of_an_object_is_seen_where_its_silhouette_is(samples):
+    for sample in samples["train"][:40]:
+        scene = sample.annotations["scene"]
+        pixels = np.asarray(Image.open(io.BytesIO(sample.media)).convert("RGB"), np.float32)
         for o in scene["objects"]:
             window, alpha, dark = silhouette(o, scene["size"])
             inside = pixels[window][(alpha == 1) & (dark == 0)]
             if len(inside) >= 20:
-                found = inside.mean(0)
+                color = inside.mean(0)
                 distances = {
-                    name: np.abs(found - np.array(rgb)).sum() for name, rgb in COLOURS.items()
+                    name: np.abs(color - np.array(rgb)).sum() for name, rgb in COLOURS.items()
                 }
                 assert min(distances, key=distances.get) == o["colour"]
 
 
-def test_the_picture_can_be_drawn_again_from_the_json(samples):
-    for one in samples["novel"][:10]:
-        drawn = draw(json.loads(json.dumps(one.annotations["scene"])))
+def test_the_image_can_be_drawn_again_from_the_json(samples):
+    for sample in samples["novel"][:10]:
+        drawn = draw(json.loads(json.dumps(sample.annotations["scene"])))
         assert drawn.shape == (96, 96, 3) and drawn.dtype == np.uint8
-        stored = np.asarray(Image.open(io.BytesIO(one.media)), np.float32)
+        stored = np.asarray(Image.open(io.BytesIO(sample.media)), np.float32)
         assert np.abs(stored - drawn).mean() < 8  # JPEG is all that lies between
 
 
 def test_large_objects_are_clearly_larger_than_small_ones(samples):
     objects = [
-        o for split in SPLITS for one in samples[split] for o in one.annotations["scene"]["objects"]
+        o
+        for split in SPLITS
+        for sample in samples[split]
+        for o in sample.annotations["scene"]["objects"]
     ]
     assert max(o["extent"] for o in objects if o["size"] == "small") < 22
     assert min(o["extent"] for o in objects if o["size"] == "large") > 30
@@ -351,9 +362,11 @@ def test_large_objects_are_clearly_larger_than_small_ones(samples):
 
 def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
     few = generate(tmp_path / "few", train=12, val=3, test=3, novel=3, seed=5, workers=1)
-    many = generate(tmp_path / "many", train=400, val=0, test=0, novel=0, seed=5, workers=2)
-    assert list(many) == ["train"]
-    for manifest in (few["train"], many["train"]):
+    drawn_in_parallel = generate(
+        tmp_path / "many", train=400, val=0, test=0, novel=0, seed=5, workers=2
+    )
+    assert list(drawn_in_parallel) == ["train"]
+    for manifest in (few["train"], drawn_in_parallel["train"]):
         stored, shard_index = manifest.shard_path(0).read_bytes(), manifest.index(0)
         for i in (0, 7, 11):
             parts = {
@@ -405,7 +418,7 @@ def test_leftovers_of_an_interrupted_call_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*SPLITS, "pairs"])
 
 
-def test_other_parameters_in_the_way_are_said(tmp_path):
+def test_a_data_set_with_other_parameters_in_the_way_is_refused(tmp_path):
     few(tmp_path)
     with pytest.raises(UsageError, match="its seed is 0, not 1"):
         few(tmp_path, seed=1)
@@ -416,6 +429,6 @@ def test_other_parameters_in_the_way_are_said(tmp_path):
 @pytest.mark.parametrize(
     "changed", [{"size": 8}, {"seed": -1}, {"train": -1}, dict.fromkeys(SPLITS, 0)]
 )
-def test_parameters_that_make_no_sense_are_refused(tmp_path, changed):
+def test_impossible_parameters_are_refused(tmp_path, changed):
     with pytest.raises(UsageError):
         few(tmp_path, **changed)

@@ -65,7 +65,8 @@ def test_a_tokenizer_survives_transformers_and_other_processes(trained, tmp_path
 def test_training_is_the_same_in_every_process(trained):
     code = (
         "import sys, json, hashlib; from data_pipeline.text import Tokenizer; "
-        "print(hashlib.sha256(Tokenizer.train(json.loads(sys.argv[1]), 320).to_str().encode()).hexdigest())"
+        "trained = Tokenizer.train(json.loads(sys.argv[1]), 320).to_str(); "
+        "print(hashlib.sha256(trained.encode()).hexdigest())"
     )
     run = [sys.executable, "-c", code, json.dumps(TEXTS * 3)]
     first, second = (
@@ -106,8 +107,8 @@ def test_a_vocabulary_too_small_for_bytes_is_refused():
         Tokenizer.train(TEXTS, 200)
 
 
-def test_a_tokenizer_is_trained_on_the_captions_of_data_sets(pictures, tmp_path):
-    trained = train_tokenizer([pictures.root], tmp_path, 400)
+def test_a_tokenizer_is_trained_on_the_captions_of_data_sets(images, tmp_path):
+    trained = train_tokenizer([images.root], tmp_path, 400)
     assert Tokenizer.load(tmp_path).to_str() == trained.to_str()
     assert (
         len(trained.encode(["large"], 50)[0].ids) == 3

@@ -1,4 +1,4 @@
-"""Shards as plain webdataset reads them, equal bytes for equal records, and never half a data set."""
+"""Shards that plain webdataset reads, equal bytes for equal records, never half a data set."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_equal_records_give_equal_bytes(tmp_path):
     assert len(digests) == 1
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="data already exists"):
@@ -80,7 +80,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert write_shards(tmp_path / "data", records(3), source={}).samples == 3
 
 
-def test_nothing_to_write_is_an_error(tmp_path):
+def test_writing_no_samples_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no samples"):
         write_shards(tmp_path / "data", [], source={})
     assert not (tmp_path / "data").exists()
