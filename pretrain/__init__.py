@@ -1,1 +1,1 @@
-"""GLSCL pre-training: the model, its objectives, and the loop that `accelerate launch -m pretrain CONFIG` runs."""
+"""Pre-training: the model, its objectives, and the loop that `glscl pretrain CONFIG` runs."""

@@ -46,7 +46,7 @@ from .run.checkpoint import Position, load_checkpoint, mark_best, save_checkpoin
 from .run.folder import RunFolder, record_failure
 from .run.signals import STOPPED
 from .step import Stepper
-from .utilization import flop_counter, peak
+from .utilization import Meter, flop_counter
 
 _PLURAL = {"image": "images", "video": "videos", "pair": "image pairs"}
 
@@ -170,7 +170,9 @@ class _Training:
             self.accelerator.init_trackers(
                 "glscl", config={"seed": config.seed, "steps": config.steps}
             )
-        self.meter = _Meter(self.engine, config, sum(manifest.samples for manifest in manifests))
+        self.meter = Meter(
+            self.accelerator.device, config, sum(manifest.samples for manifest in manifests)
+        )
         hidden = not (self.run and sys.stderr.isatty())
         bar = tqdm(total=config.steps, initial=first, unit="step", disable=hidden)
         with ExitStack() as opened:
@@ -342,44 +344,6 @@ class _Training:
     def _say(self, message: str) -> None:
         if self.run:
             _say(message)
-
-
-class _Meter:
-    """Speed of the run since the last logged step."""
-
-    def __init__(self, engine: Engine, config: TrainingConfig, samples: int):
-        self.batch, self.samples = config.batch.total, samples
-        self.peak_flops = peak(engine.accelerator.device, config.precision)
-        self.operations = 0
-        self._restart()
-
-    def set_operations(self, counted: int, exact: bool) -> None:
-        """Set the floating-point operations of a step, as MFU counts them."""
-        # MFU leaves out recomputation: exact accumulation runs the forward pass, a quarter of the
-        # operations, a second time.
-        self.operations = 3 * counted // 4 if exact else counted
-
-    def add(self, waited: float) -> None:
-        """Count a step, which waited so many seconds for its data."""
-        self.steps += 1
-        self.waited += waited
-
-    def read(self, done: int) -> dict[str, float]:
-        """Return the values of metrics.jsonl after `done` steps of the run, and start again."""
-        elapsed = time.monotonic() - self.since
-        values = {
-            "epoch": done * self.batch / self.samples,
-            "samples_per_second": self.steps * self.batch / elapsed,
-            "data_wait_fraction": self.waited / elapsed,
-            "flops_per_second": self.operations * self.steps / elapsed,
-        }
-        if self.peak_flops:
-            values["mfu"] = values["flops_per_second"] / self.peak_flops
-        self._restart()
-        return values
-
-    def _restart(self) -> None:
-        self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
 
 
 def _say(message: str) -> None:
