@@ -93,6 +93,11 @@ def encoded_blocks(
     return [blocks[number] for number in range(len(keys))]
 
 
+def joined(blocks: Sequence[Block], name: str) -> Tensor:
+    """Concatenate one array of all blocks; a block without items has no arrays."""
+    return torch.cat([block.arrays[name] for block in blocks if block.arrays])
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

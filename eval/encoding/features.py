@@ -31,7 +31,7 @@ from data_pipeline.sample import BadSample
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
 from data_pipeline.text import Tokenizer
-from eval.encoding.cache import Block, encoded_blocks
+from eval.encoding.cache import Block, encoded_blocks, joined
 from pretrain.model import GLSCLModel
 from pretrain.ranking import unit_features
 from pretrain.run.checkpoint import load_model
@@ -248,8 +248,8 @@ def encode_images(
         annotations=[item["annotations"] for item in items],
         row=np.array(rows),
         # Raises for features that are not finite, with the key of the image.
-        features=unit_features(_joined(blocks, "features"), keys),
-        tokens=_joined(blocks, "tokens"),
+        features=unit_features(joined(blocks, "features"), keys),
+        tokens=joined(blocks, "tokens"),
         frames=frames or 1,
         unreadable=unreadable,
     )
@@ -267,7 +267,7 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
     # Sorted, so that the blocks and their cache keys do not depend on the order of the texts.
     distinct = sorted(set(texts))
     longest = loaded.model.config.max_text_length
-    ids = [torch.tensor(e.ids) for e in loaded.tokenizer.encode(distinct, longest)]
+    ids = token_ids(loaded, distinct)
     lengths = torch.tensor([len(row) for row in ids])
     # Texts of similar length share a block, so that little padding is computed.
     chunks = list(torch.argsort(lengths, stable=True).split(TEXTS_PER_BLOCK))
@@ -300,6 +300,12 @@ def encode_texts(loaded: LoadedModel, texts: Sequence[str], *, batch_size: int =
 def block_ranges(total: int, size: int) -> list[range]:
     """Cut 0, ..., total - 1 into consecutive ranges of ``size``; the last may be shorter."""
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def token_ids(loaded: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
+    """Tokenize texts, cut to the model's length; return the ids of each."""
+    encodings = loaded.tokenizer.encode(texts, loaded.model.config.max_text_length)
+    return [torch.tensor(encoding.ids) for encoding in encodings]
 
 
 def padded_texts(loaded: LoadedModel, ids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -419,10 +425,6 @@ def _text_block(loaded: LoadedModel, ids: Sequence[Tensor], batch_size: int) -> 
         tokens += list(loaded.offload(encoded))
     padded_tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
     return Block({"features": torch.cat(features), "tokens": padded_tokens}, [])
-
-
-def _joined(blocks: Sequence[Block], name: str) -> Tensor:
-    return torch.cat([block.arrays[name] for block in blocks if block.arrays])
 
 
 def portable_config(config: PreTrainedConfig) -> dict[str, Any]:

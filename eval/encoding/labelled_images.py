@@ -24,7 +24,7 @@ from data_pipeline.loader import EvaluationBatch, evaluation_batches
 from data_pipeline.sample import BadSample
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.encoding.cache import Block, encoded_blocks
+from eval.encoding.cache import Block, encoded_blocks, joined
 from eval.encoding.encoders import Encoder
 from eval.encoding.features import IMAGES_PER_BLOCK, block_ranges, processes
 
@@ -126,9 +126,7 @@ def encode_tokens(
     items: list[dict[str, Any]] = []
     for block in blocks:
         items += block.items
-    arrays = {}
-    for name in blocks[0].arrays:
-        arrays[name] = torch.cat([block.arrays[name] for block in blocks])
+    arrays = {name: joined(blocks, name) for name in blocks[0].arrays}
     # After the cast to float16, in which large values become infinite.
     _refuse_non_finite(arrays, items)
     return ImageTokens(

@@ -25,13 +25,14 @@ from data_pipeline.errors import DataError, NumericsError, UsageError
 from data_pipeline.sample import BadSample, Kind, Question
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.store import Store
-from eval.encoding.cache import Block, encoded_blocks
+from eval.encoding.cache import Block, encoded_blocks, joined
 from eval.encoding.features import (
     UNREADABLE,
     LoadedModel,
     block_ranges,
     padded_texts,
     processes,
+    token_ids,
 )
 from eval.encoding.matching_scores import TOKENS_AT_ONCE
 from eval.questions.vocabulary import questions_of
@@ -98,8 +99,8 @@ def answer_questions(
             return _answer_block(loaded, store, ranges[number])
 
         blocks = encoded_blocks(processes(), loaded.cache, loaded.identity(), block_keys, compute)
-    labels = torch.cat([block.arrays["labels"] for block in blocks]).tolist()
-    scores = torch.cat([block.arrays["scores"] for block in blocks]).tolist()
+    labels = joined(blocks, "labels").tolist()
+    scores = joined(blocks, "scores").tolist()
     problems: dict[int, str] = {}
     for block in blocks:
         problems |= {item["sample"]: item["problem"] for item in block.items}
@@ -176,8 +177,7 @@ def _logits(
     distinct = sorted(set(texts))
     row_of_text = {text: row for row, text in enumerate(distinct)}
     text_rows = torch.tensor([row_of_text[text] for text in texts])
-    encodings = loaded.tokenizer.encode(distinct, model.config.max_text_length)
-    padded, mask = padded_texts(loaded, [torch.tensor(encoding.ids) for encoding in encodings])
+    padded, mask = padded_texts(loaded, token_ids(loaded, distinct))
     lengths = mask.sum(1)
     padded, mask = padded.to(device), mask.to(device)
     image_sides = []

@@ -370,8 +370,8 @@ def test_an_image_with_a_box_is_encoded_as_its_crop(knowing_model: Path, tmp_pat
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ([60, 0, 70, 9], r"holds no pixel of the (?:picture|image), which has 60 x 40"),
-        ([9, 9, 9.2, 20], "holds no pixel"),
+        ([60, 0, 70, 9], "no pixel of the image, which has 60 x 40"),
+        ([9, 9, 9.2, 20], "no pixel of the image"),
         ([1, 2, 3], '"box" must be'),
         ("all", '"box" must be'),
         ([0, 0, True, 5], '"box" must be'),
