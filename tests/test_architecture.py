@@ -124,7 +124,7 @@ def _runtime_imports(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _unit(module: str) -> str:
-    """Name a module's file or folder directly under its room: eval.results for eval.results.schema."""
+    """Name the file or folder under its room: eval.results for eval.results.schema."""
     return ".".join(module.split(".")[:2])
 
 
