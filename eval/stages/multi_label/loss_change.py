@@ -113,10 +113,9 @@ def loss_change(
 
     groups = len(unit) if scope == "label" else 1
     weight = local.new_ones(len(local), groups, local.shape[1])
-    if mode == "taylor":
-        score = -gradient(weight)
-    else:
-        score = _running_importance(gradient, weight, steps)
+    # Without a patch its weight falls, so the loss rises by minus the gradient.
+    taylor = mode == "taylor"
+    score = -gradient(weight) if taylor else _running_importance(gradient, weight, steps)
     return score if scope == "label" else score[:, 0]
 
 
