@@ -58,7 +58,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def picture(colour: tuple[int, int, int], seed: int) -> bytes:
+def draw(colour: tuple[int, int, int], seed: int) -> bytes:
     """Draw an image of 48 pixels with so strong a grain that methods make mistakes."""
     cells = np.random.default_rng(seed).normal(0, 25, (3, 3, 3))
     grain = cells.repeat(16, axis=0).repeat(16, axis=1)
@@ -80,7 +80,7 @@ def write(
     records = []
     for number, names in enumerate(labels):
         shown_name = names[0] if names else next(iter(counts))
-        content = picture(colours[shown_name], seed + number)
+        content = draw(colours[shown_name], seed + number)
         files = {"png": content, "json": json.dumps({"labels": names}).encode()}
         records.append((f"{number:03d}", files))
     write_shards(root, records, source={"name": root.name})
@@ -500,7 +500,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, colour) in enumerate(COLOURS["base"].items()):
         (root / name).mkdir()
         for i in range(1 + number):
-            (root / name / f"{i}.png").write_bytes(picture(colour, 50 * number + i))
+            (root / name / f"{i}.png").write_bytes(draw(colour, 50 * number + i))
     (root / ".hidden").mkdir()
     return root
 
@@ -509,7 +509,7 @@ def test_images_are_classified_by_a_folder_of_examples(
     knowing_model: Path, examples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("red", "white"):
-        (tmp_path / f"{name}.png").write_bytes(picture(COLOURS["base"][name], 999))
+        (tmp_path / f"{name}.png").write_bytes(draw(COLOURS["base"][name], 999))
     images = [str(tmp_path / "red.png"), str(tmp_path / "white.png")]
     command = ["predict", *images, "--support", str(examples), "--model", str(knowing_model)]
     assert main([*command, "--json"]) == 0

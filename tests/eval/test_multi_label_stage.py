@@ -296,6 +296,11 @@ def test_strict_leaves_out_images_with_another_label_and_any_ignores_that_label(
     assert select_images(labels, None, "strict", "data").names == ("a", "b", "c")
 
 
+def test_data_without_any_of_the_labels_that_they_were_imported_for_are_refused() -> None:
+    with pytest.raises(DataError, match="no image of --data d has one of the labels"):
+        select_images([("a",), ("b",)], [], "any", "--data d")
+
+
 def test_the_filter_decides_which_images_are_queries(
     knowing_model: Path, labelled: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """The episodes of an evaluation: for each form a list for the closed and one for the open world.
 
-In: a data set with what to draw from it, or files of an earlier evaluation. Out: lists of episodes,
-and a file for each of them beside the result.
+In: a data set and the form of the episodes to draw, or files of an earlier evaluation. Out: lists
+of episodes, and a file for each of them beside the result.
 """
 
 from __future__ import annotations

@@ -153,6 +153,6 @@ def _intervals(closed_world: Interval | None) -> dict[str, Interval]:
 
 
 def _moved(interval: Interval, old_value: float, new_value: float) -> Interval:
-    """Put an interval around another value, as far below and above it as around its own."""
+    """Move an interval from one value to another; it reaches as far below and above it."""
     below, above = old_value - interval[0], interval[1] - old_value
     return new_value - below, new_value + above

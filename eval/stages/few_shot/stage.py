@@ -98,27 +98,9 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         timing |= measured.timing
         flags += measured.flags
     computed = metrics(records)
-    chosen_by = None
-    if options.val is not None:
-        chosen_by = f"{VALIDATION_EPISODES} episodes of validation classes"
     return Measured(
         records=records,
-        protocol={
-            "name": "few-shot classification",
-            "methods": methods,
-            "mode": options.mode,
-            "interplay": options.interplay,
-            "epochs": options.epochs,
-            "episodes": {form_lists.name: form_lists.description() for form_lists in lists},
-            "seed": options.seed,
-            "chosen_by": chosen_by,
-            "templates": list(templates) if encoder.joint else None,
-            "patches": list(data.world.tokens.grid),
-            "ties": "the first class",
-            "precision": options.precision,
-            "intervals": "Student t over episodes, Wilson for 0 and 100 %; closed_world: they "
-            "share images, open_world: they share none",
-        },
+        protocol=_protocol(options, methods, lists, data, templates if encoder.joint else None),
         model={**encoder.description, "heads": heads},
         data=describe_splits(splits),
         flags=flags + summary.flags(computed),
@@ -127,6 +109,35 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         metrics=computed,
         write_more=lambda out: write_lists(out, lists),
     )
+
+
+def _protocol(
+    options: Options,
+    methods: Sequence[str],
+    lists: Sequence[FormLists],
+    data: Split,
+    templates: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Describe for result.json how the methods were measured."""
+    chosen_by = None
+    if options.val is not None:
+        chosen_by = f"{VALIDATION_EPISODES} episodes of validation classes"
+    return {
+        "name": "few-shot classification",
+        "methods": list(methods),
+        "mode": options.mode,
+        "interplay": options.interplay,
+        "epochs": options.epochs,
+        "episodes": {of_form.name: of_form.description() for of_form in lists},
+        "seed": options.seed,
+        "chosen_by": chosen_by,
+        "templates": None if templates is None else list(templates),
+        "patches": list(data.world.tokens.grid),
+        "ties": "the first class",
+        "precision": options.precision,
+        "intervals": "Student t over episodes, Wilson for 0 and 100 %; closed_world: they "
+        "share images, open_world: they share none",
+    }
 
 
 @dataclass(frozen=True)

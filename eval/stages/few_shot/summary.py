@@ -27,11 +27,11 @@ def flags(metrics: Sequence[Metric]) -> list[str]:
     """
     not_above: dict[tuple[str, str], list[str]] = {}
     for metric in metrics:
-        form, method, what = metric.name.split("/", 2)
-        if method in GLIML and what.startswith("above_"):
+        form, method, quantity = metric.name.split("/", 2)
+        if method in GLIML and quantity.startswith("above_"):
             interval = metric.intervals.get("open_world", metric.ci95)
             if interval is None or interval[0] <= 0:
-                baseline = what.removeprefix("above_")
+                baseline = quantity.removeprefix("above_")
                 not_above.setdefault((form, method), []).append(baseline)
     flagged = []
     for (form, method), baselines in not_above.items():

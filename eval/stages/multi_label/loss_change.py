@@ -20,6 +20,9 @@ Scope = Literal["label", "image"]
 Rule = Literal["topk", "ratio", "tau"]
 # The published code keeps patches whose sigmoid(1e8 * importance) is at least 0.65.
 SOURCE_TAU = 6.19e-9
+# Of the mode `ema`: the published rate of Adam, and the largest share of the running mean to keep.
+_SOURCE_RATE = 1e-4
+_SOURCE_DECAY = 0.95
 
 
 def joint_logits(
@@ -44,8 +47,6 @@ def loss_change(
     scale: float = 20.0,
     bias: float = 0.0,
     steps: int = 30,
-    lr: float = 1e-4,
-    most: float = 0.95,
 ) -> Tensor:
     """Score patches by how much the loss of their image's labels would rise without them.
 
@@ -62,9 +63,8 @@ def loss_change(
     mode
         `taylor`: minus the gradient of the loss with respect to a patch's weight, at weight 1;
         `exact`: the loss without the patch minus the loss with it; `ema`: the published form
-        without a sign, a running mean (at most ``most`` of it kept) of |weight * gradient| over
-        ``steps`` steps of Adam (``lr``) on the weights, which are stretched to 0..1 before every
-        step but the first.
+        without a sign, a running mean of |weight * gradient| over ``steps`` steps of Adam on the
+        weights, which are stretched to 0..1 before every step but the first.
     scope
         `label`: the loss of each label, (images, labels, patches); `image`: the mean over labels,
         (images, patches).
@@ -113,10 +113,9 @@ def loss_change(
 
     groups = len(unit) if scope == "label" else 1
     weight = local.new_ones(len(local), groups, local.shape[1])
-    if mode == "taylor":
-        score = -gradient(weight)
-    else:
-        score = _running_importance(gradient, weight, steps, lr, most)
+    # Without a patch its weight falls, so the loss rises by minus the gradient.
+    taylor = mode == "taylor"
+    score = -gradient(weight) if taylor else _running_importance(gradient, weight, steps)
     return score if scope == "label" else score[:, 0]
 
 
@@ -141,18 +140,16 @@ def _distance(cosine: Tensor) -> Tensor:
     return (2 - 2 * cosine).clamp_min(1e-12).sqrt()  # the root has an infinite gradient at 0
 
 
-def _running_importance(
-    gradient: Callable[[Tensor], Tensor], weight: Tensor, steps: int, lr: float, most: float
-) -> Tensor:
+def _running_importance(gradient: Callable[[Tensor], Tensor], weight: Tensor, steps: int) -> Tensor:
     importance = torch.zeros_like(weight)
-    adam = torch.optim.Adam([weight], lr=lr)
+    adam = torch.optim.Adam([weight], lr=_SOURCE_RATE)
     for step in range(steps):
         if step:
             weight.copy_(_stretched(weight))
         # The published loss is a mean over images.
         weight.grad = gradient(weight) / len(weight)
         # A plain mean of the first steps, and then one that forgets the oldest.
-        decay = min(1 - 1 / (step + 2), most)
+        decay = min(1 - 1 / (step + 2), _SOURCE_DECAY)
         importance = decay * importance + (1 - decay) * (weight * weight.grad).abs()
         adam.step()
     return importance

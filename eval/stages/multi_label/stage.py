@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import Manifest
-from eval.encoding.encoders import load_encoder
+from eval.encoding.encoders import Encoder, load_encoder
 from eval.encoding.labelled_images import ImageTokens, encode_tokens
 from eval.results.run_stage import Measured
 
@@ -78,28 +78,19 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         )
     sets = labelled_sets(encoder, tokens, manifests, options.labels, options.filter)
     timing = {"encoding_s": time.perf_counter() - started}
-    data, base, val = sets["data"], sets.get("base"), sets.get("val")
+    data = sets["data"]
     # Before anything is fitted: data that allow no draws are an error that needs no waiting.
     samplers = _samplers(data, options)
     started = time.perf_counter()
-    classifier, fitted = fit_classifier(encoder, base, val, options, cross="cross" in names)
-    adapters = {}
-    if "tip_adapter_ml" in names:
-        assert val is not None
-        adapters = _tuned_adapters(val, list(samplers), options)
-        fitted["tip_adapter_ml"] = {}
-        for shot, adapter in adapters.items():
-            settings = {"alpha": adapter.alpha, "beta": adapter.beta}
-            fitted["tip_adapter_ml"][f"{shot}shot"] = settings
-    methods = Methods(classifier, adapters, k=options.patches, seed=options.seed)
+    methods, fitted = _fit_methods(encoder, sets, names, list(samplers), options)
     logistic: dict[int, dict[str, Logistic]] = {}
-    if base is not None:
+    if "base" in sets:
         for shot in samplers:
             logistic[shot] = calibrate(
-                methods, names, base, options, labels=len(data.names), shot=shot
+                methods, names, sets["base"], options, labels=len(data.names), shot=shot
             )
     timing["fitting_s"] = time.perf_counter() - started
-    records, prepared = [], Prepared.of(classifier, data)
+    records, prepared = [], Prepared.of(methods.model, data)
     grid = tokens["data"].grid
     for shot, sampler in samplers.items():
         started = time.perf_counter()
@@ -110,36 +101,12 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         timing[f"draws_per_s/{shot}shot"] = options.draws / (time.perf_counter() - started)
     computed = metrics(records)
     flags = [f"left_out/{name}: {reason}" for name, reason in left_out.items()]
-    flags += _flag_calibration(logistic, fitted, has_base=base is not None)
+    flags += _flag_calibration(logistic, fitted, has_base=has_role["base"])
     flags += _flag_shared_images(tokens)
     flags += flag_uninformative(records) + flag_not_above(computed, list(samplers))
-    threshold = calibration = chosen_by = None
-    if base is not None:
-        threshold = "0.5, after a scale and a bias fitted to base labels"
-        calibration = f"{EPISODES} episodes of as many base labels"
-    if val is not None:
-        chosen_by = "mAP on draws of validation labels"
     return Measured(
         records=records,
-        protocol={
-            "name": "multi-label few-shot recognition",
-            "methods": {name: ABOUT[name] for name in names},
-            "shot": list(samplers),
-            "draws": options.draws,
-            "seed": options.seed,
-            "filter": options.filter,
-            "queries": "all images of the labels that are neither support nor a copy of it",
-            "init": options.init,
-            "patches": {"grid": list(grid), "chosen": options.patches},
-            "query_pool": options.query_pool,
-            "threshold": threshold,
-            "calibration": calibration,
-            "chosen_by": chosen_by,
-            "undefined": "labels that no query of a draw has are left out of that draw",
-            "precision": options.precision,
-            "intervals": "Student t over draws; `pictures`: infinitesimal jackknife over images, "
-            "supports as drawn",
-        },
+        protocol=_protocol(options, names, list(samplers), grid),
         model={**encoder.description, "fitted": fitted},
         data=describe_sets(manifests, tokens, sets),
         flags=flags,
@@ -147,6 +114,61 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         device=str(encoder.device),
         metrics=computed,
     )
+
+
+def _protocol(
+    options: Options, names: Sequence[str], shots: Sequence[int], grid: tuple[int, int]
+) -> dict[str, Any]:
+    """Describe for result.json how the methods were measured."""
+    threshold = calibration = chosen_by = None
+    if options.base is not None:
+        threshold = "0.5, after a scale and a bias fitted to base labels"
+        calibration = f"{EPISODES} episodes of as many base labels"
+    if options.val is not None:
+        chosen_by = "mAP on draws of validation labels"
+    return {
+        "name": "multi-label few-shot recognition",
+        "methods": {name: ABOUT[name] for name in names},
+        "shot": list(shots),
+        "draws": options.draws,
+        "seed": options.seed,
+        "filter": options.filter,
+        "queries": "all images of the labels that are neither support nor a copy of it",
+        "init": options.init,
+        "patches": {"grid": list(grid), "chosen": options.patches},
+        "query_pool": options.query_pool,
+        "threshold": threshold,
+        "calibration": calibration,
+        "chosen_by": chosen_by,
+        "undefined": "labels that no query of a draw has are left out of that draw",
+        "precision": options.precision,
+        "intervals": "Student t over draws; `pictures`: infinitesimal jackknife over images, "
+        "supports as drawn",
+    }
+
+
+def _fit_methods(
+    encoder: Encoder,
+    sets: Mapping[str, Labelled],
+    names: Sequence[str],
+    shots: Sequence[int],
+    options: Options,
+) -> tuple[Methods, dict[str, Any]]:
+    """Fit the classifier and tune Tip-Adapter; return what was fitted, too."""
+    classifier, fitted = fit_classifier(
+        encoder, sets.get("base"), sets.get("val"), options, cross="cross" in names
+    )
+    adapters = {}
+    if "tip_adapter_ml" in names:
+        fitted["tip_adapter_ml"] = {}
+        for shot in shots:
+            adapter = TipAdapter.tuned(
+                sets["val"], shot=shot, draws=_TUNING_DRAWS, seed=options.seed
+            )
+            adapters[shot] = adapter
+            settings = {"alpha": adapter.alpha, "beta": adapter.beta}
+            fitted["tip_adapter_ml"][f"{shot}shot"] = settings
+    return Methods(classifier, adapters, k=options.patches, seed=options.seed), fitted
 
 
 def _usable(
@@ -188,13 +210,6 @@ def _samplers(data: Labelled, options: Options) -> dict[int, MultiLabelEpisodeSa
             name="--data",
         )
     return samplers
-
-
-def _tuned_adapters(val: Labelled, shots: Sequence[int], options: Options) -> dict[int, TipAdapter]:
-    adapters = {}
-    for shot in shots:
-        adapters[shot] = TipAdapter.tuned(val, shot=shot, draws=_TUNING_DRAWS, seed=options.seed)
-    return adapters
 
 
 def _record(
