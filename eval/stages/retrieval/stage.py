@@ -339,8 +339,8 @@ def _recall(
     return recall.model_copy(update={"bounds": bounds})
 
 
-# What a constant score reaches with so many positives among so many candidates. A test set has few
-# different sizes, so the caches hit nearly always.
+# What a constant score reaches with given numbers of positives and candidates. A test set has few
+# different pairs of them, so the caches nearly always hit.
 
 
 @lru_cache(maxsize=4096)

@@ -238,7 +238,7 @@ def write_submission(
         if counts:
             first = next(iter(counts))
             raise DataError(f"{path}: {len(counts)} question ids are {problem}, first {first}")
-    entries = [
-        {"question_id": record["query"], "answer": record["prediction"]} for record in records
-    ]
+    entries = []
+    for record in records:
+        entries.append({"question_id": record["query"], "answer": record["prediction"]})
     write_whole(path, json.dumps(entries))
