@@ -163,7 +163,7 @@ def test_every_metric_is_its_mean_over_the_orders_of_ties(data: st.DataObject) -
 def test_sorting_and_counting_find_the_same_places() -> None:
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 90, (4, 400)) / 90.0
-    # So many right items that they are counted by sorting.
+    # With 120 right items, ranks are counted by sorting.
     right = [np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)]
     result = rank_relevant(scores, right)
     for query in range(4):
