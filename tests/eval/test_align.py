@@ -43,16 +43,11 @@ def image_file(size: tuple[int, int] = (60, 60), bright: tuple[int, int, int, in
 def data_set(folder: Path, *samples: Sequence[dict], size: tuple[int, int] = (60, 60)) -> Path:
     """Write one image per list of regions, all with the same caption."""
     bright = tuple(round(edge * side / 60) for edge, side in zip(CELL, 2 * size, strict=True))
-    records = [
-        (
-            f"s{number}",
-            {
-                "png": image_file(size, bright),
-                "json": json.dumps({"captions": [CAPTION], "regions": regions}).encode(),
-            },
-        )
-        for number, regions in enumerate(samples)
-    ]
+    records = []
+    for number, regions in enumerate(samples):
+        annotations = json.dumps({"captions": [CAPTION], "regions": regions}).encode()
+        members = {"png": image_file(size, bright), "json": annotations}
+        records.append((f"s{number}", members))
     write_shards(folder, records, source={"name": folder.name})
     return folder
 
@@ -258,9 +253,10 @@ def test_uniform_attention_scores_the_area(blind: Path, tmp_path: Path) -> None:
     for metric in result.metrics:
         expected = 0.0 if metric.name.endswith("over_uniform") else metric.chance
         assert metric.value == pytest.approx(expected, abs=1e-5)
-    one, two = 27 * 46, 400 + 100
+    circle_area, star_area = 27 * 46, 400 + 100
     local = next(m for m in result.metrics if m.name == "local/box/mass")
-    assert local.value == pytest.approx(100 * (one + two) / 2 / 3600, abs=1e-5) and local.n == 2
+    assert local.value == pytest.approx(100 * (circle_area + star_area) / 2 / 3600, abs=1e-5)
+    assert local.n == 2
 
 
 def test_what_cannot_be_scored_is_counted_and_left_out(blind: Path, tmp_path: Path) -> None:
@@ -293,14 +289,10 @@ def test_a_region_belongs_to_the_caption_it_names_or_the_first_that_holds_it(
     }
     write_shards(tmp_path / "d", [("s", members)], source={"name": "d"})
     evaluate(blind, tmp_path / "d", tmp_path / "o")
-    named = {
-        line["phrase"]: line["caption"]
-        for line in read_records(tmp_path / "o")
-        if line["level"] == "local"
-    }
-    assert named == {"circle": captions[2], "star": captions[1], "moon": captions[0]}
-    pairs = [line["caption"] for line in read_records(tmp_path / "o") if line["level"] == "global"]
-    assert pairs == captions
+    lines = list(read_records(tmp_path / "o"))
+    caption_of = {line["phrase"]: line["caption"] for line in lines if line["level"] == "local"}
+    assert caption_of == {"circle": captions[2], "star": captions[1], "moon": captions[0]}
+    assert [line["caption"] for line in lines if line["level"] == "global"] == captions
 
 
 def test_phrases_are_averaged_per_image_before_images_are(blind: Path, tmp_path: Path) -> None:
@@ -421,6 +413,7 @@ def test_three_processes_write_the_same_records(
         f"model: {knowing_model}\ndata: {scenes / 'test'}\nout: {tmp_path / 'three'}\n"
     )
     run_ranks(3, eval_main, ["align", str(config)])
-    one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
-    assert one == three and one.count(b"\n") > 40
+    alone = (tmp_path / "one" / "samples.jsonl").read_bytes()
+    assert (tmp_path / "three" / "samples.jsonl").read_bytes() == alone
+    assert alone.count(b"\n") > 40
     assert read_result(tmp_path / "three").environment["world"] == 3

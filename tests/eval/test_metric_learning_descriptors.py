@@ -152,9 +152,9 @@ def test_every_head_gives_unit_descriptors_and_shares_of_patches(number, grid):
         assert layer in head.layers and weights.shape == (5, patches)
         torch.testing.assert_close(weights.sum(dim=1), torch.ones(5))
     result.embedding[:, 0].sum().backward()
-    assert all(
-        p.grad is not None and p.grad.isfinite().all() for p in head.parameters() if p.requires_grad
-    )
+    for parameter in head.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -163,9 +163,8 @@ def test_every_metric_is_its_mean_over_the_orders_of_ties(data: st.DataObject) -
 def test_sorting_and_counting_find_the_same_places() -> None:
     generator = np.random.default_rng(1)
     scores = generator.integers(0, 90, (4, 400)) / 90.0
-    right = [
-        np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)
-    ]  # many scores: sorted
+    # With 120 right items, ranks are counted by sorting.
+    right = [np.sort(generator.choice(400, 120, replace=False)) for _ in range(4)]
     result = rank_relevant(scores, right)
     for query in range(4):
         rows = np.flatnonzero(result.query == query)
@@ -236,9 +235,8 @@ def test_clusters_that_are_the_classes_have_information_one() -> None:
     apart = np.eye(5)[classes] + 0.01 * generator.standard_normal((150, 5))
     # A seed of k-means may start with two centres in one class, which is what the spread over seeds
     # is there to show.
-    assert max(
-        mutual_information(classes, run)[0] for run in kmeans_clusters(apart, 5)
-    ) == pytest.approx(1)
+    nmi = [mutual_information(classes, run)[0] for run in kmeans_clusters(apart, 5)]
+    assert max(nmi) == pytest.approx(1)
     noise = kmeans_clusters(generator.standard_normal((150, 5)), 5)
     nothing = np.array([mutual_information(classes, run) for run in noise])
     assert abs(nothing[:, 1].mean()) < 0.08 and nothing[:, 0].std() > 0
@@ -265,11 +263,11 @@ def test_metrics_come_back_from_their_lines_to_the_last_bit() -> None:
     of_clusters = [normalized_mutual_info_score(labels, run) for run in runs]
     assert result["nmi"].value == pytest.approx(100 * np.mean(of_clusters))
     assert lines[5]["positives"] == 0 and "values" not in lines[5]
-    own = [(key, right) for line in lines for key, _, right in line["top"][:1]]
-    assert sum(right for _, right in own) == round(79 * direct.means()["recall@1"])
+    nearest_is_right = [line["top"][0][2] for line in lines]
+    assert sum(nearest_is_right) == round(79 * direct.means()["recall@1"])
 
 
-def test_chance_stands_beside_every_metric() -> None:
+def test_every_metric_has_its_chance() -> None:
     images = EmbeddedImages(
         [str(i) for i in range(20)], [(str(i % 4),) for i in range(20)], [{}] * 20, np.ones((20, 3))
     )

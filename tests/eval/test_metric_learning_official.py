@@ -56,18 +56,16 @@ def test_imported_sysu_uses_its_queries_and_draws_its_gallery(
     knowing_model: Path, tmp_path: Path
 ) -> None:
     words = official.sysu_mm01(tmp_path)
-    query, gallery = (
-        embedded(knowing_model, imported(words, tmp_path, split)) for split in ("query", "gallery")
-    )
+    query = embedded(knowing_model, imported(words, tmp_path, "query"))
+    gallery = embedded(knowing_model, imported(words, tmp_path, "gallery"))
     lines = rank_gallery("sysu-all", gallery, query)
     rankings = {(line["query"], line["setting"]) for line in lines}
     # Person 6 by cameras 3 and 6, twice each.
     assert len(rankings) == len(lines) == 10 * len(query.keys) == 10 * 4
     # One image per view: person 6 by cameras 1, 2 and 4, person 333 by 4 and 5. Queries of camera 3
     # are not compared with camera 2.
-    assert {line["candidates"] for line in lines} == {4, 5} and {
-        line["positives"] for line in lines
-    } == {2, 3}
+    assert {line["candidates"] for line in lines} == {4, 5}
+    assert {line["positives"] for line in lines} == {2, 3}
     with pytest.raises(DataError, match=r"cameras 3, 6: name the infrared queries \(--query DIR\)"):
         rank_gallery("sysu-all", gallery)
     with pytest.raises(DataError, match=r"cameras 1, 2: name the visible gallery \(--data DIR\)"):
@@ -100,9 +98,8 @@ def test_imported_revisited_crops_its_queries_and_reports_one_setup(
         knowing_model, gallery, out, base=base, query=query, protocol="revisited", **QUICKEST
     )
     assert result.protocol["queries"].startswith("cropped") and verify(out) == []
-    lines = [
-        line for line in read_records(out) if line["kind"] == "query" and line["method"] == "gdfl"
-    ]
+    queries = [line for line in read_records(out) if line["kind"] == "query"]
+    lines = [line for line in queries if line["method"] == "gdfl"]
     assert {line["setting"] for line in lines} == {"easy", "medium", "hard"}
     write_report([out], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

@@ -95,9 +95,8 @@ def test_agrees_with_the_official_steps_on_1000_random_cases(ties: bool) -> None
         got = values(result)
         every_order = orders(scores.tolist()) if ties else [np.argsort(-scores).tolist()]
         for number, (right, out) in enumerate(judged):
-            expected = [
-                official(order, set(right.tolist()), set(out.tolist())) for order in every_order
-            ]
+            right_items, removed = set(right.tolist()), set(out.tolist())
+            expected = [official(order, right_items, removed) for order in every_order]
             if expected[0] is None:
                 left_out += 1
                 assert result.positives[number] == 0 and np.isnan(got["map"][number])

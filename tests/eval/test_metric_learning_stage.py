@@ -134,10 +134,9 @@ def test_leakage_is_the_accuracy_of_fresh_probes_on_images_they_did_not_see(
     assert result.protocol["probed_classes"] == 5
     lines = [line for line in read_records(out) if line["kind"] == "probe"]
     for method in ("gdfl", "no_adversary"):
+        of_method = [line for line in lines if line["method"] == method]
         for probe in ("linear", "mlp"):
-            several = [
-                line for line in lines if line["method"] == method and line["probe"] == probe
-            ]
+            several = [line for line in of_method if line["probe"] == probe]
             expected = 100 * np.mean([line["said"] == line["label"] for line in several])
             evaluated = result.metric(f"leakage/{method}/{probe}")
             assert evaluated.value == pytest.approx(expected) and evaluated.chance == 20
@@ -190,18 +189,11 @@ def test_two_models_are_compared_by_query_and_class(
 
 
 def test_reranking_that_changed_nothing_is_flagged() -> None:
-    lines = [
-        {
-            "kind": "query",
-            "method": method,
-            "seed": 0,
-            "query": str(row),
-            "setting": "",
-            "top": [[key, 0.5, True]],
-        }
-        for method, key in (("gdfl", "a"), ("gdfl_reranked", "a"))
-        for row in range(7)
-    ]
+    lines = []
+    for method in ("gdfl", "gdfl_reranked"):
+        for row in range(7):
+            line = {"kind": "query", "method": method, "seed": 0, "query": str(row)}
+            lines.append(line | {"setting": "", "top": [["a", 0.5, True]]})
     few = "the grid has too few patches (9, and 10 mutual matches are needed)"
     assert unmoved(lines, (3, 3)) == [f"gdfl_reranked: 0 of 7 rankings changed: {few}"]
     assert "no two images have 10 mutual matches" in unmoved(lines, (6, 6))[0]
@@ -211,18 +203,15 @@ def test_reranking_that_changed_nothing_is_flagged() -> None:
 
 def two_methods(head: float, frozen: float) -> list[Metric]:
     """Make the metrics of a head and of the frozen tower."""
-    queries = [
-        {"kind": "query", "query": str(i), "label": f"class {i % 5}", "setting": ""}
-        for i in range(100)
-    ]
-    common = {"protocol": "classes", "positives": 19, "candidates": 99, "top": []}
-    return metrics(
-        line
-        | common
-        | {"method": method, "seed": seed, "values": {"recall@1": float(number < right)}}
-        for method, seed, right in (("frozen_cls", None, frozen), ("gdfl", 0, head))
-        for number, line in enumerate(queries)
-    )
+    common = {"kind": "query", "setting": "", "protocol": "classes", "top": []}
+    common |= {"positives": 19, "candidates": 99}
+    lines = []
+    for method, seed, right in (("frozen_cls", None, frozen), ("gdfl", 0, head)):
+        for number in range(100):
+            line = {"query": str(number), "label": f"class {number % 5}"}
+            line |= {"method": method, "seed": seed}
+            lines.append(common | line | {"values": {"recall@1": float(number < right)}})
+    return metrics(lines)
 
 
 def test_a_head_below_the_frozen_tower_is_flagged_and_the_tower_is_listed_first() -> None:
@@ -241,10 +230,9 @@ def test_a_result_below_the_frozen_tower_is_flagged_and_its_table_begins_with_th
     done: tuple[Path, Result],
 ) -> None:
     _, result = done
-    below = result.metric("gdfl/recall@1").value < max(
-        result.metric(f"frozen_{name}/recall@1").value
-        for name in ("cls", "mean_patch", "proj", "parts")
-    )
+    names = [f"frozen_{name}/recall@1" for name in ("cls", "mean_patch", "proj", "parts")]
+    best_frozen = max(result.metric(name).value for name in names)
+    below = result.metric("gdfl/recall@1").value < best_frozen
     assert any(flag.startswith("below_frozen") for flag in result.flags) == below
     assert table(result).splitlines()[0] == result.model["heads"]["summary"]
     assert ("BELOW" in result.model["heads"]["summary"]) == below
@@ -337,10 +325,11 @@ def test_a_single_image_per_class_and_missing_labels_are_refused(
         ({"clusterings": -1}, "clusterings is -1"),
         ({"rerank_k": -1}, "rerank_k is -1"),
         ({"parts": -1}, "parts is -1"),
-        *(
-            ({name: 0}, f"{name} is 0")
-            for name in ("per_layer_dim", "embed_dim", "pool_grid", "batch_size", "steps")
-        ),
+        ({"per_layer_dim": 0}, "per_layer_dim is 0"),
+        ({"embed_dim": 0}, "embed_dim is 0"),
+        ({"pool_grid": 0}, "pool_grid is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"steps": 0}, "steps is 0"),
         ({"ks": (2, 4)}, "ks"),
     ],
 )
@@ -351,10 +340,9 @@ def test_wrong_options_are_refused_before_anything_is_opened(
     with pytest.raises(UsageError, match=message):
         evaluate(nothing, nothing, tmp_path, base=nothing, **QUICK | option)
     paths = dict.fromkeys(("model", "data", "base", "out"), str(nothing))
-    values = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in (QUICK | option).items()
-    }
+    values: dict[str, Any] = {}
+    for key, value in (QUICK | option).items():
+        values[key] = list(value) if isinstance(value, tuple) else value
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(paths | values))
     assert run_stage(["metric-learning", str(tmp_path / "recipe.yaml")]) == UsageError.exit_code
     assert next(iter(option)) in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Statements about pairs: accuracy, consistency of sentences, and the order of the images."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ STATEMENTS = [
     [("dev-3-1-0", "True")],
 ]
 
+ALL_STATEMENTS = list(chain.from_iterable(STATEMENTS))
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -44,21 +47,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(right: dict[str, bool]) -> list[dict]:
     """Return records of STATEMENTS, all right but those named."""
-    result = []
-    for name, label in (statement for own in STATEMENTS for statement in own):
+    records = []
+    for name, label in ALL_STATEMENTS:
         file, number, pair, sentence = name.split("-")
         other = "False" if label == "True" else "True"
-        result.append(
+        records.append(
             {
                 "query": name,
                 "pair": f"{number}-{pair}",
                 "image": number,
                 "file": file,
                 "group": f"{number}-{sentence}",
+                "label": label,
+                "prediction": label if right.get(name, True) else other,
             }
-            | {"label": label, "prediction": label if right.get(name, True) else other}
         )
-    return result
+    return records
 
 
 def values(records: list[dict]) -> dict[str, float]:
@@ -111,9 +115,7 @@ def test_every_metric_follows_from_the_records(model: Path, data: Path, tmp_path
     result = evaluate(model, data, tmp_path)
     written = list(read_records(tmp_path))
     assert metrics(written) == result.metrics == read_result(tmp_path).metrics
-    assert [line["query"] for line in written] == sorted(
-        name for own in STATEMENTS for name, _ in own
-    )
+    assert [line["query"] for line in written] == sorted(name for name, _ in ALL_STATEMENTS)
     assert {line["group"] for line in written} == {"dev-850-0", "dev-850-1", "dev-3-0"}
     assert result.metric("accuracy").value == pytest.approx(
         100 * np.mean([line["prediction"] == line["label"] for line in written])
@@ -129,17 +131,12 @@ def test_a_missing_prediction_is_an_error() -> None:
 
 
 def test_files_are_reported_apart() -> None:
-    records = lines({}) + [
-        line | {"file": "test-P"}
-        for line in lines({name: False for own in STATEMENTS for name, _ in own})
-    ]
+    all_wrong = lines({name: False for name, _ in ALL_STATEMENTS})
+    records = lines({}) + [line | {"file": "test-P"} for line in all_wrong]
     result = values(records)
     assert (result["accuracy"], result["dev/accuracy"], result["test-P/accuracy"]) == (50, 100, 0)
-    assert (result["consistency"], result["dev/consistency"], result["test-P/consistency"]) == (
-        50,
-        100,
-        0,
-    )
+    consistency = [result[f"{file}consistency"] for file in ("", "dev/", "test-P/")]
+    assert consistency == [50, 100, 0]
 
 
 def test_an_unreadable_image_makes_its_statements_wrong_and_is_listed(
@@ -162,10 +159,7 @@ def test_an_unreadable_image_makes_its_statements_wrong_and_is_listed(
 def test_the_order_of_the_images_counts(model: Path, data: Path) -> None:
     """Answers are those of the plain model for left and right, which change if both are swapped."""
     loaded = load(model)
-    result = {
-        answer.question.id: answer
-        for answer in answer_questions(loaded, Manifest.load(data), limit=1)
-    }
+    answers = answer_questions(loaded, Manifest.load(data), limit=1)
     network = loaded.model
 
     def judge(name: str, numbers: tuple[int, int]) -> torch.Tensor:
@@ -183,7 +177,8 @@ def test_the_order_of_the_images_counts(model: Path, data: Path) -> None:
         return network.classify(torch.cat(pooled, dim=-1))[0]
 
     with torch.inference_mode():
-        for name, answer in result.items():
+        for answer in answers:
+            name = str(answer.question.id)
             logits, swapped = judge(name, (0, 1000)), judge(name, (1000, 0))
             assert answer.label == int(logits.argmax())
             assert answer.score == pytest.approx(float(logits.max()), abs=1e-4)
@@ -198,10 +193,7 @@ def test_hidden_labels_give_predictions_and_no_metrics_and_odd_ones_are_refused(
         DataError, match='statement \'a-0-0-0\' must have the answer "True" or "False"'
     ):
         evaluate(model, data, tmp_path / "o")
-    secret = [
-        {key: None if key == "label" else value for key, value in line.items()}
-        for line in lines({})
-    ]
+    secret = [line | {"label": None} for line in lines({})]
     assert metrics(secret) == []
     with pytest.raises(DataError, match="10 of 11 statements have no label"):
         metrics([*secret, lines({})[0]])

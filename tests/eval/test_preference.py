@@ -23,9 +23,8 @@ def test_every_metric_follows_from_the_records(
     lines = list(read_records(tmp_path))
     assert metrics(lines) == result.metrics
     assert result.data["pairs"] == len(lines) == result.metric("contrastive/accuracy").n > 20
-    by_kind = [
-        result.metric(f"matching/accuracy/{kind}") for kind in {line["kind"] for line in lines}
-    ]
+    kinds = {line["kind"] for line in lines}
+    by_kind = [result.metric(f"matching/accuracy/{kind}") for kind in kinds]
     total = sum(metric.value * metric.n for metric in by_kind) / len(lines)
     assert result.metric("matching/accuracy").value == pytest.approx(total)
     assert all(metric.chance == 50 for metric in result.metrics)

@@ -127,14 +127,12 @@ def test_the_commands_use_what_was_kept_and_reach_the_same(
         "--cache",
         str(tmp_path / "cache"),
     ]
+    written = []
     for out in ("first", "again"):
         assert main(["eval", "winoground", *words, "--out", str(tmp_path / out)]) == 0
-        kept = {
-            path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")
-        }
-        if out == "first":
-            written = kept
-    assert kept == written != {}
+        files = (tmp_path / "cache").rglob("*.safetensors")
+        written.append({path: path.stat().st_mtime_ns for path in files})
+    assert written[0] == written[1] != {}
     first, again = ((tmp_path / out / "samples.jsonl").read_bytes() for out in ("first", "again"))
     assert first == again
     assert verify(tmp_path / "again") == []
@@ -152,8 +150,8 @@ def test_three_processes_write_the_same_lines(
         )
     )
     run_ranks(3, eval_main, ["winoground", str(config), "--limit", "5"])
-    one, three = ((tmp_path / name / "samples.jsonl").read_bytes() for name in ("one", "three"))
-    assert one == three
+    alone = (tmp_path / "one" / "samples.jsonl").read_bytes()
+    assert (tmp_path / "three" / "samples.jsonl").read_bytes() == alone
 
 
 def test_winoground_images_are_not_swapped(
@@ -171,10 +169,8 @@ def test_winoground_images_are_not_swapped(
         )
     write_shards(tmp_path / "swapped", records, source=source.source)
     winoground.evaluate(knowing_model, tmp_path / "swapped", tmp_path / "out", batch_size=1)
-    written, swapped = (
-        np.array([line["contrastive"] for line in read_records(tmp_path / name)])
-        for name in ("as written", "out")
-    )
+    written = np.array([line["contrastive"] for line in read_records(tmp_path / "as written")])
+    swapped = np.array([line["contrastive"] for line in read_records(tmp_path / "out")])
     np.testing.assert_allclose(swapped, written[:, :, ::-1], atol=1e-5)
 
 
@@ -187,16 +183,10 @@ def test_a_tie_is_wrong_in_winoground(blind_model: Path, ground: Path, tmp_path:
 
 def test_the_mean_over_kinds_counts_each_kind_the_same() -> None:
     kinds = ["add_att"] * 90 + ["swap_obj"] * 10
-    lines = [
-        {
-            "kind": kind,
-            "image": str(n),
-            "picture": str(n // 2),
-            "contrastive": [n % 10 > 0, 0.5],
-            "matching": [1, 0],
-        }
-        for n, kind in enumerate(kinds)
-    ]
+    lines = []
+    for n, kind in enumerate(kinds):
+        line = {"kind": kind, "image": str(n), "picture": str(n // 2)}
+        lines.append(line | {"contrastive": [n % 10 > 0, 0.5], "matching": [1, 0]})
     result = {metric.name: metric for metric in sugarcrepe_metrics(lines)}
     assert (
         result["contrastive/accuracy"].value
@@ -228,9 +218,9 @@ _score = st.integers(-2, 2)
     )
 )
 def test_the_three_scores_are_those_of_the_paper(tables: list[list[list[int]]]) -> None:
-    lines = [
-        {"image": str(n), "contrastive": table, "matching": table} for n, table in enumerate(tables)
-    ]
+    lines = []
+    for n, table in enumerate(tables):
+        lines.append({"image": str(n), "contrastive": table, "matching": table})
     values = {metric.name: metric.value for metric in winoground_metrics(lines)}
     expected = 100 * np.mean([_by_hand(table) for table in tables], axis=0)
     assert [values[f"matching/{name}"] for name in ("text", "image", "group")] == pytest.approx(
@@ -240,10 +230,9 @@ def test_the_three_scores_are_those_of_the_paper(tables: list[list[list[int]]]) 
 
 def test_guessing_reaches_chance() -> None:
     random = np.random.default_rng(0)
-    lines = [
-        {"image": str(number), "contrastive": table.tolist(), "matching": table.tolist()}
-        for number, table in enumerate(random.random((3000, 2, 2)))
-    ]
+    lines = []
+    for number, table in enumerate(random.random((3000, 2, 2)).tolist()):
+        lines.append({"image": str(number), "contrastive": table, "matching": table})
     for metric in winoground_metrics(lines):
         assert metric.value == pytest.approx(metric.chance, abs=3)
 

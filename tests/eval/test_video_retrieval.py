@@ -65,8 +65,9 @@ def test_videos_are_ranked_in_both_directions(
     assert result.metric("text_to_video/R@1").chance == pytest.approx(100 / VIDEOS)
     assert result.metric("video_to_text/reranked/R@5").n == VIDEOS
     assert metrics(read_records(tmp_path)) == result.metrics
-    one = evaluate(video_model, clips, tmp_path / "one", frames=1)
-    assert one.metric("text_to_video/mAP").value != result.metric("text_to_video/mAP").value
+    single_frame = evaluate(video_model, clips, tmp_path / "one", frames=1)
+    name = "text_to_video/mAP"
+    assert single_frame.metric(name).value != result.metric(name).value
 
 
 def test_pairs_of_videos_score_as_the_plain_model_scores_them(
@@ -90,9 +91,8 @@ def test_an_unreadable_video_is_listed_and_counts_as_missed(
     video_model: Path, clips: Path, tmp_path: Path
 ) -> None:
     def break_one(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
-        return [
-            own | ({"mp4": own["mp4"][:100]} if i == 2 else {}) for i, own in enumerate(members)
-        ]
+        broken = members[2] | {"mp4": members[2]["mp4"][:100]}
+        return [*members[:2], broken, *members[3:]]
 
     broken = rewritten(clips, tmp_path / "broken", break_one)
     for name in ("first", "from the cache"):
@@ -108,9 +108,8 @@ def test_an_unreadable_video_is_listed_and_counts_as_missed(
         assert result.data["videos"] == VIDEOS - 1
         assert metrics(lines)[0].value == 0.0
         for line in read_records(tmp_path / name):
-            assert all(
-                candidate.partition("#")[0] != key for candidate, _ in line["contrastive"]["top"]
-            )
+            for candidate, _ in line["contrastive"]["top"]:
+                assert candidate.partition("#")[0] != key
         assert metrics(read_records(tmp_path / name)) == result.metrics
         for metric in result.metrics:
             if metric.name == "video_to_text/R@10":
@@ -133,10 +132,11 @@ def test_a_video_of_one_frame_repeats_it(video_model: Path, clips: Path, tmp_pat
     still = np.full((1, 48, 48, 3), (200, 30, 90), dtype=np.uint8)
 
     def short(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
-        media = [
-            encode_clip(still.repeat(count, 0), frames_per_second=8, crf=20) for count in (1, 2)
-        ]
-        return [own | ({"mp4": media[i]} if i < 2 else {}) for i, own in enumerate(members)]
+        shortened = []
+        for frames, video in zip((1, 2), members[:2], strict=True):
+            media = encode_clip(still.repeat(frames, 0), frames_per_second=8, crf=20)
+            shortened.append(video | {"mp4": media})
+        return [*shortened, *members[2:]]
 
     data = rewritten(clips, tmp_path / "short", short)
     assert evaluate(video_model, data, tmp_path / "o").data["unreadable"] == {}
@@ -151,12 +151,12 @@ def test_captions_belong_to_the_video_of_their_sample(
     """The order of samples does not matter, nor how many captions each has."""
 
     def several(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
-        texts = [json.loads(own["json"])["captions"][: 1 + i % 3] for i, own in enumerate(members)]
-        result = [
-            {"mp4": m["mp4"], "json": json.dumps({"captions": t}).encode()}
-            for m, t in zip(members, texts, strict=True)
-        ]
-        return result
+        videos = []
+        for i, video in enumerate(members):
+            captions = json.loads(video["json"])["captions"][: 1 + i % 3]
+            annotations = json.dumps({"captions": captions}).encode()
+            videos.append({"mp4": video["mp4"], "json": annotations})
+        return videos
 
     straight = evaluate(video_model, rewritten(clips, tmp_path / "s", several), tmp_path / "so")
     turned = rewritten(clips, tmp_path / "t", lambda members: several(members)[::-1])

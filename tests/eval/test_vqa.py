@@ -45,15 +45,19 @@ def answers(number: int) -> list[str]:
 
 def questions(number: int) -> list[dict]:
     """Return one to three questions about an image."""
-    return [
-        question(
-            10 * number + i,
-            TEXTS[(number + i) % 4],
-            answers(number + 2 * i),
-            *KINDS[(number + i) % 4],
-        )
-        for i in range(1 + number % 3)
-    ]
+    asked_about_image = []
+    for i in range(1 + number % 3):
+        text, kind = TEXTS[(number + i) % 4], KINDS[(number + i) % 4]
+        asked_about_image.append(question(10 * number + i, text, answers(number + 2 * i), *kind))
+    return asked_about_image
+
+
+def all_questions() -> list[dict]:
+    """Return the questions about all images, in order."""
+    in_order = []
+    for number in range(IMAGES):
+        in_order += questions(number)
+    return in_order
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +92,14 @@ def test_answers_are_those_of_the_plain_model(model: Path, data: Path) -> None:
     result = answer_questions(loaded, Manifest.load(data), limit=6)
     expected = []
     for number in range(6):
-        for asked in questions(number):
-            ids = torch.tensor([loaded.tokenizer.encode([asked["question"]], 40)[0].ids])
+        for entry in questions(number):
+            ids = torch.tensor([loaded.tokenizer.encode([entry["question"]], 40)[0].ids])
             pixels = torch.from_numpy(decode(open_image(picture(number))).copy())[None]
             with torch.inference_mode():
                 fused = loaded.model(loaded.model.normalize(pixels), ids, torch.ones_like(ids))
                 logits = loaded.model.classify(fused.pooled)[0]
             expected.append(
-                (asked["id"], int(logits.argmax()), pytest.approx(float(logits.max()), abs=1e-4))
+                (entry["id"], int(logits.argmax()), pytest.approx(float(logits.max()), abs=1e-4))
             )
     assert [(answer.question.id, answer.label, answer.score) for answer in result] == sorted(
         expected
@@ -107,25 +111,23 @@ def test_every_metric_follows_from_the_records(result: tuple[Result, Path]) -> N
     written, out = result
     lines = list(read_records(out))
     assert metrics(lines) == written.metrics == read_result(out).metrics
-    asked = [own for number in range(IMAGES) for own in questions(number)]
-    assert [line["query"] for line in lines] == [own["id"] for own in asked]
-    mean = np.mean(
-        [
-            accuracy(line["prediction"], own["answers"])
-            for line, own in zip(lines, asked, strict=True)
-        ]
-    )
+    entries = all_questions()
+    assert [line["query"] for line in lines] == [entry["id"] for entry in entries]
+    right = []
+    for line, entry in zip(lines, entries, strict=True):
+        right.append(accuracy(line["prediction"], entry["answers"]))
+    mean = np.mean(right)
     evaluated = written.metric("accuracy")
     assert (evaluated.value, evaluated.n, evaluated.unit) == (
         pytest.approx(100 * mean),
-        len(asked),
+        len(entries),
         "percent",
     )
     assert evaluated.ci95 is not None and evaluated.ci95[0] <= evaluated.value <= evaluated.ci95[1]
-    tried = np.mean(
-        [[accuracy(label, own["answers"]) for label in LABELS] for own in asked], axis=0
-    )
-    assert evaluated.chance == pytest.approx(100 * tried.mean())
+    guesses = []
+    for entry in entries:
+        guesses += [accuracy(label, entry["answers"]) for label in LABELS]
+    assert evaluated.chance == pytest.approx(100 * np.mean(guesses))
     assert warnings(written) == []
 
 
@@ -144,13 +146,15 @@ def test_parts_recombine_to_the_whole_by_their_counts(
 
 
 def test_a_question_that_no_label_answers_lowers_the_ceiling(result: tuple[Result, Path]) -> None:
-    """V6: "ox" is not a label; the question stays in the denominator."""
+    """The answer "ox" is not a label; the question stays in the denominator."""
     lines = list(read_records(result[1]))
     unreachable = [line for line in lines if line["answers"][0] == "ox"]
     assert unreachable and all(line["ceiling"] == line["accuracy"] == 0 for line in unreachable)
     ceiling = result[0].metric("ceiling")
     assert ceiling.n == len(lines)
-    best = [max(accuracy(label, line["answers"]) for label in LABELS) for line in lines]
+    best = []
+    for line in lines:
+        best.append(max(accuracy(label, line["answers"]) for label in LABELS))
     assert ceiling.value == pytest.approx(100 * np.mean(best))
 
 
@@ -189,7 +193,7 @@ def test_batch_size_changes_no_answer(
 ) -> None:
     evaluate(model, data, tmp_path, batch_size=batch_size)
     pairs = zip(read_records(tmp_path), read_records(result[1]), strict=True)
-    assert all(one["prediction"] == other["prediction"] for one, other in pairs)
+    assert all(a["prediction"] == b["prediction"] for a, b in pairs)
 
 
 def test_a_killed_evaluation_goes_on_and_another_model_reuses_nothing(
@@ -258,23 +262,20 @@ def test_networks_may_run_in_bf16(
 ) -> None:
     evaluate(model, data, tmp_path, precision="bf16")
     pairs = list(zip(read_records(tmp_path), read_records(result[1]), strict=True))
-    assert max(abs(one["score"] - other["score"]) for one, other in pairs) < 0.2
-    assert any(one["score"] != other["score"] for one, other in pairs)
+    assert max(abs(a["score"] - b["score"]) for a, b in pairs) < 0.2
+    assert any(a["score"] != b["score"] for a, b in pairs)
 
 
 def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -> None:
     entries = json.loads((result[1] / "submission.json").read_text())
-    assert [entry["question_id"] for entry in entries] == [
-        q["id"] for i in range(IMAGES) for q in questions(i)
-    ]
-    assert [entry["answer"] for entry in entries] == [
-        line["prediction"] for line in read_records(result[1])
-    ]
+    assert [entry["question_id"] for entry in entries] == [q["id"] for q in all_questions()]
+    predictions = [line["prediction"] for line in read_records(result[1])]
+    assert [entry["answer"] for entry in entries] == predictions
     assert all(type(entry["question_id"]) is int for entry in entries)
 
 
 @pytest.mark.parametrize(
-    ("ids", "asked", "message"),
+    ("ids", "question_ids", "message"),
     [
         ([1, 2], [1, 2, 3], "1 question ids are not answered, first 3"),
         ([1, 2, 3], [1, 2], "1 question ids are answered but not asked, first 3"),
@@ -285,11 +286,11 @@ def test_the_submission_holds_every_question_once(result: tuple[Result, Path]) -
     ],
 )
 def test_a_submission_of_other_questions_is_refused(
-    ids: list, asked: list, message: str, tmp_path: Path
+    ids: list, question_ids: list, message: str, tmp_path: Path
 ) -> None:
     records = [{"query": number, "prediction": "yes", "image": "a"} for number in ids]
     with pytest.raises(DataError, match=message):
-        write_submission(tmp_path / "submission.json", records, asked)
+        write_submission(tmp_path / "submission.json", records, question_ids)
     assert not any(tmp_path.iterdir())
 
 
@@ -302,7 +303,9 @@ def test_two_questions_with_one_id_are_refused(model: Path, tmp_path: Path) -> N
 def test_a_test_split_without_answers_has_predictions_and_no_metrics(
     model: Path, tmp_path: Path
 ) -> None:
-    secret = [[{"id": i, "question": TEXTS[0]} for i in (2 * n, 2 * n + 1)] for n in range(3)]
+    secret = []
+    for n in range(3):
+        secret.append([{"id": i, "question": TEXTS[0]} for i in (2 * n, 2 * n + 1)])
     write_questions(tmp_path / "test", secret)
     result = evaluate(model, tmp_path / "test", tmp_path / "o", submit=True)
     assert result.metrics == []
@@ -383,22 +386,16 @@ def test_only_blind_answers_are_compared_whatever_the_precision(
 
 
 def test_blind_answers_learn_from_the_words_of_training_questions_only(tmp_path: Path) -> None:
-    def asked(count: int, start: int, says: str) -> list:
-        colours = ["red", "blue", "green"]
-        return [
-            [
-                question(
-                    start + i,
-                    f"is the {colours[i % 3]} one big?",
-                    [[says, "no", "no"][i % 3]] * 10,
-                    "is the",
-                )
-            ]
-            for i in range(count)
-        ]
+    def about_colours(count: int, start: int, answer_to_red: str) -> list:
+        colours, answers_to = ("red", "blue", "green"), (answer_to_red, "no", "no")
+        samples = []
+        for i in range(count):
+            text = f"is the {colours[i % 3]} one big?"
+            samples.append([question(start + i, text, [answers_to[i % 3]] * 10, "is the")])
+        return samples
 
-    train = write_questions(tmp_path / "train", asked(60, 0, "yes"))
-    test = write_questions(tmp_path / "test", asked(15, 100, "maybe"))
+    train = write_questions(tmp_path / "train", about_colours(60, 0, "yes"))
+    test = write_questions(tmp_path / "test", about_colours(15, 100, "maybe"))
     result = vqa_prior.evaluate(train, test, tmp_path / "o")
     lines = list(read_records(tmp_path / "o"))
     assert [line["prediction"] for line in lines] == ["yes", "no", "no"] * 5

@@ -30,10 +30,10 @@ def labelled(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store([Manifest.load(gallery)])
     names = ["red star", "blue circle", "cat"]
     labels = [[names[i % 3]] for i in range(8)] + [names[:2], []]
-    records = [
-        (f"{i}", {"jpg": store.read(0, i).media, "json": json.dumps({"labels": several}).encode()})
-        for i, several in enumerate(labels)
-    ]
+    records = []
+    for i, labels_of_image in enumerate(labels):
+        annotations = json.dumps({"labels": labels_of_image}).encode()
+        records.append((f"{i}", {"jpg": store.read(0, i).media, "json": annotations}))
     write_shards(out, records, source={"name": "labelled"})
     return out
 
@@ -47,7 +47,10 @@ def test_the_closest_mean_of_unit_sentence_features_is_the_answer(
         encode_images(loaded, Manifest.load(labelled), captioned=False).features[:8].astype(float)
     )
     names = ["blue circle", "cat", "red star"]
-    texts = encode_texts(loaded, [t for n in names for t in (f"a {n} here", n)])
+    sentences = []
+    for name in names:
+        sentences += [f"a {name} here", name]
+    texts = encode_texts(loaded, sentences)
     features = texts.features[texts.row].astype(float).reshape(3, 2, -1).sum(axis=1)
     best = (images @ (features / np.linalg.norm(features, axis=1, keepdims=True)).T).argmax(axis=1)
     lines = list(read_records(tmp_path))

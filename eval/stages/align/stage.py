@@ -108,6 +108,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     with closing(Store([manifest])) as store:
         for row, maps in _maps(loaded, images, captions, options.batch_size):
             caption = captions[row]
+            # Boxes and masks are in pixels, so the size of the image file is needed.
             media = store.read(0, caption.image).media
             lines = _records(loaded, images.keys[caption.image], media, caption, maps)
             scored_here.append((row, lines))
@@ -160,6 +161,7 @@ def captions_of(images: Images) -> list[Caption]:
 def _caption_of(region: Region, texts: Sequence[str]) -> int:
     if region.caption is not None:
         return region.caption
+    # Data sets without a caption number name phrases of any of the captions.
     for number, text in enumerate(texts):
         if find_phrase(text, region.phrase):
             return number
@@ -256,6 +258,7 @@ def _scored(heat: Array | None, shapes: Mapping[str, Sequence[Mask]]) -> _Scored
     scored["zero_map"] = int(not heat.any())
     scored["map"] = pack_map(heat)
     for kind in KINDS:
+        # An empty region stands for a kind that the data set does not have, such as masks.
         region = np.zeros((1, 1), dtype=bool)
         if shapes[kind]:
             region = np.logical_or.reduce(shapes[kind])

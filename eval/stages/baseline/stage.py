@@ -49,6 +49,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     train_captions, train_owners = _captions(train, None)
     captions, owners = _captions(manifest, options.limit)
     with closing(Store([manifest])) as store:
+        # Up to the last image that has captions: --limit has cut off the others.
         samples = [store.read(0, number) for number in range(int(owners[-1]) + 1)]
     keys = [sample.key for sample in samples]
     nearest = nearest_texts(captions, train_captions)
@@ -176,6 +177,7 @@ def metrics(records: Iterable[BaselineRecord]) -> list[Metric]:
         hits, chance = 100 * ranked.hits(k), 100 * guessed.recall(k)
         computed.append(mean_metric(f"text_to_image/R@{k}", hits, images, chance=chance))
     if all("fits" in line for line in lines):
+        # A caption that fits n images can do no better than guess among them.
         shares = sum(1 / line["fits"] for line in lines)
         computed.append(
             Metric(

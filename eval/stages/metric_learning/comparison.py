@@ -64,6 +64,7 @@ class Comparison:
             # Methods without an adversary train for as long as is best without one.
             settings = selection.chosen if method.adversary else selection.without
             for seed in seeds:
+                # A seed gives all methods the same batches, so that they differ less by chance.
                 embedder = seeded(method.build, seed, self.device)
                 seeded_settings = replace(settings, seed=seed)
                 train_dml(embedder, self.learnt.layers, self.learnt.grid, classes, seeded_settings)
@@ -136,6 +137,7 @@ class Comparison:
 
 def _attention_records(embedder: nn.Module, tokens: ImageTokens) -> Iterator[AttentionRecord]:
     """Record where each block looks in images that are evenly spread over the data set."""
+    # A set, because a small data set has fewer images than are shown.
     rows = sorted({number * len(tokens) // SHOWN for number in range(SHOWN)})
     shown = {layer: of_layer[rows] for layer, of_layer in tokens.layers.items()}
     weights = attention(embedder, shown, tokens.grid)

@@ -90,6 +90,7 @@ def trained_methods(
         "parts": lambda: PartHead(dim, layers[-1], parts, per_layer_dim),
     }
     methods = [Trained(head, builders[head], adversary)]
+    # Without an adversary the head itself is this method already.
     if adversary:
         methods.append(Trained("no_adversary", builders[head], False))
     if head == "gdfl":

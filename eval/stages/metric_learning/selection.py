@@ -80,6 +80,7 @@ def select_settings(
     DataError
         If there are too few classes.
     """
+    # Classes are held out, not images: unseen classes are what the test set asks for.
     parts = class_folds(labels, folds, settings.seed)
     # Short trainings have fewer different steps than there are shares.
     stops = sorted({max(1, round(share * settings.steps)) for share in CHECKPOINTS})

@@ -75,6 +75,7 @@ def refuse_unmeasurable(
     protocol, limit
         As the options say.
     """
+    # Images with several classes are not trained on, so their classes may be measured.
     learned = {names[0] for names in labels["base"] if len(names) == 1}
     used: dict[str, list[tuple[str, ...]]] = {}
     for name, labels_of_set in labels.items():

@@ -41,6 +41,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     """
     loaded = load(options.model, options.precision, options.cache)
     labels = tuple(loaded.model.config.classifier_labels)
+    # The order of labels may differ between models; records hold names, not numbers.
     if loaded.model.config.classifier_images != 2 or sorted(labels) != sorted(LABELS):
         raise UsageError(
             f"{options.model} has no classifier of statements about two images: "
@@ -97,6 +98,7 @@ def _identify(question: Question, key: str, data_name: str) -> tuple[str, str, s
     They are parts of its identifier FILE-SET-PAIR-SENTENCE. Statements with other ids belong to the
     data set's only file, to the set of their pair, and to their `group`.
     """
+    # Sentences are written for a set of pairs, so the same one may occur in several pairs of a set.
     fields = str(question.id).split("-")
     if len(fields) != 4:
         return data_name, key, question.group or str(question.id)
@@ -130,6 +132,7 @@ def metrics(records: Iterable[Nlvr2Record]) -> list[Metric]:
     """
     lines = list(records)
     for line in lines:
+        # A missing prediction is a broken file, not a wrong answer.
         if "prediction" not in line:
             raise DataError(
                 f"statement {line['query']!r} has no prediction: every one must be judged"
@@ -162,6 +165,7 @@ def _metrics(prefix: str, lines: Sequence[Nlvr2Record]) -> list[Metric]:
         # Guessing is right on each of n statements with probability 1/2.
         guessed.append(0.5 ** len(rows))
     is_true = np.array([100.0 * (line["label"] == "True") for line in lines])
+    # Whichever answer is more frequent: always giving it looks at no image.
     majority = is_true if is_true.mean() >= 50 else 100 - is_true
     return [
         mean_metric(f"{prefix}accuracy", right, image_sets, chance=50.0),

@@ -97,6 +97,7 @@ def compare_captions(
             f"{options.data} has no captions with a false counterpart: it must be {needed}"
         )
     captions = [choice.true for choice in choices] + [choice.false for choice in choices]
+    # All true captions come first, then all false ones, so the images repeat in this order.
     image = np.tile([choice.image for choice in choices], 2)
     texts = encode_texts(loaded, captions, batch_size=options.batch_size)
     image_features, text_features = images.features[images.row[image]], texts.features[texts.row]
@@ -122,6 +123,7 @@ def compare_captions(
         records.append(record)
     flags = []
     for name, both in (("contrastive", contrastive), ("matching", matching)):
+        # Scores that differ by rounding alone would make accuracies of noise.
         if np.ptp(both) <= 1e-6 * np.abs(both).max():
             flags.append(f"constant_scores/{name}")
     return Measured(
@@ -148,6 +150,7 @@ def choices_of(images: Images) -> list[Choice]:
             continue
         for number, true in enumerate(annotation["captions"]):
             false = swapped(annotation, number)
+            # Not every caption can be changed into a false one: some have a single attribute.
             if false is not None:
                 choices.append(Choice(row, true, false, _kind(true, false)))
     return choices

@@ -82,7 +82,7 @@ def directions(
     to_image, to_text = [], []
     image_features, text_features = images.features[images.row], texts.features[texts.row]
     for fold, image_rows in enumerate(np.array_split(np.arange(len(images.keys)), folds)):
-        # Captions stand in the order of their images, so those of a fold are consecutive.
+        # Captions have the order of their images, so those of a fold are consecutive.
         first, last = np.searchsorted(captions.image, [image_rows[0], image_rows[-1] + 1])
         text_rows = np.arange(first, last)
         image_of = captions.image[text_rows] - image_rows[0]

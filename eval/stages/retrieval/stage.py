@@ -99,6 +99,7 @@ def rank_both_ways(
     both = directions(media, images, texts, captions, folds)
     best = []
     for side in both:
+        # Records name the best candidates even where none are scored again.
         best.append([shortlist(part, max(rerank_k, TOP)) for part in side])
     flags = []
     if images.unreadable:
@@ -107,9 +108,11 @@ def rank_both_ways(
     if rerank_k:
         weight = 1 / loaded.model.temperature.item() if options.score == "itm+sim" else 0.0
         reranked = _rerank(loaded, images, texts, both, best, rerank_k, weight)
+        # A head that ignores one side gives every candidate of a query the same score.
         if _is_constant_one_way(reranked):
             flags.append("constant_match_scores")
 
+    # Missed queries follow those of their direction, so that equal runs write equal files.
     records: list[RetrievalRecord] = []
     missed_both_ways = missed(media, images, (both[0][0], both[1][0]), rerank_k)
     for number, side in enumerate(both):
@@ -339,8 +342,8 @@ def _recall(
     return recall.model_copy(update={"bounds": bounds})
 
 
-# What a constant score reaches with so many positives among so many candidates. A test set has few
-# different sizes, so the caches hit nearly always.
+# What a constant score reaches with given numbers of positives and candidates. A test set has few
+# different pairs of them, so the caches nearly always hit.
 
 
 @lru_cache(maxsize=4096)

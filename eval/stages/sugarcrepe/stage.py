@@ -55,6 +55,7 @@ def choices_of(images: Images) -> list[Choice]:
                     foil["caption"],
                     foil["kind"],
                     query=foil["id"],
+                    # Several samples show the same image of COCO; they are not independent.
                     picture=str(annotation.get("image_id", images.keys[row])),
                 )
             )
@@ -98,6 +99,7 @@ def _mean_over_kinds(name: str, score: Score, lines: list[ChoiceRecord]) -> Metr
 
 def _mean_of_means(right: ArrayLike, kinds: list[str]) -> float:
     """Average over kinds the share of right lines of each, in percent."""
+    # Kinds differ tenfold in size; here each has the same weight.
     number: NDArray[np.intp] = np.unique(kinds, return_inverse=True)[1]
     shares = np.bincount(number, weights=np.asarray(right)) / np.bincount(number)
     return 100 * float(shares.mean())

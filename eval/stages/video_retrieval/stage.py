@@ -32,6 +32,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     """
     loaded = load(options.model, options.precision, options.cache)
     started = time.perf_counter()
+    # Published clips of web videos go missing or are cut off: one must not stop an evaluation.
     videos = encode_images(
         loaded,
         manifest,

@@ -50,6 +50,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     DataError
         If `--submit` is given and the test server would not accept the question ids.
     """
+    # Before the model is loaded: a prior on other data is an error that needs no waiting.
     prior = None if options.prior is None else _prior_predictions(options.prior, manifest)
     loaded = load(options.model, options.precision, options.cache)
     if loaded.model.config.classifier_images != 1:
@@ -62,6 +63,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
     unreadable = {answer.key: answer.problem for answer in answers if answer.problem}
     flags = []
     if len(records) > 1 and len({record["prediction"] for record in records}) == 1:
+        # A classifier that has collapsed still scores well where one answer is common.
         flags.append("constant_prediction")
     if unreadable:
         flags.append("unreadable_images")
@@ -118,8 +120,10 @@ def _records(
         }
         if question.answers:
             record["accuracy"] = accuracy(record["prediction"], question.answers)
+            # No model can score more than its best label, and drawing a label scores the mean.
             record["ceiling"], record["chance"] = label_scores.best_and_mean(question.answers)
         if prior is not None:
+            # A paired difference needs an answer from both to every question.
             if question.id not in prior:
                 raise DataError(
                     f"the prior does not answer question {question.id!r}: evaluate it without limit"
@@ -142,6 +146,7 @@ def metrics(records: Iterable[VqaRecord]) -> list[Metric]:
     unanswered = [line["query"] for line in lines if not line["answers"]]
     if len(unanswered) == len(lines):
         return []
+    # Metrics over a part of the questions would pass for those of the whole set.
     if unanswered:
         raise DataError(
             f"{len(unanswered)} of {len(lines)} questions have no answers, first {unanswered[0]!r}"
@@ -229,6 +234,7 @@ def write_submission(
             )
     questions = Counter(question_ids)
     answers = Counter(record["query"] for record in records)
+    # Subtracting each distinct id once leaves the ids that occur more than once.
     repeated = (questions - Counter(set(questions))) + (answers - Counter(set(answers)))
     for problem, counts in (
         ("asked or answered more than once", repeated),
@@ -238,7 +244,7 @@ def write_submission(
         if counts:
             first = next(iter(counts))
             raise DataError(f"{path}: {len(counts)} question ids are {problem}, first {first}")
-    entries = [
-        {"question_id": record["query"], "answer": record["prediction"]} for record in records
-    ]
+    entries = []
+    for record in records:
+        entries.append({"question_id": record["query"], "answer": record["prediction"]})
     write_whole(path, json.dumps(entries))

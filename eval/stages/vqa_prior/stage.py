@@ -54,6 +54,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         raise DataError(f"the questions of {options.train} have no answers to learn from")
     keyed = list(read_questions(manifest, options.limit))
     questions = [question for _, question in keyed]
+    # Results are compared by question id, so an id must occur once.
     check_ids([question.id for question in questions], str(manifest.root))
     answer_scores = [_answer_scores(question) for question in training]
     by_words = _answers_by_words(training, answer_scores, questions)
@@ -134,6 +135,7 @@ def _answers_by_words(
     labels = _first_by_total(votes)[:LABELS]
     label_number = {answer: number for number, answer in enumerate(labels)}
     column = {word: number for number, (word, _) in enumerate(counts.most_common(WORDS))}
+    # An embedding bag: a dense matrix of questions by words would fill gigabytes.
     layer = _train(training, answer_scores, label_number, column)
     answers = []
     with torch.inference_mode():

@@ -75,6 +75,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         records.append(record)
     flags = []
     for name, table in (("contrastive", contrastive), ("matching", matching)):
+        # Scores that differ by rounding alone would make accuracies of noise.
         if np.ptp(table) <= 1e-6 * np.abs(table).max():
             flags.append(f"constant_scores/{name}")
     return Measured(
@@ -164,6 +165,7 @@ def metrics(records: Iterable[WinogroundRecord]) -> list[Metric]:
     computed = []
     for score in SCORES:
         table = np.array([line[score] for line in lines])
+        # The paper counts ties as wrong; the lenient score shows how much that decides.
         strict, lenient = _right(table, np.greater), _right(table, np.greater_equal)
         for name, chance in CHANCE.items():
             metric = mean_metric(f"{score}/{name}", 100.0 * strict[name], examples, chance=chance)

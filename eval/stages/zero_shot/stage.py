@@ -58,6 +58,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         raise DataError(
             f'{options.data} has no sample with exactly one of "labels", which classification needs'
         )
+    # Before texts are encoded: it refuses labels that are not among the given classes.
     names = _names(labels, options.classes)
     features = class_features(loaded, names, templates, batch_size=options.batch_size)
     keys = [images.keys[row] for row in rows]
@@ -166,6 +167,7 @@ def class_features(
     """Return unit features (classes, projection) of the classes' names: means over templates."""
     texts = encode_texts(loaded, class_sentences(names, templates), batch_size=batch_size)
     by_class = texts.features[texts.row].reshape(len(names), len(templates), -1)
+    # float64, so that the mean of float32 features is not rounded once more.
     return unit_features(by_class.astype(np.float64).mean(axis=1), names)
 
 
@@ -184,6 +186,7 @@ def metrics(records: Iterable[ZeroShotRecord]) -> list[Metric]:
     right, chance = 100 * ranked.hits(1), 100 / ranked.candidates
     computed = [mean_metric("top1", right, keys, chance=chance)]
     if ranked.candidates > TOP:
+        # With five classes or fewer the right one is always among the five best.
         in_top = 100 * ranked.hits(TOP)
         computed.append(mean_metric(f"top{TOP}", in_top, keys, chance=TOP * chance))
     labels, group = np.unique([line["label"] for line in lines], return_inverse=True)
@@ -192,6 +195,7 @@ def metrics(records: Iterable[ZeroShotRecord]) -> list[Metric]:
             name="mean_per_class",
             value=float((np.bincount(group, right) / np.bincount(group)).mean()),
             unit="percent",
+            # Images are resampled, not classes: the classes are all there are.
             ci95=mean_of_means_interval(right, group.tolist(), keys),
             n=len(labels),
             clusters=len(set(keys)),

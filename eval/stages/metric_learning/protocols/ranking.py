@@ -77,6 +77,7 @@ def rank_gallery(
     """
     task = task_of(protocol, gallery, query, shots=shots, draws=draws, seed=seed)
     gallery_embedding = task.gallery.embedding
+    # An image must not find itself.
     ranks_itself = task.query is task.gallery
     query_embedding = gallery_embedding if ranks_itself else task.query.embedding
     records: list[RankedQuery] = []
@@ -270,6 +271,7 @@ def metrics_of(records: Iterable[RankedQuery]) -> list[Metric]:
 
 def _means(lines: Sequence[RankedQuery], prefix: str) -> list[Metric]:
     scored = [line for line in lines if line["positives"]]
+    # Queries without a right image would count as failures of every method.
     left_out = Metric(
         name=f"{prefix}left_out", value=len(lines) - len(scored), unit="queries", n=len(lines)
     )

@@ -71,6 +71,7 @@ def relevance(
         names: list[Any] = []
         for group in GROUPS:
             names += named.get(group, [])
+        # A gallery cut by --limit lacks images that queries name, and would give other numbers.
         missing = [name for name in names if name not in position]
         if missing:
             raise DataError(

@@ -118,6 +118,7 @@ def _of_cameras(
         if not seen.identity[row]:
             continue  # junk and distractors belong to neither side
         camera = str(seen.camera[row])
+        # Data sets write "cam3", "c3" or "3".
         number = re.fullmatch(r"\D*0*([1-6])", camera)
         if not number:
             raise DataError(
