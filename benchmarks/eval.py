@@ -81,8 +81,7 @@ def prepare(folder: Path, images: int, base: bool) -> tuple[Path, Path]:
     train_tokenizer([folder / "scenes" / "test"], folder / "tokenizer", 600)
     torch.manual_seed(0)
     model = GLSCLModel(model_config(small=not base))
-    # A fresh matching head gives nearly the same score to every pair, which no recall can tell
-    # from chance.
+    # A fresh matching head gives nearly the same score to every pair.
     with torch.no_grad():
         model.matching_head.weight.normal_()
     model.save_pretrained(folder / "model")

@@ -1,4 +1,8 @@
-"""`glscl eval STAGE`, `explain`, `predict`, `compare` and `report`: results, and what is made of them."""
+"""`glscl eval STAGE`, `explain`, `predict`, `compare` and `report`: results and what shows them.
+
+Each `add_*` adds a command to the parser; the function that runs it imports what it needs only
+then, so that `--help` does not wait for torch.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +76,10 @@ def _evaluate(stage: str, arguments: argparse.Namespace) -> CommandResult:
     given = vars(arguments).copy()
     del given["command"], given["json"]
     result = run(build_options(stage_options(stage), given))
-    said = f"{arguments.out}/result.json"
+    printed = f"{arguments.out}/result.json"
     if hasattr(stage_module(stage), "table"):
-        said = f"{stage_module(stage).table(result)}\n{said}"
-    return result.model_dump(mode="json", by_alias=True), said
+        printed = f"{stage_module(stage).table(result)}\n{printed}"
+    return result.model_dump(mode="json", by_alias=True), printed
 
 
 def add_explain(commands: Any) -> None:

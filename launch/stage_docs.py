@@ -13,12 +13,15 @@ from eval.registry import stage_names, stage_options
 from eval.results.options import OptionDescription, StageOptions, describe
 
 PAGE = Path(__file__).parents[1] / "docs" / "stages.md"
-_HEAD = """# Stages and their options
-
-This page is written by `make docs` from the option dataclasses in `eval/stages/*/options.py`. The same
-names are the arguments of `eval.stages.STAGE.evaluate`, the options of `glscl eval STAGE` (with dashes)
-and the keys of a YAML file for `accelerate launch -m eval STAGE CONFIG.yaml`.
-"""
+# Prose of the page is wider than code.
+_HEAD = (
+    "# Stages and their options\n\n"
+    "This page is written by `make docs` from the option dataclasses in "
+    "`eval/stages/*/options.py`. The same\n"
+    "names are the arguments of `eval.stages.STAGE.evaluate`, "
+    "the options of `glscl eval STAGE` (with dashes)\n"
+    "and the keys of a YAML file for `accelerate launch -m eval STAGE CONFIG.yaml`.\n"
+)
 
 
 def page() -> str:

@@ -1,4 +1,8 @@
-"""What the repository promises: imports go one way, dependencies are declared."""
+"""Rules for the whole repository, checked on its source text.
+
+Rooms import in one direction, remote model code stands alone, torchvision is never imported, and
+every dependency is declared and pinned.
+"""
 
 import ast
 import importlib.metadata
@@ -8,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -73,27 +78,49 @@ def _sources(folder: str) -> list[Path]:
     return files
 
 
-def _imports(file: Path) -> Iterator[tuple[int, ast.Import | ast.ImportFrom, list[str]]]:
-    """Line, statement and absolute module names of every import, also of those inside functions."""
-    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield node.lineno, node, [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else ()
-            yield node.lineno, node, [".".join((*base, *([node.module] if node.module else [])))]
+class _Import(NamedTuple):
+    """A module that a file imports, by its absolute name, and the statement that does it."""
+
+    file: Path
+    statement: ast.Import | ast.ImportFrom
+    name: str
+
+    @property
+    def top(self) -> str:
+        return self.name.partition(".")[0]
+
+    def __str__(self) -> str:
+        path = self.file.relative_to(ROOT)
+        return f"{path}:{self.statement.lineno} imports {self.name}"
+
+
+def _imports(*folders: str) -> Iterator[_Import]:
+    """Yield every import of every file in some folders, including those inside functions."""
+    for folder in folders:
+        for file in _sources(folder):
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    for alias in node.names:
+                        yield _Import(file, node, alias.name)
+                elif isinstance(node, ast.ImportFrom):
+                    yield _Import(file, node, _absolute_name(file, node))
+
+
+def _absolute_name(file: Path, node: ast.ImportFrom) -> str:
+    """Name the module of `from ..x import y`, where each dot but the first leads one folder up."""
+    parts: list[str] = []
+    if node.level:
+        package = file.relative_to(ROOT).parts[:-1]
+        parts.extend(package[: len(package) + 1 - node.level])
+    if node.module:
+        parts.append(node.module)
+    return ".".join(parts)
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_to_its_left(room: str) -> None:
     forbidden = {*ROOMS[ROOMS.index(room) + 1 :], "tests", "benchmarks"}
-    wrong = [
-        f"{file.relative_to(ROOT)}:{line} imports {name}"
-        for file in _sources(room)
-        for line, _, names in _imports(file)
-        for name in names
-        if name.partition(".")[0] in forbidden
-    ]
+    wrong = [str(each) for each in _imports(room) if each.top in forbidden]
     assert not wrong
 
 
@@ -198,27 +225,20 @@ def test_no_library_module_imports_a_main_module() -> None:
 
 def test_the_model_folder_imports_nothing_else_of_this_project() -> None:
     # It is shipped beside weights as remote code, where only relative imports resolve.
-    wrong = [
-        f"{file.relative_to(ROOT)}:{line} imports {name}"
-        for file in _sources("pretrain/model")
-        for line, node, names in _imports(file)
-        for name in names
-        if name.partition(".")[0] in ROOMS
-        and not (
-            isinstance(node, ast.ImportFrom) and node.level and name.startswith("pretrain.model")
-        )
-    ]
+    wrong = []
+    for each in _imports("pretrain/model"):
+        is_relative = isinstance(each.statement, ast.ImportFrom) and each.statement.level > 0
+        stays_inside = is_relative and each.name.startswith("pretrain.model")
+        if each.top in ROOMS and not stays_inside:
+            wrong.append(str(each))
     assert not wrong
 
 
 def test_the_builtin_eval_is_never_hidden() -> None:
-    wrong = [
-        f"{file.relative_to(ROOT)}:{line}"
-        for room in (*ROOMS, "tests")
-        for file in _sources(room)
-        for line, node, names in _imports(file)
-        if isinstance(node, ast.Import) and any(name.partition(".")[0] == "eval" for name in names)
-    ]
+    wrong = []
+    for each in _imports(*ROOMS, "tests"):
+        if isinstance(each.statement, ast.Import) and each.top == "eval":
+            wrong.append(str(each))
     assert not wrong, "write `from eval.x import y`"
 
 
@@ -235,7 +255,8 @@ class Guard:
 sys.meta_path.insert(0, Guard())
 look = importlib.util.find_spec
 
-def find_spec(name, package=None):  # asking whether it is there is not importing it
+# Asking whether torchvision is installed is not importing it: transformers asks.
+def find_spec(name, package=None):
     return None if name.startswith("torchvision") else look(name, package)
 
 importlib.util.find_spec = find_spec
@@ -259,13 +280,7 @@ def test_every_module_imports_where_torchvision_must_not_be_imported() -> None:
 
 def test_no_file_mentions_torchvision_as_an_import() -> None:
     # Imports inside functions do not run when a module is imported.
-    wrong = [
-        f"{file.relative_to(ROOT)}:{line}"
-        for room in (*ROOMS, "tests")
-        for file in _sources(room)
-        for line, _, names in _imports(file)
-        if any(name.partition(".")[0] == "torchvision" for name in names)
-    ]
+    wrong = [str(each) for each in _imports(*ROOMS, "tests") if each.top == "torchvision"]
     assert not wrong
 
 
@@ -274,10 +289,12 @@ def _project() -> dict:
 
 
 def _names(requirements: list[str]) -> set[str]:
+    """Names of requirements such as `torch==2.13.0`, without their versions."""
     return {_normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}
 
 
 def _normal(name: str) -> str:
+    """Spell a distribution as package indexes compare it: PyYAML and pyyaml are the same."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -285,16 +302,14 @@ def test_every_imported_distribution_is_declared() -> None:
     project = _project()["project"]
     declared = _names(project["dependencies"] + sum(project["optional-dependencies"].values(), []))
     distributions = importlib.metadata.packages_distributions()
-    wrong = [
-        f"{file.relative_to(ROOT)}:{line} imports {name}"
-        for room in ROOMS
-        for file in _sources(room)
-        for line, _, names in _imports(file)
-        for name in names
-        if (top := name.partition(".")[0]) not in ROOMS
-        and top not in sys.stdlib_module_names
-        and not declared & {_normal(distribution) for distribution in distributions.get(top, [top])}
-    ]
+    wrong = []
+    for each in _imports(*ROOMS):
+        if each.top in ROOMS or each.top in sys.stdlib_module_names:
+            continue
+        # Several distributions can hold one module, and one that is not installed is named like it.
+        names = {_normal(name) for name in distributions.get(each.top, [each.top])}
+        if not declared & names:
+            wrong.append(str(each))
     assert not wrong
 
 
@@ -302,11 +317,10 @@ def test_constraints_pin_every_direct_dependency() -> None:
     project = _project()
     required = project["project"]["dependencies"] + project["build-system"]["requires"]
     required += sum(project["project"]["optional-dependencies"].values(), [])
-    lines = [
-        line
-        for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-        if line and line[0] != "#"
-    ]
+    lines = []
+    for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            lines.append(line)
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     pinned = {_normal(line.partition("==")[0]) for line in lines}
     assert _names(required) - {"glscl"} <= pinned
