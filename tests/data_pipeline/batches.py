@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from data_pipeline.loader import Batch, open_loader
+from data_pipeline.loader import Batch, Loader, open_loader
 from data_pipeline.text import Tokenizer
 
 BATCH, START = 48, 5
@@ -60,4 +61,23 @@ def read(root: Path, tokenizer: Tokenizer, steps: int = 2, **options: object) ->
     with open_loader(
         [root], tokenizer=tokenizer, start_step=START, **{**OPTIONS, **options}
     ) as loader:
-        return [row for _ in range(count) for row in rows(next(loader))]
+        all_rows = []
+        for _ in range(count):
+            all_rows += rows(next(loader))
+        return all_rows
+
+
+def joined_parts(ranks: list[list[Any]], step: int, part: int) -> list[Any]:
+    """Return what all ranks read in a step, in the order of the global batch."""
+    joined = []
+    for rank in ranks:
+        joined += rank[step * part : (step + 1) * part]
+    return joined
+
+
+def keys_of_next(loader: Loader, batches: int) -> list[str]:
+    """Return the keys of the next batches."""
+    keys = []
+    for _ in range(batches):
+        keys += next(loader).keys
+    return keys

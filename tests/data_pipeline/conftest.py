@@ -87,10 +87,11 @@ def number_of(pixels: np.ndarray) -> int:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """50 good clips in three shards."""
-    records = [
-        (f"{number:05d}", {"mp4": encoded_clip(number), "txt": image_members(number)["txt"]})
-        for number in range(50)
-    ]
+    records = []
+    for number in range(50):
+        records.append(
+            (f"{number:05d}", {"mp4": encoded_clip(number), "txt": image_members(number)["txt"]})
+        )
     return write_shards(
         tmp_path_factory.mktemp("clips"), records, samples_per_shard=20, source={"name": "clips"}
     )
@@ -108,9 +109,9 @@ def write_images() -> WriteImages:
         spoiled: Mapping[int, dict[str, bytes]] | None = None,
     ) -> Manifest:
         spoiled = spoiled or {}
-        records = [
-            (f"{number:05d}", spoiled.get(number, image_members(number))) for number in range(count)
-        ]
+        records = []
+        for number in range(count):
+            records.append((f"{number:05d}", spoiled.get(number, image_members(number))))
         return write_shards(root, records, samples_per_shard=100, source={"name": name})
 
     return write

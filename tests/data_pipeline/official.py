@@ -71,10 +71,11 @@ def flickr30k(root: Path) -> list[str]:
         [("train", "1000092795.jpg"), ("test", "1007129816.jpg"), ("val", "12.jpg")]
     ):
         raws = [f"Two young guys {number} with shaggy hair." for number in range(5)]
-        sentences = [
-            {"tokens": raw.split(), "raw": raw, "imgid": imgid, "sentid": imgid * 5 + n}
-            for n, raw in enumerate(raws)
-        ]
+        sentences = []
+        for n, raw in enumerate(raws):
+            sentences.append(
+                {"tokens": raw.split(), "raw": raw, "imgid": imgid, "sentid": imgid * 5 + n}
+            )
         images.append(
             {"sentids": [s["sentid"] for s in sentences], "imgid": imgid, "sentences": sentences}
             | {"split": split, "filename": name}
@@ -100,10 +101,9 @@ def visual_genome(root: Path) -> list[str]:
         )
         place = {"width": 20, "height": 10, "x": 1, "y": 2, "image_id": number}
         phrases = [f"the clock is green {number}", "a man"]
-        regions = [
-            place | {"region_id": 10 * number + n, "phrase": phrase}
-            for n, phrase in enumerate(phrases)
-        ]
+        regions = []
+        for n, phrase in enumerate(phrases):
+            regions.append(place | {"region_id": 10 * number + n, "phrase": phrase})
         described.append({"id": number, "regions": regions})
         put(root / "vg" / part / f"{number}.jpg", encoded_image(number))
     files = [
@@ -121,29 +121,28 @@ def vqa_v2(root: Path, subtype: str = "val2014", *, ids: type = int) -> list[str
     ]
     about.append((262148001, 262148, "What are the people in the background doing?"))
     head = {"info": {}, "license": {}, "data_type": "mscoco", "data_subtype": subtype}
-    questions = [
-        {"image_id": image, "question": text, "question_id": number}
-        for number, image, text in about
-    ]
+    questions = []
+    for number, image, text in about:
+        questions.append({"image_id": image, "question": text, "question_id": number})
     answers = {
         262148000: ["down"] * 9 + ["at table"],
         393225000: ["foodiebakercom"] * 10,
         262148001: ["watching"] * 10,
     }
-    annotations = [
-        {
-            "question_type": text.split()[0].lower(),
-            "multiple_choice_answer": answers[number][0],
-            "answers": [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": n}
-                for n, answer in enumerate(answers[number], 1)
-            ],
-            "image_id": image,
+    annotations = []
+    for question_id, image_id, question in reversed(about):
+        given = []
+        for n, answer in enumerate(answers[question_id], 1):
+            given.append({"answer": answer, "answer_confidence": "yes", "answer_id": n})
+        annotation = {
+            "question_type": question.split()[0].lower(),
+            "multiple_choice_answer": answers[question_id][0],
+            "answers": given,
+            "image_id": image_id,
             "answer_type": "other",
-            "question_id": ids(number),
+            "question_id": ids(question_id),
         }
-        for number, image, text in reversed(about)
-    ]
+        annotations.append(annotation)
     folder = subtype.replace("test-dev", "test")
     for image in (262148, 393225):
         put(root / "coco" / folder / f"COCO_{folder}_{image:012d}.jpg", encoded_image(image))
@@ -197,16 +196,28 @@ def nlvr2(root: Path, split: str = "dev") -> list[str]:
 def msrvtt(root: Path, clips: int = 8) -> list[str]:
     """Videos video0, ...; neither the sentences nor the test list are in their order."""
     names = [f"video{number}" for number in (10, *range(clips - 1))]
-    videos = [
-        {"category": 9, "url": "https://a", "video_id": name, "start time": 1.0, "end time": 2.5}
-        | {"split": "test" if number > 5 else "train", "id": number}
-        for number, name in enumerate(names)
-    ]
-    sentences = [
-        {"caption": f"caption {number} of {name}", "video_id": name, "sen_id": 20 * n + number}
-        for number in (1, 0)
-        for n, name in reversed(list(enumerate(names)))
-    ]
+    videos = []
+    for number, name in enumerate(names):
+        videos.append(
+            {
+                "category": 9,
+                "url": "https://a",
+                "video_id": name,
+                "start time": 1.0,
+                "end time": 2.5,
+            }
+            | {"split": "test" if number > 5 else "train", "id": number}
+        )
+    sentences = []
+    for number in (1, 0):
+        for n, name in reversed(list(enumerate(names))):
+            sentences.append(
+                {
+                    "caption": f"caption {number} of {name}",
+                    "video_id": name,
+                    "sen_id": 20 * n + number,
+                }
+            )
     file = put(root / "MSRVTT_data.json", {"info": {}, "videos": videos, "sentences": sentences})
     rows = [
         "key,vid_key,video_id,sentence",

@@ -105,7 +105,7 @@ def market1501(root: Path) -> list[str]:
 
 
 def veri776(root: Path) -> list[str]:
-    """Vehicles 1 (train) and 2; the query's image is in the gallery too; lines end as on Windows."""
+    """Vehicles 1 (train) and 2; the query's image is in the gallery too; lists are from Windows."""
     folder = root / "VeRi"
     names = {
         "train": ["0001_c001_00016450_0.jpg", "0001_c014_00018600_0.jpg"],
@@ -151,9 +151,8 @@ def revisited(
 
     With `numpy`, boxes and rows are arrays.
     """
-    gallery = [
-        f"{place}_{number:06d}" for place in ("all_souls", "worcester") for number in (1, 6)
-    ] + ["oxford_002985"]
+    gallery = ["all_souls_000001", "all_souls_000006", "worcester_000001", "worcester_000006"]
+    gallery.append("oxford_002985")
     queries = ["all_souls_000013", "worcester_000194"]
     truth: list[dict[str, Any]] = [
         {"bbx": [13.5, 4.1, 48.5, 40.7], "easy": [0], "hard": [1], "junk": [4]} | more,

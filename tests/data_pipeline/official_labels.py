@@ -49,11 +49,10 @@ def folder(root: Path) -> list[str]:
 
 def mini_imagenet(root: Path, *, header: bool = True) -> list[str]:
     """A split of Ravi and Larochelle: file names begin with the class, then comes a number."""
-    rows = [
-        (f"{wnid}{number:08d}.jpg", wnid)
-        for wnid in ("n01930112", "n01981276")
-        for number in (1, 5)
-    ]
+    rows = []
+    for wnid in ("n01930112", "n01981276"):
+        for number in (1, 5):
+            rows.append((f"{wnid}{number:08d}.jpg", wnid))
     for number, (name, _) in enumerate(rows):
         put(root / "images" / name, encoded_image(number))
     lines = [*(["filename,label"] if header else []), *(",".join(row) for row in rows)]
@@ -81,9 +80,9 @@ def cub(root: Path) -> list[str]:
         4: "Groove_billed_Ani",
         200: "Common_Yellowthroat",
     }
-    folders = {
-        number: f"{number:03d}.{real.get(number, f'Bird_{number}')}" for number in range(1, 201)
-    }
+    folders = {}
+    for number in range(1, 201):
+        folders[number] = f"{number:03d}.{real.get(number, f'Bird_{number}')}"
     files = [(1, "046_18"), (1, "009_34"), *((number, "001_1") for number in range(2, 201))]
     base = root / "CUB_200_2011"
     images = [f"{folders[n]}/{folders[n][4:]}_{name}.jpg" for n, name in files]
@@ -120,16 +119,10 @@ def cifar_fs(root: Path) -> list[str]:
 
 def coco_labels(root: Path, year: int = 2014) -> list[str]:
     """Four images: two bicycles and a person, a crowd of persons, a dog and a train, nothing."""
-    categories = [
-        {"supercategory": "a", "id": number, "name": name}
-        for number, name in [
-            (1, "person"),
-            (2, "bicycle"),
-            (7, "train"),
-            (18, "dog"),
-            (90, "toothbrush"),
-        ]
-    ]
+    categories = []
+    names = {1: "person", 2: "bicycle", 7: "train", 18: "dog", 90: "toothbrush"}
+    for category_id, category in names.items():
+        categories.append({"supercategory": "a", "id": category_id, "name": category})
     labels_by_image = {391895: [2, 1, 2], 522418: [1], 184613: [18, 7], 318219: []}
     images, annotations = [], []
     for number, category_ids in labels_by_image.items():
@@ -170,9 +163,9 @@ def voc(root: Path) -> list[str]:
         "2009_000012": [("chair", 1)],
     }
     for number, (image, shown) in enumerate(labels_by_image.items()):
-        objects = "".join(
-            VOC_OBJECT.format(name=name, difficult=difficult) for name, difficult in shown
-        )
+        objects = ""
+        for name, difficult in shown:
+            objects += VOC_OBJECT.format(name=name, difficult=difficult)
         put(
             base / "Annotations" / f"{image}.xml",
             VOC_ANNOTATION.format(image=image, objects=objects).encode(),
@@ -201,7 +194,7 @@ def nus_wide(root: Path) -> list[str]:
         "Train": [("actor", "0002_174174086"), ("zoo", "0001_99")],
     }
     marked = {"Test": {"tiger": [3], "sky": [0, 1, 3], "person": [0]}, "Train": {"sky": [0, 1]}}
-    concepts = sorted(name for names in label_lists("nus_wide").values() for name in names)
+    concepts = sorted(sum(label_lists("nus_wide").values(), []))
     put(
         base / "ConceptsList" / "Concepts81.txt",
         "".join(f"{name} \r\n" for name in concepts).encode(),
@@ -223,13 +216,12 @@ def nus_wide(root: Path) -> list[str]:
 def imaterialist(root: Path) -> list[str]:
     """Three images, one of them called .jpeg; numbers are text, as in the challenge's files."""
     labels_by_image = {"1": ["95", "66", "137"], "2": ["17", "66"], "10": ["157"]}
-    images = [
-        {"url": f"https://contestimg.wish.com/{image}-large", "imageId": image}
-        for image in labels_by_image
-    ]
-    annotations = [
-        {"labelId": labels, "imageId": image} for image, labels in labels_by_image.items()
-    ]
+    images = []
+    for image in labels_by_image:
+        images.append({"url": f"https://contestimg.wish.com/{image}-large", "imageId": image})
+    annotations = []
+    for image, labels in labels_by_image.items():
+        annotations.append({"labelId": labels, "imageId": image})
     for image in labels_by_image:
         extension = "jpeg" if image == "10" else "jpg"
         put(root / "images" / f"{image}.{extension}", encoded_image(int(image)))

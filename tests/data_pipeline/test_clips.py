@@ -18,7 +18,7 @@ from data_pipeline.shards.manifest import index
 from data_pipeline.shards.store import Store
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.write import write_shards
-from tests.data_pipeline.batches import OPTIONS, START, read
+from tests.data_pipeline.batches import OPTIONS, START, joined_parts, read
 from tests.data_pipeline.conftest import encoded_clip, encoded_image, frame_of, number_of
 
 CLIPS = {"frames": 4, "global_batch": 12, "dataset_negatives": True, "local_negatives": 3}
@@ -55,7 +55,7 @@ def test_ranks_micro_batches_and_workers_do_not_change_clips(
     part = 12 // world
     for step in range(3):
         expected = reference[step * 12 : (step + 1) * 12]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
+        assert joined_parts(ranks, step, part) == expected
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -64,10 +64,8 @@ def test_any_step_can_be_the_first(clips, tokenizer, reference, step):
     with open_loader([clips.root], tokenizer=tokenizer, **options) as loader:
         batch = next(loader)
     expected = reference[step * 12 : (step + 1) * 12]
-    assert [
-        (key, pixels.numpy().tobytes())
-        for key, pixels in zip(batch.keys, batch.pixels, strict=True)
-    ] == [(row["key"], row["pixels"]) for row in expected]
+    for key, pixels, row in zip(batch.keys, batch.pixels, expected, strict=True):
+        assert (key, pixels.numpy().tobytes()) == (row["key"], row["pixels"])
 
 
 def test_all_frames_of_a_clip_are_cropped_and_mirrored_alike():
@@ -116,26 +114,28 @@ def test_short_clips_repeat_frames(tokenizer, tmp_path):
     records = [(f"{n}", {"mp4": encoded_clip(n, frames=n + 1), "txt": b"a clip"}) for n in range(3)]
     short = write_shards(tmp_path / "short", records, source={"name": "short"})
     (batch,) = evaluation_batches(short, size=32, batch_size=8, frames=4)
-    assert [[frame_of(frame) for frame in clip] for clip in batch.pixels.numpy()] == [
-        [0, 0, 0, 0],
-        [0, 0, 1, 1],
-        [0, 1, 1, 2],
-    ]
+    frames = []
+    for clip in batch.pixels.numpy():
+        frames.append([frame_of(frame) for frame in clip])
+    assert frames == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 2]]
 
 
 def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_path):
     good = encoded_clip(0)
     bad = {2: good[: len(good) // 2], 5: b"a text named mp4", 7: encoded_image(7)}
-    records = [
-        (f"{n:05d}", {"mp4": bad.get(n, encoded_clip(n)), "txt": b"a clip"}) for n in range(12)
-    ]
+    records = []
+    for n in range(12):
+        records.append((f"{n:05d}", {"mp4": bad.get(n, encoded_clip(n)), "txt": b"a clip"}))
     records[9] = ("00009", {"jpg": encoded_image(9), "txt": b"an image among clips"})
     root = write_shards(tmp_path / "data", records, source={"name": "data"}).root
     options = {**OPTIONS, "global_batch": 12, "frames": 2, "max_bad_fraction": 1.0}
     with open_loader(
         [root], tokenizer=tokenizer, quarantine=tmp_path / "bad.jsonl", **options
     ) as loader:
-        keys = {key[-5:] for _ in range(3) for key in next(loader).keys}
+        keys = set()
+        for _ in range(3):
+            for key in next(loader).keys:
+                keys.add(key[-5:])
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert {line["key"]: line["reason"] for line in lines} == {
         "00002": "undecodable",
@@ -143,9 +143,8 @@ def test_bad_clips_are_replaced_quarantined_and_found_by_verify(tokenizer, tmp_p
         "00007": "undecodable",
         "00009": "missing-field",
     }
-    assert "holds an image where a video is needed" in next(
-        line["message"] for line in lines if line["key"] == "00009"
-    )
+    messages = {line["key"]: line["message"] for line in lines}
+    assert "holds an image where a video is needed" in messages["00009"]
     assert keys and not keys & {"00002", "00005", "00007", "00009"}
     assert verify(root) == []
     problems = verify(root, decode=True)

@@ -29,10 +29,9 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     end = b"IEND"
-    chunks = [
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-        for part in (body, end)
-    ]
+    chunks = []
+    for part in (body, end):
+        chunks.append(struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 

@@ -255,22 +255,21 @@ def test_shards_of_an_interrupted_import_of_other_entries_are_not_kept(tmp_path)
 def test_workers_change_no_byte(tmp_path):
     _, annotations, images = official.coco(tmp_path)
     entries, source = karpathy.read("coco", Path(annotations), Path(images), "train+restval")
-    alone, together = (
-        import_entries(
+    digests = set()
+    for workers in (1, 2):
+        manifest = import_entries(
             tmp_path / f"{workers}", entries, source=source, samples_per_shard=2, workers=workers
         )
-        for workers in (1, 2)
-    )
-    assert alone.digest == together.digest
+        digests.add(manifest.digest)
+    assert len(digests) == 1
 
 
 # Visual Genome ------------------------------------------------------------------------------------
 
 
 def test_the_manifest_of_visual_genome_says_which_test_images_were_left_out(tmp_path):
-    words, coco, flickr30k = (
-        make(tmp_path) for make in (official.visual_genome, official.coco, official.flickr30k)
-    )
+    words = official.visual_genome(tmp_path)
+    coco, flickr30k = official.coco(tmp_path), official.flickr30k(tmp_path)
     options = ("--without-coco", coco[1], "--without-flickr30k", flickr30k[1])
     manifest = imported(words, tmp_path / "out", *options)
     by_key = samples(manifest)
@@ -402,21 +401,19 @@ def test_the_test_split_of_msrvtt_is_the_list_joined_by_id(tmp_path):
 def test_msrvtt_validation_comes_from_training_and_the_splits_share_no_video(tmp_path):
     words = official.msrvtt(tmp_path)
     paths = [Path(word) for word in words[1:]]
-    ids = {
-        split: [entry.annotations["image_id"] for entry in msrvtt.read(*paths, split)[0]]
-        for split in msrvtt.SPLITS
-    }
+    ids = {}
+    for split in msrvtt.SPLITS:
+        ids[split] = [entry.annotations["image_id"] for entry in msrvtt.read(*paths, split)[0]]
     assert {split: len(of_split) for split, of_split in ids.items()} == {
         "train": 3,
         "val": 3,
         "test": 2,
     }
-    assert len({clip for of_split in ids.values() for clip in of_split}) == 8
+    assert len(set().union(*ids.values())) == 8
     entries, source = msrvtt.read(*paths, "val")
     clip = entries[0].annotations
-    assert clip["captions"] == [
-        f"caption {number} of {clip['image_id']}" for number in (0, 1)
-    ]  # by sen_id
+    video = clip["image_id"]
+    assert clip["captions"] == [f"caption 0 of {video}", f"caption 1 of {video}"]  # by sen_id
     assert source["validation"].startswith("3 of the videos that are not in the test list")
 
 
@@ -559,9 +556,8 @@ def test_a_sample_of_winoground_has_two_images_and_two_captions(tmp_path):
         "an old person kisses a young person 1",
         "a young person kisses an old person 1",
     )
-    assert (second.media, second.second) == tuple(
-        encoded_image(number, kind="PNG") for number in (2, 3)
-    )
+    assert second.media == encoded_image(2, kind="PNG")
+    assert second.second == encoded_image(3, kind="PNG")
     assert second.annotations["collapsed_tag"] == "Object"
 
 

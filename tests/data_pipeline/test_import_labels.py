@@ -231,10 +231,10 @@ def test_cub_is_split_by_classes(tmp_path, split, classes, first):
 
 def test_disjoint_splits_of_cub_share_no_class(tmp_path):
     root = Path(official.cub(tmp_path)[1])
-    labels_by_split = {
-        split: {entry.annotations["labels"][0] for entry in cub.read(root, split)[0]}
-        for split in cub.SPLITS
-    }
+    labels_by_split = {}
+    for split in cub.SPLITS:
+        entries, _ = cub.read(root, split)
+        labels_by_split[split] = {entry.annotations["labels"][0] for entry in entries}
     assert not labels_by_split["train"] & labels_by_split["test"]
     assert len(labels_by_split["base"] | labels_by_split["val"] | labels_by_split["novel"]) == 200
     assert (

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import chain, product
 
 import pytest
 
@@ -21,11 +22,13 @@ FEW = {"base": 6, "val": 4, "novel": 5}
 @pytest.fixture(scope="module")
 def annotations() -> dict[str, list[dict]]:
     """300 images of every split."""
-    made = {split: [labelled_sample_at(7, split, i, 48) for i in range(300)] for split in SPLITS}
-    return {
-        split: [parse_sample(*record).annotations for record in several]
-        for split, several in made.items()
-    }
+    made = {}
+    for split in SPLITS:
+        made[split] = [labelled_sample_at(7, split, i, 48) for i in range(300)]
+    by_split = {}
+    for split, records in made.items():
+        by_split[split] = [parse_sample(*record).annotations for record in records]
+    return by_split
 
 
 def few(folder, **changed):
@@ -38,38 +41,36 @@ def few(folder, **changed):
 def test_no_class_stands_in_two_splits_and_the_novel_ones_are_held_out_of_all_training():
     base, val, novel = (set(CLASSES[split]) for split in SPLITS)
     assert (len(base), len(val), len(novel)) == (72, 24, 24)
-    assert novel == {" ".join((fill, *pair)) for pair in HELD_OUT for fill in FILLS}
-    pairs = [{name.split(" ", 1)[1] for name in names} for names in (base, val, novel)]
+    assert novel == {f"{fill} {color} {shape}" for fill, (color, shape) in product(FILLS, HELD_OUT)}
+    pairs = []
+    for names in (base, val, novel):
+        pairs.append({name.split(" ", 1)[1] for name in names})
     assert not pairs[0] & pairs[1] and not (pairs[0] | pairs[1]) & pairs[2]
-    assert {word for name in base for word in name.split()} == {*FILLS, *COLOURS, *SHAPES}
+    assert set(" ".join(base).split()) == {*FILLS, *COLOURS, *SHAPES}
 
 
 def test_labels_name_all_that_an_image_shows_and_nothing_else(annotations):
     for split, several in annotations.items():
         for annotation in several:
-            shown = sorted(
-                f"{item['fill']} {item['colour']} {item['shape']}"
-                for item in annotation["scene"]["objects"]
-            )
+            shown = []
+            for item in annotation["scene"]["objects"]:
+                shown.append(f"{item['fill']} {item['colour']} {item['shape']}")
+            shown.sort()
             assert annotation["labels"] == shown and len(set(shown)) == len(shown) <= 4
             assert set(shown) <= set(CLASSES[split])
             assert is_scene(annotation)
-            assert all(
-                fits(statement, annotation["scene"]) for statement in annotation["statements"]
-            )
+            for statement in annotation["statements"]:
+                assert fits(statement, annotation["scene"])
 
 
 def test_half_of_the_images_show_one_object_and_every_class_as_often(annotations):
     for split, several in annotations.items():
         counts = Counter(len(annotation["labels"]) for annotation in several)
         assert counts[1] == 150 and min(counts[number] for number in (2, 3, 4)) > 25
-        alone = Counter(
-            annotation["labels"][0] for annotation in several if len(annotation["labels"]) == 1
-        )
+        labels = [annotation["labels"] for annotation in several]
+        alone = Counter(names[0] for names in labels if len(names) == 1)
         assert max(alone.values()) - min(alone.values()) <= 1
-        assert {label for annotation in several for label in annotation["labels"]} == set(
-            CLASSES[split]
-        )
+        assert set(chain.from_iterable(labels)) == set(CLASSES[split])
 
 
 def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
@@ -77,9 +78,10 @@ def test_a_sample_depends_on_its_seed_split_and_number_alone(tmp_path):
     among_more = few(tmp_path / "more", labelled=FEW | {"base": 350}, workers=2)["labelled/val"]
     assert alone.shards[0].sha256 == among_more.shards[0].sha256
     assert labelled_sample_at(0, "base", 3, 48) == labelled_sample_at(0, "base", 3, 48)
-    images = {
-        labelled_sample_at(seed, split, 3, 48)[1]["jpg"] for seed in (0, 1) for split in SPLITS
-    }
+    images = set()
+    for seed in (0, 1):
+        for split in SPLITS:
+            images.add(labelled_sample_at(seed, split, 3, 48)[1]["jpg"])
     assert len(images) == 6
 
 

@@ -25,7 +25,7 @@ from data_pipeline.positions import planned_keys
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.write import write_shards
 from data_pipeline.text import Tokenizer
-from tests.data_pipeline.batches import BATCH, OPTIONS, START, Row, read, rows
+from tests.data_pipeline.batches import BATCH, OPTIONS, START, Row, joined_parts, read, rows
 from tests.data_pipeline.conftest import encoded_image
 
 SWITCHES = {
@@ -61,15 +61,14 @@ def worker_processes(count: int) -> list[int]:
 def test_ranks_and_micro_batches_do_not_change_the_global_batch(
     images, tokenizer, reference, world, micro_batches
 ):
-    ranks = [
-        read(images.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches)
-        for rank in range(world)
-    ]
+    ranks = []
+    for rank in range(world):
+        ranks.append(
+            read(images.root, tokenizer, world=world, rank=rank, micro_batches=micro_batches)
+        )
     part = BATCH // world
     for step in range(2):
-        assert [
-            row for rank in ranks for row in rank[step * part : (step + 1) * part]
-        ] == reference[step]
+        assert joined_parts(ranks, step, part) == reference[step]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -104,21 +103,21 @@ def test_options_do_not_depend_on_the_division_either(
     part = BATCH // world
     for step in range(2):
         expected = whole[step * BATCH : (step + 1) * BATCH]
-        assert [row for rank in ranks for row in rank[step * part : (step + 1) * part]] == expected
+        assert joined_parts(ranks, step, part) == expected
     assert any(row["mlm_positions"] == [] for row in whole)
     assert all(bool(row["negative"]) != bool(row["matching"]) for row in whole)
-    assert all(
-        len(row["negative_patches"]) == 3 >= len(row["negative_tokens"]) > 0 for row in whole
-    )
+    for row in whole:
+        assert len(row["negative_patches"]) == 3 >= len(row["negative_tokens"]) > 0
 
 
 def test_negatives_and_their_choice_change_nothing_else(images, tokenizer):
     plain = read(images.root, tokenizer)
     more = read(images.root, tokenizer, dataset_negatives=True, local_negatives=2)
     new = ("negative", "negative_patches", "negative_tokens")
-    assert [{name: value for name, value in row.items() if name not in new} for row in more] == [
-        {name: value for name, value in row.items() if name not in new} for row in plain
-    ]
+    for row in more + plain:
+        for name in new:
+            row.pop(name, None)
+    assert more == plain
 
 
 def flat_pictures(root: Path, count: int, bad: tuple[int, ...] = (), same: int = 1) -> Manifest:
@@ -143,15 +142,13 @@ def test_a_dataset_negative_never_shows_the_same_image_under_another_key(tokeniz
     ) as loader:
         for _ in range(10):
             batch = next(loader)
-            position = [
-                int(key[-5:])
-                for key, label in zip(batch.keys, batch.itm_labels, strict=True)
-                if label == 0
-            ]
-            assert all(
-                a // 3 != b // 4 // 3
-                for a, b in zip(position, batch.negative_pixels[:, 0, 0, 0].tolist(), strict=True)
-            )
+            position = []
+            for key, label in zip(batch.keys, batch.itm_labels, strict=True):
+                if label == 0:
+                    position.append(int(key[-5:]))
+            grays = batch.negative_pixels[:, 0, 0, 0].tolist()
+            for number, gray in zip(position, grays, strict=True):
+                assert number // 3 != gray // 4 // 3
     alike = flat_pictures(tmp_path / "one", 6, same=6).root
     with (
         open_loader([alike], tokenizer=tokenizer, **options) as loader,
@@ -171,11 +168,10 @@ def test_a_dataset_negative_is_any_other_sample_but_never_the_sample_itself(
         for _ in range(30):
             batch = next(loader)
             assert batch.negative_pixels.shape == (10, 32, 32, 3)
-            position = [
-                int(key[-5:])
-                for key, label in zip(batch.keys, batch.itm_labels, strict=True)
-                if label == 0
-            ]
+            position = []
+            for key, label in zip(batch.keys, batch.itm_labels, strict=True):
+                if label == 0:
+                    position.append(int(key[-5:]))
             np.add.at(seen, (position, batch.negative_pixels[:, 0, 0, 0].numpy() // 4), 1)
     assert np.diag(seen).sum() == 0
     assert (seen + np.eye(count) > 0).mean() > 0.9
@@ -187,9 +183,10 @@ def test_a_bad_negative_is_replaced_and_quarantined(tokenizer, tmp_path):
     options = {**OPTIONS, "global_batch": 4, "dataset_negatives": True, "max_bad_fraction": 1.0}
     with open_loader([root], tokenizer=tokenizer, quarantine=file, **options) as loader:
         batches = [next(loader) for _ in range(10)]
-    shown = {
-        value for batch in batches for value in (batch.negative_pixels[:, 0, 0, 0] // 4).tolist()
-    }
+    shown = set()
+    for batch in batches:
+        for value in (batch.negative_pixels[:, 0, 0, 0] // 4).tolist():
+            shown.add(value)
     assert shown and not shown & {3, 7}
     assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == [
         "00003",
@@ -212,20 +209,13 @@ def test_identities_agree_where_image_or_caption_are_the_same(tokenizer, tmp_pat
         ("two", "a red star"),
         ("\ud800", "a circle"),
     ]
-    records = [
-        (
-            f"{n:05d}",
-            {
-                "jpg": encoded_image(n),
-                "json": json.dumps({"caption": text, "image_id": name}).encode(),
-            },
-        )
-        for n, (name, text) in enumerate(names)
-    ]
-    roots = [
-        write_shards(tmp_path / name, records, source={"name": name}).root
-        for name in ("here", "there")
-    ]
+    records = []
+    for n, (image_id, text) in enumerate(names):
+        content = json.dumps({"caption": text, "image_id": image_id}).encode()
+        records.append((f"{n:05d}", {"jpg": encoded_image(n), "json": content}))
+    roots = []
+    for name in ("here", "there"):
+        roots.append(write_shards(tmp_path / name, records, source={"name": name}).root)
     options = {**OPTIONS, "global_batch": 8, "lanes": 1, "weights": [1, 1]}
     positions: dict[str, list[int]] = {}
     with open_loader(roots, tokenizer=tokenizer, **options) as loader:
@@ -260,10 +250,8 @@ def test_a_batch_holds_what_its_fields_promise(images, tokenizer):
     assert batch.keep_patches.shape == (BATCH, 3) and batch.masked_patches.shape == (BATCH * 4,)
     assert batch.itm_labels.view(6, 8).sum(1).tolist() == [4] * 6
     assert batch.itm_noise.shape == (BATCH, 8) and batch.itm_noise.dtype == torch.float32
-    assert all(
-        getattr(batch, name).dtype == torch.int64
-        for name in ("text_ids", "text_mask", "mlm_ids", "itm_labels")
-    )
+    for name in ("text_ids", "text_mask", "mlm_ids", "itm_labels"):
+        assert getattr(batch, name).dtype == torch.int64
     assert batch.pixels.dtype == torch.uint8 and batch.to("cpu").keys == batch.keys
 
 
@@ -277,9 +265,8 @@ def test_long_texts_may_be_cut_to_a_length_that_is_not_a_multiple_of_eight(image
 
 def test_a_sample_looks_different_in_another_epoch_and_under_another_seed(images, tokenizer):
     def look(row: Row) -> tuple[object, ...]:
-        return tuple(
-            str(row[name]) for name in ("pixels", "keep", "masked_patches", "masked_tokens")
-        )
+        parts = ("pixels", "keep", "masked_patches", "masked_tokens")
+        return tuple(str(row[name]) for name in parts)
 
     looks: dict[object, list[tuple[object, ...]]] = {}
     for row in read(images.root, tokenizer, steps=12) + read(images.root, tokenizer, seed=2):
@@ -294,10 +281,9 @@ def test_planned_keys_are_what_the_loader_reads(images, write_images, tokenizer,
         [images.root, other.root],
         {"seed": 4, "global_batch": BATCH, "weights": [0.7, 0.3]},
     )
-    plan = [
-        list(planned_keys(dirs, world=2, rank=rank, start_step=3, steps=2, **common))
-        for rank in range(2)
-    ]
+    plan = []
+    for rank in range(2):
+        plan.append(list(planned_keys(dirs, world=2, rank=rank, start_step=3, steps=2, **common)))
     options = {
         **OPTIONS,
         **common,
@@ -433,7 +419,8 @@ def test_a_killed_worker_is_restarted_where_it_was(images, tokenizer, capfd):
         for _ in range(2):
             os.kill(worker_processes(2)[0], signal.SIGKILL)
             # Each worker has two answers under way: at its third turn it is found dead.
-            got += [row for _ in range(6) for row in rows(next(loader))]
+            for _ in range(6):
+                got += rows(next(loader))
     assert got == expected
     assert "died (exit code -9): restarting it at micro-batch" in capfd.readouterr().err
 
@@ -503,10 +490,9 @@ def test_pixels_cross_in_memory_without_a_name(images, tokenizer, tmp_path, monk
     with opened(images.root, tokenizer, workers=2) as loader:
         for _ in range(2):  # one from each worker
             next(loader)
-        mapped = [
-            Path(f"/proc/{process}/maps").read_text()
-            for process in (os.getpid(), *worker_processes(2))
-        ]
+        mapped = []
+        for process in (os.getpid(), *worker_processes(2)):
+            mapped.append(Path(f"/proc/{process}/maps").read_text())
         assert all("/memfd:glscl-pixels (deleted)" in maps for maps in mapped)
         assert not any("/dev/shm" in maps for maps in mapped[1:])
         assert list(tmp_path.iterdir()) == []
@@ -530,11 +516,14 @@ def test_an_evaluation_reads_every_sample_once_in_order(images, world, limit):
         batches = list(
             evaluation_batches(images, size=32, batch_size=50, rank=rank, world=world, limit=limit)
         )
-        indices = [index for batch in batches for index in batch.indices]
+        indices = []
+        for batch in batches:
+            for index in batch.indices:
+                indices.append(index)
         assert indices == list(range(rank, total, world))
-        assert [sample.key for batch in batches for sample in batch.samples] == [
-            f"images/shard-{index // 100:06d}.tar/{index:05d}" for index in indices
-        ]
+        samples = sum((batch.samples for batch in batches), [])
+        keys = [sample.key for sample in samples]
+        assert keys == [f"images/shard-{n // 100:06d}.tar/{n:05d}" for n in indices]
         seen += indices
     assert sorted(seen) == list(range(total))
 

@@ -108,9 +108,8 @@ def test_the_manifest_file_has_the_documented_fields(tmp_path):
 
 
 def test_several_workers_write_the_same_index(tmp_path):
-    alone, together = (
-        data_set(tmp_path / name, pair("a"), pair("b"), pair("c")) for name in ("one", "two")
-    )
+    alone = data_set(tmp_path / "one", pair("a"), pair("b"), pair("c"))
+    together = data_set(tmp_path / "two", pair("a"), pair("b"), pair("c"))
     assert index(alone, workers=1).digest == index(together, workers=2).digest
     names = [path.name for path in sorted(alone.iterdir()) if path.name != "dataset.json"]
     assert all((alone / name).read_bytes() == (together / name).read_bytes() for name in names)
@@ -170,21 +169,21 @@ def test_long_names_of_every_tar_format_are_read(tmp_path, tar_format):
 )
 def test_the_index_holds_the_contents_of_the_tar(tmp_path_factory, samples, tar_format):
     root = tmp_path_factory.mktemp("data")
-    files = [
-        (f"{key}.{extension}", payload)
-        for key, parts in samples
-        for extension, payload in parts.items()
-    ]
+    files = []
+    for key, parts in samples:
+        for extension, payload in parts.items():
+            files.append((f"{key}.{extension}", payload))
     data_set(root, tar_of(files, tar_format))
     shard_index = index(root).index(0)
     stored = (root / "00000.tar").read_bytes()
-    read = [
-        (
-            shard_index.key(i),
-            {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)},
+    read = []
+    for i in range(len(shard_index)):
+        read.append(
+            (
+                shard_index.key(i),
+                {m.extension: stored[m.offset : m.offset + m.size] for m in shard_index.members(i)},
+            )
         )
-        for i in range(len(shard_index))
-    ]
     assert read == samples
 
 

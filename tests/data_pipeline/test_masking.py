@@ -22,7 +22,10 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def encoding_of(word_lengths: list[int]) -> Encoding:
-    words = [number for number, length in enumerate(word_lengths) for _ in range(length)]
+    words = []
+    for number, length in enumerate(word_lengths):
+        for _ in range(length):
+            words.append(number)
     return Encoding([0, *range(10, 10 + len(words)), 2], [None, *words, None])
 
 
@@ -60,10 +63,11 @@ def test_text_masks_never_touch_special_tokens_and_cover_whole_words(lengths, se
 
 
 def test_masks_come_from_the_generator_alone(tokenizer):
-    first, again, other = (
-        draw_masks(generator(seed), encoding_of([3] * 9), 36, tokenizer, CONFIG, local_negatives=3)
-        for seed in (1, 1, 2)
-    )
+    def drawn(seed):
+        encoding = encoding_of([3] * 9)
+        return draw_masks(generator(seed), encoding, 36, tokenizer, CONFIG, local_negatives=3)
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
     assert all((getattr(first, name) == getattr(again, name)).all() for name in vars(first))
     assert (first.keep_patches != other.keep_patches).any()
 
@@ -101,10 +105,9 @@ def test_a_text_without_words_gets_no_targets(tokenizer):
 @pytest.mark.parametrize(("tokens", "share"), [(10, 0.41), (20, 0.37), (30, 0.36)])
 def test_masks_drawn_with_replacement_hide_fewer_tokens(tokens, share, tokenizer):
     random, encoding = generator(), encoding_of([1] * tokens)
-    masks = [
-        draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True))
-        for _ in range(1500)
-    ]
+    masks = []
+    for _ in range(1500):
+        masks.append(draw_masks(random, encoding, 36, tokenizer, MaskingConfig(replacement=True)))
     assert (
         abs(np.mean([len(masks_of_text.masked_tokens) for masks_of_text in masks]) / tokens - share)
         < 0.01
@@ -134,9 +137,8 @@ def test_the_published_unit_draws_positions_and_leaves_short_texts_without_targe
 def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
     encodings = [encoding_of([1, 2, 1]), encoding_of([2])]
     whole = draw_masks(generator(), encodings[0], 36, tokenizer, CONFIG)
-    seeds = (
-        draw_masks(generator(seed), encodings[1], 36, tokenizer, PUBLISHED) for seed in range(99)
-    )
+    with_text = encodings[1]
+    seeds = (draw_masks(generator(n), with_text, 36, tokenizer, PUBLISHED) for n in range(99))
     empty = next(masks for masks in seeds if len(masks.mlm_positions) == 0)
     for masks, targets in (([whole, empty], len(whole.mlm_positions)), ([empty, empty], 0)):
         arrays = collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
@@ -147,17 +149,17 @@ def test_a_batch_may_hold_rows_without_targets_or_none_at_all(tokenizer):
 
 def test_sampled_negatives_are_rows_of_what_is_masked_and_change_nothing_else(tokenizer):
     encodings = [encoding_of([1] * tokens) for tokens in (3, 20)]
-    drawn = {
-        number: [
-            draw_masks(generator(2), masks_of_text, 36, tokenizer, CONFIG, local_negatives=number)
-            for masks_of_text in encodings
-        ]
-        for number in (None, 4)
-    }
-    plain, sampled = (
-        collate(encodings, masks, patches=36, max_length=50, tokenizer=tokenizer)
-        for masks in drawn.values()
-    )
+    drawn = {}
+    for number in (None, 4):
+        drawn[number] = []
+        for encoding in encodings:
+            masks = draw_masks(
+                generator(2), encoding, 36, tokenizer, CONFIG, local_negatives=number
+            )
+            drawn[number].append(masks)
+    options = {"patches": 36, "max_length": 50, "tokenizer": tokenizer}
+    plain = collate(encodings, drawn[None], **options)
+    sampled = collate(encodings, drawn[4], **options)
     assert sampled.keys() - plain.keys() == {"negative_patches", "negative_tokens"}
     assert all((sampled[name] == plain[name]).all() for name in plain)
     per_row = {

@@ -73,9 +73,8 @@ def test_arrays_and_numbers_of_numpy_are_read_exactly(dtype, protocol):
     read = read_pickle(pickle.dumps([arrays, list(whole[0, 0])], protocol))
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[0][name], array, strict=True)
-    assert read[1] == whole[0, 0].tolist() and not any(
-        isinstance(number, np.generic) for number in read[1]
-    )
+    assert read[1] == whole[0, 0].tolist()
+    assert not any(isinstance(number, np.generic) for number in read[1])
 
 
 class Command:

@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.loader import open_loader
 from data_pipeline.quarantine import FEWEST, RECENT_DRAWS, BadRecord, Quarantine, stand_in
+from tests.data_pipeline.batches import keys_of_next
 
 OPTIONS = {
     "seed": 3,
@@ -31,7 +32,7 @@ def lines(path: Path) -> list[dict]:
 
 def read_epoch(root: Path, tokenizer, **options: object) -> list[str]:
     with open_loader([root], tokenizer=tokenizer, **{**OPTIONS, **options}) as loader:
-        return [key for _ in range(5) for key in next(loader).keys]
+        return keys_of_next(loader, 5)
 
 
 @pytest.fixture
@@ -53,8 +54,14 @@ def test_a_stand_in_depends_on_its_position_alone():
 def test_bad_samples_are_replaced_and_everything_else_stays(spoiled, tokenizer, tmp_path):
     path = tmp_path / "quarantine.jsonl"
     with open_loader([spoiled], tokenizer=tokenizer, quarantine=path, **OPTIONS) as loader:
-        planned = [key for step in range(5) for key in loader.step_keys(step)]
-        read = [key for _ in range(5) for key in next(loader).keys]
+        planned = []
+        for step in range(5):
+            for key in loader.step_keys(step):
+                planned.append(key)
+        read = []
+        for _ in range(5):
+            for key in next(loader).keys:
+                read.append(key)
     replaced = [(plan, key) for plan, key in zip(planned, read, strict=True) if plan != key]
     assert sorted(plan[-5:] for plan, _ in replaced) == ["00005", "00006", "00023"]
     assert {"00005", "00006", "00023"}.isdisjoint(key[-5:] for key in read)
@@ -76,7 +83,7 @@ def test_stand_ins_are_the_same_however_the_batch_is_divided(spoiled, tokenizer,
     whole = read_epoch(spoiled, tokenizer)
     with open_loader([spoiled], tokenizer=tokenizer, **{**OPTIONS, **options}) as loader:
         batches = 5 * options.get("micro_batches", 1)
-        assert [key for _ in range(batches) for key in next(loader).keys] == whole
+        assert keys_of_next(loader, batches) == whole
 
 
 def test_a_bad_sample_is_recorded_once_over_epochs_and_restarts(spoiled, tokenizer, tmp_path):
@@ -95,9 +102,8 @@ def test_a_torn_last_line_is_ignored(tmp_path):
     with path.open("a") as file:
         file.write('{"source": "a", "sh')
     Quarantine(path).note(1, [record(1), record(2)])
-    assert [
-        json.loads(line)["key"] for line in path.read_text().splitlines() if line.endswith("}")
-    ] == ["1", "2"]
+    whole_lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["key"] for line in whole_lines] == ["1", "2"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

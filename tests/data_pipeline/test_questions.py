@@ -21,7 +21,7 @@ from data_pipeline.sample import BadSample, Question, parse_questions, parse_sam
 from data_pipeline.shards.manifest import Manifest, index
 from data_pipeline.shards.verify import verify
 from data_pipeline.shards.write import write_shards
-from tests.data_pipeline.batches import BATCH, OPTIONS, START, read, rows
+from tests.data_pipeline.batches import BATCH, OPTIONS, START, joined_parts, read, rows
 from tests.data_pipeline.conftest import encoded_image
 
 ANSWERS = ("yes", "no", "red", "blue")
@@ -43,14 +43,15 @@ def questions(tmp_path_factory):
     records = []
     for number in range(60):
         random = np.random.default_rng(number)
-        entries = [
-            question(
-                3 * number + n,
-                random.choice(ANSWERS, 10).tolist(),
-                f"is the star {number} {n} red?",
+        entries = []
+        for n in range(1 + number % 3):
+            entries.append(
+                question(
+                    3 * number + n,
+                    random.choice(ANSWERS, 10).tolist(),
+                    f"is the star {number} {n} red?",
+                )
             )
-            for n in range(1 + number % 3)
-        ]
         records.append((f"{number:05d}", {"jpg": encoded_image(number), "json": asked(*entries)}))
     return write_shards(
         tmp_path_factory.mktemp("asked"), records, samples_per_shard=40, source={"name": "asked"}
@@ -181,7 +182,7 @@ def test_verify_names_malformed_regions(tmp_path):
     assert "sample 0: region 0 ('dog') needs a list" in verify(tmp_path / "bad", decode=True)[0]
 
 
-# What is wanted of a model. -----------------------------------------------------------------------
+# Soft targets -------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([*ANSWERS, "Yes"]), min_size=1, max_size=12))
@@ -227,10 +228,8 @@ def read_rows(root, tokenizer, config, steps=2, micro_batches=1, **options):
     with open_loader([root], tokenizer=tokenizer, start_step=START, **options) as loader:
         for _ in range(steps * micro_batches):
             batch = next(loader)
-            rows_read += [
-                row | {"targets": target.tolist()}
-                for row, target in zip(rows(batch), batch.targets, strict=True)
-            ]
+            for row, target in zip(rows(batch), batch.targets, strict=True):
+                rows_read.append(row | {"targets": target.tolist()})
     return rows_read
 
 
@@ -244,13 +243,12 @@ def test_no_division_changes_the_questions(request, tokenizer, kind, world, micr
     config, options = (LABELS, {}) if kind == "questions" else (TRUTH, {"pairs": True})
     whole = read_rows(root, tokenizer, config, **options)
     division = {"world": world, "micro_batches": micro_batches, "workers": workers}
-    ranks = [
-        read_rows(root, tokenizer, config, rank=rank, **division, **options)
-        for rank in range(world)
-    ]
+    ranks = []
+    for rank in range(world):
+        ranks.append(read_rows(root, tokenizer, config, rank=rank, **division, **options))
     part = BATCH // world
     for step in range(2):
-        divided = [row for rank in ranks for row in rank[step * part : (step + 1) * part]]
+        divided = joined_parts(ranks, step, part)
         assert divided == whole[step * BATCH : (step + 1) * BATCH]
 
 
@@ -343,9 +341,9 @@ def test_samples_without_questions_or_answers_are_quarantined(tokenizer, tmp_pat
 
 
 def test_a_statement_with_another_spelling_is_a_bad_sample_and_too_many_stop(tokenizer, tmp_path):
-    records = [
-        (str(n), paired(n) if n else paired(n, json=asked(question(1, ["true"])))) for n in range(8)
-    ]
+    records = []
+    for n in range(8):
+        records.append((str(n), paired(n) if n else paired(n, json=asked(question(1, ["true"])))))
     root = write_shards(tmp_path / "pairs", records, source={"name": "pairs"}).root
     options = {**OPTIONS, "global_batch": 8, "questions": TRUTH, "pairs": True}
     file = tmp_path / "bad.jsonl"

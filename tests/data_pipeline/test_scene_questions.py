@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -32,20 +33,20 @@ NUMBERS = {"two": 2, "three": 3, "four": 4}
 @pytest.fixture(scope="module")
 def samples():
     """70 images of every split."""
-    return [
-        parse_sample(*sample_at(0, split, i, 96), texts="questions")
-        for split in SPLITS
-        for i in range(70)
-    ]
+    parsed = []
+    for split in SPLITS:
+        for i in range(70):
+            parsed.append(parse_sample(*sample_at(0, split, i, 96), texts="questions"))
+    return parsed
 
 
 @pytest.fixture(scope="module")
 def image_set(samples):
-    return [
-        (question, sample.annotations["scene"]["objects"])
-        for sample in samples
-        for question in sample.questions
-    ]
+    questions = []
+    for sample in samples:
+        for question in sample.questions:
+            questions.append((question, sample.annotations["scene"]["objects"]))
+    return questions
 
 
 # Reading the words. -------------------------------------------------------------------------------
@@ -89,9 +90,8 @@ def answer(question, objects):
     if match := re.fullmatch(r"what colour is (.+)\?", question):
         return the_one(match[1], objects)["colour"]
     if match := re.fullmatch(rf"what shape is {relation} (.+)\?", question):
-        (item,) = (
-            other for other in objects if stands(other, match[1], the_one(match[2], objects))
-        )
+        reference = the_one(match[2], objects)
+        (item,) = (other for other in objects if stands(other, match[1], reference))
         return item["shape"]
     if match := re.fullmatch(r"what shape is (.+)\?", question):
         return the_one(match[1], objects)["shape"]
@@ -124,7 +124,10 @@ def test_every_answer_follows_from_the_words_of_its_question(asked_samples):
 
 def test_every_image_has_a_question_of_each_type(samples):
     types = {"existence", "count", "colour", "shape", "relation", "comparison"}
-    ids = [question.id for sample in samples for question in sample.questions]
+    ids = []
+    for sample in samples:
+        for question in sample.questions:
+            ids.append(question.id)
     assert len(set(ids)) == len(ids)
     for sample in samples:
         assert (
@@ -137,7 +140,7 @@ def test_every_image_has_a_question_of_each_type(samples):
         "count": {"number"},
         "colour": {"other"},
     }
-    for question in (question for sample in samples for question in sample.questions):
+    for question in chain.from_iterable(sample.questions for sample in samples):
         assert question.answer_type in kinds.get(question.type, {"yes/no", "other"})
 
 
@@ -150,14 +153,12 @@ def test_the_words_of_a_question_do_not_give_the_answer_away(samples, image_set)
     answers = defaultdict(Counter)
     for question, _ in image_set:
         answers[question.type][question.answers[0]] += 1
-    yes = {
-        name: match["yes"] / (match["yes"] + match["no"])
-        for name, match in answers.items()
-        if match["no"]
-    }
-    assert set(yes) == {"existence", "relation", "comparison"} and all(
-        0.4 < share < 0.6 for share in yes.values()
-    )
+    yes = {}
+    for name, match in answers.items():
+        if match["no"]:
+            yes[name] = match["yes"] / (match["yes"] + match["no"])
+    assert set(yes) == {"existence", "relation", "comparison"}
+    assert all(0.4 < share < 0.6 for share in yes.values())
     assert max(answers["colour"].values()) < 0.25 * len(samples) > max(answers["shape"].values())
     assert max(answers["count"].values()) < 0.5 * len(samples) and set(answers["count"]) == set(
         "01234"
@@ -354,7 +355,10 @@ def test_there_are_half_as_many_pairs_as_images_and_each_image_is_in_one(written
         manifest = Manifest.load(written / "pairs" / split)
         assert (manifest.samples, manifest.name) == (count, f"scene-pairs-{split}")
         assert verify(manifest.root, decode=True) == []
-        used = [name for pair in pairs_of(written, split) for name in pair.annotations["images"]]
+        used = []
+        for pair in pairs_of(written, split):
+            for name in pair.annotations["images"]:
+                used.append(name)
         assert len(used) == len(set(used)) == 2 * count and set(used) <= set(
             pictures_of(written, split)
         )

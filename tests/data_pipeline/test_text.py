@@ -69,9 +69,8 @@ def test_training_is_the_same_in_every_process(trained):
         "print(hashlib.sha256(trained.encode()).hexdigest())"
     )
     run = [sys.executable, "-c", code, json.dumps(TEXTS * 3)]
-    first, second = (
-        subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in range(2)
-    )
+    first = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    second = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert first == second
 
 
