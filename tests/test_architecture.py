@@ -23,7 +23,7 @@ ROOMS = ("data_pipeline", "pretrain", "eval", "launch")
 # floors below it; what stands on one floor does not know its neighbors.
 FLOORS = {
     "data_pipeline": """
-        errors files frames randomness cores
+        errors files frames randomness processes
         sample order
         decode questions quarantine
         decode_video regions
@@ -36,11 +36,11 @@ FLOORS = {
         loader
     """,
     "pretrain": """
-        model ranking utilization
+        model ranking
         parallel
         objectives counts
         config
-        config_file optim protocols views validation
+        config_file optim protocols utilization views validation
         run accumulate
         build step task resume export
         job planning
