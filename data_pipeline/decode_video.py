@@ -24,7 +24,7 @@ MAX_PIXELS = 8192 * 4320  # per frame
 MAX_FRAMES = 36_000
 MAX_SECONDS = 600
 
-# The boxes that may stand at the top level of an mp4 file.
+# The boxes that the top level of an mp4 file may hold.
 _BOXES = (
     b"ftyp",
     b"moov",

@@ -118,7 +118,7 @@ class Loader:
         step, rest = divmod(int(state.get("draw", 0)), self._config.division.global_batch)
         if rest:
             raise DataError(
-                f"the data state stands at sample {state['draw']}, which is not a step boundary "
+                f"the data state is at sample {state['draw']}, which is not a step boundary "
                 f"of a global batch of {self._config.division.global_batch}"
             )
         check_order_state(state, self.state(step))

@@ -1,7 +1,7 @@
-"""`accelerate launch -m eval STAGE CONFIG.yaml [--key value ...]`: one stage on one or several processes.
+"""`accelerate launch -m eval STAGE CONFIG.yaml [--key value ...]`: one stage on some processes.
 
-The configuration holds the stage's options, such as `model`, `data` and `out`; `--key value` changes
-some of them.
+The configuration holds the stage's options, such as `model`, `data` and `out`; `--key value`
+changes some of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pretrain.config_file import apply_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage; prints its result as one line of JSON and returns the exit code of the process."""
+    """Run one stage, print its result as one line of JSON, and return an exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if len(arguments) < 2 or arguments[0] not in stage_names():

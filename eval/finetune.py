@@ -1,4 +1,4 @@
-"""`accelerate launch -m eval.finetune CONFIG.yaml [--dotted.key value ...]`: fine-tune a model for one task."""
+"""`accelerate launch -m eval.finetune CONFIG.yaml [--dotted.key value ...]`: fine-tune a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tune as a configuration file says; returns the exit code of docs/training.md."""
+    """Fine-tune from a configuration file; return an exit code (see docs/training.md)."""
     parser = argparse.ArgumentParser(
         prog="finetune",
-        description="Fine-tune a GLSCL model for a task. Any key of the configuration can be overridden: --steps 100",
-        epilog="example: accelerate launch -m eval.finetune launch/recipes/demo_vqa.yaml --init-from runs/demo",
+        description="Fine-tune a GLSCL model for a task. "
+        "Any key of the configuration can be overridden: --steps 100",
+        epilog="example: accelerate launch -m eval.finetune launch/recipes/demo_vqa.yaml "
+        "--init-from runs/demo",
         allow_abbrev=False,
     )
     return run(parser, _job, arguments)

@@ -6,6 +6,7 @@ A test compares the page with what this module would write, so that it cannot fa
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 from data_pipeline.files import write_whole
@@ -33,7 +34,7 @@ def _section(options: type[StageOptions]) -> str:
     command = options.example.replace(" --", " \\\n    --")
     lines = [
         f"\n## {options.stage}",
-        f"\n{options.about[0].upper()}{options.about[1:]}.",
+        "\n" + textwrap.fill(f"{options.about[0].upper()}{options.about[1:]}.", 120),
         f"\n```\n{command}\n```",
         "\n| option | value | default | what it does |",
         "|---|---|---|---|",

@@ -249,7 +249,7 @@ class ValidationConfig:
     every: int = 1000
     """Steps between two validations; one more follows the last step."""
     limit: int | None = None
-    """Validate on the first so many samples; None: on all of them."""
+    """Validate on this number of samples, the first ones; None: on all of them."""
     batch_size: int = 64
     """Samples per rank and forward pass."""
     frames: int | None = None

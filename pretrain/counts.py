@@ -51,11 +51,11 @@ class TokenCounts:
 
 def count_tokens(batches: Sequence[Batch]) -> list[TokenCounts]:
     """Count the rows of each micro-batch on every rank, with one collective for the whole step."""
-    own: list[int] = []
+    local_counts: list[int] = []
     for batch in batches:
-        own += _local_counts(batch)
-    gathered = gather_counts(own)
-    width = len(own) // len(batches)
+        local_counts += _local_counts(batch)
+    gathered = gather_counts(local_counts)
+    width = len(local_counts) // len(batches)
     by_batch = [gathered[i : i + width] for i in range(0, len(gathered), width)]
 
     predicted: dict[str, list[int]] = {}

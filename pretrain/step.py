@@ -129,13 +129,13 @@ class Stepper:
         flags = torch.tensor(
             [float(self.stop.reason is not None), waited], device=temperature.device
         )
-        own = torch.cat([*means.values(), self.engine.gradient_norm(), temperature, flags])
-        by_rank = self.engine.accelerator.gather(own[None])
+        local_values = torch.cat([*means.values(), self.engine.gradient_norm(), temperature, flags])
+        by_rank = self.engine.accelerator.gather(local_values[None])
         seconds = by_rank[:, -1]
         waits = torch.stack([seconds.argmax().float(), seconds.max(), seconds.min()])
         # `tolist` waits for the device: the only time in a step.
         values = torch.cat([by_rank.mean(0), waits]).tolist()
-        *flat, norm, mean_temperature, asked, _, slowest, longest, shortest = values
+        *flat, norm, mean_temperature, stopping, _, slowest, longest, shortest = values
         losses = {}
         for number, kind in enumerate(means):
             start = number * len(self.names)
@@ -144,7 +144,7 @@ class Stepper:
             losses,
             norm,
             mean_temperature,
-            stopped=asked > 0,
+            stopped=stopping > 0,
             waits={
                 "slowest_rank": int(slowest),
                 "data_wait_max": longest,

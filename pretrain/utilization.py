@@ -72,7 +72,7 @@ class Meter:
         self.operations = 3 * counted // 4 if exact else counted
 
     def add(self, waited: float) -> None:
-        """Count a step, which waited so many seconds for its data."""
+        """Count a step and the seconds that it waited for its data."""
         self.steps += 1
         self.waited += waited
 

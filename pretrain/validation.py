@@ -133,8 +133,8 @@ def _gather(
 ) -> tuple[Tensor, list[int]]:
     """Gather normalised features of all ranks with their ids."""
     width = model_config(model).projection_dim
-    own = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
+    local_rows = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
     counts = gather_counts([len(ids)])[0]
     own_ids = torch.tensor(ids, dtype=torch.int64, device=device)[:, None]
-    features = F.normalize(gather_rows(own, counts), dim=-1).cpu()
+    features = F.normalize(gather_rows(local_rows, counts), dim=-1).cpu()
     return features, gather_rows(own_ids, counts)[:, 0].tolist()

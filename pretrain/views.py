@@ -275,10 +275,10 @@ def _matched(batch: Batch, logits: Tensor | None, config: ObjectiveConfig) -> tu
     if batch.negative_pixels is None:
         identity = batch.identity if config.duplicates == "ignored" else None
         return choose_images(labels, batch.itm_noise, logits, identity)
-    own = torch.arange(len(labels), device=labels.device)
+    own_image = torch.arange(len(labels), device=labels.device)
     # The negatives follow the images and the masked images, in the order of the texts that get one.
     other = 2 * len(labels) + (1 - labels).cumsum(0) - 1
-    return torch.where(labels.bool(), own, other), labels
+    return torch.where(labels.bool(), own_image, other), labels
 
 
 def _unused(model: GLSCLModel, batch: Batch) -> Tensor | float:

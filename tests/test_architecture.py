@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # Each room imports only itself and the rooms to its left.
 ROOMS = ("data_pipeline", "pretrain", "eval", "launch")
 # Floors inside each room, from the ground up. A file or folder imports itself and what stands on
-# floors below it; what stands on one floor does not know its neighbors.
+# floors below it; what is on one floor does not import its neighbors.
 FLOORS = {
     "data_pipeline": """
         errors files frames randomness processes

@@ -164,8 +164,10 @@ class ClassificationTask:
             broken += predicted.count(-1)
             for label, question in zip(predicted, questions, strict=True):
                 scores.append(self._score(self.labels[label], question))
-        own = torch.tensor([[sum(scores), len(scores), broken]], dtype=torch.float64, device=device)
-        correct, answered, broken = gather_rows(own).sum(0).tolist()
+        sums = torch.tensor(
+            [[sum(scores), len(scores), broken]], dtype=torch.float64, device=device
+        )
+        correct, answered, broken = gather_rows(sums).sum(0).tolist()
         if not answered:
             raise DataError(
                 f"{config.path} holds no question with an answer: it cannot be used for validation"

@@ -21,7 +21,7 @@ from pretrain.protocols import Task
 
 ANSWERS = "answers.json"  # the answer vocabulary in the run folder
 STATEMENTS = ("False", "True")  # labels of NLVR2
-# A given vocabulary must know an answer to one of the first so many questions of a data set.
+# A given vocabulary must know an answer to one of this number of questions of a data set.
 TRIED = 1000
 
 
@@ -130,11 +130,11 @@ class Finetuning:
             validated.check_kind("pair")
         else:
             check_validation(config.validation, model)
-        kept = validated.source.get("kept_unreadable")
-        if kept:
+        unreadable = validated.source.get("kept_unreadable")
+        if unreadable:
             raise DataError(
-                f"validation.path {path} holds {len(kept):,} unreadable samples "
-                f"(the first is {kept[0]['key']}), which cannot be scored: "
+                f"validation.path {path} holds {len(unreadable):,} unreadable samples "
+                f"(the first is {unreadable[0]['key']}), which cannot be scored: "
                 "import it with --unreadable leave-out"
             )
         if config.task != "retrieval":

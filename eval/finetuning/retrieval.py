@@ -95,9 +95,9 @@ class RetrievalTask(ContrastiveRetrieval):
         """Compute the cross-entropy of an image's own caption among those of its group."""
         size, group = features.margins.shape
         # Position of a sample in its group, where its own caption stands.
-        own = torch.arange(size, device=features.margins.device) % group
+        own_caption = torch.arange(size, device=features.margins.device) % group
         with torch.autocast(features.margins.device.type, enabled=False):
-            return {"ranking": F.cross_entropy(features.margins, own)}
+            return {"ranking": F.cross_entropy(features.margins, own_caption)}
 
     def weighted(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum the losses, which have equal weights."""

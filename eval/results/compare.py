@@ -34,7 +34,7 @@ Verdict = Literal[
 class Difference:
     """A metric of both results, and B - A with the 95 % interval of the paired difference.
 
-    ``pictures`` counts what was resampled: pictures, or classes where `Comparison.resampled` says
+    ``pictures`` counts what was resampled: images, or classes where `Comparison.resampled` says
     so.
     """
 
@@ -155,10 +155,7 @@ def _refuse_different(left: Result, right: Result, a: Path | str, b: Path | str)
     hashes = [result.data.get("hash") for result in (left, right)]
     if hashes[0] != hashes[1]:
         raise DataError(f"{a} and {b} were evaluated on different data ({hashes[0]}, {hashes[1]})")
-    without_networks = any(
-        result.model.get("hash") is None and "precision" not in result.protocol
-        for result in (left, right)
-    )
+    without_networks = _is_baseline(left) or _is_baseline(right)
     differing = []
     for key in {**left.protocol, **right.protocol}:
         if key == "precision" and without_networks:
@@ -171,6 +168,11 @@ def _refuse_different(left: Result, right: Result, a: Path | str, b: Path | str)
             f"{a} and {b} followed different protocols ({'; '.join(differing)}): "
             "evaluate one of them again"
         )
+
+
+def _is_baseline(result: Result) -> bool:
+    """Whether no networks ran, so that there was no precision to choose."""
+    return result.model.get("hash") is None and "precision" not in result.protocol
 
 
 def _identity(record: dict[str, Any]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # these import torch, which a stage's options need not wait f
 
 
 FEW_CLUSTERS = 20
-"""Below so many resampled units a bootstrap interval is too narrow to be believed."""
+"""With fewer resampled units a bootstrap interval is too narrow to be believed."""
 
 
 @dataclass

@@ -146,11 +146,11 @@ class _InfoNCE(torch.autograd.Function):
         pairs: _Pairs,
     ) -> Tensor:
         over_columns, over_rows = RunningSum(len(p), p), RunningSum(len(q), p)
-        own = torch.empty_like(over_columns.total)
+        positive = torch.empty_like(over_columns.total)
         for tile in _tiles(p, q, temperature, row_ids, column_ids, pairs):
             matched = tile.block.diagonal(tile.diagonal)
             start = tile.rows.start + max(0, -tile.diagonal)
-            own[start : start + len(matched)] = matched
+            positive[start : start + len(matched)] = matched
             over_columns.add(tile.rows, tile.block, 1, tile.spare)
             over_rows.add(tile.columns, tile.block, 0, tile.spare)
         if pairs.together:
@@ -166,8 +166,8 @@ class _InfoNCE(torch.autograd.Function):
         ctx.temperature, ctx.pairs = None if learnt is not None else temperature, pairs
         columns = slice(pairs.first, pairs.first + len(p))
         # Subtract similarities first: identical rows then give ln(rows) without rounding.
-        forward = (over_columns.maximum - own) + over_columns.total.log()
-        backward = (over_rows.maximum[columns] - own) + over_rows.total[columns].log()
+        forward = (over_columns.maximum - positive) + over_columns.total.log()
+        backward = (over_rows.maximum[columns] - positive) + over_rows.total[columns].log()
         return (forward + backward).sum() * pairs.scale
 
     @staticmethod

@@ -56,11 +56,11 @@ def sampled_nce(
     with torch.autocast(p.device.type, enabled=False):
         p, q = unit(p), unit(q)
         left = p / temperature
-        own = (left * q).sum(1)
+        positive = (left * q).sum(1)
         chosen_q = gather_rows(q[chosen], chosen_counts)
         against_q = log_sum(left, chosen_q, row_ids, column_ids)
         chosen_p = gather_rows(p[chosen], chosen_counts)
         against_p = log_sum(q / temperature, chosen_p, row_ids, column_ids)
-        losses = cross_entropy(own, against_q) + cross_entropy(own, against_p)
+        losses = cross_entropy(positive, against_q) + cross_entropy(positive, against_p)
         # The mean over ranks of this share is the mean over all rows.
         return losses.sum() * (world_size() / max(total, 1))

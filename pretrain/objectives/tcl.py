@@ -103,8 +103,8 @@ def global_local_loss(
             row_ids,
             gather_rows(column_ids, counts),
         )
-        own = (locals_ @ rows[:, :, None])[..., 0]
-        losses = cross_entropy(own, negatives[:, None]).masked_fill(~real, 0)
+        positive = (locals_ @ rows[:, :, None])[..., 0]
+        losses = cross_entropy(positive, negatives[:, None]).masked_fill(~real, 0)
         # The mean over ranks of this share is the mean over the tokens of all ranks.
         return losses.sum() * (world_size() / total.clamp(min=1))
 

@@ -38,9 +38,9 @@ class _AllGather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # The sum over ranks of what each sends back to this rank's rows.
         if dist.get_backend() == "nccl":
-            own = torch.empty_like(gradient[0])
-            dist.reduce_scatter(own, list(gradient.contiguous()))
-            return own
+            local_rows = torch.empty_like(gradient[0])
+            dist.reduce_scatter(local_rows, list(gradient.contiguous()))
+            return local_rows
         # gloo has no reduce-scatter. The copy keeps autograd's own tensor as it was.
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
@@ -72,9 +72,9 @@ def gather_counts(values: Sequence[int]) -> list[list[int]]:
     """
     if world_size() == 1:
         return [[value] for value in values]
-    own = torch.tensor(values, dtype=torch.int64)
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(parts, own, group=_cpu_group())
+    local_values = torch.tensor(values, dtype=torch.int64)
+    parts = [torch.empty_like(local_values) for _ in range(world_size())]
+    dist.all_gather(parts, local_values, group=_cpu_group())
     return torch.stack(parts, dim=1).tolist()
 
 

@@ -150,8 +150,8 @@ class ZeRO(Engine):
 
         if self.stage == 3:
             # Shard by shard: DeepSpeed cannot set a whole parameter that ranks divide unevenly.
-            own = access.safe_get_local_fp32_param(parameter)
-            access.safe_set_local_fp32_param(parameter, own.clamp(*bounds))
+            local_shard = access.safe_get_local_fp32_param(parameter)
+            access.safe_set_local_fp32_param(parameter, local_shard.clamp(*bounds))
         else:
             whole = access.safe_get_full_fp32_param(parameter)
             access.safe_set_full_fp32_param(parameter, whole.clamp(*bounds))

@@ -204,7 +204,9 @@ def _simulate(config: RunConfig, mixture: Mixture, division: Division) -> str:
     )
     # Of each data set: the number of samples up to the end of each shard, which finds a sample's
     # shard. Shards are numbered through all data sets, from `first` on in each.
-    ends = [np.cumsum([shard.samples for shard in manifest.shards]) for manifest in manifests]
+    ends = []
+    for manifest in manifests:
+        ends.append(np.cumsum([shard.samples for shard in manifest.shards]))
     first = np.cumsum([0, *map(len, ends)])
     shards, steps = [], min(config.steps, SIMULATED)
     for step in range(steps):
@@ -212,8 +214,8 @@ def _simulate(config: RunConfig, mixture: Mixture, division: Division) -> str:
         shard = np.empty(batch, dtype=np.int64)
         for number, source_ends in enumerate(ends):
             drawn = draws.source == number
-            found = np.searchsorted(source_ends, draws.sample[drawn], side="right")
-            shard[drawn] = first[number] + found
+            of_source = np.searchsorted(source_ends, draws.sample[drawn], side="right")
+            shard[drawn] = first[number] + of_source
         shards.append(shard.reshape(division.world, -1))
     counts = [len(np.unique(rank_shards)) for rank_shards in np.concatenate(shards, axis=1)]
     return (

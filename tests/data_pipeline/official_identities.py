@@ -105,7 +105,7 @@ def market1501(root: Path) -> list[str]:
 
 
 def veri776(root: Path) -> list[str]:
-    """Vehicles 1 (train) and 2; the query's image is in the gallery too; lists are from Windows."""
+    """Vehicles 1 (train) and 2; the query is in the gallery too; lists are Windows files."""
     folder = root / "VeRi"
     names = {
         "train": ["0001_c001_00016450_0.jpg", "0001_c014_00018600_0.jpg"],

@@ -1,4 +1,4 @@
-"""A gallery of generated scenes, and a tiny model that knows it by heart, which tests of the evaluation share."""
+"""A gallery of generated scenes and a tiny model that knows it by heart, for tests of eval."""
 
 import io
 from pathlib import Path
@@ -39,9 +39,8 @@ def gallery(scenes: Path) -> Path:
 def tokenizer(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store([Manifest.load(gallery)])
     folder = tmp_path_factory.mktemp("tokenizer")
-    Tokenizer.train(
-        [text for i in range(PICTURES) for text in store.read(0, i).captions], 420
-    ).save(folder)
+    captions = [text for i in range(PICTURES) for text in store.read(0, i).captions]
+    Tokenizer.train(captions, 420).save(folder)
     return folder
 
 
@@ -55,7 +54,7 @@ def save_model(model: GLSCLModel, tokenizer: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model trained on the gallery itself until it recognises its pictures."""
+    """Folder of a model trained on the gallery itself until it recognises its images."""
     torch.manual_seed(0)
     tower = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 2}
     text = Tokenizer.load(tokenizer)
@@ -81,11 +80,11 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
     model = GLSCLModel(config).eval()  # no dropout: there is nothing to generalise to
     (batch,) = evaluation_batches(Manifest.load(gallery), size=48, batch_size=PICTURES)
     pixels = model.normalize(batch.pixels)
-    encoded = [
-        [torch.tensor(e.ids) for e in text.encode(sample.captions, 40)] for sample in batch.samples
-    ]
+    encoded = []
+    for sample in batch.samples:
+        encoded.append([torch.tensor(e.ids) for e in text.encode(sample.captions, 40)])
     optimizer = torch.optim.AdamW(model.parameters())
-    own = torch.arange(PICTURES)
+    image_numbers = torch.arange(PICTURES)
     for step in range(160):
         optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, (step + 1) / 20)
         ids = torch.nn.utils.rnn.pad_sequence(
@@ -96,10 +95,14 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
         cosines = (
             normalize(model.contrastive_text(texts)) @ normalize(model.contrastive_image(images)).T
         )
-        other = torch.cat([own, (own + 1 + step % (PICTURES - 1)) % PICTURES])
+        other = torch.cat([image_numbers, (image_numbers + 1 + step % (PICTURES - 1)) % PICTURES])
         fused = model.fuse(texts.repeat(2, 1, 1), mask.repeat(2, 1), images[other])
-        loss = cross_entropy(cosines / 0.1, own) + cross_entropy(cosines.T / 0.1, own)
-        loss = loss + cross_entropy(model.match(fused.pooled), (other == own.repeat(2)).long())
+        loss = cross_entropy(cosines / 0.1, image_numbers) + cross_entropy(
+            cosines.T / 0.1, image_numbers
+        )
+        loss = loss + cross_entropy(
+            model.match(fused.pooled), (other == image_numbers.repeat(2)).long()
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -109,7 +112,7 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def jpeg() -> bytes:
-    """A red picture."""
+    """A red image."""
     content = io.BytesIO()
     Image.new("RGB", (48, 48), (255, 0, 0)).save(content, "JPEG")
     return content.getvalue()

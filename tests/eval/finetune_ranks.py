@@ -80,7 +80,9 @@ def one_step(settings: dict, micro_batches: int = 1):
     accumulate = accumulate_exactly if task.contrasts else accumulate_plainly
     shares = [1 / micro_batches] * micro_batches
     parts, _ = accumulate(task, engine, batches, task.counts(batches), shares, torch.manual_seed)
-    losses = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    losses = {}
+    for name in parts[0]:
+        losses[name] = torch.stack([part[name] for part in parts]).mean()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return model, batches, losses, gradients
 

@@ -1,4 +1,4 @@
-"""Miniature data sets of questions about pictures and of statements about pairs, and a model that answers them."""
+"""Tiny data sets of questions about images and statements about pairs, and a model for them."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from .conftest import save_model
 
 
 def picture(number: int) -> bytes:
-    """Noise of its own for each number."""
+    """Noise of its pairs for each number."""
     content = io.BytesIO()
     Image.fromarray(
         np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -42,17 +42,12 @@ def question(
 def write_questions(
     root: Path, samples: Sequence[Sequence[Any]], broken: Sequence[int] = ()
 ) -> Path:
-    """One sample a list of questions; the pictures with these numbers cannot be decoded."""
-    records = [
-        (
-            f"{i:03d}",
-            {
-                "png": b"broken" if i in broken else picture(i),
-                "json": json.dumps({"questions": own}).encode(),
-            },
-        )
-        for i, own in enumerate(samples)
-    ]
+    """Write one sample per list of questions; the images with the numbers `broken` are damaged."""
+    records = []
+    for i, questions in enumerate(samples):
+        image = b"broken" if i in broken else picture(i)
+        annotations = json.dumps({"questions": questions}).encode()
+        records.append((f"{i:03d}", {"png": image, "json": annotations}))
     write_shards(root, records, source={"name": root.name}, samples_per_shard=20)
     return root
 
@@ -62,16 +57,11 @@ def write_statements(
 ) -> Path:
     """One pair a list of (identifier, label)."""
     records = []
-    for i, own in enumerate(samples):
-        statements = [
-            {
-                "id": name,
-                "question": f"the left picture shows {name}",
-                "answers": [label],
-                "type": "statement",
-            }
-            for name, label in own
-        ]
+    for i, pairs in enumerate(samples):
+        statements = []
+        for name, label in pairs:
+            statement = {"id": name, "question": f"the left picture shows {name}"}
+            statements.append(statement | {"answers": [label], "type": "statement"})
         second = b"broken" if i in broken else picture(1000 + i)
         annotations = json.dumps({"questions": statements}).encode()
         records.append((f"{i:03d}", {"0.png": picture(i), "1.png": second, "json": annotations}))

@@ -421,7 +421,7 @@ def test_a_validation_split_that_keeps_unreadable_samples_is_refused_before_the_
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_vocabulary_that_knows_no_answer_of_the_training_data_is_refused(colours, tmp_path):
+def test_a_vocabulary_without_an_answer_of_the_training_data_is_refused(colours, tmp_path):
     file = tmp_path / "answers.json"
     Vocabulary(("tabby",), (("tabby", 0),), 9, (("cats", "sha256:0"),)).save(file)
     settings = settings_of("vqa", colours, tmp_path / "run")

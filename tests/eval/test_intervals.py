@@ -1,4 +1,4 @@
-"""Intervals resample pictures: equal captions of a picture add no certainty."""
+"""Intervals resample images: equal captions of an image add no certainty."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def width(interval: tuple[float, float]) -> float:
     return interval[1] - interval[0]
 
 
-def test_five_equal_captions_of_a_picture_count_as_one() -> None:
+def test_five_equal_captions_of_an_image_count_as_one() -> None:
     hits = (rng.random(400) < 0.4).astype(float)
     each = mean_interval(hits, range(400))
     fivefold = mean_interval(hits.repeat(5), np.arange(400).repeat(5))
@@ -36,7 +36,7 @@ def test_the_mean_interval_is_that_of_theory() -> None:
     assert high == pytest.approx(hits.mean() + error, abs=0.004)
 
 
-def test_pictures_with_more_captions_weigh_more() -> None:
+def test_images_with_more_captions_weigh_more() -> None:
     values, clusters = (
         np.array([1.0, 1.0, 1.0, 0.0] * 50),
         [f"{i // 4}-{i % 4 == 3}" for i in range(200)],
@@ -50,9 +50,10 @@ def test_the_median_interval_equals_a_written_out_bootstrap() -> None:
     clusters = np.arange(60).repeat(sizes)
     values = rng.integers(1, 200, len(clusters)).astype(float)
     groups = [values[clusters == i] for i in range(60)]
-    drawn = [
-        np.median(np.concatenate([groups[i] for i in rng.integers(0, 60, 60)])) for _ in range(2000)
-    ]
+    drawn = []
+    for _ in range(2000):
+        resampled = [groups[i] for i in rng.integers(0, 60, 60)]
+        drawn.append(np.median(np.concatenate(resampled)))
     low, high = median_interval(values, clusters)
     assert low == pytest.approx(np.percentile(drawn, 2.5), abs=6)
     assert high == pytest.approx(np.percentile(drawn, 97.5), abs=6)
@@ -67,7 +68,7 @@ def test_the_same_values_give_the_same_interval_in_any_order() -> None:
     )
 
 
-def test_one_picture_has_no_spread() -> None:
+def test_one_image_has_no_spread() -> None:
     assert mean_interval([0.0, 1.0], ["a", "a"]) == (0.5, 0.5)
     assert median_interval([3.0], ["a"]) == (3.0, 3.0)
 

@@ -1,4 +1,4 @@
-"""One dataclass declares a stage's options; signature, command line, YAML and docs follow from it."""
+"""One dataclass declares a stage's options; signature, command line and YAML follow from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_command_line_gives_the_same_options_as_python() -> None:
     assert options.model == Path("m") and options.shot == (2, 3) and options.mode == "frozen"
 
 
-def test_defaults_stand_in_the_dataclass_alone() -> None:
+def test_defaults_are_those_of_the_dataclass() -> None:
     parser = argparse.ArgumentParser()
     add_stage_options(parser, ToyOptions)
     assert vars(parser.parse_args(["--model", "m", "--data", "d", "--out", "o"])).keys() == {*GIVEN}

@@ -338,7 +338,7 @@ def test_a_single_pair_does_not_flag_a_constant_head(
 def test_a_head_that_looks_at_one_side_only_is_flagged(
     knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    """Its scores differ from text to text, and say nothing about which picture fits."""
+    """Its scores differ from text to text, and say nothing about which image fits."""
 
     def ignore_pictures(model: GLSCLModel) -> None:
         model.image_projection.weight.zero_()

@@ -72,7 +72,7 @@ def test_records_are_never_in_memory_together(tmp_path: Path) -> None:
     assert (tmp_path / "samples.jsonl").stat().st_size > 10_000_000 and peak < 2_000_000
 
 
-def test_what_is_no_result_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no result\.json"):
         read_result(tmp_path)
     (tmp_path / "result.json").write_text('{"stage": "retrieval"}')

@@ -118,8 +118,8 @@ def test_help_of_every_command_has_an_example(
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
     assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert command in said and "example:" in said
+    printed = capsys.readouterr().out
+    assert command in printed and "example:" in printed
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_wrong_usage_is_one_line_that_names_the_culprit(
     words: tuple[str, ...], culprit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("glscl: error: ") and said.err.count("\n") == 1
-    assert culprit in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("glscl: error: ") and printed.err.count("\n") == 1
+    assert culprit in printed.err
 
 
 def test_the_exit_code_of_a_command_is_that_of_its_process() -> None:

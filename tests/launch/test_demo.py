@@ -12,7 +12,7 @@ def write(run, state, reason=""):
     (run / "status.json").write_text(json.dumps({"state": state, "step": 7, "reason": reason}))
 
 
-def test_a_complete_run_is_no_error(tmp_path):
+def test_a_complete_run_is_not_an_error(tmp_path):
     write(tmp_path, "complete")
     _check_status(tmp_path, 0)
 

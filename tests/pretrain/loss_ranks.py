@@ -37,8 +37,8 @@ def authors_nce(p: Tensor, q: Tensor, temperature: Tensor) -> Tensor:
     """InfoNCE over all rows, computed in full on every rank."""
     p, q = (AuthorsGather.apply(F.normalize(side, dim=1)) for side in (p, q))
     similarity = p @ q.T / temperature
-    own = torch.arange(len(p))
-    return F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+    matches = torch.arange(len(p))
+    return F.cross_entropy(similarity, matches) + F.cross_entropy(similarity.T, matches)
 
 
 class Case(NamedTuple):
@@ -82,8 +82,8 @@ def cases(rows: dict[str, Tensor], counts: list[int], chosen_counts: list[int]) 
 def averaged(rows: dict[str, Tensor], counts: list[int], rank: int) -> dict[str, Tensor]:
     """Compute the mean over ranks of every loss and of its gradients."""
     first = sum(counts[:rank])
-    own = slice(first, first + counts[rank])
-    part = {name: value[own] for name, value in rows.items() if name != "temperature"}
+    local = slice(first, first + counts[rank])
+    part = {name: value[local] for name, value in rows.items() if name != "temperature"}
     part["temperature"] = rows["temperature"]
     results = {}
     chosen_counts = [int(drawn.sum()) for drawn in rows["drawn"].split(counts)]
@@ -94,7 +94,7 @@ def averaged(rows: dict[str, Tensor], counts: list[int], rank: int) -> dict[str,
         results[name] = value.detach().clone()
         for leaf, tensor in leaves.items():
             whole = torch.zeros_like(rows[leaf])
-            whole[... if leaf == "temperature" else own] = tensor.grad
+            whole[... if leaf == "temperature" else local] = tensor.grad
             results[f"{name}: {leaf}"] = whole
     for value in results.values():
         if len(counts) > 1:

@@ -29,10 +29,10 @@ def keep_targets(batch: Batch, rows: int, limits: list[int], first: int) -> Batc
 
     def rows_to_keep(positions: torch.Tensor) -> torch.Tensor:
         runs = positions // width // rows + first
-        kept = []
+        positions_kept = []
         for run, limit in enumerate(limits):
-            kept.append((runs == run).nonzero()[:, 0][:limit])
-        return torch.cat(kept)
+            positions_kept.append((runs == run).nonzero()[:, 0][:limit])
+        return torch.cat(positions_kept)
 
     tokens, words = rows_to_keep(batch.masked_tokens), rows_to_keep(batch.mlm_positions)
     batch.masked_tokens = batch.masked_tokens[tokens]
@@ -46,7 +46,7 @@ def gradients(
     """Compute the gradient of the first step, and its loss.
 
     `limits` cut the text targets of images, run by run (empty: none are cut). `part` (rank, world)
-    makes one process take only the samples that this rank of so many would have. A key `toy` in
+    makes one process take only the samples that this rank of this world would have. A key `toy` in
     the settings adds the toy objective.
     """
     values = dict(values)

@@ -30,10 +30,9 @@ from tests.pretrain.runs import (
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("engine_run.py"))
-ENGINES = [
-    pytest.param(engine, marks=pytest.mark.slow)
-    for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-]
+ENGINES = []
+for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3"):
+    ENGINES.append(pytest.param(engine, marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

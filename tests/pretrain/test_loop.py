@@ -108,9 +108,9 @@ def test_validation_measures_the_recall_of_the_contrastive_score(config, scenes)
     validated = [row for row in rows(config.run) if "validation/text_to_image/R@1" in row]
     assert [row["step"] for row in validated] == [3, 6, 9, 12]
     scores, image_of_text = contrastive_scores(config, scenes / "val")
-    own = scores[torch.arange(len(scores)), image_of_text]
-    better_images = (scores > own[:, None]).sum(1)
-    best_text = torch.stack([own[image_of_text == i].max() for i in range(scores.shape[1])])
+    own_score = scores[torch.arange(len(scores)), image_of_text]
+    better_images = (scores > own_score[:, None]).sum(1)
+    best_text = torch.stack([own_score[image_of_text == i].max() for i in range(scores.shape[1])])
     better_texts = (scores > best_text).sum(0)
     for k in (1, 5, 10):
         to_image = 100 * (better_images < k).double().mean().item()

@@ -25,8 +25,8 @@ def plain(p, q, temperature, ids=None, normalize=True):
     if ids is not None:
         same = (ids[:, None] == ids[None]).any(-1) & ~torch.eye(len(p), dtype=torch.bool)
         similarity = similarity.masked_fill(same, -torch.inf)
-    own = torch.arange(len(p))
-    return F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)
+    matches = torch.arange(len(p))
+    return F.cross_entropy(similarity, matches) + F.cross_entropy(similarity.T, matches)
 
 
 def with_gradients(loss, p, q, temperature, **options):
@@ -38,9 +38,9 @@ def with_gradients(loss, p, q, temperature, **options):
 
 
 def assert_same(ours, reference, bound):
-    for one, other in zip(ours, reference, strict=True):
-        assert one.shape == other.shape and one.dtype == other.dtype
-        assert (one - other).abs().max() <= bound * other.abs().max() + 1e-10
+    for value, other in zip(ours, reference, strict=True):
+        assert value.shape == other.shape and value.dtype == other.dtype
+        assert (value - other).abs().max() <= bound * other.abs().max() + 1e-10
 
 
 @settings(max_examples=12, deadline=None)

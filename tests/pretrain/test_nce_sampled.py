@@ -57,8 +57,8 @@ def test_sampled_nce_has_value_and_gradients_of_a_loop_over_rows(
     scale = torch.tensor(temperature, dtype=torch.float64)
     ours = gradients(sampled_nce, p, q, scale, chosen=chosen, ids=ids)
     reference = gradients(brute_force, p, q, scale, chosen=chosen, ids=ids)
-    for one, other in zip(ours, reference, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for value, other in zip(ours, reference, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("rows", [9, TILE + 3])
@@ -67,8 +67,8 @@ def test_sampled_nce_with_every_row_chosen_is_nce(rows):
     scale, ids = torch.tensor(0.07).double(), torch.randint(rows, (rows, 2))
     whole = gradients(nce, p, q, scale, ids=ids)
     sampled = gradients(sampled_nce, p, q, scale, chosen=torch.arange(rows), ids=ids)
-    for one, other in zip(sampled, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    for value, other in zip(sampled, whole, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_nce_without_a_chosen_row_is_zero():
@@ -92,8 +92,10 @@ def test_sampled_nce_is_float32_inside_autocast():
     exact = gradients(sampled_nce, p.double(), q.double(), scale, chosen=chosen)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = gradients(sampled_nce, p, q, torch.tensor(0.03), chosen=chosen)
-    for one, other in zip(ours, exact, strict=True):
-        assert one.dtype == torch.float32 and (one - other).abs().max() < 1e-5 * other.abs().max()
+    for value, other in zip(ours, exact, strict=True):
+        assert (
+            value.dtype == torch.float32 and (value - other).abs().max() < 1e-5 * other.abs().max()
+        )
 
 
 def test_sampled_sides_that_do_not_match_are_refused():
@@ -125,8 +127,8 @@ def test_sums_over_negatives_are_those_of_the_whole_matrix(rows, columns):
         return cross_entropy(left.sum(1), whole(left, right))[seen].sum()
 
     ours, expected = gradients(ours_loss, left, right), gradients(whole_loss, left, right)
-    for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    for value, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(value, other)
 
 
 def test_sums_over_negatives_pass_gradcheck():

@@ -35,8 +35,8 @@ def test_completion_of_videos_contrasts_frame_with_frame():
 
 def test_completion_of_one_frame_is_that_of_an_image():
     recovered, target = torch.randn(4, 8), torch.randn(4, 8)
-    one = completion_loss(recovered[:, None], target[:, None], 0.03)
-    torch.testing.assert_close(one, completion_loss(recovered, target, 0.03))
+    loss = completion_loss(recovered[:, None], target[:, None], 0.03)
+    torch.testing.assert_close(loss, completion_loss(recovered, target, 0.03))
 
 
 def test_published_normalisation_divides_by_the_norm_over_frames_only():
@@ -103,9 +103,9 @@ def test_matching_negatives_are_other_images_of_the_same_group(groups, size, har
     labels = torch.cat([torch.arange(size) < size // 2] * groups).long()
     noise = torch.randn(groups * size, size, generator=generator)
     similarity = torch.randn(groups * size, groups * size, generator=generator) if hard else None
-    chosen, kept = choose_images(labels, noise, similarity)
+    chosen, matches = choose_images(labels, noise, similarity)
     rows = torch.arange(groups * size)
-    assert torch.equal(kept, labels)
+    assert torch.equal(matches, labels)
     assert torch.equal(chosen[labels == 1], rows[labels == 1])
     assert (chosen[labels == 0] != rows[labels == 0]).all()
     assert torch.equal(chosen // size, rows // size)
@@ -133,13 +133,13 @@ def test_matching_negatives_are_never_duplicates(size, images, hard, seed):
     noise = torch.randn(2 * size, size, generator=generator)
     identity = torch.randint(images, (2 * size, 2), generator=generator)
     similarity = torch.randn(2 * size, 2 * size, generator=generator) if hard else None
-    chosen, kept = choose_images(labels, noise, similarity, identity)
+    chosen, matches = choose_images(labels, noise, similarity, identity)
     rows = torch.arange(2 * size)
     duplicate = (identity[chosen] == identity).any(1)
-    assert torch.equal(chosen[kept == 1], rows[kept == 1])
-    assert not duplicate[kept == 0].any()
+    assert torch.equal(chosen[matches == 1], rows[matches == 1])
+    assert not duplicate[matches == 0].any()
     # A text became a positive only where its group held nothing but duplicates.
-    for row in rows[(kept == 1) & (labels == 0)].tolist():
+    for row in rows[(matches == 1) & (labels == 0)].tolist():
         group = slice(row - row % size, row - row % size + size)
         assert (identity[group] == identity[row]).any(1).all()
 
@@ -150,16 +150,16 @@ def test_a_duplicate_loses_to_the_next_hardest_image():
     same_image = torch.tensor([[0, 0], [1, 1], [0, 2], [3, 3]])
     same_caption = same_image.flip(1)
     for identity in (same_image, same_caption):
-        chosen, kept = choose_images(labels, noise, similarity, identity)
-        assert chosen.tolist() == [3, 3, 3, 2] and kept.tolist() == [0, 0, 0, 0]
+        chosen, matches = choose_images(labels, noise, similarity, identity)
+        assert chosen.tolist() == [3, 3, 3, 2] and matches.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_a_group_of_duplicates_keeps_its_images_and_matches(hard):
     labels, noise = torch.tensor([1, 0, 0, 1]), torch.randn(4, 2)
     identity = torch.tensor([[5, 0], [5, 1], [6, 2], [7, 3]])
-    chosen, kept = choose_images(labels, noise, torch.randn(4, 4) if hard else None, identity)
-    assert chosen.tolist() == [0, 1, 3, 3] and kept.tolist() == [1, 1, 0, 1]
+    chosen, matches = choose_images(labels, noise, torch.randn(4, 4) if hard else None, identity)
+    assert chosen.tolist() == [0, 1, 3, 3] and matches.tolist() == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["nce", "nce with ids", "sampled", "global_local", "matching"])

@@ -14,6 +14,8 @@ from tests.ranks import run_ranks
 SILENT = dict.fromkeys(
     ("matching", "masked_language", "global_image", "global_text", "local_image", "local_text"), 0.0
 )
+COMPLETIONS = ("global_image", "global_text", "local_image", "local_text")
+NEGATIVES = [f"{name}_negatives" for name in COMPLETIONS]
 # How many text targets each half of the batch keeps, or settings of a run on images and videos:
 # its objectives, its micro-batches, and whether the toy objective is added.
 CASES: dict[str, list[int] | dict] = {
@@ -42,10 +44,7 @@ CASES: dict[str, list[int] | dict] = {
     "an added objective, plain accumulation": {"toy": True},
     "an added objective, exact accumulation": {"micro_batches": 2, "toy": True},
     "negatives of the rank": dict.fromkeys(("contrastive", "matching", "masked_language"), 0.0)
-    | {
-        f"{name}_negatives": "rank"
-        for name in ("global_image", "global_text", "local_image", "local_text")
-    },
+    | dict.fromkeys(NEGATIVES, "rank"),
     "published": SILENT | {"gradients": "published"},
 }
 

@@ -93,8 +93,9 @@ def test_global_local_shapes_that_do_not_match_are_refused():
 def test_intra_modal_loss_is_the_mean_of_both_directions():
     first, second = torch.randn(5, 6), torch.randn(5, 6)
     similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / 0.07
-    own = torch.arange(5)
-    expected = (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+    matches = torch.arange(5)
+    both = F.cross_entropy(similarity, matches) + F.cross_entropy(similarity.T, matches)
+    expected = both / 2
     torch.testing.assert_close(intra_modal_loss(first, second, 0.07), expected)
 
 
