@@ -111,6 +111,7 @@ def collate(
     They are as wide as the longest text, padded to a multiple of 8 but not beyond `max_length`.
     """
     rows, longest = len(encodings), max(len(encoding.ids) for encoding in encodings)
+    # Trimmed to the longest text, because most captions are much shorter than the maximum.
     width = min(max_length, -(-longest // PAD_TO) * PAD_TO)
     ids = np.full((rows, width), tokenizer.pad_id, dtype=np.int64)
     present = np.zeros((rows, width), dtype=np.int64)
@@ -181,6 +182,7 @@ def matching_arrays(seed: int, step: int, first_group: int, groups: int, size: i
     for number in range(groups):
         words = fold(key, step, first_group + number)
         random = generator_with_key(int(words[0]))
+        # Only `random` is used, whose stream numpy has never changed.
         labels[number, np.argsort(random.random(size), kind="stable")[: positives(size)]] = 1
         # random() may return 0, whose logarithm would be infinite.
         uniform = np.maximum(random.random((size, size)), np.finfo(np.float64).tiny)

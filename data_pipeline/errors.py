@@ -59,6 +59,7 @@ def report(error: UserError | OSError, program: str) -> int:
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
         return 141  # 128 + SIGPIPE, as shells report it
     where = f"{error.filename}: " if error.filename is not None else ""
+    # A full disk is the one system error after which the same command can go on.
     kind = IncompleteError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DataError
     advice = ": make room and run the same command again" if kind is IncompleteError else ""
     return fail(f"{where}{error.strerror}{advice}", kind.exit_code, program)

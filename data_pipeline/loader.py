@@ -104,6 +104,7 @@ class Loader:
         """Return the state to save after `step` steps: a small JSON object."""
         draw = step * self._config.division.global_batch
         state = order_state(self._order, self._store, seed=self._config.seed, draw=draw)
+        # Also what changes batches without changing the order of samples.
         state["group"] = self._config.group
         state["tokenizer"] = _sha256_of_text(self._config.tokenizer)
         if self._config.questions is not None:
@@ -238,6 +239,7 @@ def open_loader(
             raise DataError(
                 f"{manifest.root} holds a single sample, so dataset_negatives finds no other in it"
             )
+    # As a string in the configuration, because worker processes get it over a socket.
     loaded = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
     config = ReaderConfig(
         manifests=manifests,

@@ -174,6 +174,7 @@ class Reader:
             rows = [targets(sample.answers, self._labels, config.questions) for sample in samples]
             arrays["targets"] = np.stack(rows)
         if config.dataset_negatives:
+            # The rows that matching pairs with another image, in order.
             unmatched = np.flatnonzero(arrays["itm_labels"] == 0).tolist()
             for out, row in zip(pixels[len(samples) :], unmatched, strict=True):
                 position = where.start + row
@@ -230,6 +231,7 @@ class Reader:
                 failed.append(self._record(source, candidate, error))
                 continue
             bad.extend(failed)
+            # The bad candidates are recorded on success only: NothingReadable carries them itself.
             return _ReadSample(candidate, read.key, read.image_id, text, answers, random)
         raise NothingReadable(failed)
 
@@ -256,6 +258,7 @@ class Reader:
             candidate += candidate >= matched.sample  # skip the sample itself
             try:
                 read = self._store.read(source, candidate, self._config.kind, self._config.texts)
+                # Another caption of the same image would be a false negative.
                 if read.image_id == matched.image_id:
                     continue
                 write_training_pixels(read, random, self._config.augment, out)

@@ -103,6 +103,7 @@ def open_manifests(dirs: Sequence[str | Path]) -> list[Manifest]:
     folder_by_name: dict[str, Path] = {}
     for manifest in manifests:
         manifest.check_sizes()
+        # The same folder may be given twice, to weight it in a mixture.
         other = folder_by_name.setdefault(manifest.name, manifest.root)
         if other.resolve() != manifest.root.resolve():
             raise UsageError(

@@ -72,6 +72,7 @@ class Quarantine:
             self._write(record)
         self._recent.append((draws, [f"{record.source}/{record.shard}" for record in bad]))
         self._draws += draws
+        # Drop the oldest batches as long as enough draws remain.
         while self._draws - self._recent[0][0] >= RECENT_DRAWS:
             self._draws -= self._recent.popleft()[0]
         bad_by_shard: Counter[str] = Counter()

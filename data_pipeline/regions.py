@@ -130,6 +130,7 @@ def _checked_mask(where: str, mask: Any) -> tuple[tuple[int, int], list[int]]:
     size = counts = None
     if isinstance(mask, Mapping):
         size, counts = mask.get("size"), mask.get("counts")
+    # COCO also has a compressed form, which is easy to pass by mistake.
     if isinstance(counts, str):
         raise BadSample(
             "bad-json", f"{where} is compressed: write its run lengths as a list of numbers"

@@ -140,6 +140,7 @@ def _question(where: str, entry: Any) -> Question:
     if not isinstance(entry, dict):
         raise BadSample("bad-json", f"{where} is not an object")
     question_id, answers = entry.get("id"), entry.get("answers", [])
+    # A bool is an int in Python, but not an id.
     if isinstance(question_id, bool) or not isinstance(question_id, str | int):
         raise BadSample(
             "bad-json", f'{where}: its "id" must be a text or a whole number, not {question_id!r}'
@@ -181,6 +182,7 @@ def _member(key: str, members: Mapping[str, bytes], extensions: Sequence[str]) -
     """Return the first of the extensions that the sample has, or None."""
     for extension in extensions:
         if extension in members:
+            # An import may have kept a missing file as an empty member.
             if not members[extension]:
                 raise BadSample("undecodable", f"sample {key}: its {extension} member is empty")
             return extension
@@ -259,5 +261,6 @@ def _is_broken(text: str) -> bool:
 
 
 def _image_id(key: str, annotations: Mapping[str, Any]) -> str:
+    # Without an image_id, every sample shows an image of its own.
     image_id = annotations.get("image_id")
     return key if image_id is None else str(image_id)

@@ -59,6 +59,7 @@ class Tokenizer:
             )
         self._backend = backend
         self._special = {role: special[role] for role in _ROLES}
+        # The files of a tokenizer may switch both on, but batches are padded in `collate`.
         self._backend.no_padding()
         self._backend.no_truncation()
         self.cls_id, self.sep_id, self.pad_id, self.mask_id = (ids[role] for role in _ROLES)
@@ -126,8 +127,10 @@ class Tokenizer:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
+            # One entry is left for <mask>, which RoBERTa has last.
             vocab_size=vocab_size - 1,
             special_tokens=[_added(ROBERTA[role]) for role in ("cls", "pad", "sep", "unk")],
+            # All bytes, so that no text is ever unknown.
             initial_alphabet=alphabet,
             show_progress=False,
         )
@@ -203,6 +206,7 @@ def train_tokenizer(dirs: Sequence[str | Path], out: str | Path, vocab_size: int
     Raises DataError when there is no caption.
     """
     manifests = [Manifest.load(Path(folder)) for folder in dirs]
+    # The trainer would return a useless vocabulary without an error.
     if next(captions_of(manifests), None) is None:
         raise DataError(
             f"no captions in {', '.join(map(str, dirs))}: nothing to train a tokenizer on"

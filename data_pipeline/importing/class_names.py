@@ -61,6 +61,7 @@ def read_names(path: Path) -> dict[str, str]:
     if path.suffix.lower() != ".json":
         names: dict[str, str] = {}
         for class_, name in read_lines(path, columns=2):
+            # A file may repeat a line, but must not contradict itself.
             if names.setdefault(class_, name) != name:
                 raise DataError(
                     f"{path} has two names for the class {class_}: {names[class_]!r} and {name!r}"

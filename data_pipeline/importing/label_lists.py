@@ -54,6 +54,7 @@ def keep_labelled(
                 f"unknown part {part!r} of the labels {lists}; choose one of {', '.join(parts)}"
             )
         _check_labels(labeled, lists, set().union(*parts.values()))
+        # One label of the part is enough, and the image keeps its other labels.
         in_part = set(parts[part])
         selected = []
         for entry in labeled:

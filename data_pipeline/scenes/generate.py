@@ -141,6 +141,7 @@ def generate(
             )
     for split, source in pair_sources.items():
         folder = out / "pairs" / split
+        # Pairs are made from the written images, so they come last.
         if _finished(folder, source) is None:
             stream = partial(_stream, seed, split, purpose=_PAIRS)
             write_shards(

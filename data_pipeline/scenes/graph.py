@@ -65,6 +65,7 @@ def scene_at(seed: int, split: str, i: int, size: int) -> dict[str, Any]:
     count = 1 + int(rng.integers(MAX_OBJECTS))
     while True:
         objects = _combination(rng, _pairs(rng, split, count))
+        # Drawn again until the hash selects this split, which keeps the splits disjoint.
         if split != "novel" and combination_hash(objects) % 100 not in _HASH_RANGES[split]:
             continue
         if _place(rng, objects, size):

@@ -64,6 +64,7 @@ def labelled_sample_at(seed: int, split: str, i: int, size: int) -> Record:
     """Return sample i of a labelled split as in a shard: its key, its `jpg` and `json` members."""
     # Another stream for the words, so that new wordings would leave the images as they are.
     rng, words = _stream(seed, split, i, 0), _stream(seed, split, i, 1)
+    # Half of the images show a single object, so that every class has images of its own.
     if i % 2 == 0:
         kinds = [_KINDS[split][i // 2 % len(_KINDS[split])]]
     else:

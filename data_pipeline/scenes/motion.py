@@ -42,6 +42,7 @@ def set_in_motion(scene: dict[str, Any], rng: np.random.Generator) -> dict[str, 
                 half = extent[k] / 2 + size / 96
                 goal = start[k] + np.array(MOTIONS[motion]) * cells_away * size / GRID
                 tried[k] = np.clip(goal, half, size - half)
+                # The same gap as in a still scene; the first move that fits is taken.
                 if _apart(start, tried, extent, size / 64):
                     end, motions[k] = tried.round(2), motion
                     break

@@ -134,6 +134,7 @@ def _statements(
                 for words, test in form.items():
                     truth = [test(left, right) for left, right in counts[kind]]
                     text = _text(words, kind)
+                    # Half of the pairs, so that a statement alone does not give its answer away.
                     if 2 * sum(truth) == len(pairs) and text not in truth_of:
                         fitting.append((text, truth))
             if fitting:

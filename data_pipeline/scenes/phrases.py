@@ -27,6 +27,7 @@ def regions_of(
     for item, box, rle in zip(objects, boxes, runs, strict=True):
         phrase = f"{item['colour']} {item['shape']}"
         regions.append({"phrase": phrase, "boxes": [box], "masks": [rle]})
+    # A counted phrase such as "two stars" stands for several objects of one caption.
     for number, statement in enumerate(statements):
         if statement["form"] != "counted":
             continue

@@ -131,6 +131,7 @@ def _count(objects: Objects, rng: np.random.Generator) -> _QuestionAndAnswer:
     """
     kinds_by_number: dict[int, list[Kind]] = {}
     for kind in FAMILIES[pick(list(FAMILIES), rng)]:
+        # Grouped by number, so that the number is drawn before the kind.
         kinds_by_number.setdefault(how_many(objects, kind), []).append(kind)
     number = pick(sorted(kinds_by_number), rng)
     kind = pick(kinds_by_number[number], rng)

@@ -59,6 +59,7 @@ def _assignable(
         return True
     told = named[len(chosen)]
     for k, item in enumerate(objects):
+        # Each named object needs an object of its own.
         if k in chosen or not _is_as_told(item, told):
             continue
         if _assignable(named, relations, objects, [*chosen, k]):

@@ -63,6 +63,7 @@ class Manifest:
         if not root.is_dir():
             raise DataError(f"{root} is not a folder: give the folder of a data set")
         if not path.is_file():
+            # The usual case: shards of another tool, which only lack the manifest.
             if _tars(root):
                 raise DataError(
                     f'{root} has no {MANIFEST_NAME}: make it with "glscl data index {root}"'
@@ -114,6 +115,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 (hex) of the shards' names, counts and hashes: the same wherever the data lies."""
+        # Not the hash of dataset.json, because its source may change while the data stays.
         content = {"format": FORMAT, "shards": [asdict(shard) for shard in self.shards]}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
@@ -134,6 +136,7 @@ class Manifest:
         shard = self.shards[shard_number]
         self._check_size(shard)
         loaded = ShardIndex.load(self.index_path(shard_number))
+        # Offsets of another version of the shard would read wrong bytes.
         if loaded.shard_bytes != shard.bytes or len(loaded) != shard.samples:
             raise DataError(
                 f"index {self.index_path(shard_number)} belongs to another version of its shard: "
@@ -240,6 +243,7 @@ def write_index(root: Path, name: str) -> tuple[Shard, Counter[str]]:
     path = root / name
     shard_index = index_shard(path, name)
     shard_index.save(_index_path(path))
+    # One count per member: a sample with two images counts for both extensions.
     fields = Counter(shard_index.extensions[code] for code in shard_index.extension.tolist())
     return Shard(name, len(shard_index), shard_index.shard_bytes, sha256(path)), fields
 

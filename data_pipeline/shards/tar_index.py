@@ -154,6 +154,7 @@ def index_shard(path: Path, shard: str) -> ShardIndex:
 
 
 def _check_order(shard: str, key: str, extension: str, seen: set[str], last: str) -> None:
+    # Readers go through a tar in order, so members of one sample must be adjacent and unique.
     if extension in seen:
         raise DataError(
             f"shard {shard} holds sample {key} twice (member {extension}): "

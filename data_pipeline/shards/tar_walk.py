@@ -121,6 +121,7 @@ def _octal(field: bytes) -> int | None:
 
 def _short_name(shard: str, header: bytes) -> str:
     name = header[:100].partition(b"\0")[0]
+    # A ustar header stores a path of more than 100 bytes as prefix and name.
     prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return _decoded(shard, prefix + b"/" + name if prefix else name)
 

@@ -56,6 +56,7 @@ def unfinished_folder(root: Path, *, resume: bool = False) -> Path:
         raise UsageError(
             f"{root} already exists and is not an empty folder: choose another folder or remove it"
         )
+    # Hidden, so that indexing ignores it, and beside its place, so that renaming is atomic.
     unfinished = root.absolute().with_name(f".{root.absolute().name}.unfinished")
     if unfinished.exists() and not resume:
         shutil.rmtree(unfinished)  # an earlier call was interrupted
@@ -92,6 +93,7 @@ def write_tar(path: Path, records: Iterable[Record]) -> None:
         with TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
             for key, members in records:
                 tar.write({"__key__": key, **members})
+        # On disk before the folder gets its name, or a power cut could leave half a data set.
         file.flush()
         os.fsync(file.fileno())
 

@@ -27,6 +27,7 @@ def read(root: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     check_folder(root / "data", "classes of CIFAR-FS, data below the one that is given")
     file = root / "splits" / "bertinetto" / f"{split}.txt"
     classes = read_classes(file)
+    # A split file names classes, and a name must not lead out of the folder.
     folders = {name: file_in(root / "data", name) for name in classes}
     entries = entries_of_folders(folders, labels_of(classes))
     source = source_of(f"cifar-fs-{split}", "cifar_fs", split, "cifar100", [file])

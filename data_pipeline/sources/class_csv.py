@@ -47,6 +47,7 @@ def _classes_by_file(table: Path) -> dict[str, str]:
     """Return the class of each image, in the order of the table."""
     rows = read_table(table)
     first, width, file_column, class_column = 0, 2, 0, 1
+    # Files without a header are filename,label too.
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "filename" in header and "label" in header:
         first, width = 1, len(header)

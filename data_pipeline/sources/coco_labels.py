@@ -33,6 +33,7 @@ def read(
         names = {int(category["id"]): category["name"] for category in document["categories"]}
         labels_by_image: dict[int, set[str]] = {}
         for image in document["images"]:
+            # Images without annotations stay in the list, and are left out and counted later.
             labels_by_image[int(image["id"])] = set()
         repeated = len(document["images"]) - len(labels_by_image)
         if repeated:

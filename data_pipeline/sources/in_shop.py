@@ -46,6 +46,7 @@ def read(partition: Path, images: Path, split: str) -> tuple[list[Entry], dict[s
                     f"line {number} is {line!r}, not an image, an item and {', '.join(SPLITS)}"
                 )
             path, item, status = words
+            # Before the split is looked at: a bad path in any split means a bad file.
             entry = _entry(images, path, item)
             if status != split:
                 continue

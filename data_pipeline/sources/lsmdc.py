@@ -34,6 +34,7 @@ def read(table: Path, videos: Path, split: str) -> tuple[list[Entry], dict[str, 
     check_split(split, SPLITS, "LSMDC")
     check_folder(videos, "videos")
     files = {}
+    # Sorted, so that the file system does not decide between two files of one name.
     for path in sorted(videos.rglob("*")):
         if path.suffix.lower() in _EXTENSIONS:
             files[path.stem] = path

@@ -49,6 +49,7 @@ def _entry(file: Path) -> Entry:
         "image_id": file.stem,
         "camera": camera,
     }
+    # Keys are only present when true, so that other samples do not carry them.
     if person == "-1":
         annotations["junk"] = True
     if person == "0000":

@@ -35,6 +35,7 @@ def read(statements: Path, images: Path) -> tuple[list[Entry], dict[str, Any]]:
             if identifier in seen:
                 raise ValueError(f"{identifier} comes twice")
             seen.add(identifier)
+            # Text in the official files; a JSON boolean is accepted too.
             label = str(line["label"]).lower()
             if label not in LABELS:
                 raise ValueError(

@@ -39,6 +39,7 @@ def read(
     check_folder(images, "images")
     concepts = root / "ConceptsList" / "Concepts81.txt"
     image_list = root / "ImageList" / f"{SPLITS[split]}Imagelist.txt"
+    # The lists were written on Windows, with backslashes.
     names = [PureWindowsPath(name) for (name,) in read_lines(image_list)]
     concepts_by_image: list[list[str]] = [[] for _ in names]
     files = [concepts, image_list]

@@ -46,6 +46,7 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
 
 def _entry(folder: Path, line: int, row: list[str]) -> Entry:
     image_id, label, super_class, path = row
+    # These become labels and keys, so a list in another format must not pass.
     for column, word in zip(_COLUMNS[:3], row[:3], strict=True):
         if not word.isdecimal():
             raise ValueError(f"line {line}: {column} is {word!r}, not a number")

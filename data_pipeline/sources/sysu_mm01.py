@@ -45,6 +45,7 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
         persons += _persons(file)
     entries: list[Entry] = []
     without_images = []
+    # Not every person was seen by a camera of the split.
     for person in sorted(set(persons)):
         person_entries = _entries(folder, person, CAMERAS[split])
         entries += person_entries

@@ -37,6 +37,7 @@ def read(folder: Path, split: str) -> tuple[list[Entry], dict[str, Any]]:
     entries: dict[str, Entry] = {}
     with reading(image_list, "a list of VeRi-776"):
         for line, (name,) in enumerate(read_lines(image_list), 1):
+            # A repeated line would count a query twice.
             if name in entries:
                 raise ValueError(f"line {line}: {name} comes twice")
             entries[name] = _entry(images, line, name)

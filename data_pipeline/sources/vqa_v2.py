@@ -71,6 +71,7 @@ def read(
 
 
 def _by_id(items: list[dict[str, Any]], what: str) -> dict[str, Any]:
+    # Ids may be numbers or text.
     by_id = {str(int(item["question_id"])): item for item in items}
     if len(by_id) < len(items):
         raise ValueError(f"{len(items) - len(by_id)} {what} come twice")

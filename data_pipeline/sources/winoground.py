@@ -26,6 +26,7 @@ def read(examples: Path, images: Path) -> tuple[list[Entry], dict[str, Any]]:
                 raise ValueError(f"a caption of example {number} is empty")
             media = []
             for name in (str(line["image_0"]), str(line["image_1"])):
+                # Names have no extension, and a copy of the images may be in another format.
                 media.append(file_in(images, f"{name}.png", f"{name}.jpg", name))
             tags = {name: line.get(name, "") for name in ("tag", "secondary_tag", "collapsed_tag")}
             annotations = {"captions": captions, "image_id": str(number), **tags}

@@ -105,7 +105,7 @@ def write_images() -> WriteImages:
         root: Path,
         count: int,
         *,
-        name: str = "pictures",
+        name: str = "images",
         spoiled: Mapping[int, dict[str, bytes]] | None = None,
     ) -> Manifest:
         spoiled = spoiled or {}
@@ -120,7 +120,7 @@ def write_images() -> WriteImages:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory, write_images: WriteImages) -> Manifest:
     """260 good images in three shards."""
-    return write_images(tmp_path_factory.mktemp("pictures"), 260)
+    return write_images(tmp_path_factory.mktemp("images"), 260)
 
 
 @pytest.fixture(scope="session")

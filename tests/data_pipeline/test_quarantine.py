@@ -72,7 +72,7 @@ def test_bad_samples_are_replaced_and_everything_else_stays(spoiled, tokenizer, 
         "00023": "empty-text",
     }
     assert (
-        line_by_key["00005"]["source"] == "pictures"
+        line_by_key["00005"]["source"] == "images"
         and line_by_key["00005"]["shard"] == "shard-000000.tar"
     )
     assert "00006" in line_by_key["00006"]["message"]

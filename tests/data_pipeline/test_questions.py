@@ -280,12 +280,10 @@ def test_added_questions_do_not_change_which_captions_are_drawn(images, tokenize
             }
             records.append((sample.key[-5:], members))
     more = write_shards(
-        tmp_path / "pictures", records, samples_per_shard=100, source={"name": "pictures"}
+        tmp_path / "images", records, samples_per_shard=100, source={"name": "images"}
     )
     plain = [(key, {"jpg": members["jpg"], "txt": members["txt"]}) for key, members in records]
-    less = write_shards(
-        tmp_path / "plain", plain, samples_per_shard=100, source={"name": "pictures"}
-    )
+    less = write_shards(tmp_path / "plain", plain, samples_per_shard=100, source={"name": "images"})
     assert read(more.root, tokenizer) == read(less.root, tokenizer)
 
 

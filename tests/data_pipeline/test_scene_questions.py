@@ -41,7 +41,7 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def image_set(samples):
+def questions_and_objects(samples):
     questions = []
     for sample in samples:
         for question in sample.questions:
@@ -115,8 +115,8 @@ def answer(question, objects):
 # Questions. ---------------------------------------------------------------------------------------
 
 
-def test_every_answer_follows_from_the_words_of_its_question(asked_samples):
-    for question, objects in asked_samples:
+def test_every_answer_follows_from_the_words_of_its_question(questions_and_objects):
+    for question, objects in questions_and_objects:
         assert set(question.answers) == {answer(question.question, objects)}
         assert len(question.answers) == 10
         assert question.question == question.question.lower()
@@ -144,14 +144,14 @@ def test_every_image_has_a_question_of_each_type(samples):
         assert question.answer_type in kinds.get(question.type, {"yes/no", "other"})
 
 
-def test_the_words_of_a_question_do_not_give_the_answer_away(samples, image_set):
+def test_the_words_of_a_question_do_not_give_the_answer_away(samples, questions_and_objects):
     for sample in samples:
         assert sorted(q.answers[0] for q in sample.questions if q.type == "existence") == [
             "no",
             "yes",
         ]
     answers = defaultdict(Counter)
-    for question, _ in image_set:
+    for question, _ in questions_and_objects:
         answers[question.type][question.answers[0]] += 1
     yes = {}
     for name, match in answers.items():
