@@ -32,6 +32,7 @@ from pretrain.accumulate import accumulate_exactly, accumulate_plainly
 from pretrain.config import ObjectiveConfig, OptimizerConfig
 from pretrain.model import GLSCLConfig, GLSCLModel
 from pretrain.optim import build_optimizer
+from pretrain.parallel import ENGINES
 from pretrain.parallel.engines import Engine
 from pretrain.parallel.selfcheck import start
 from pretrain.planning.memory import step_memory
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument(
         "--engines",
         nargs="*",
-        default=["ddp", "fsdp2", "zero1", "zero2", "zero3"],
+        default=list(ENGINES),
         help="engines of the second table (default: all)",
     )
     parser.add_argument(

@@ -20,6 +20,7 @@ from data_pipeline.sources.catalogue import SOURCES
 from launch import imports
 from launch.commands import CommandResult, Parser, add_command, add_workers, group, natural
 from launch.evaluation import add_compare, add_eval, add_explain, add_predict, add_report
+from pretrain.parallel import DEFAULT_ENGINE, ENGINES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -414,11 +415,10 @@ def _add_plan(commands: Any) -> None:
         default=1,
         help="number of ranks (default %(default)s)",
     )
-    engines = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
     plan.add_argument(
         "--engine",
-        choices=engines,
-        default="ddp",
+        choices=tuple(ENGINES),
+        default=DEFAULT_ENGINE,
         help="engine, which divides the memory over ranks (default %(default)s)",
     )
     plan.add_argument(

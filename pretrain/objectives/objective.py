@@ -37,7 +37,8 @@ class Objective:
     name: str
     """Key of its weight in the configuration, and after `loss/` its key in metrics.jsonl."""
     weight: float
-    """Weight in the total unless the configuration sets another one."""
+    """Weight in the total unless the configuration sets another one. With 0 the loss is optional:
+    it is neither computed nor logged until a configuration gives it a weight."""
     loss: Loss
     """Computes a scalar whose mean over ranks is the loss of the global micro-batch."""
     contrasts: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class Objective:
     pass; a tensor appears twice if its gradient is held too."""
     reads_views: bool = False
     """Whether the loss reads `features.views`. These cost extra work, so such a loss is neither
-    computed nor logged while its weight is 0; every other loss is logged at any weight."""
+    computed nor logged while its weight is 0, even if its default weight is not."""
 
     def weight_in(self, config: ObjectiveConfig) -> float:
         """Weight in a configuration; the default where the configuration has no such key."""
@@ -56,7 +57,9 @@ class Objective:
 
     def is_computed(self, config: ObjectiveConfig) -> bool:
         """Return whether a step under this configuration computes the loss."""
-        return self.weight_in(config) > 0 or not self.reads_views
+        # A loss that is on by default is logged even where a configuration turns it off.
+        is_logged_when_off = self.weight > 0 and not self.reads_views
+        return self.weight_in(config) > 0 or is_logged_when_off
 
 
 def duplicate_ids(features: PretrainFeatures, config: ObjectiveConfig) -> Tensor | None:

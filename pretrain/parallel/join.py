@@ -48,7 +48,8 @@ def join(precision: str, trackers: tuple[str, ...], folder: str) -> Engine:
         raise UsageError(
             f"accelerate's configuration names another engine, but {started} would train"
         )
-    for kind in classes:
+    # The requested engine comes first: another one may train under the same type of accelerate.
+    for kind in (requested, *classes):
         if started in kind.distributed_types:
             return kind(accelerator, precision)
     raise UsageError(f"{started} is not supported: use {COMMAND.format(world='N')}")

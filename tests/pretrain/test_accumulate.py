@@ -39,6 +39,13 @@ def test_an_added_objective_is_logged_like_the_others(config):
     assert all(parts["toy"] > 0 and not parts["toy"].requires_grad for parts in losses)
 
 
+def test_an_optional_objective_is_neither_computed_nor_logged_without_a_weight(config):
+    optional = dataclasses.replace(TOY, weight=0.0, contrasts=(), reads_views=False)
+    assert "toy" not in PretrainTask(objectives=(*OBJECTIVES, optional)).loss_names
+    weighted = dataclasses.replace(optional, weight=0.1)
+    assert "toy" in PretrainTask(objectives=(*OBJECTIVES, weighted)).loss_names
+
+
 def test_an_objective_that_does_not_name_what_it_learns_through_is_refused(config):
     forgetful = dataclasses.replace(TOY, contrasts=("contrastive_text", "temperature"))
     with pytest.raises(ValueError, match=r"features\.views\.dropped_image, which no objective"):

@@ -43,10 +43,12 @@ def test_the_weight_of_an_objective_is_a_key_like_any_other(settings):
     apply_overrides(settings, ["--objectives.matching", "0.5"])
     config = parse_config(RunConfig, settings, "run.yaml")
     assert config.objectives.matching == 0.5
-    assert [getattr(config.objectives, objective.name) for objective in OBJECTIVES] == [
-        *(1.0, 0.5, 1.0, 1.0, 1.0),
-        *(0.2, 0.2, 0.0, 0.0),
-    ]
+    weights = {o.name: getattr(config.objectives, o.name) for o in OBJECTIVES}
+    assert weights.pop("matching") == 0.5
+    # The losses of the paper are on; any other one is optional.
+    by_default = {"contrastive": 1.0, "masked_language": 1.0}
+    by_default |= {"global_image": 1.0, "global_text": 1.0, "local_image": 0.2, "local_text": 0.2}
+    assert {name: weight for name, weight in weights.items() if weight} == by_default
     apply_overrides(settings, ["--objectives.matchin", "0.5"])
     with pytest.raises(UsageError, match=r"did you mean objectives\.matching\?"):
         parse_config(RunConfig, settings, "run.yaml")

@@ -16,6 +16,7 @@ from pretrain.build import build_model
 from pretrain.config import RunConfig
 from pretrain.config_file import parse_config
 from pretrain.loop import train
+from pretrain.parallel import ENGINES
 from pretrain.parallel.selfcheck import start
 from pretrain.run.checkpoint import model_folder
 from tests.pretrain.engine_run import updated
@@ -30,9 +31,7 @@ from tests.pretrain.runs import (
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("engine_run.py"))
-ENGINES = []
-for engine in ("ddp", "fsdp2", "zero1", "zero2", "zero3"):
-    ENGINES.append(pytest.param(engine, marks=pytest.mark.slow))
+EVERY_ENGINE = [pytest.param(engine, marks=pytest.mark.slow) for engine in ENGINES]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def launch(
     return finished.stderr
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=EVERY_ENGINE)
 def finished(request, run_settings, tmp_path_factory) -> tuple[str, Path]:
     engine, folder = request.param, tmp_path_factory.mktemp(request.param)
     (folder / "settings.json").write_text(json.dumps(run_settings))

@@ -16,6 +16,7 @@ import yaml
 
 from data_pipeline.errors import UsageError
 from pretrain.__main__ import main
+from pretrain.parallel import ENGINES
 from pretrain.parallel.selfcheck import check_devices, check_samples, start
 from tests.pretrain.runs import (
     assert_same_run,
@@ -273,6 +274,13 @@ def test_ranks_that_do_not_see_each_other_refuse_to_train(monkeypatch):
     message = r"2 processes were launched but this one sees 1.*--num_processes 2"
     with pytest.raises(UsageError, match=message):
         start("fp32", (), ".", None)
+
+
+def test_an_added_engine_trains_where_the_launcher_requests_it(monkeypatch):
+    monkeypatch.setitem(ENGINES, "toy", "tests.pretrain.toy_engine.Toy")
+    assert start("fp32", (), ".", None).name == "ddp"
+    monkeypatch.setenv("ACCELERATE_USE_TOY", "true")
+    assert start("fp32", (), ".", None).name == "toy"
 
 
 def test_a_process_that_cannot_reach_the_others_says_so(settings, tmp_path):
