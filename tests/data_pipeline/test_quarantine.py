@@ -46,7 +46,7 @@ def spoiled(write_images, tmp_path) -> Path:
     return write_images(tmp_path / "spoiled", 40, spoiled=from_others).root
 
 
-def test_a_stand_in_depends_on_its_position_alone():
+def test_a_substitute_depends_on_its_position_alone():
     assert stand_in(1, 1000, 2, 3, 4) == stand_in(1, 1000, 2, 3, 4)
     assert len({stand_in(1, 1000, 2, 3, attempt) for attempt in range(1, 8)}) == 7
 
