@@ -38,7 +38,7 @@ def few(folder, **changed):
     )
 
 
-def test_no_class_is_in_two_splits_and_the_novel_ones_are_held_out_of_all_training():
+def test_no_class_is_in_two_splits_and_novel_classes_are_held_out_of_all_training():
     base, val, novel = (set(CLASSES[split]) for split in SPLITS)
     assert (len(base), len(val), len(novel)) == (72, 24, 24)
     assert novel == {f"{fill} {color} {shape}" for fill, (color, shape) in product(FILLS, HELD_OUT)}

@@ -46,7 +46,7 @@ def spoiled(write_images, tmp_path) -> Path:
     return write_images(tmp_path / "spoiled", 40, spoiled=from_others).root
 
 
-def test_a_substitute_depends_on_its_position_alone():
+def test_a_replacement_depends_on_its_position_alone():
     assert stand_in(1, 1000, 2, 3, 4) == stand_in(1, 1000, 2, 3, 4)
     assert len({stand_in(1, 1000, 2, 3, attempt) for attempt in range(1, 8)}) == 7
 
@@ -79,7 +79,7 @@ def test_bad_samples_are_replaced_and_everything_else_stays(spoiled, tokenizer, 
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"micro_batches": 2}])
-def test_stand_ins_are_the_same_however_the_batch_is_divided(spoiled, tokenizer, options):
+def test_replacements_are_the_same_however_the_batch_is_divided(spoiled, tokenizer, options):
     whole = read_epoch(spoiled, tokenizer)
     with open_loader([spoiled], tokenizer=tokenizer, **{**OPTIONS, **options}) as loader:
         batches = 5 * options.get("micro_batches", 1)
