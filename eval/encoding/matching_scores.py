@@ -100,5 +100,6 @@ def _margins(
     # A video has one class token per frame.
     classes = torch.arange(frames, device=device).expand(len(mask), -1)
     [states] = model.fuse_pairs(text, mask.to(device), image, [(first, classes)])
-    logits = model.match(model.pool(*states).float()).cpu()
+    # The caller's autocast may make the head's output bfloat16, which numpy does not have.
+    logits = model.match(model.pool(*states).float()).float().cpu()
     return (logits[:, 1] - logits[:, 0]).numpy()

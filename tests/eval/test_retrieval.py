@@ -335,18 +335,26 @@ def test_a_single_pair_does_not_flag_a_constant_head(
     assert warnings(evaluate(knowing_model, tmp_path / "pair", tmp_path / "o")) == []
 
 
+@pytest.mark.parametrize("ignored", ["image_projection", "text_projection"])
 def test_a_head_that_looks_at_one_side_only_is_flagged(
-    knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
+    ignored: str, knowing_model: Path, tokenizer: Path, gallery: Path, tmp_path: Path
 ) -> None:
-    """Its scores differ from text to text, and say nothing about which image fits."""
+    """Its scores differ from query to query, and say nothing about which candidate fits."""
 
-    def ignore_pictures(model: GLSCLModel) -> None:
-        model.image_projection.weight.zero_()
+    def ignore(model: GLSCLModel) -> None:
+        getattr(model, ignored).weight.zero_()
 
-    result = evaluate(
-        changed(knowing_model, tokenizer, tmp_path / "m", ignore_pictures), gallery, tmp_path / "o"
-    )
-    assert "constant_match_scores" in result.flags
+    model = changed(knowing_model, tokenizer, tmp_path / "m", ignore)
+    assert "constant_match_scores" in evaluate(model, gallery, tmp_path / "o").flags
+
+
+def test_match_scores_of_networks_in_bf16_are_ranked(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    exact = evaluate(knowing_model, gallery, tmp_path / "fp32", rerank_k=4)
+    half = evaluate(knowing_model, gallery, tmp_path / "bf16", rerank_k=4, precision="bf16")
+    name = "text_to_image/reranked/R@5"
+    assert half.metric(name).value == pytest.approx(exact.metric(name).value, abs=15)
 
 
 def test_wrong_options_and_missing_data_are_refused(

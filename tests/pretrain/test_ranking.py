@@ -221,6 +221,22 @@ def test_constant_second_scores_give_the_expected_value_inside_the_shortlist() -
     assert result.degenerate
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_that_differ_by_rounding_are_degenerate_even_where_they_are_near_zero(seed) -> None:
+    random = np.random.default_rng(seed)
+    of_queries = np.linspace(-7, 7, 30)[:, None]
+    of_queries[10] = 0.01  # its rounding, that of terms as large as the others, is 1e-4 of it
+    noise = 4 * np.finfo(np.float32).eps * 7 * random.uniform(-1, 1, (30, 16))
+    assert ranks((of_queries + noise).astype(np.float32), [0] * 30).degenerate
+
+
+def test_one_query_with_a_small_but_real_difference_is_not_degenerate() -> None:
+    scores = np.linspace(-7, 7, 30, dtype=np.float32)[:, None].repeat(16, axis=1)
+    assert ranks(scores, [0] * 30).degenerate
+    scores[3, 5] += 1e-3
+    assert not ranks(scores, [0] * 30).degenerate
+
+
 def test_nothing_to_rank_is_an_error_and_a_single_candidate_is_not_degenerate() -> None:
     with pytest.raises(DataError, match="nothing to rank"):
         ranks(np.zeros((0, 5)), [])
