@@ -34,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Under several processes only one may print.
         from accelerate import PartialState
 
+        from pretrain.parallel.join import leave
+
         if PartialState().is_main_process:
             print(json.dumps(result.model_dump(mode="json", by_alias=True)), flush=True)
+        # Only here, where every process has the result. After an error, the others may never come.
+        leave()
         return 0
     except (UserError, OSError) as error:
         return report(error, "eval")

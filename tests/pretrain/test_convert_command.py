@@ -1,8 +1,7 @@
 """`glscl convert` writes a complete folder or nothing; the folder works like any other model."""
 
 import json
-import subprocess
-import sys
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer
 from data_pipeline.text import Tokenizer
 from launch.cli import main
 from pretrain.model import GLSCLModel, GLSCLProcessor
+from tests.ranks import Started
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden" / "image_0_weights.safetensors"
@@ -161,19 +161,16 @@ def test_what_cannot_be_converted_leaves_nothing_behind(tmp_path, checkpoint, to
     ]
 
 
+def convert_within(limit: int, checkpoint: Path, out: Path) -> int:
+    """Convert in a process whose files may not grow beyond `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    return main(["convert", str(checkpoint), str(out)])
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path, checkpoint):
     limit = checkpoint.stat().st_size // 2
-    limited = f"""
-import resource, signal, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from launch.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-    command = [sys.executable, "-c", limited, "convert", str(checkpoint), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 5, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith(
-        "glscl: error: "
-    )
+    done = Started(convert_within, limit, checkpoint, tmp_path / "out").wait()
+    assert done.exit_code == 5, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("glscl: error: ")
     assert list(tmp_path.iterdir()) == []
