@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if PartialState().is_main_process:
             print(json.dumps(result.model_dump(mode="json", by_alias=True)), flush=True)
+        from pretrain.parallel.join import leave
+
+        # Only after success: after an error, the others may never come.
+        leave()
         return 0
     except (UserError, OSError) as error:
         return report(error, "eval")
