@@ -133,8 +133,21 @@ class PretrainTask(ContrastiveRetrieval):
     def join(
         self, parts: Sequence[PretrainFeatures], counts: Sequence[TokenCounts]
     ) -> tuple[PretrainFeatures, TokenCounts]:
-        """Join features and counts as if the micro-batches were one."""
-        return join_features(parts), TokenCounts.join(counts)
+        """Join features and counts as if the micro-batches were one.
+
+        Raises ValueError for a contrasted feature that is not joined: the losses would read the
+        rows of the first micro-batch only.
+        """
+        joined = join_features(parts)
+        first = self.contrasted(parts[0])
+        for name, value in self.contrasted(joined).items():
+            # The temperature is a single number, the same in every micro-batch.
+            if name != "temperature" and value is first[name]:
+                raise ValueError(
+                    f"an objective names {name} in `contrasts`, but `join_features` does not join "
+                    "it: exact accumulation would lose the other micro-batches"
+                )
+        return joined, TokenCounts.join(counts)
 
     def _losses(
         self,

@@ -235,9 +235,11 @@ def encode_images(
     if not items:
         raise DataError(f"{manifest.root} holds no sample to evaluate on")
     if captioned:
-        for item in items:
-            if not item["captions"]:
-                raise DataError(f"sample {item['key']} cannot be evaluated: it has no caption")
+        captions = [(item["key"], item["captions"]) for item in items]
+        captions += [(bad.key, bad.captions) for bad in unreadable]
+        for key, of_sample in captions:
+            if not of_sample:
+                raise DataError(f"sample {key} cannot be evaluated: it has no caption")
     # Copies of a file share a row, so that their features and scores tie exactly.
     keys = [item["key"] for item in items]
     first_row: dict[str, int] = {}

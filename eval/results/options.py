@@ -168,7 +168,12 @@ def build_options(
             problems += _below(name, values[name], declared.metadata["at_least"])
     if not problems:
         try:
-            return TypeAdapter(options).validate_python(dict(values))
+            made = TypeAdapter(options).validate_python(dict(values))
+            # Again, because a number may have come as text.
+            for name, declared in fields.items():
+                problems += _below(name, getattr(made, name), declared.metadata["at_least"])
+            if not problems:
+                return made
         except ValidationError as error:
             for problem in error.errors():
                 name = ".".join(str(part) for part in problem["loc"])

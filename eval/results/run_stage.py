@@ -95,7 +95,14 @@ def run(options: StageOptions) -> Result:
     from eval.registry import stage_module
     from eval.results.contamination import flags as overlap_flags
     from eval.results.contamination import overlap
-    from eval.results.schema import Result, check_out, data_flags, environment, write_result
+    from eval.results.schema import (
+        Result,
+        check_out,
+        data_flags,
+        data_hash,
+        environment,
+        write_result,
+    )
 
     # Hours of work must not end in a folder that cannot be written to.
     check_out(options.out, overwrite=options.overwrite)
@@ -108,13 +115,11 @@ def run(options: StageOptions) -> Result:
     metrics = measured.metrics
     if metrics is None:
         metrics = module.metrics(measured.records)
-    protocol, digest, limit_flags = dict(measured.protocol), f"sha256:{manifest.digest}", []
+    protocol, limit_flags = dict(measured.protocol), []
     if options.limit is not None:
         protocol["limit"] = options.limit
-    if options.limit is not None and options.limit < manifest.samples:
-        # Part of a data set must never pass for all of it.
-        digest += f"/first-{options.limit}"
-        limit_flags = [f"limit/{options.limit}"]
+        if options.limit < manifest.samples:
+            limit_flags = [f"limit/{options.limit}"]
     state = processes()
     result = Result(
         stage=measured.stage or options.stage,
@@ -122,7 +127,7 @@ def run(options: StageOptions) -> Result:
         data={
             "path": str(options.data),
             "name": manifest.name,
-            "hash": digest,
+            "hash": data_hash(manifest, options.limit),
             **measured.data,
             "overlap": shared,
         },
@@ -138,6 +143,8 @@ def run(options: StageOptions) -> Result:
         ],
         timing=measured.timing | {"total_s": time.perf_counter() - started},
     )
+    # A process that is late must not take this result for an older one in its way.
+    state.wait_for_everyone()
     if state.is_main_process:
         write_result(options.out, result, measured.records)
         if measured.write_more is not None:

@@ -194,6 +194,14 @@ def read_records(folder: Path | str) -> Iterator[dict[str, Any]]:
                 raise DataError(f"{path} line {number} is not JSON: {error.msg}") from None
 
 
+def data_hash(manifest: Manifest, limit: int | None) -> str:
+    """Hash of what was read of a data set: part of it must never pass for all of it."""
+    digest = f"sha256:{manifest.digest}"
+    if limit is not None and limit < manifest.samples:
+        digest += f"/first-{limit}"
+    return digest
+
+
 def data_flags(manifest: Manifest) -> list[str]:
     """Flag a result that lacks samples of the official data set, which an import left out."""
     missing = len(manifest.source.get("left_out", ()))

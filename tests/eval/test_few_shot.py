@@ -478,6 +478,7 @@ def test_a_limit_is_flagged_and_part_of_the_protocol(
         ({"epochs": -1}, "epochs must be at least 1, not -1: use the mode none"),
         ({"way": 1}, "way is 1, must be at least 2"),
         ({"shot": [1, 0]}, "shot is 0, must be at least 1"),
+        ({"shot": []}, "shot must name at least one number"),
         ({"queries": 0}, "queries is 0, must be at least 1"),
         ({"episodes": 0}, "episodes is 0, must be at least 1"),
         ({"seed": -1}, "seed is -1, must be at least 0"),

@@ -11,6 +11,8 @@ from eval.results.intervals import (
     proportion_interval,
     t_interval,
 )
+from eval.stages.sugarcrepe import stage as sugarcrepe
+from eval.stages.zero_shot import stage as zero_shot
 
 rng = np.random.default_rng(0)
 
@@ -128,3 +130,20 @@ def test_the_metric_of_a_mean_counts_its_clusters() -> None:
     assert metric.ci95 is not None and 0 <= metric.ci95[0] < 75 < metric.ci95[1] <= 100
     difference = mean_metric("gain", [0.0, 0.0, 0.0], list("abc"), unit="percentage points")
     assert difference.ci95 == (0.0, 0.0)  # equal answers differ by nothing, whatever is drawn
+
+
+@pytest.mark.parametrize(("above", "margin"), [(0, 1.0), (1, -1.0)])
+def test_means_over_classes_or_kinds_have_a_width_at_both_ends(above: int, margin: float) -> None:
+    images = [str(number) for number in range(30)]
+    classified, chosen = [], []
+    for image in images:
+        shared = {"query": image, "image": image, "picture": image}
+        label = "ab"[int(image) % 2]
+        classified.append(shared | {"label": label, "candidates": 9, "above": above, "tied": 1})
+        scores = {"contrastive": [margin, 0.0], "matching": [margin, 0.0]}
+        chosen.append(shared | {"kind": label, "true": "t", "false": "f"} | scores)
+    means = [m for m in zero_shot.metrics(classified) if m.name == "mean_per_class"]
+    means += [m for m in sugarcrepe.metrics(chosen) if "mean_accuracy" in m.name]
+    assert len(means) == 3
+    for metric in means:
+        assert metric.ci95 is not None and metric.ci95[1] - metric.ci95[0] > 5

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.shards.manifest import Manifest
 from eval.__main__ import main
 from eval.registry import stage_names, stage_options
 from eval.results.compare import compare
 from eval.results.options import describe
+from eval.results.schema import data_hash
 from eval.stages.retrieval import evaluate
 
 
@@ -116,3 +118,10 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_part_of_a_data_set_never_has_the_hash_of_all_of_it(gallery: Path) -> None:
+    manifest = Manifest.load(gallery)
+    whole = data_hash(manifest, None)
+    assert whole == data_hash(manifest, manifest.samples) == f"sha256:{manifest.digest}"
+    assert data_hash(manifest, 2) == f"{whole}/first-2"

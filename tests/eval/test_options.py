@@ -78,6 +78,7 @@ def test_all_problems_are_named_at_once() -> None:
         ({"shot": [1, 0]}, "shot is 0, must be at least 1"),
         ({"weight": "heavy"}, "weight: .*valid number"),
         ({"limit": 1.5}, "limit: .*valid integer"),
+        ({"limit": "0"}, "limit is 0, must be at least 1"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(wrong: dict[str, object], message: str) -> None:

@@ -318,6 +318,18 @@ def test_an_unreadable_image_counts_once_when_folds_are_ranked_separately(
     assert {line["candidates"] for line in missed} == {PICTURES // 2, CAPTIONS // 2}
 
 
+def test_an_unreadable_image_may_have_more_captions_than_there_are_candidates(
+    knowing_model: Path, gallery: Path, tmp_path: Path
+) -> None:
+    def one_caption_and_many(members: list[dict[str, bytes]]) -> list[dict[str, bytes]]:
+        first = members[0] | {"json": b'{"captions": ["one"]}'}
+        return [first, members[1] | {"jpg": b"not a JPEG"}]
+
+    data = rewritten(gallery, tmp_path / "broken", one_caption_and_many)
+    result = evaluate(knowing_model, data, tmp_path / "out", rerank_k=0)
+    assert result.metric("image_to_text/R@1").n == 2
+
+
 def test_a_single_image_is_retrieved(knowing_model: Path, gallery: Path, tmp_path: Path) -> None:
     result = evaluate(knowing_model, gallery, tmp_path, limit=1)
     assert result.metric("text_to_image/reranked/R@10").value == 100.0

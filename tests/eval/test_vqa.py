@@ -368,6 +368,10 @@ def test_blind_answers_are_compared_question_by_question(
     (tmp_path / "prior" / "samples.jsonl").write_text("".join(lines[:3]))
     with pytest.raises(DataError, match="the prior does not answer question 20"):
         evaluate(model, data, tmp_path / "none", prior=tmp_path / "prior")
+    vqa_prior.evaluate(data, data, tmp_path / "first", limit=3)
+    evaluate(model, data, tmp_path / "part", prior=tmp_path / "first", limit=3)
+    with pytest.raises(DataError, match="does not answer question .*: evaluate it without limit"):
+        evaluate(model, data, tmp_path / "none", prior=tmp_path / "first")
     write_questions(tmp_path / "d", [questions(0)])
     with pytest.raises(DataError, match="is not a vqa-prior result on"):
         evaluate(model, tmp_path / "d", tmp_path / "none", prior=tmp_path / "prior")

@@ -82,11 +82,13 @@ def test_every_metric_follows_from_the_records_and_classes_recombine(
     assert result.protocol["templates"] == list(TEMPLATES)
 
 
-def test_a_classifier_that_is_always_right_has_no_interval_whatever_the_class_sizes() -> None:
+def test_a_classifier_that_is_always_right_reaches_100_whatever_the_class_sizes() -> None:
     right = {"above": 0, "tied": 1, "candidates": 2}
     lines = [right | {"image": str(i), "label": "rare" if i < 3 else "common"} for i in range(30)]
     [mean_per_class] = [metric for metric in metrics(lines) if metric.name == "mean_per_class"]
-    assert (mean_per_class.value, mean_per_class.ci95) == (100.0, (100.0, 100.0))
+    assert mean_per_class.value == 100.0
+    # 30 right answers do not prove that the next one is right.
+    assert mean_per_class.ci95 == (pytest.approx(87.8, abs=0.1), 100.0)
 
 
 def test_a_collapsed_encoder_gets_what_guessing_gets_and_is_flagged(

@@ -57,3 +57,10 @@ def test_a_feature_that_does_not_exist_is_refused(config):
         mistaken = dataclasses.replace(TOY, contrasts=(*CONTRASTS, name))
         with pytest.raises((AttributeError, ValueError), match=name.split(".")[-1]):
             accumulate(config, mistaken)
+
+
+@pytest.mark.parametrize("name", ["matching_logits", "masked_language_logits"])
+def test_a_contrasted_feature_that_is_not_joined_is_refused(config, name):
+    lost = dataclasses.replace(TOY, contrasts=(*CONTRASTS, name))
+    with pytest.raises(ValueError, match=f"names {name} .* does not join"):
+        accumulate(config, lost)

@@ -74,7 +74,9 @@ class Options(ModelOptions):
     )
 
     def __post_init__(self) -> None:
-        """Raise UsageError if there is not a single epoch."""
+        """Raise UsageError if there is not a single epoch or number of support images."""
+        if not self.shot:
+            raise UsageError("shot must name at least one number of support images")
         if self.epochs < 1:
             raise UsageError(
                 f"epochs must be at least 1, not {self.epochs}: use the mode none to train nothing"

@@ -22,6 +22,7 @@ from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder
 from eval.encoding.labelled_images import ImageTokens, encode_tokens
 from eval.encoding.prompts import label_features
+from eval.results.schema import data_hash
 from eval.stages.few_shot.episodes import EpisodeSampler
 
 from .inference import World
@@ -185,7 +186,7 @@ def flag_shared_images(splits: Mapping[str, Split]) -> list[str]:
     return flags
 
 
-def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
+def describe_splits(splits: Mapping[str, Split], limit: int | None) -> dict[str, Any]:
     """Describe the data sets for result.json; `split` is a hash of the classes by role."""
     # Two results with the same hash measured the same classes and learned from the same ones.
     classes = {role: split.classes for role, split in splits.items()}
@@ -204,7 +205,7 @@ def describe_splits(splits: Mapping[str, Split]) -> dict[str, Any]:
             described[role] = {
                 "path": str(split.manifest.root),
                 "name": split.manifest.name,
-                "hash": f"sha256:{split.manifest.digest}",
+                "hash": data_hash(split.manifest, limit),
                 **counts,
             }
     described["split"] = f"sha256:{digest}"

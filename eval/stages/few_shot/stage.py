@@ -102,7 +102,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         records=records,
         protocol=_protocol(options, methods, lists, data, templates if encoder.joint else None),
         model={**encoder.description, "heads": heads},
-        data=describe_splits(splits),
+        data=describe_splits(splits, options.limit),
         flags=flags + summary.flags(computed),
         timing=timing,
         device=str(encoder.device),

@@ -19,6 +19,7 @@ from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder, equally_spaced, load_encoder
 from eval.encoding.labelled_images import ImageTokens, encode_tokens
 from eval.results.run_stage import Measured
+from eval.results.schema import data_hash
 
 from .comparison import Comparison
 from .heads.parts import refuse_parts
@@ -230,8 +231,4 @@ def _protocol(options: Options, probed_classes: int) -> dict[str, Any]:
 
 
 def _identify(options: Options, name: str, manifest: Manifest) -> dict[str, str]:
-    digest, limit = f"sha256:{manifest.digest}", _limit(options, name)
-    # Part of a data set must never pass for all of it.
-    if limit is not None and limit < manifest.samples:
-        digest += f"/first-{limit}"
-    return {"path": str(manifest.root), "hash": digest}
+    return {"path": str(manifest.root), "hash": data_hash(manifest, _limit(options, name))}

@@ -14,6 +14,7 @@ from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder
 from eval.encoding.labelled_images import ImageTokens
 from eval.encoding.prompts import label_features
+from eval.results.schema import data_hash
 
 from .joint_space import Labelled
 from .label_sets import read_label_lists, refuse_shared_labels, select_images
@@ -85,6 +86,7 @@ def describe_sets(
     manifests: Mapping[str, Manifest],
     tokens: Mapping[str, ImageTokens],
     sets: Mapping[str, Labelled],
+    limit: int | None,
 ) -> dict[str, Any]:
     """Describe the data sets for result.json: the measured one, and the others by role."""
     described: dict[str, Any] = {}
@@ -101,7 +103,7 @@ def describe_sets(
             described[role] = {
                 "path": str(manifests[role].root),
                 "name": manifests[role].name,
-                "hash": f"sha256:{manifests[role].digest}",
+                "hash": data_hash(manifests[role], limit),
                 **counts,
             }
     return described

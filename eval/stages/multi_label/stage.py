@@ -108,7 +108,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         records=records,
         protocol=_protocol(options, names, list(samplers), grid),
         model={**encoder.description, "fitted": fitted},
-        data=describe_sets(manifests, tokens, sets),
+        data=describe_sets(manifests, tokens, sets, options.limit),
         flags=flags,
         timing=timing,
         device=str(encoder.device),

@@ -159,7 +159,8 @@ def missed(
                 unreadable.key,
                 unreadable.key,
                 candidates=len(to_text.candidates),
-                positives=len(unreadable.captions),
+                # No query may have more right candidates than candidates.
+                positives=min(len(unreadable.captions), len(to_text.candidates)),
                 rerank_k=rerank_k,
             )
         )

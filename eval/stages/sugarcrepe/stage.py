@@ -89,7 +89,7 @@ def _mean_over_kinds(name: str, score: Score, lines: list[ChoiceRecord]) -> Metr
         name=name,
         value=_mean_of_means(right, kinds),
         unit="percent",
-        ci95=mean_of_means_interval(100 * right, kinds, images),
+        ci95=mean_of_means_interval(100 * right, kinds, images, scale=100.0),
         n=len(lines),
         clusters=len(set(images)),
         chance=50.0,

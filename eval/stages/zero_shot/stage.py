@@ -196,7 +196,7 @@ def metrics(records: Iterable[ZeroShotRecord]) -> list[Metric]:
             value=float((np.bincount(group, right) / np.bincount(group)).mean()),
             unit="percent",
             # Images are resampled, not classes: the classes are all there are.
-            ci95=mean_of_means_interval(right, group.tolist(), keys),
+            ci95=mean_of_means_interval(right, group.tolist(), keys, scale=100.0),
             n=len(labels),
             clusters=len(set(keys)),
             chance=chance,
