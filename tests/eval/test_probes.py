@@ -196,7 +196,8 @@ def test_the_mean_over_kinds_counts_each_kind_the_same() -> None:
     low, high = result["contrastive/mean_accuracy"].ci95 or (0, 0)
     narrow = result["contrastive/accuracy"].ci95 or (0, 0)
     assert low < narrow[0] and 90 < high <= 100  # the smaller kind is known less well
-    assert result["matching/mean_accuracy"].ci95 == (100, 100)
+    low, high = result["matching/mean_accuracy"].ci95 or (0, 0)
+    assert 90 < low < 95 and high == 100  # 50 images do not prove that the next answer is right
 
 
 def _by_hand(s: list[list[float]]) -> tuple[bool, bool, bool]:
