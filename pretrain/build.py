@@ -254,6 +254,7 @@ def _load_vision(model: GLSCLModel, source: str) -> None:
         )
     weights = {}
     for name, tensor in tower.state_dict().items():
+        # The published model, for example, keeps 11 of CLIP's 12 blocks.
         is_block = name.startswith(_BLOCKS)
         if not is_block or int(name.removeprefix(_BLOCKS).split(".")[0]) < depth:
             weights[name] = tensor

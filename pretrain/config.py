@@ -413,6 +413,7 @@ class RunConfig(TrainingConfig):
 
 
 def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:
+    # `_check_mixture` has refused mixtures in which only some sources have a weight.
     weights = tuple(source.weight for source in data.train if source.weight is not None)
     return Mixture(
         tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape
