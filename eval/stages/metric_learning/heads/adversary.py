@@ -2,7 +2,7 @@
 
 In: general features of a batch and their classes. Out: a loss for the embedder that grows with how
 well the class can be read from the features. Gradient reversal follows DANN and MIC; the number of
-inner steps, the normalised features and Adam's beta1 are those that fresh probes confirm
+inner steps, the normalized features and Adam's beta1 are those that fresh probes confirm
 (docs/metric_learning.md): with one inner step the adversary is fooled and the features keep the
 class.
 """
