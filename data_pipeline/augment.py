@@ -76,6 +76,7 @@ def write_training_view(
     crop = pixels[top : top + box.height // factor, left : left + box.width // factor]
     resize_into(crop, out)
     if mirrored:
+        # A copy, because source and target are the same memory.
         out[:] = out[:, ::-1].copy()
 
 

@@ -213,6 +213,7 @@ def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
         "sep_token_id": tokenizer.sep_id,
     }
     fields = kind().to_dict().keys()
+    # Text encoders differ in which of these fields they have.
     defaults = {key: value for key, value in of_tokenizer.items() if key in fields}
     return kind(**defaults | _without_type(config.text))
 
