@@ -12,8 +12,8 @@ both towers run again, as the authors evaluate. The last two are extrapolated fr
 image with all captions, and from a few of those pairs: the work of a pair does not depend on other
 pairs. Towers are small, so that a CPU computes them quickly; `--base` takes the published sizes.
 
-Last, on a smaller gallery that k covers whole, the recalls of the stage are printed beside those
-of all pairs scored by the plain model: they must be equal.
+Last, on a gallery of at most k candidates, the recalls of the stage are printed beside those of all
+pairs scored by the plain model: they must be equal.
 """
 
 import argparse

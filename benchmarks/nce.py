@@ -43,7 +43,7 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"tiled": nce, "d
 
 
 def inputs(rows: int) -> list[Tensor]:
-    """Random features (rows, width) of both sides and a temperature, all of which learn."""
+    """Random features (rows, width) of both sides and a temperature; all need gradients."""
     torch.manual_seed(0)
     p = torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True)
     q = torch.randn(rows, WIDTH, device=DEVICE, requires_grad=True)

@@ -91,7 +91,7 @@ def measure_accumulation(
     smallest.vision_config.num_hidden_layers = 1
     smallest.text_config.num_hidden_layers = 1
     smallest.fusion_layers = 1
-    # No name holds the small model, so that it is not alive beside the other.
+    # The small model gets no name, so that it is freed before the other is built.
     prepare_step(task, engine, smallest, 2, micro_batches, exact)[2]()
     before = process_memory("VmRSS")
     model, batches, step = prepare_step(task, engine, config, size, micro_batches, exact)

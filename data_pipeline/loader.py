@@ -87,6 +87,7 @@ class Loader:
         try:
             read, pixels = self._reading.next(self._number)
         except NothingReadable as error:
+            # Listed before the error ends the run, so that the user sees which samples were bad.
             self._quarantine.note(1, error.bad)
             raise
         self._number += 1
@@ -313,6 +314,7 @@ class _InProcess:
         self._shape = config.pixels_shape
 
     def next(self, number: int) -> tuple[MicroBatch, Pixels]:
+        # A new array each time, because the batch shares its memory.
         pixels = np.empty(self._shape, dtype=np.uint8)
         return self._reader.read(number, pixels), pixels
 

@@ -79,7 +79,7 @@ class Order:
         keys = []
         self._lines = []
         for number, source in enumerate(sources):
-            # The same data set may be in the mixture twice, and shall be shuffled differently then.
+            # The same data set may be in the mixture twice, and must be shuffled differently then.
             earlier_uses = names[:number].count(source.name)
             key = hash_key(seed, source.name, earlier_uses)
             keys.append(key)

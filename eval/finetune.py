@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="finetune",
         description="Fine-tune a GLSCL model for a task. "
-        "Any key of the configuration can be overridden: --steps 100",
+        "Any key of the configuration can be overridden, for example --steps 100.",
         epilog="example: accelerate launch -m eval.finetune launch/recipes/demo_vqa.yaml "
         "--init-from runs/demo",
         allow_abbrev=False,

@@ -404,7 +404,7 @@ def _add_plan(commands: Any) -> None:
         "plan",
         _plan,
         "estimate the cost of a run without training: parameters, operations by view and pass, "
-        "memory, what is read",
+        "memory, and the data it reads",
         "glscl plan launch/recipes/pretrain_base.yaml --world 64",
     )
     plan.add_argument("config", metavar="CONFIG", type=Path, help="configuration of the run")

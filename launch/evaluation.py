@@ -30,7 +30,7 @@ def add_eval(commands: Any) -> None:
         commands,
         "verify",
         _verify_results,
-        "compute every metric again from samples.jsonl; exit code 3 names those that differ",
+        "compute every metric again from samples.jsonl; list those that differ, with exit code 3",
         "glscl eval verify runs/demo/retrieval runs/demo/preference",
     )
     verify.add_argument(
@@ -59,6 +59,7 @@ def add_stage_options(parser: argparse.ArgumentParser, options: type[StageOption
 
 def _help(described: OptionDescription) -> str:
     """Return the help of an option with its default, where the default is a value."""
+    # argparse formats help texts with %.
     text = described.help.replace("%", "%%")
     if described.required or described.default is None or described.kind is bool:
         return text
@@ -74,6 +75,7 @@ def _evaluate(stage: str, arguments: argparse.Namespace) -> CommandResult:
     from eval.results.run_stage import run
 
     given = vars(arguments).copy()
+    # These are of the command line, not options of the stage.
     del given["command"], given["json"]
     result = run(build_options(stage_options(stage), given))
     printed = f"{arguments.out}/result.json"
@@ -137,7 +139,7 @@ def add_compare(commands: Any) -> None:
         "glscl compare runs/one/retrieval runs/other/retrieval",
     )
     compare.add_argument("a", metavar="A", type=Path, help="folder that holds a result.json")
-    compare.add_argument("b", metavar="B", type=Path, help="another one")
+    compare.add_argument("b", metavar="B", type=Path, help="folder of the other result")
 
 
 def add_report(commands: Any) -> None:
@@ -193,6 +195,7 @@ def _verify_results(arguments: argparse.Namespace) -> CommandResult:
 
     wrong = {str(folder): verify(folder) for folder in arguments.dirs}
     if any(wrong.values()):
+        # Printed here, because an error ends the command before its result would be printed.
         if arguments.json:
             print(json.dumps({"wrong": wrong}))
         listed = []

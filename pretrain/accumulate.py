@@ -150,7 +150,7 @@ def _watch(task: Task, features: Any) -> None:
 def _refuse_lost_gradients(task: Task, features: Any) -> None:
     """Raise ValueError where a loss sent a gradient to a feature that `contrasted` does not name.
 
-    The second backward pass would not pass it on, so that the loss would be logged and not learnt.
+    The second backward pass would not pass it on, so that the loss would be logged and not learned.
     """
     named = {id(value) for value in task.contrasted(features).values()}
     for path, value in tree_leaves_with_path(features):

@@ -213,6 +213,7 @@ def _text_config(config: ModelConfig, tokenizer: Tokenizer) -> PreTrainedConfig:
         "sep_token_id": tokenizer.sep_id,
     }
     fields = kind().to_dict().keys()
+    # Text encoders differ in which of these fields they have.
     defaults = {key: value for key, value in of_tokenizer.items() if key in fields}
     return kind(**defaults | _without_type(config.text))
 
@@ -254,6 +255,7 @@ def _load_vision(model: GLSCLModel, source: str) -> None:
         )
     weights = {}
     for name, tensor in tower.state_dict().items():
+        # The published model, for example, keeps 11 of CLIP's 12 blocks.
         is_block = name.startswith(_BLOCKS)
         if not is_block or int(name.removeprefix(_BLOCKS).split(".")[0]) < depth:
             weights[name] = tensor

@@ -31,7 +31,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """Samples of each kind per optimiser step, over all ranks and micro-batches."""
+    """Samples of each kind per optimizer step, over all ranks and micro-batches."""
 
     image: int = 256
     """Images; 0: none."""
@@ -157,10 +157,10 @@ class ObjectiveConfig(_Weights):
     the group evenly; dataset: drawn from the whole data set evenly, which costs another image per
     negative."""
     video_normalization: Literal["channels", "frames"] = "channels"
-    """frames: the global image loss normalises features of videos over the frames instead of the
+    """frames: the global image loss normalizes features of videos over the frames instead of the
     channels, a mistake in the published code."""
     temperature_bounds: tuple[float, float] | None = (0.01, 0.5)
-    """Bounds of the learnt temperature; None: unbounded."""
+    """Bounds of the learned temperature; None: unbounded."""
 
     @property
     def depends_on_ranks(self) -> bool:
@@ -413,6 +413,7 @@ class RunConfig(TrainingConfig):
 
 
 def _mixture(data: DataConfig | VideoConfig, batch: int, **shape: int | None) -> Mixture:
+    # `_check_mixture` has refused mixtures in which only some sources have a weight.
     weights = tuple(source.weight for source in data.train if source.weight is not None)
     return Mixture(
         tuple(s.path for s in data.train), weights or None, batch, data.lanes, data.group, **shape

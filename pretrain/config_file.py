@@ -112,6 +112,7 @@ def parse_config(kind: type, values: dict[str, Any], name: str) -> Any:
 
 def to_yaml(config: Any) -> str:
     """Write a configuration as YAML that `load_config` reads back."""
+    # In the order of the fields, in which a reader looks for them.
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
 
 

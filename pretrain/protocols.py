@@ -43,14 +43,14 @@ class Task(Protocol):
 
     @property
     def temperature_bounds(self) -> tuple[float, float] | None:
-        """Bounds of the learnt temperature; None: unbounded."""
+        """Bounds of the learned temperature; None: unbounded."""
 
     @property
     def best(self) -> str | None:
         """Validation metric whose highest value marks the best checkpoint; None: mark none."""
 
     def counts(self, batches: list[Batch]) -> list[Any]:
-        """Agree with the other ranks on the row counts that normalise each micro-batch."""
+        """Agree with the other ranks on the row counts that normalize each micro-batch."""
 
     def features(self, model: GLSCLModel, batch: Batch) -> Any:
         """Compute everything the losses read; runs inside the wrapped model's forward."""

@@ -40,6 +40,7 @@ def choose_checkpoint(
             decision = [str(newest) if newest else None]
         elif resume != "never":
             decision = [str(_named_checkpoint(run, Path(resume)))]
+    # Every rank comes here, also those that decide nothing: a broadcast waits for all of them.
     path = broadcast_object_list(decision)[0]
     return Path(path) if path else None
 
@@ -58,6 +59,8 @@ def check_position(
         )
     for kind, loader in loaders.items():
         loader.check_state(position.data[kind])
+    # The order is counted in samples. Under another batch size the same step would begin elsewhere
+    # in it.
     if position.samples != position.step * config.batch.total:
         raise UsageError(
             f"{checkpoint} was written with another batch size, which cannot change on resume"
@@ -70,6 +73,7 @@ def changed_ranks_warning(
     """Describe what a new number of ranks changes in the losses; None: nothing."""
     if position.world == world:
         return None
+    # Exact accumulation compares all samples of a step, however the ranks divide them.
     plain = config.micro_batches > 1 and config.accumulation == "plain" and task.contrasts
     if not plain and not task.depends_on_ranks:
         return None
@@ -90,6 +94,7 @@ def note_improvement(
     name = f"validation/{task.best}"
     if name not in metrics:
         return position, False
+    # On a tie the earlier checkpoint stays the best one.
     if position.best is not None and metrics[name] <= position.best.value:
         return position, False
     best = Best(position.step, name, metrics[name], _validated_split(config))
@@ -104,6 +109,7 @@ def forget_lost_best(position: Position, checkpoints: Path, config: TrainingConf
     best = position.best
     is_there = best is not None and (checkpoints / step_name(best.step)).is_dir()
     if best is not None and best.split is not None:
+        # A run without validation measures nothing that could be compared with the old value.
         is_there &= _validated_split(config) in (None, best.split)
     return position if broadcast_object_list([is_there])[0] else replace(position, best=None)
 
@@ -124,4 +130,5 @@ def _validated_split(config: TrainingConfig) -> str | None:
     validation = config.validation
     if validation is None:
         return None
+    # The limit too, because the first samples of a split are another measurement than all of them.
     return f"{Manifest.load(validation.path).digest}:{validation.limit}"

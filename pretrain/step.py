@@ -1,4 +1,4 @@
-"""One step of the loop: micro-batches in, one optimiser update and a row of metrics out.
+"""One step of the loop: micro-batches in, one optimizer update and a row of metrics out.
 
 Dropout is seeded from (seed, step, micro-batch, rank) before each forward pass, and the learning
 rate is a function of the step, so that a step depends on nothing that was drawn before it.

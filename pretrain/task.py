@@ -77,7 +77,7 @@ class PretrainTask(ContrastiveRetrieval):
 
     @property
     def temperature_bounds(self) -> tuple[float, float] | None:
-        """Bounds of the learnt temperature, from the configuration."""
+        """Bounds of the learned temperature, from the configuration."""
         return self.config.temperature_bounds
 
     def forward(self, model: GLSCLModel, batch: Batch) -> Losses:

@@ -131,7 +131,7 @@ def encode(
 def _gather(
     rows: list[Tensor], ids: list[int], model: nn.Module, device: torch.device
 ) -> tuple[Tensor, list[int]]:
-    """Gather normalised features of all ranks with their ids."""
+    """Gather normalized features of all ranks with their ids."""
     width = model_config(model).projection_dim
     local_rows = torch.cat(rows) if rows else torch.zeros(0, width, device=device)
     counts = gather_counts([len(ids)])[0]

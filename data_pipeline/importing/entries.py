@@ -1,6 +1,6 @@
 """Write what an importer listed as shards: in parallel, resumable, and with every omission listed.
 
-In: entries (key, files, annotations) in the order that they shall have. Out: a data set whose
+In: entries (key, files, annotations) in the order to write them in. Out: a data set whose
 manifest says where it came from. Every image is decoded and every video opened before it is
 written. If one is missing or unreadable, the import stops with the list of all of them. Instead,
 its sample can be left out, or kept as it is so that an evaluation counts it as wrong; the manifest
@@ -127,6 +127,7 @@ def import_entries(
             indexed.append(shard)
     if bad and unreadable == "refuse":
         raise _refusal(bad, len(entries))
+    # What only an interrupted import needs must not become part of the data set.
     (unfinished / _PLAN).unlink()
     for name, _ in chunks:
         (unfinished / _receipt(name)).unlink()

@@ -49,13 +49,14 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raises `DataError` that names it if it is missing or damaged."""
     try:
         return json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # brackets can be nested too deeply
         raise DataError(f"{path} is not JSON, or cut: {error}") from None
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """Read a file with one JSON document per line; empty lines are ignored."""
     documents = []
+    # Not splitlines(), which also breaks lines at characters such as U+2028 inside of texts.
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue

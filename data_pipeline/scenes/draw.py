@@ -177,6 +177,7 @@ def _background(rng: np.random.Generator, look: dict[str, Any], size: int) -> np
         total += weight**2
         weight *= look["roughness"]
     mix = 0.5 + 0.5 * (1 - look["texture"]) * _ramp(size, look["gradient_angle"])
+    # The octaves are independent, so their variances add up to `total`.
     mix += 0.5 * look["texture"] * noise / math.sqrt(total)
     first, second = np.array(look["rgb"], np.float32)
     pixels = first + mix[..., None] * (second - first)

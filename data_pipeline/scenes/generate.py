@@ -1,7 +1,7 @@
 """The embedded data set on disk: `OUT/train`, `OUT/val`, `OUT/test` and `OUT/novel`.
 
-In: how many samples each split shall have. Out: shards and a manifest per split, drawn in parallel;
-a split that is already there with the same parameters is kept. Sample i of a split depends only on
+In: the number of samples of each split. Out: shards and a manifest per split, drawn in parallel; a
+split that is already there with the same parameters is kept. Sample i of a split depends only on
 (seed, split, i, size), never on workers or other samples.
 
 Labelled splits (see `labelled.py`) go to `OUT/labelled/base` ... The images of train, val and test
@@ -90,7 +90,7 @@ def generate(
     Raises
     ------
     UsageError
-        For counts or sizes that make no sense, and if a split with other parameters is in the way.
+        For counts or sizes that make no sense, and if a folder holds a split with other parameters.
     """
     out = Path(out)
     counts = dict(zip(SPLITS, (train, val, test, novel), strict=True))
@@ -125,6 +125,7 @@ def generate(
     missing = [split for split in sources if split not in manifests]
     workers = usable_cores() if workers is None else workers
     inline = workers <= 1 or sum(counts[split] for split in missing) < _INLINE
+    # OpenCV gets no threads of its own, because the processes already use all cores.
     # Spawned, because forking a caller that has threads (torch) can deadlock.
     with (
         nullcontext()

@@ -19,6 +19,7 @@ import numpy as np
 from data_pipeline.randomness import generator_at
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "moon", "arrow")
+# Spelled like the key `colour` of stored scenes.
 COLOURS = {
     "red": (214, 40, 40),
     "orange": (245, 134, 20),

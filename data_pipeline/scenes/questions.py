@@ -108,8 +108,8 @@ def _existence(objects: Objects, rng: np.random.Generator) -> list[_QuestionAndA
     for value in values:
         for shape in SHAPES:
             pair = (value, shape)
-            # No training image holds a held-out pair. So that asking for one does not tell the
-            # answer, it is asked for in vain only where another one is there.
+            # No training image holds a held-out pair, so a question about one would give its "no"
+            # away. Ask about an absent one only where the "yes" is about another held-out pair.
             if pair in present or (pair in HELD_OUT) != (shown in HELD_OUT):
                 continue
             absent.append(pair)

@@ -74,7 +74,7 @@ class Store:
         """
         members = self.members(source, sample, MEMBERS[kind])
         if members.keys().isdisjoint(EXTENSIONS[kind]):
-            # The error shall say what is there instead, so name the members that were not read.
+            # The error should say what is there instead, so name the members that were not read.
             shard, row = self._place(source, sample)
             for member in self._index(source, shard).members(row):
                 members.setdefault(member.extension, b"")

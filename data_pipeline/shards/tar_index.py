@@ -110,6 +110,7 @@ def index_shard(path: Path, shard: str) -> ShardIndex:
     Raises `DataError` for a tar that is cut, holds links or unsafe names, or has duplicate or
     interleaved samples.
     """
+    # An empty file cannot be mapped into memory.
     if path.stat().st_size == 0:
         raise DataError(f"shard {shard} is empty (0 bytes): download or write it again")
     with (
@@ -117,6 +118,7 @@ def index_shard(path: Path, shard: str) -> ShardIndex:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as tar,
         memoryview(tar) as view,
     ):
+        # Keys stay in the order of their first members, which is the order of the samples.
         extensions_of: dict[str, set[str]] = {}
         codes: dict[str, int] = {}
         first_part: list[int] = []

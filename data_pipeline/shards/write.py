@@ -1,6 +1,6 @@
 """Records to shards: equal bytes for equal records, and all of them or nothing.
 
-In: records (key, members by extension) in the order that they shall have. Out: a folder with
+In: records (key, members by extension) in the order to write them in. Out: a folder with
 `PREFIX-000000.tar` ..., their indexes and `dataset.json`. It is written beside its place under
 another name and renamed when it is complete. webdataset's writer makes the tars.
 """

@@ -120,7 +120,7 @@ class Finetuning:
         validated = Manifest.load(path)
         for mixture in config.mixtures.values():
             for folder in mixture.dirs:
-                # By digest, to recognise a copy of the training data under another path.
+                # By digest, to recognize a copy of the training data under another path.
                 if Manifest.load(folder).digest == validated.digest:
                     raise DataError(
                         f"validation.path {path} holds the training data of {folder}: "

@@ -1,7 +1,7 @@
 """Retrieval as a task: rank the captions of a group for each image, and contrast the whole batch.
 
 The ranking loss is a softmax over the captions of a group, whose score is logit(match) -
-logit(no match), which evaluation ranks by. The authors train another head, initialised from the
+logit(no match), which evaluation ranks by. The authors train another head, initialized from the
 matching head's row for a match; evaluation would then need that head too.
 """
 

@@ -89,12 +89,12 @@ class Thumbnails:
         if not images:
             return None
         width, height = sum(image.width for image in images), max(image.height for image in images)
-        beside = Image.new("RGB", (width, height), "white")
+        joined = Image.new("RGB", (width, height), "white")
         left = 0
         for image in images:
-            beside.paste(image, (left, 0))
+            joined.paste(image, (left, 0))
             left += image.width
-        return data_uri(np.asarray(beside), quality=82)
+        return data_uri(np.asarray(joined), quality=82)
 
 
 def data_uri(pixels: Pixels, quality: int = 85) -> str:
@@ -106,6 +106,7 @@ def data_uri(pixels: Pixels, quality: int = 85) -> str:
 
 def spread(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Choose lines of different images, evenly spread, so that none is picked by its looks."""
+    # By key, which says nothing about how good an answer was.
     ordered = sorted(lines, key=lambda line: (line["image"], str(line["query"])))
     different = distinct(ordered, limit=len(ordered))
     if len(different) <= PER_GROUP:
@@ -123,6 +124,7 @@ def distinct(lines: Sequence[dict[str, Any]], limit: int = PER_GROUP) -> list[di
 
 def _image(extension: str, media: bytes) -> Image.Image:
     if extension in VIDEO_EXTENSIONS:
+        # A single frame of a video is its middle one.
         pixels = np.empty((1, THUMBNAIL, THUMBNAIL, 3), dtype=np.uint8)
         write_evaluation_clip(media, pixels)
         return Image.fromarray(pixels[0])

@@ -76,6 +76,7 @@ def compare(a: Path | str, b: Path | str) -> Comparison:
     left, right = read_result(a), read_result(b)
     _refuse_different(left, right, a, b)
     left_records, right_records = list(read_records(a)), list(read_records(b))
+    # Counted, because lines may come in another order but not more often.
     if Counter(map(_identity, left_records)) != Counter(map(_identity, right_records)):
         raise DataError(f"{a} and {b} did not answer the same queries: evaluate both on all data")
     left_parts = _by_image(left.stage, left_records, a)
@@ -206,6 +207,7 @@ def _difference(
     counts = np.array([[left[key][1] for key in left], [right[key][1] for key in left]])
     if (counts[0] != counts[1]).any():
         return None
+    # A metric is a mean over queries or over images: whichever gives the recorded values.
     for weights in (counts[0], np.ones(len(left))):
         if _is_mean(a, values[0], weights) and _is_mean(b, values[1], weights):
             difference = (values[1] - values[0]) * weights
@@ -225,6 +227,7 @@ def _verdict(name: str, unit: str, interval: tuple[float, float]) -> Verdict:
         return "not told apart"
     if unit == "rank":  # lower is better
         return "B is better" if high < 0 else "A is better"
+    # These describe the scores, and neither direction is better.
     if name.endswith(("tie_rate", "cut_in_a_tie")):
         return "B is higher" if low > 0 else "A is higher"
     return "B is better" if low > 0 else "A is better"

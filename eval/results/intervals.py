@@ -86,10 +86,14 @@ def proportion_interval(right: ArrayLike, clusters: Sequence[Any]) -> tuple[floa
     share, total, number = float(hits.mean()), len(hits), len(counts)
     if number < 2:
         return 0.0, 1.0  # one cluster says nothing about others
+    # Of a ratio of totals over clusters, linearized: both the hits and the counts of a cluster
+    # vary.
     variance = number / (number - 1) * float(((sums - share * counts) ** 2).sum()) / total**2
     effective = number if variance == 0 else share * (1 - share) / variance
+    # Answers that vary less than independent ones do not count as more than there are.
     effective = min(effective, total)
     z = float(norm.ppf(0.975))
+    # With few clusters the variance is uncertain itself, which Student's quantile allows for.
     effective *= (z / float(student.ppf(0.975, number - 1))) ** 2
     centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     spread = share * (1 - share) / effective + z**2 / (4 * effective**2)
@@ -125,6 +129,7 @@ def median_interval(values: ArrayLike, clusters: Sequence[Any]) -> tuple[float, 
     group = _numbered(clusters)
     order = np.argsort(group, kind="stable")
     counts = np.bincount(group)
+    # One row per cluster, padded with NaN, so that a draw of clusters is a single indexing.
     table = np.full((len(counts), counts.max()), np.nan)
     place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
     table[group[order], place] = flat[order]

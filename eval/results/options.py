@@ -115,6 +115,7 @@ def describe(options: type[StageOptions]) -> list[OptionDescription]:
     shared = {f.name for f in dataclasses.fields(ModelOptions)}
     fields = {f.name: f for f in dataclasses.fields(options)}
     names = list(options.positional)
+    # Options that every stage shares come last: a reader looks for those of this stage.
     names += [name for name in fields if name not in shared and name not in names]
     names += [name for name in fields if name not in names]
     described = []
@@ -193,6 +194,7 @@ def _below(name: str, value: Any, at_least: int | None) -> list[str]:
         return []
     values = value if isinstance(value, list | tuple) else [value]
     for number in values:
+        # In Python a bool is an int too. The type check has the better message for it.
         if isinstance(number, int | float) and not isinstance(number, bool) and number < at_least:
             return [f"{name} is {number}, must be at least {at_least}"]
     return []

@@ -34,7 +34,7 @@ class Measured:
     model: dict[str, Any]
     """What was measured: name or path, and hash (None for a baseline without a model)."""
     data: dict[str, Any] = field(default_factory=dict)
-    """What is said of the data beside path, name, hash and overlap."""
+    """Facts about the data in addition to path, name, hash and overlap."""
     flags: list[str] = field(default_factory=list)
     """What a reader must know before believing the numbers."""
     timing: dict[str, float] = field(default_factory=dict)

@@ -61,6 +61,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False, populate_by_name=True)
 
+    # With an underscore, because pydantic's models have a method `schema`.
     schema_: str = Field(default=SCHEMA, alias="schema")
     stage: str
     protocol: dict[str, Any]
@@ -86,9 +87,10 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     Raises
     ------
     UsageError
-        If a file stands in the way, the folder may not be written to, or it holds a result that
+        If a file is in the way, the folder may not be written to, or it holds a result that
         ``overwrite`` does not allow to be replaced.
     """
+    # The folder need not exist: the nearest parent that does decides.
     nearest = out.absolute()
     while not nearest.exists():
         nearest = nearest.parent
@@ -116,6 +118,7 @@ def write_result(out: Path, result: Result, records: Iterable[Mapping[str, Any]]
             yield line
 
     write_pieces(out / SAMPLES_NAME, lines())
+    # `result.json` comes last: where it exists, the records are complete.
     result.records = checksum.records()
     write_whole(out / RESULT_NAME, result.model_dump_json(by_alias=True, indent=2) + "\n")
 

@@ -101,6 +101,7 @@ def check_export(model: GLSCLModel, folder: Path) -> dict[str, float]:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _READER, *arguments],
             cwd=elsewhere,
+            # Offline, because the folder alone must be enough.
             env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,
@@ -109,6 +110,7 @@ def check_export(model: GLSCLModel, folder: Path) -> dict[str, float]:
         raise NumericsError(
             f"the export cannot be loaded without this project: {done.stderr.strip()[-500:]}"
         )
+    # The last line, because libraries may print something before it.
     report = json.loads(done.stdout.splitlines()[-1])
     wrong = {}
     for name, difference in report["differences"].items():

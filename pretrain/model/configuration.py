@@ -43,7 +43,7 @@ class GLSCLConfig(PreTrainedConfig):
     max_text_length : int
         Tokens to which texts are cut, special tokens included.
     initial_temperature : float
-        First value of the learnt contrastive temperature, which divides the cosine.
+        First value of the learned contrastive temperature, which divides the cosine.
     image_mean, image_std : tuple of float
         Per-channel statistics of pixels in [0, 1].
     initializer_range : float

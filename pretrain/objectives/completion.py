@@ -58,6 +58,7 @@ def completion_loss(
         "frames" divides the states of a video by their norm over the frames instead of the
         channels, as the authors' code does.
     """
+    # Only the recovered states learn: complete states must not move toward masked ones.
     target = target.detach()
     if normalization == "frames":
         if recovered.ndim != 3:
@@ -67,6 +68,7 @@ def completion_loss(
             )
         recovered = F.normalize(at_least_float32(recovered), dim=1, eps=1e-8)
         target = F.normalize(at_least_float32(target), dim=1, eps=1e-8)
+    # States of images are treated as videos of one frame.
     if recovered.ndim == 2:
         recovered, target = recovered[:, None], target[:, None]
     losses = []
@@ -79,6 +81,7 @@ def completion_loss(
             ids=ids,
             negatives=negatives,
             gradients=gradients,
+            # States that were divided by their norm over the frames must not be divided again.
             normalize=normalization == "channels",
         )
         losses.append(loss)
@@ -127,6 +130,7 @@ def _configured_loss(
             ids=ids,
             directions=config.directions,
         )
+    # Over a single frame, dividing by the norm would leave only the sign of each number.
     is_video = states.recovered.ndim == 3 and states.recovered.shape[1] > 1
     return completion_loss(
         states.recovered,

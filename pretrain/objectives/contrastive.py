@@ -1,4 +1,4 @@
-"""Image-text contrast over all ranks with a learnt temperature (glscl paper, section 3.3)."""
+"""Image-text contrast over all ranks with a learned temperature (glscl paper, section 3.3)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def nce(
     Parameters
     ----------
     p, q : Tensor
-        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalised
+        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalized
         here.
     temperature : Tensor or float
         Divides the cosine.
@@ -102,8 +102,8 @@ class _Pairs(NamedTuple):
 class _Tile(NamedTuple):
     rows: slice
     columns: slice
-    left: Tensor  # (rows, width) normalised and divided by the temperature
-    right: Tensor  # (columns, width) normalised
+    left: Tensor  # (rows, width) normalized and divided by the temperature
+    right: Tensor  # (columns, width) normalized
     block: Tensor  # (rows, columns) similarities
     spare: Tensor  # (rows, columns) to write into
     diagonal: int  # offset of the matched pairs in `block`
@@ -178,7 +178,7 @@ class _InfoNCE(torch.autograd.Function):
         )
         temperature, pairs = ctx.temperature if learnt is None else learnt, ctx.pairs
         p_learns, q_learns, temperature_learns = ctx.needs_input_grad[:3]
-        # First the gradients of the normalised sides of all tiles, then those of the rows.
+        # First the gradients of the normalized sides of all tiles, then those of the rows.
         toward_left = toward_right = None
         if p_learns or temperature_learns:
             toward_left = p.new_zeros(p.shape, dtype=gradient.dtype)
@@ -218,7 +218,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def _toward_rows(rows: Tensor, gradient: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """Turn the gradient of normalised rows into the gradient of the rows.
+    """Turn the gradient of normalized rows into the gradient of the rows.
 
     Works in place if the precisions agree.
     """

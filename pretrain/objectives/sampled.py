@@ -32,7 +32,7 @@ def sampled_nce(
     Parameters
     ----------
     p, q : Tensor
-        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalised
+        Features (rows, width) of this rank, row i of `p` belonging to row i of `q`; normalized
         here.
     temperature : Tensor or float
         Divides the cosine.

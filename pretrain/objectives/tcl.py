@@ -55,9 +55,9 @@ def global_local_loss(
     Parameters
     ----------
     global_features : Tensor
-        (batch, width), one vector per sample; normalised here.
+        (batch, width), one vector per sample; normalized here.
     local : Tensor
-        (batch, tokens, width), patches (TCL pools them to a coarse grid) or text tokens; normalised
+        (batch, tokens, width), patches (TCL pools them to a coarse grid) or text tokens; normalized
         here.
     mask : Tensor
         (batch, tokens), 1 where a token is real, 0 for padding, which has no weight.

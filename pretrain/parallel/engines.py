@@ -1,6 +1,6 @@
 """The interface of all engines; each has a file of its own, and the launcher's file chooses one.
 
-An engine wraps the model and its optimiser for one process or many. `__init__.py` lists the
+An engine wraps the model and its optimizer for one process or many. `__init__.py` lists the
 engines, `join.py` starts the one that accelerate's configuration file names. Only the files of the
 engines use private names of libraries; `tests/pretrain/test_engines.py` fails clearly where one of
 them is gone.
@@ -35,7 +35,7 @@ class Engine:
     distributed_types: ClassVar[tuple[str, ...]]
     """What accelerate calls a start under this engine."""
     portable = True
-    """Whether weights and optimiser state are saved as whole tensors, so that another engine or
+    """Whether weights and optimizer state are saved as whole tensors, so that another engine or
     number of ranks can resume from them."""
     warms_up = False
     """Whether the first backward pass of a process sums gradients in another order than later
@@ -160,7 +160,7 @@ class Engine:
         return self.model.state_dict()
 
     def save_optimizer(self, folder: Path) -> dict[str, Tensor]:
-        """Return the optimiser state as whole tensors on rank 0.
+        """Return the optimizer state as whole tensors on rank 0.
 
         An engine that is not portable writes files into `folder` instead, on every rank.
         """

@@ -32,6 +32,7 @@ def start(precision: str, trackers: tuple[str, ...], folder: str, world: int | N
             f"cannot join the other processes: {' '.join(str(error).split())}"
         ) from None
     accelerator = engine.accelerator
+    # The launcher sets WORLD_SIZE, whatever group this process then joined.
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise UsageError(

@@ -22,7 +22,7 @@ from .engines import Engine, flag
 class ZeRO(Engine):
     """DeepSpeed's ZeRO, stages 1 to 3.
 
-    The optimiser steps inside the last backward pass of a step, and skips a gradient that is not
+    The optimizer steps inside the last backward pass of a step, and skips a gradient that is not
     finite.
     """
 
@@ -35,7 +35,7 @@ class ZeRO(Engine):
         self.name = f"zero{self.stage}"
         from transformers.integrations import unset_hf_deepspeed_config
 
-        # Under ZeRO-3 transformers would build towers already sharded, which their initialisation
+        # Under ZeRO-3 transformers would build towers already sharded, which their initialization
         # does not expect.
         unset_hf_deepspeed_config()
 
@@ -72,7 +72,7 @@ class ZeRO(Engine):
 
     @classmethod
     def parameter_bytes(cls, name: str, averaged: bool) -> tuple[int, int]:
-        """Stages divide more and more; the optimiser keeps a second copy of the weights."""
+        """Stages divide more and more; the optimizer keeps a second copy of the weights."""
         whole, divided = {"zero1": (8, 12), "zero2": (4, 16), "zero3": (0, 20)}[name]
         return whole + 4 * averaged, divided
 
@@ -89,7 +89,7 @@ class ZeRO(Engine):
             "train_batch_size": micro_batch * self.accelerator.num_processes,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": self.max_grad_norm or 0.0,
-            # DeepSpeed's own optimiser would be compiled at the first start, for minutes.
+            # DeepSpeed's own optimizer would be compiled at the first start, for minutes.
             "zero_force_ds_cpu_optimizer": False,
         }
         if self.precision == "bf16":

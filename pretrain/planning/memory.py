@@ -68,7 +68,7 @@ def step_memory(
     exact: bool = False,
     world: int = 1,
 ) -> int:
-    """Bytes that a step takes on each of `world` ranks, beside weights, gradients and optimiser.
+    """Bytes that a step takes on each of `world` ranks, beside weights, gradients and optimizer.
 
     Runs forward and backward of one micro-batch, `batch`, and adds up what a step of
     `micro_batches` like it holds at once.

@@ -54,7 +54,7 @@ def save_model(model: GLSCLModel, tokenizer: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a model trained on the gallery itself until it recognises its images."""
+    """Folder of a model trained on the gallery itself until it recognizes its images."""
     torch.manual_seed(0)
     tower = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 2}
     text = Tokenizer.load(tokenizer)
@@ -77,7 +77,7 @@ def knowing_model(gallery: Path, tokenizer: Path, tmp_path_factory: pytest.TempP
         max_text_length=40,
         initializer_range=0.1,
     )
-    model = GLSCLModel(config).eval()  # no dropout: there is nothing to generalise to
+    model = GLSCLModel(config).eval()  # no dropout: there is nothing to generalize to
     (batch,) = evaluation_batches(Manifest.load(gallery), size=48, batch_size=PICTURES)
     pixels = model.normalize(batch.pixels)
     encoded = []

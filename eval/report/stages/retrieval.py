@@ -129,7 +129,7 @@ def _chart(evaluation: Evaluation, direction: str) -> BarChart:
 
 
 def _remark(evaluation: Evaluation) -> str:
-    """Say how much of what is possible was reached: equal captions set a limit below 100%."""
+    """Compare recall with the best possible one: equal captions set a limit below 100%."""
     baseline = evaluation.baseline("baseline")
     if baseline is None:
         return ""

@@ -91,6 +91,7 @@ def usable(
             problems[name] = (
                 "its settings are chosen on validation classes, never on those measured: give --val"
             )
+    # A method that cannot run is left out by default, but is an error if the user named it.
     if requested is None:
         return [name for name in METHODS if name not in problems], problems
     for name in requested:

@@ -1,7 +1,7 @@
 """Whether k-means recovers the classes: mutual information of its clusters with the labels.
 
 In: embeddings and the number of classes. Out: the cluster of every item for several seeds. A result
-keeps them, so that normalised and adjusted mutual information can be computed again. Clustering is
+keeps them, so that normalized and adjusted mutual information can be computed again. Clustering is
 separate from the ranking metrics because k-means is not exact.
 """
 

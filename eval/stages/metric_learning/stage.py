@@ -90,7 +90,8 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         encoder.device,
     )
     records = list(comparison.of_frozen(options.parts))
-    # Where cameras or relevance decide, labels could not tell; but training would be for nothing.
+    # Where cameras or relevance decide what is right, labels could not show earlier that no query
+    # has a match. Training would be for nothing.
     if not any("values" in record for record in records):
         raise DataError(no_match_message(options.data, options.limit))
     methods = trained_methods(

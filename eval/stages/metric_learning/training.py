@@ -99,6 +99,7 @@ def train_dml(
     target = torch.from_numpy(labels).to(device)
     hidden = target if against is None else torch.from_numpy(against).to(device)
     batches = ClassBatches(labels, settings.classes, settings.per_class, settings.seed)
+    # First weights come from torch's global generator, whose state is the caller's.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         # A first batch shows the sizes of the features; losses and adversary are made to fit them.

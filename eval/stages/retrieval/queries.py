@@ -1,7 +1,7 @@
-"""Both directions of a gallery: what is asked, what is ranked, and the record of each query.
+"""Both directions of a gallery: the queries of each, and the candidates that are ranked for them.
 
-In: encoded images or videos and their captions. Out: the records of `samples.jsonl`, from which
-every metric follows.
+In: encoded images or videos and their captions. Out: a `Direction` for each side and fold, from
+which `ranking_records.py` makes the records of `samples.jsonl`.
 """
 
 from __future__ import annotations
@@ -80,12 +80,14 @@ def directions(
     Images are divided into ``folds`` consecutive parts, each with its own captions.
     """
     to_image, to_text = [], []
+    # Equal images and equal texts are encoded once and share a row of features.
     image_features, text_features = images.features[images.row], texts.features[texts.row]
     for fold, image_rows in enumerate(np.array_split(np.arange(len(images.keys)), folds)):
         # Captions have the order of their images, so those of a fold are consecutive.
         first, last = np.searchsorted(captions.image, [image_rows[0], image_rows[-1] + 1])
         text_rows = np.arange(first, last)
         image_of = captions.image[text_rows] - image_rows[0]
+        # The captions of the fold's image i are those from ends[i] up to ends[i + 1].
         ends = np.searchsorted(image_of, np.arange(len(image_rows) + 1))
         keys, ids = [images.keys[row] for row in image_rows], captions.ids[first:last]
         to_image.append(

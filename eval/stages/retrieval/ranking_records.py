@@ -105,6 +105,7 @@ def _reranked(
         cut_in_a_tie = bool(reaching_the_cut[row] > k)
         reranked: RerankedStanding = {"k": k, "cut_in_a_tie": cut_in_a_tie, **standing}
         if cut_in_a_tie:
+            # With a tie at the cut, the shortlist could have held other candidates.
             possible = rank_range(scores[row], listed[row], second[row], positives[row])
             if possible is not None:
                 reranked["best_rank"], reranked["worst_rank"] = possible

@@ -106,6 +106,7 @@ def rank_both_ways(
         flags.append("unreadable_images")
     reranked = None
     if rerank_k:
+        # The head's margin is a logit, so the cosine must become one before they are added.
         weight = 1 / loaded.model.temperature.item() if options.score == "itm+sim" else 0.0
         reranked = _rerank(loaded, images, texts, both, best, rerank_k, weight)
         # A head that ignores one side gives every candidate of a query the same score.

@@ -2,7 +2,7 @@
 
 In: general features of a batch and their classes. Out: a loss for the embedder that grows with how
 well the class can be read from the features. Gradient reversal follows DANN and MIC; the number of
-inner steps, the normalised features and Adam's beta1 are those that fresh probes confirm
+inner steps, the normalized features and Adam's beta1 are those that fresh probes confirm
 (docs/metric_learning.md): with one inner step the adversary is fooled and the features keep the
 class.
 """
@@ -92,6 +92,7 @@ class ClassAdversary(nn.Module):
         """
         if self.kind == "grl":
             reversed_features = GradientReversal.apply(_standardised(general), strength)
+            # The classifier gets gradients here too; `adversary_step` clears them before it learns.
             return F.cross_entropy(self.classifier(reversed_features), labels)
         if self.kind == "ridge":
             return strength * self._explained_variance(F.normalize(general, dim=1), labels)
@@ -107,6 +108,8 @@ class ClassAdversary(nn.Module):
         features = _standardised(general.detach())
         with torch.no_grad():
             accuracy = float((self.classifier(features).argmax(dim=1) == labels).float().mean())
+        # Several steps, because features easily fool a classifier that lags behind, and keep the
+        # class.
         for _ in range(self.steps):
             self.optimizer.zero_grad()
             F.cross_entropy(self.classifier(features), labels).backward()
@@ -122,6 +125,7 @@ class ClassAdversary(nn.Module):
         kernel = centred @ centred.T
         ridge = self.penalty * len(features) * torch.eye(len(features), device=features.device)
         residual = target - kernel @ torch.linalg.solve(kernel + ridge, target)
+        # A batch of a single class has no variance to explain.
         return 1 - residual.square().sum() / target.square().sum().clamp_min(1e-12)
 
 
@@ -131,4 +135,5 @@ def _standardised(general: Tensor) -> Tensor:
     Low-variance directions stay visible to the adversary then, as they are to a probe.
     """
     unit = F.normalize(general, dim=1)
+    # The minimum keeps directions finite in which the batch does not vary.
     return (unit - unit.mean(dim=0)) / unit.std(dim=0).clamp_min(1e-4)

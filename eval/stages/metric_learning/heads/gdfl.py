@@ -61,6 +61,7 @@ class LayerAttentionPool(nn.Module):
         # Blocks differ in scale, and a few channels of a tower may dwarf the others.
         patches = F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
         if self.score is None:
+            # Equal weights give the mean, and can be drawn like those of the other kinds.
             weights = patches.new_full(patches.shape[:2], 1 / patches.shape[1])
         else:
             scores = F.softplus(self.score(patches)[..., 0])

@@ -74,6 +74,7 @@ class ClassAttentionPool(nn.Module):
         Also returns its attention (batch, 1 + patches): the mean over heads, which sums to one.
         """
         normed = self.normalize(tokens)
+        # A single query, so the cost grows with the number of patches and not with its square.
         attended, weights = self.attention(normed[:, :1], normed, normed)
         token = tokens[:, 0] + self.scale_attended * attended[:, 0]
         return token + self.scale_each * self.each(self.normalize_class(token)), weights[:, 0]
