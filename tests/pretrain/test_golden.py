@@ -172,6 +172,12 @@ def test_golden_video_features(golden_video):
         assert relative(fused.image, case[f"{name}.image_feats"]) < 1e-5, name
 
 
+# The recorded losses carry the rounding of their own cosines, whatever processor reads them: half a
+# unit in the last place, divided by the temperature 0.03. Measured on some processors, our own six
+# runs happen to come out closer together than that.
+COSINE_ROUNDING = 2**-24 / 0.03
+
+
 def test_golden_video_losses(golden_video):
     case, model = golden_video
     singles = [video_losses(model, case, torch.float32)]
@@ -181,7 +187,7 @@ def test_golden_video_losses(golden_video):
     assert double.keys() == recorded_losses(case)
     for name in double:
         values = [single[name] for single in singles]
-        check(values, double[name], case[f"loss.{name}"], 1e-6, name)
+        check(values, double[name], case[f"loss.{name}"], 1e-6, name, COSINE_ROUNDING)
 
 
 def test_golden_video_gradients(golden_video):
@@ -300,9 +306,10 @@ def check(
     reference: torch.Tensor,
     bound: float,
     name: str,
+    least_rounding: float = 0.0,
 ) -> None:
     """Assert that our values equal the reference up to a bound, or up to rounding."""
-    rounding = max(relative(single, double) for single in singles)
+    rounding = max(least_rounding, *(relative(single, double) for single in singles))
     tolerance = min(max(bound, 3 * rounding), 10 * bound)
     assert relative(double, reference) < tolerance, name
     assert relative(singles[0], reference) < tolerance + rounding, name
