@@ -98,6 +98,7 @@ def test_images_and_videos_train_together_on_two_ranks_for_50_steps(settings, tm
         assert mean(totals[-10:]) < mean(totals[:10])
 
 
+@pytest.mark.slow
 def test_two_ranks_read_the_samples_of_one_process_and_learn_the_same(settings, tmp_path, scenes):
     # Dropout is drawn per rank.
     settings["model"]["text"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
