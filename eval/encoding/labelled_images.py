@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ class ImageTokens:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+def manifests_by_role(data: Manifest, base: Path | None, val: Path | None) -> dict[str, Manifest]:
+    """Open the data sets of a few-shot stage by role: measured, learned from, chosen on."""
+    manifests = {"data": data}
+    if base is not None:
+        manifests["base"] = Manifest.load(base)
+    if val is not None:
+        manifests["val"] = Manifest.load(val)
+    return manifests
 
 
 @torch.no_grad()  # not inference mode: heads are trained on these tensors

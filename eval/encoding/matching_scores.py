@@ -8,6 +8,7 @@ as that of the full forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,21 @@ from torch import Tensor
 from data_pipeline.errors import NumericsError
 from eval.encoding.features import Images, LoadedModel, Texts, chunks_of_process
 from pretrain.model.modeling import Side
+from pretrain.ranking import is_degenerate
 
 TOKENS_AT_ONCE = 8192  # per fusion pass: enough to occupy all cores, small enough for their caches
+
+
+def flag_constant_scores(scores: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Flag each kind of score whose values all differ by rounding alone.
+
+    An accuracy of such scores measures noise.
+    """
+    flags = []
+    for name, values in scores.items():
+        if is_degenerate(values.reshape(1, -1)):
+            flags.append(f"constant_scores/{name}")
+    return flags
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """A gallery of generated scenes and a tiny model that knows it by heart, for tests of eval."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,12 @@ def warnings(result: Result) -> list[str]:
     """Return the flags but those that every small test set and plain model folder has."""
     common = ("overlap: unknown", "few_clusters/", "limit/")
     return [flag for flag in result.flags if not flag.startswith(common)]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Run a test on one thread: its tensors are small, and sums keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,11 +1,9 @@
 """SYSU-MM01 and Revisited Oxford from miniatures of their official files, through the stage."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
@@ -25,12 +23,7 @@ from .test_metric_learning_stage import QUICK, write
 QUICKEST: dict[str, Any] = QUICK | {"seeds": (0,), "lam": 0.0, "adversary": "none"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Heads of metric learning on synthetic data with known signals to learn and to forget."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -35,12 +33,7 @@ from eval.stages.metric_learning.training import (
 GRID = (1, 1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Perceptron(nn.Module):

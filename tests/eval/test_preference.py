@@ -3,11 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.write import write_shards
+from eval.encoding.matching_scores import flag_constant_scores
 from eval.results.schema import read_records
 from eval.stages.preference import evaluate
 from eval.stages.preference.stage import metrics
@@ -70,3 +72,14 @@ def test_data_without_scene_graphs_are_refused(
     write_shards(tmp_path / "plain", [("a", members)], source={"name": "plain"})
     with pytest.raises(DataError, match="must be a split of generated scenes"):
         evaluate(knowing_model, tmp_path / "plain", tmp_path / "o")
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_scores_that_differ_by_rounding_alone_are_flagged_on_any_processor(scale: float) -> None:
+    """Kernels of some processors leave a few units in the last place; real differences are more."""
+    random = np.random.default_rng(0)
+    unit = np.finfo(np.float32).eps
+    rounded = scale * (1 + unit * random.integers(-16, 17, (2, 50)))
+    different = scale * (1 + 1e-4 * random.random((2, 50)))
+    flags = flag_constant_scores({"contrastive": rounded, "matching": different})
+    assert flags == ["constant_scores/contrastive"]

@@ -18,6 +18,7 @@ import torch
 
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder, load_encoder
+from eval.encoding.labelled_images import manifests_by_role
 from eval.encoding.prompts import checked_templates
 from eval.results.run_stage import Measured
 from eval.stages.few_shot.episodes import Episode
@@ -70,11 +71,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         val=options.val is not None,
         mode=options.mode,
     )
-    manifests = {"data": manifest}
-    if options.base is not None:
-        manifests["base"] = Manifest.load(options.base)
-    if options.val is not None:
-        manifests["val"] = Manifest.load(options.val)
+    manifests = manifests_by_role(manifest, options.base, options.val)
     started = time.perf_counter()
     splits = {}
     for role, role_manifest in manifests.items():

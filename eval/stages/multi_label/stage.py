@@ -17,7 +17,7 @@ from torch import Tensor
 from data_pipeline.errors import UsageError
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.encoders import Encoder, load_encoder
-from eval.encoding.labelled_images import ImageTokens, encode_tokens
+from eval.encoding.labelled_images import ImageTokens, encode_tokens, manifests_by_role
 from eval.results.run_stage import Measured
 
 from .calibration import EPISODES, calibrate
@@ -61,11 +61,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
             f"{options.model} has no space that images share with texts, in which labels are "
             "compared"
         )
-    manifests = {"data": manifest}
-    if options.base is not None:
-        manifests["base"] = Manifest.load(options.base)
-    if options.val is not None:
-        manifests["val"] = Manifest.load(options.val)
+    manifests = manifests_by_role(manifest, options.base, options.val)
     started = time.perf_counter()
     tokens = {}
     for role, role_manifest in manifests.items():

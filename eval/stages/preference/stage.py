@@ -19,7 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.scenes.truth import is_scene, swapped
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.features import Images, encode_images, encode_texts, load
-from eval.encoding.matching_scores import match_margins
+from eval.encoding.matching_scores import flag_constant_scores, match_margins
 from eval.results.intervals import mean_metric
 from eval.results.options import ModelOptions
 from eval.results.run_stage import Measured
@@ -121,11 +121,6 @@ def compare_captions(
         if choice.picture is not None:
             record["picture"] = choice.picture
         records.append(record)
-    flags = []
-    for name, both in (("contrastive", contrastive), ("matching", matching)):
-        # Scores that differ by rounding alone would make accuracies of noise.
-        if np.ptp(both) <= 1e-6 * np.abs(both).max():
-            flags.append(f"constant_scores/{name}")
     return Measured(
         records=records,
         protocol={
@@ -137,7 +132,7 @@ def compare_captions(
         },
         model=loaded.description,
         data={"images": len(images.keys), "pairs": len(choices)},
-        flags=flags,
+        flags=flag_constant_scores({"contrastive": contrastive, "matching": matching}),
         device=str(loaded.device),
     )
 

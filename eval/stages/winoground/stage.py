@@ -21,7 +21,7 @@ from data_pipeline.loader import evaluation_batches
 from data_pipeline.shards.manifest import Manifest
 from eval.encoding.cache import Block, encoded_blocks
 from eval.encoding.features import Images, LoadedModel, encode_texts, load, processes
-from eval.encoding.matching_scores import match_margins
+from eval.encoding.matching_scores import flag_constant_scores, match_margins
 from eval.results.intervals import mean_metric
 from eval.results.run_stage import Measured
 from eval.results.schema import Metric
@@ -73,11 +73,6 @@ def measure(options: Options, manifest: Manifest) -> Measured:
             "matching": matching[number].tolist(),
         }
         records.append(record)
-    flags = []
-    for name, table in (("contrastive", contrastive), ("matching", matching)):
-        # Scores that differ by rounding alone would make accuracies of noise.
-        if np.ptp(table) <= 1e-6 * np.abs(table).max():
-            flags.append(f"constant_scores/{name}")
     return Measured(
         records=records,
         protocol={
@@ -90,7 +85,7 @@ def measure(options: Options, manifest: Manifest) -> Measured:
         },
         model=loaded.description,
         data={"images": len(images.keys), "pairs": len(records)},
-        flags=flags,
+        flags=flag_constant_scores({"contrastive": contrastive, "matching": matching}),
         device=str(loaded.device),
     )
 
